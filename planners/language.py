@@ -1,0 +1,228 @@
+"""LanguageScorer: how likely a language model finds each candidate text after a prompt.
+
+The prompt's keys and values are kept and reused as it grows, and all candidates go through the model in one packed
+pass over their token trie: a shared beginning is computed once, a mask lets each token see its own ancestors only.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
+
+from planners.weights import file_sha256, language_model_path
+
+log = logging.getLogger(__name__)
+
+HEAD_CHUNK = 256  # trie nodes whose logits over the whole vocabulary are held at once
+
+
+@dataclass(frozen=True)
+class TokenTrie:
+    """Candidates' tokens with shared beginnings merged. Node 0 is the last token of the prompt."""
+
+    tokens: np.ndarray  # (nodes,) token ids; node 0's is unused
+    parents: np.ndarray  # (nodes,) parents[0] is -1; a parent comes before its children
+    inner: np.ndarray  # (nodes,) bool: has children, so the model must read it
+    leaves: np.ndarray  # (candidates,) the node at which each candidate ends
+
+    @staticmethod
+    def build(candidates: Sequence[Sequence[int]]) -> TokenTrie:
+        children: list[dict[int, int]] = [{}]
+        tokens, parents, leaves = [0], [-1], []
+        for candidate in candidates:
+            node = 0
+            for token in candidate:
+                if token not in children[node]:
+                    children[node][token] = len(tokens)
+                    tokens.append(token)
+                    parents.append(node)
+                    children.append({})
+                node = children[node][token]
+            leaves.append(node)
+        inner = np.array([bool(c) for c in children])
+        return TokenTrie(np.array(tokens), np.array(parents), inner, np.array(leaves))
+
+
+class LanguageScorer:
+    """A causal language model that scores texts. One prompt's cache is kept; not for use from two threads at once."""
+
+    def __init__(self, path: str | Path | None = None, dtype: torch.dtype | None = None) -> None:
+        """path: a model folder or a GGUF file, by default the pinned model. dtype: see `fast_dtype`."""
+        self.path = Path(path) if path is not None else language_model_path()
+        self.dtype = dtype or fast_dtype()
+        self.model, self.tokenizer = load(self.path, self.dtype)
+        self._cache = DynamicCache(config=self.model.config)
+        self._cached: list[int] = []  # the tokens whose keys and values are in the cache
+
+    def score(self, prompt: str, candidates: Sequence[str]) -> np.ndarray:
+        """Log-likelihoods (N,) float32: the sum over each candidate's tokens, given the prompt.
+
+        A candidate brings its own blank and its own end ("\\n"): without an end, "find the orange" would also be
+        credited with all that goes to "find the orange can".
+        """
+        if not candidates:
+            return np.zeros(0, np.float32)
+        prompt_ids, candidate_ids = self._tokenize(prompt, candidates)
+        trie = TokenTrie.build(candidate_ids)
+        with torch.inference_mode():
+            hidden = self._read(prompt_ids, trie)
+            return self._log_likelihoods(hidden, trie)[trie.leaves].astype(np.float32)
+
+    def _tokenize(self, prompt: str, candidates: Sequence[str]) -> tuple[list[int], list[list[int]]]:
+        """Tokens of the prompt, and of each candidate after it, cut where a whole text's tokens would be cut."""
+        line_start = prompt.rfind("\n") + 1  # tokens do not cross the start of a line, so the head is read once
+        head, line = prompt[:line_start], prompt[line_start:]
+        head_ids = self.tokenizer(head, add_special_tokens=True).input_ids if head else []
+        texts = [line, *(line + candidate for candidate in candidates)]
+        line_ids, *full_ids = self.tokenizer(texts, add_special_tokens=not head).input_ids
+        shared = len(os.path.commonprefix([line_ids, *full_ids]))  # shorter where a candidate merges with the prompt
+        prompt_ids = head_ids + line_ids[:shared]
+        if not prompt_ids:
+            raise ValueError("the prompt is empty; a candidate is scored given at least one token")
+        return prompt_ids, [ids[shared:] for ids in full_ids]
+
+    def _read(self, prompt_ids: list[int], trie: TokenTrie) -> torch.Tensor:
+        """Last hidden states (inner nodes, width), node 0 first; leaves the prompt, less its last token, cached."""
+        kept = len(os.path.commonprefix([self._cached, prompt_ids[:-1]]))
+        self._cache.crop(kept - len(self._cached))
+        new = np.array(prompt_ids[kept:])  # at least one token, the last of them being node 0
+        inner = np.flatnonzero(trie.inner)[1:] if len(trie.tokens) > 1 else np.zeros(0, int)
+        count = len(new) + len(inner)
+        row = np.full(len(trie.tokens), -1)  # node -> its row in this pass
+        row[0] = len(new) - 1
+        row[inner] = len(new) + np.arange(len(inner))
+
+        visible = np.zeros((count, kept + count), bool)
+        visible[:, :kept] = True
+        visible[: len(new), kept : kept + len(new)] = np.tri(len(new), dtype=bool)
+        depth = np.zeros(len(trie.tokens), int)
+        for node in inner:
+            parent = trie.parents[node]
+            depth[node] = depth[parent] + 1
+            visible[row[node]] = visible[row[parent]]
+            visible[row[node], kept + row[node]] = True
+
+        positions = np.concatenate([kept + np.arange(len(new)), len(prompt_ids) - 1 + depth[inner]])
+        mask = torch.zeros(visible.shape, dtype=self.dtype).masked_fill_(
+            torch.from_numpy(~visible), torch.finfo(self.dtype).min
+        )
+        self._cached = []  # what is in the cache is unknown should the pass be interrupted
+        cache, self._cache = self._cache, DynamicCache(config=self.model.config)
+        hidden = self.model.model(
+            input_ids=torch.from_numpy(np.concatenate([new, trie.tokens[inner]]))[None],
+            attention_mask=mask[None, None],
+            position_ids=torch.from_numpy(positions)[None],
+            past_key_values=cache,
+            use_cache=True,
+        ).last_hidden_state[0, len(new) - 1 :]
+        cache.crop(-(len(inner) + 1))
+        self._cache, self._cached = cache, prompt_ids[:-1]
+        return hidden
+
+    def _log_likelihoods(self, hidden: torch.Tensor, trie: TokenTrie) -> np.ndarray:
+        """(nodes,) float64: log-likelihood of the path from the prompt to each node."""
+        inner_index = np.cumsum(trie.inner) - 1  # node -> its row in hidden
+        of_parent = inner_index[trie.parents[1:]]
+        order = np.argsort(of_parent, kind="stable")
+        edge = np.zeros(len(trie.tokens))
+        bounds = np.searchsorted(of_parent[order], np.arange(0, len(hidden) + HEAD_CHUNK, HEAD_CHUNK))
+        for start, first, last in zip(range(0, len(hidden), HEAD_CHUNK), bounds, bounds[1:], strict=False):
+            logits = self.model.lm_head(hidden[start : start + HEAD_CHUNK]).float()
+            nodes = order[first:last] + 1
+            rows = torch.from_numpy(of_parent[order[first:last]] - start)
+            chosen = logits[rows, torch.from_numpy(trie.tokens[nodes])]
+            edge[nodes] = (chosen - logits.logsumexp(dim=-1)[rows]).double().numpy()
+        path = np.zeros(len(trie.tokens))
+        for node in range(1, len(path)):
+            path[node] = path[trie.parents[node]] + edge[node]
+        return path
+
+
+def fast_dtype() -> torch.dtype:
+    """bfloat16 where the processor multiplies it natively, else float32."""
+    capabilities = torch.cpu.get_capabilities()
+    native = capabilities.get("amx_bf16") or capabilities.get("avx512_bf16")
+    return torch.bfloat16 if native else torch.float32
+
+
+def load(path: Path, dtype: torch.dtype) -> tuple[Any, Any]:
+    """Model and tokenizer from a folder or a GGUF file; a GGUF file is converted once and kept in the cache folder."""
+    if not path.exists():
+        raise FileNotFoundError(f"no language model at {path}; give a model folder or a .gguf file")
+    with _quiet():
+        if path.is_file():
+            return _load_gguf(path, dtype)
+        return _load_folder(path, dtype)
+
+
+def cache_folder() -> Path:
+    """Where converted models are kept: $SAYCAN_QT_CACHE, else saycan-qt in the user's cache folder."""
+    if chosen := os.environ.get("SAYCAN_QT_CACHE"):
+        return Path(chosen)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "saycan-qt"
+
+
+def _load_folder(folder: Path, dtype: torch.dtype) -> tuple[Any, Any]:
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True)
+    return model.eval(), AutoTokenizer.from_pretrained(folder, local_files_only=True)
+
+
+def _load_gguf(path: Path, dtype: torch.dtype) -> tuple[Any, Any]:
+    """transformers reads a GGUF file thrice, in 17 s for 135 M parameters; the converted folder loads in 2 s."""
+    folder = cache_folder() / f"{path.stem}-{file_sha256(path)[:16]}"
+    if _is_whole(folder):
+        return _load_folder(folder, dtype)
+    log.info("converting %s, once; the result is kept in %s", path.name, folder)
+    parent, name = str(path.parent), path.name
+    tokenizer = AutoTokenizer.from_pretrained(parent, gguf_file=name, local_files_only=True)
+    read = AutoModelForCausalLM.from_pretrained(parent, gguf_file=name, dtype=torch.float32, local_files_only=True)
+    config = read.config
+    del config.quantization_config  # the weights are plain numbers now; transformers saves no model read from GGUF
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)  # 4-bit weights lose nothing that matters
+    model.load_state_dict(read.state_dict())
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
+            whole = Path(temporary) / "model"
+            tokenizer.save_pretrained(whole)
+            model.save_pretrained(whole)
+            (whole / "manifest.json").write_text(json.dumps(_digests(whole)))
+            if folder.exists():
+                folder.rename(Path(temporary) / "damaged")
+            whole.rename(folder)
+    except OSError as error:
+        log.warning("the converted language model cannot be kept in %s (%s); it is converted at every start", folder, error)
+    return model.to(dtype).eval(), tokenizer
+
+
+def _digests(folder: Path) -> dict[str, str]:
+    return {f.name: file_sha256(f) for f in sorted(folder.iterdir()) if f.name != "manifest.json"}
+
+
+def _is_whole(folder: Path) -> bool:
+    manifest = folder / "manifest.json"
+    return manifest.is_file() and json.loads(manifest.read_text()) == _digests(folder)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without transformers' progress bars, whose setting is global: it is put back."""
+    shown = transformers.utils.logging.is_progress_bar_enabled()
+    transformers.utils.logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            transformers.utils.logging.enable_progress_bar()

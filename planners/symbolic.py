@@ -1,0 +1,122 @@
+"""A kitchen of symbols: what is feasible, and what comes of it, for trying plans without a robot.
+
+    kitchen = SymbolicKitchen.random(np.random.default_rng(0))
+    kitchen.affordances(library)          # {skill name: 0.0 .. 1.0}
+    kitchen.execute(library["find apple"])
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from skills.library import Skill
+from skills.types import Observation, Outcome, Status
+
+WORKTOPS = ("close counter", "far counter", "table")
+DRAWERS = ("top", "middle", "bottom")
+
+
+@dataclass
+class SymbolicKitchen:
+    """Objects are at a worktop, "in hand", in a drawer ("top drawer"), in the "trash can" or with the "operator"."""
+
+    where: dict[str, str]
+    place: str = "table"  # where the robot stands
+    open_drawers: set[str] = field(default_factory=set)
+    near: set[tuple[str, str]] = field(default_factory=set)
+    seen_inside: set[str] = field(default_factory=set)  # objects in drawers that the robot knows of
+
+    @staticmethod
+    def random(rng: np.random.Generator, objects: Iterable[str], needed: Iterable[str] = (), count: int = 10):
+        """`count` of the objects, the needed ones among them, spread over the worktops."""
+        needed = list(dict.fromkeys(needed))
+        others = rng.permutation([o for o in objects if o not in needed])[: max(0, count - len(needed))]
+        present = rng.permutation([*needed, *others])
+        where = {str(o): str(rng.choice(WORKTOPS)) for o in present}
+        return SymbolicKitchen(where, place=str(rng.choice([*WORKTOPS, "operator"])))
+
+    @property
+    def held(self) -> str:
+        return next((o for o, place in self.where.items() if place == "in hand"), "")
+
+    def observe(self) -> Observation:
+        """What the robot knows; the image and the proprioception are blank."""
+        objects = {}
+        for name, place in self.where.items():
+            if place.endswith("drawer"):
+                if name in self.seen_inside:
+                    objects[name] = "far counter"
+            elif place != "in hand":
+                objects[name] = place
+        blank = np.zeros((1, 1, 3), np.uint8), np.zeros(8, np.float32)
+        return Observation(*blank, place=self.place, held=self.held, objects=objects)
+
+    def affordance(self, skill: Skill) -> float:
+        """1 where the skill is feasible, else 0; scripted skills as the robot judges them (0.5 or 0.1 if idle)."""
+        thing, target = skill.arguments.get("object", ""), skill.arguments.get("target", "")
+        drawer, held = skill.arguments.get("drawer", ""), self.held
+        in_reach = held == thing or (not held and self.where.get(thing) == self.place)
+        at_drawers = self.place == "far counter"
+        match skill.family:
+            case "pick":
+                feasible = not held and self.where.get(thing) == self.place and self.place in WORKTOPS
+            case "move near":
+                feasible = in_reach and self.where.get(target) == self.place and self.place in WORKTOPS
+            case "open drawer":
+                feasible = at_drawers and not held and drawer not in self.open_drawers
+            case "close drawer":
+                feasible = at_drawers and not held and drawer in self.open_drawers
+            case "place into drawer":
+                feasible = at_drawers and in_reach and drawer in self.open_drawers
+            case "pick from drawer":
+                inside = self.where.get(thing) == f"{drawer} drawer"
+                feasible = at_drawers and not held and inside and drawer in self.open_drawers
+            case "find":
+                at = self.observe().objects.get(thing)
+                return 0.0 if at is None else 0.5 if at == self.place else 1.0
+            case "go to":
+                return 0.1 if skill.arguments["place"] == self.place else 1.0
+            case "bring it to you":
+                feasible = bool(held) and self.place != "operator"
+            case "put down":
+                feasible = bool(held)
+            case _:
+                raise ValueError(f"the symbolic kitchen knows no family {skill.family!r}")
+        return float(feasible)
+
+    def execute(self, skill: Skill) -> Outcome:
+        """Carry the skill out if it is feasible."""
+        if not self.affordance(skill):
+            return Outcome(Status.FAILED, f"{skill.name} is not feasible")
+        thing, drawer = skill.arguments.get("object", ""), skill.arguments.get("drawer", "")
+        match skill.family:
+            case "pick":
+                self._move(thing, "in hand")
+            case "move near":
+                self._move(thing, self.place)
+                self.near.add((thing, skill.arguments["target"]))
+            case "open drawer":
+                self.open_drawers.add(drawer)
+            case "close drawer":
+                self.open_drawers.discard(drawer)
+            case "place into drawer":
+                self._move(thing, f"{drawer} drawer")
+                self.seen_inside.add(thing)
+            case "pick from drawer":
+                self._move(thing, "far counter")
+            case "find":
+                self.place = self.observe().objects[thing]
+            case "go to":
+                self.place = skill.arguments["place"]
+            case "bring it to you":
+                self.place = "operator"
+            case "put down":
+                self._move(self.held, self.place)
+        return Outcome(Status.SUCCEEDED)
+
+    def _move(self, thing: str, to: str) -> None:
+        self.where[thing] = to
+        self.near = {pair for pair in self.near if thing not in pair}

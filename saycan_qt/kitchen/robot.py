@@ -1,0 +1,160 @@
+"""KitchenRobot: the simulated robot as the driver that the robot service hosts, with its scripted skills."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import numpy as np
+
+from saycan_qt.kitchen import goals, tasks
+from saycan_qt.kitchen.camera import HEAD_FOR_PEOPLE, ROOM
+from saycan_qt.kitchen.experts import Expert
+from saycan_qt.kitchen.objects import THINGS
+from saycan_qt.kitchen.scene import PLACES, WORKTOPS
+from saycan_qt.kitchen.world import CARRY, Scene, World, grasp_height, rotation_vector
+from skills.library import Skill
+from skills.types import CONTROL_HZ, Observation
+
+CAMERAS = {"head": HEAD_FOR_PEOPLE, "room": ROOM}
+HAND_OVER = (0.2, 0.0)  # where things are put on the operator's tray and dropped into the trash can [m]
+
+
+class KitchenRobot:
+    """A skills.types.Robot in a random kitchen.
+
+    seed: decides the kitchen. real_time: take as long as a real robot would (3 Hz) instead of as fast as possible.
+    scene: a given kitchen instead of a random one."""
+
+    def __init__(self, seed: int = 0, real_time: bool = False, scene: Scene | None = None):
+        self.seed, self.real_time = seed, real_time
+        self.world = World(scene or tasks.random_kitchen(np.random.default_rng(seed)))
+        self._skill: Skill | None = None
+        self._start_height = 0.0
+        self._next_period = 0.0
+
+    # ---- the Robot protocol -------------------------------------------------------------------------------------
+
+    def observe(self) -> Observation:
+        return self.world.observe()
+
+    def apply(self, action: np.ndarray) -> None:
+        self.world.step(action)
+        if self.real_time:
+            self._next_period = max(self._next_period + 1 / CONTROL_HZ, time.monotonic())
+            time.sleep(max(0.0, self._next_period - time.monotonic()))
+
+    def stop(self) -> None:
+        self.world.stop()
+
+    def start(self, skill: Skill) -> None:
+        """Before a learnt skill the arm returns to where demonstrations start, keeping what it holds."""
+        self._skill = skill
+        if skill.learned:
+            self._carry()
+        name = skill.arguments.get("object", "")
+        self._start_height = float(self.world.position(name)[2]) if name in self.world.names else 0.0
+        self._next_period = time.monotonic()
+
+    def perform(self, skill: Skill, canceled: Callable[[], bool]) -> None:
+        match skill.family:
+            case "find":
+                name = skill.arguments["object"]
+                if name not in self.world.names:
+                    raise ValueError(f"there is no {name} in this kitchen")
+                self._drive(self.world.where(name), canceled)
+            case "go to":
+                self._drive(skill.arguments["place"], canceled)
+            case "bring it to you":
+                self._drive("operator", canceled)
+            case "put down":
+                self._put_down(canceled)
+            case "done":
+                pass
+            case _:
+                raise ValueError(f"{skill.name!r} is learnt, not scripted")
+
+    def succeeded(self, skill: Skill) -> bool | None:
+        world = self.world
+        match skill.family:
+            case "find":
+                name = skill.arguments["object"]
+                return name in world.names and world.where(name) == world.place
+            case "go to":
+                return world.place == skill.arguments["place"]
+            case "bring it to you":
+                return world.place == "operator" and bool(world.held())
+            case "put down":
+                return not world.held()
+            case "done":
+                return True
+        return tasks.succeeded(world, skill, self._start_height)
+
+    def satisfied(self, instruction: str) -> bool | None:
+        goal = goals.find(instruction)
+        return None if goal is None else goal(self.world)
+
+    def view(self, name: str) -> np.ndarray:
+        return self.world.render(CAMERAS[name])
+
+    # ---- scripted motion ----------------------------------------------------------------------------------------
+
+    def _toward(self, goal: np.ndarray) -> None:
+        """One control period towards a tip position with the gripper level."""
+        world = self.world
+        change = np.asarray(goal) - world.tip()
+        change *= min(1.0, 0.08 / max(float(np.abs(change).max()), 1e-9))
+        turn = np.clip(rotation_vector(world.tip_rotation().T), -0.5, 0.5)
+        self.apply(np.array([*change, *turn, world.closedness, 0.0]))
+
+    def _carry(self, canceled: Callable[[], bool] = lambda: False) -> None:
+        """Straight up, then to the carrying pose; opens the gripper if it holds nothing."""
+        world = self.world
+        if not world.held():
+            world.closedness = 0.0
+        for waypoint in (np.array([*world.tip()[:2], CARRY[2]]), CARRY):
+            for _ in range(12):
+                if canceled() or np.abs(world.tip() - waypoint).max() < 0.015:
+                    break
+                self._toward(waypoint)
+
+    def _drive(self, place: str, canceled: Callable[[], bool]) -> None:
+        if place not in PLACES:
+            raise ValueError(f"there is no place {place!r}; this kitchen has {', '.join(PLACES)}")
+        self._carry(canceled)
+        if not canceled() and place != self.world.place:
+            self.world.drive(place)
+
+    def _put_down(self, canceled: Callable[[], bool]) -> None:
+        world, name = self.world, self.world.held()
+        if not name:
+            raise ValueError("nothing is held")
+        self._carry(canceled)
+        x, y, z = *HAND_OVER, grasp_height(name) + THINGS[name].half_height + 0.006
+        if world.place == "trash can":
+            z = 0.12
+        elif world.place in WORKTOPS:
+            x, y = self._free_spot(name)
+        elif world.place == "operator":
+            x, y = self._free_spot(name, np.array([[0.2, 0.0], [0.2, 0.13], [0.2, -0.13]]))
+        mover = Expert(world, Skill("put down", "put down", learned=False))
+        for _ in range(30):
+            action = None if canceled() else mover.put_down(x, y, z)
+            if action is None:
+                break
+            self.apply(action)
+
+    def _free_spot(self, name: str, spots: np.ndarray | None = None) -> tuple[float, float]:
+        if spots is None:
+            grid = np.stack(np.meshgrid([0.12, 0.2, 0.28], np.linspace(-0.25, 0.25, 11)), -1).reshape(-1, 2)
+            spots = grid[np.argsort(np.abs(grid - [0.16, 0.0]).sum(axis=1))]
+        others = [self.world.position(n)[:2] for n in self.world.names if n != name]
+
+        def room(spot: np.ndarray) -> float:
+            return min((float(np.linalg.norm(spot - other)) for other in others), default=1.0)
+
+        best = max(spots, key=lambda spot: min(room(spot), 0.13))
+        return float(best[0]), float(best[1])
+
+
+__all__ = ["CAMERAS", "KitchenRobot"]

@@ -1,0 +1,97 @@
+"""Scripted rollouts of a skill: clean and noisy demonstrations, and failures of several kinds that look like near
+successes. What `collect` writes to disk and perception pre-training looks at."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from saycan_qt.kitchen.experts import Expert
+from saycan_qt.kitchen.tasks import feasible, practice, succeeded
+from saycan_qt.kitchen.world import World
+from skills.library import Skill, SkillLibrary
+from skills.types import ACTION_HIGH, ACTION_LOW, Observation
+
+MODES = ("demonstration", "offset", "wrong", "early", "noisy", "endless")
+MAX_STEPS = 45  # the policy's limit
+
+
+@dataclass(frozen=True)
+class Step:
+    observation: Observation | None
+    action: np.ndarray  # (8,) float32, what was carried out
+
+
+@dataclass
+class Rollout:
+    """One episode; iterate it to run it, one Step at a time. Afterwards `success` and `truncated` are set.
+
+    mode: "demonstration" follows the expert, a quarter of its steps disturbed (2 cm, 0.08 rad), which it then corrects;
+    "offset" grasps 2.5-6 cm beside the object; "wrong" does another skill than the task names; "early" terminates before
+    success; "noisy" is disturbed at most steps; "endless" reaches success and never terminates."""
+
+    world: World
+    skill: Skill
+    mode: str
+    rng: np.random.Generator
+    wrong: Skill | None = None
+    max_steps: int = MAX_STEPS
+    observing: bool = True  # False yields None for observations, which saves the rendering
+    success: bool = False
+    truncated: bool = False
+
+    def __iter__(self) -> Iterator[Step]:
+        rng, world = self.rng, self.world
+        offset = None
+        if self.mode == "offset":
+            angle = rng.uniform(0, 2 * np.pi)
+            offset = rng.uniform(0.025, 0.06) * np.array([np.cos(angle), np.sin(angle)])
+        expert = Expert(world, self.wrong if self.mode == "wrong" and self.wrong else self.skill, offset)
+        name = self.skill.arguments.get("object", "")
+        start_height = float(world.position(name)[2]) if name in world.names else 0.0
+        stop_at = int(rng.integers(2, 12)) if self.mode == "early" else -1
+        for step in range(self.max_steps):
+            observation = world.observe() if self.observing else None
+            action = expert.act()
+            share, shift, turn = (0.8, 0.045, 0.2) if self.mode == "noisy" else (0.25, 0.02, 0.08)
+            if rng.random() < share and action[7] < 0.5:
+                action[:3] += rng.normal(0, shift, 3)
+                action[3:6] += rng.normal(0, turn, 3)
+                if self.mode == "noisy" and rng.random() < 0.15:
+                    action[6] = 1 - action[6]
+            if self.mode == "endless":
+                action[7] = 0.0
+            if step == stop_at:
+                action[7] = 1.0
+            action = np.clip(action, ACTION_LOW, ACTION_HIGH).astype(np.float32)
+            world.step(action)
+            yield Step(observation, action)
+            if action[7] > 0.5:
+                self.success = succeeded(world, self.skill, start_height)
+                return
+        self.truncated = True
+
+
+def random_skill(rng: np.random.Generator, library: SkillLibrary, weights: dict[str, float] | None = None) -> Skill:
+    """A learnt skill: first a family (by weight, else evenly), then one of its skills."""
+    families: dict[str, list[Skill]] = {}
+    for skill in library:
+        if skill.learned:
+            families.setdefault(skill.family, []).append(skill)
+    names = list(families)
+    share = np.array([(weights or {}).get(n, 1.0) for n in names])
+    family = families[str(rng.choice(names, p=share / share.sum()))]
+    return family[int(rng.integers(len(family)))]
+
+
+def start(rng: np.random.Generator, skill: Skill, library: SkillLibrary, mode: str = "demonstration", **kwargs) -> Rollout:
+    """A rollout in a fresh practice scene of the skill."""
+    world = World(practice(rng, skill))
+    wrong = None
+    if mode == "wrong":
+        others = [s for s in library if s.learned and s != skill and feasible(world, s)]
+        wrong = others[int(rng.integers(len(others)))] if others else skill
+    return Rollout(world, skill, mode, rng, wrong, **kwargs)
+

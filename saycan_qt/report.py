@@ -1,0 +1,85 @@
+"""Turn a run's folder into one HTML page that needs nothing else: no server, no network, no other file.
+
+    python -m saycan_qt.report runs/20261121-101500-bring-me-a-snack
+
+`saycan_qt.run` writes it by itself; the command makes it again from plan.json and the pictures.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import jinja2
+import tyro
+
+from saycan_qt.results import PLAN, REPORT, write_atomically
+
+SHOWN_CANDIDATES = 8
+INLINED_VIDEO = 8_000_000  # [bytes]; a larger video is linked
+TYPES = {".png": "image/png", ".jpg": "image/jpeg", ".mp4": "video/mp4"}
+
+
+@dataclass(frozen=True)
+class ReportConfig:
+    """Make report.html again from a run's folder."""
+
+    folder: Annotated[Path, tyro.conf.Positional]  # a folder that `saycan_qt.run` left
+
+
+def data_uri(path: Path) -> str:
+    return f"data:{TYPES[path.suffix]};base64,{base64.b64encode(path.read_bytes()).decode()}"
+
+
+def pictures(folder: Path, row: dict[str, Any]) -> list[tuple[str, str]]:
+    """(caption, data URI) of each view of a step; the policies' own small picture where there is no view."""
+    files = row.get("views") or ({"camera": row["observation"]} if row.get("observation") else {})
+    return [(name, data_uri(folder / file)) for name, file in files.items() if (folder / file).is_file()]
+
+
+def bars(candidates: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The best candidates; each of the three bars is relative to the longest of its kind in this step, in percent."""
+    best = candidates[:SHOWN_CANDIDATES]
+    longest = {key: max((row[key] for row in candidates), default=0.0) for key in ("language", "affordance", "score")}
+    longest["affordance"] = 1.0  # a probability: shown as it is
+    return [
+        {**row, "width": {key: 100 * max(0.0, row[key]) / top if top > 0 else 0.0 for key, top in longest.items()}}
+        for row in best
+    ]
+
+
+def render(folder: Path) -> str:
+    plan = json.loads((folder / PLAN).read_text(encoding="utf-8"))
+    video = folder / plan["video"] if plan.get("video") else None
+    inline = video is not None and video.is_file() and video.stat().st_size < INLINED_VIDEO
+    template = Path(__file__).with_name("report_template.html").read_text(encoding="utf-8")
+    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
+    return environment.from_string(template).render(
+        plan=plan,
+        steps=[{**step, "pictures": pictures(folder, step), "bars": bars(step["candidates"])} for step in plan["steps"]],
+        final=pictures(folder, plan.get("final", {})),
+        video_uri=data_uri(video) if inline and video else None,
+        video_link=plan["video"] if video is not None and video.is_file() and not inline else None,
+    )
+
+
+def write_report(folder: Path) -> Path:
+    write_atomically(folder / REPORT, render(folder))
+    return folder / REPORT
+
+
+def main() -> int:
+    config = tyro.cli(ReportConfig, description=__doc__)
+    if not (config.folder / PLAN).is_file():
+        print(f"error: {config.folder} holds no {PLAN}; give a folder that `python -m saycan_qt.run` left", file=sys.stderr)
+        return 2
+    print(write_report(config.folder))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,206 @@
+"""The folder of one run: plan.json, rewritten whole after every step, and the pictures it names.
+
+Whatever ends a run, even SIGKILL, plan.json is valid and holds every step that was begun.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+import re
+import shutil
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from skills.types import Observation, Outcome
+
+PLAN, VIDEO, REPORT = "plan.json", "run.mp4", "report.html"
+PACKAGES = ("saycan-qt", "torch", "transformers", "grpcio", "mujoco", "numpy")
+GOING_ON = "the run is still going on"
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One skill as the planner weighed it at one step."""
+
+    skill: str
+    text: str  # what the language model scored
+    language: float  # see the planner: how sensible
+    affordance: float  # in [0, 1]: how likely to succeed from here
+    score: float  # their product
+    model: str = ""  # who judged the affordance
+
+
+@dataclass
+class Step:
+    """One decision and what came of it."""
+
+    step: int  # 1, 2, ...
+    skill: str
+    text: str
+    language: float
+    affordance: float
+    score: float
+    outcome: str = "running"  # then succeeded, failed, canceled or aborted
+    message: str = ""  # the outcome in a sentence
+    seconds: float = 0.0  # wall clock of the skill
+    control_steps: int = 0  # periods of 1/3 s the skill took
+    observation: str = ""  # file: the image the policy and the critic saw before the skill
+    views: dict[str, str] = field(default_factory=dict)  # camera -> file, for people
+    state: list[float] = field(default_factory=list)  # proprioception, see skills.types.STATE_NAMES
+    place: str = ""
+    held: str = ""
+    objects: dict[str, str] = field(default_factory=dict)  # the robot's semantic map: object -> place
+    times: dict[str, float] = field(default_factory=dict)  # [s] observe, affordance, language, skill
+    started: str = ""
+    candidates: list[Candidate] = field(default_factory=list)  # the whole library, best first
+
+
+class RunFolder:
+    """Collects a run and writes it down. Methods may be called from any thread; after `finish` nothing changes."""
+
+    def __init__(self, path: Path, instruction: str, seed: int | None, **facts: Any) -> None:
+        self.path = path
+        self._lock = threading.Lock()
+        self._began = time.monotonic()
+        self._finished = False
+        self.steps: list[Step] = []
+        self.plan: dict[str, Any] = {
+            "instruction": instruction,
+            "seed": seed,
+            "success": False,
+            "reason": GOING_ON,
+            "judge": None,  # "goal": the kitchen's own check; "plan": done, and every skill's last try succeeded
+            "ended": None,  # "done", "max steps", "nothing possible", "interrupted", "died" or "error"
+            "started": datetime.now().astimezone().isoformat(timespec="seconds"),
+            "seconds": 0.0,
+            "models": {},
+            "final": {},
+            "video": None,
+            "report": None,
+            "versions": versions(),
+            **facts,
+        }
+        self._created = not path.exists()
+        path.mkdir(parents=True, exist_ok=True)
+        self._write()
+
+    def note(self, **facts: Any) -> None:
+        """Add or replace facts about the run as a whole; mappings are merged."""
+        with self._lock:
+            if self._finished:
+                return
+            for key, value in facts.items():
+                old = self.plan.get(key)
+                self.plan[key] = {**old, **value} if isinstance(old, dict) and isinstance(value, dict) else value
+
+    def save_pictures(self, name: str, observation: Observation, jpegs: Mapping[str, bytes]) -> tuple[str, dict]:
+        """Write `name`-observation.png (what the policies see) and a JPEG for each view; returns the file names."""
+        observed = f"{name}-observation.png"
+        Image.fromarray(observation.image).save(self.path / observed)
+        views = {}
+        for view, data in jpegs.items():
+            views[view] = f"{name}-{view}.jpg"
+            (self.path / views[view]).write_bytes(data)
+        return observed, views
+
+    def begin(self, step: Step) -> None:
+        with self._lock:
+            if not self._finished:
+                step.started = datetime.now().astimezone().isoformat(timespec="milliseconds")
+                self.steps.append(step)
+                self._write()
+
+    def end(self, outcome: Outcome, seconds: float) -> None:
+        """Record how the last step begun came out."""
+        with self._lock:
+            if not self._finished:
+                step = self.steps[-1]
+                step.outcome, step.message = outcome.status.value, outcome.message
+                step.control_steps = outcome.steps
+                step.seconds = step.times["skill"] = round(seconds, 3)
+                self._write()
+
+    def finish(self, success: bool, reason: str, ended: str, judge: str | None = None) -> None:
+        """Write the verdict; a step still running is recorded as aborted. The first call counts."""
+        with self._lock:
+            if self._finished:
+                return
+            for step in self.steps:
+                if step.outcome == "running":
+                    step.outcome, step.message = "aborted", reason
+            self.plan.update(success=success, reason=reason, ended=ended, judge=judge)
+            self._write()
+            self._finished = True
+
+    def add_files(self, **files: str) -> None:
+        """Name files that are only complete after the end (video, report)."""
+        with self._lock:
+            self.plan.update(files)
+            self._write()
+
+    def discard(self) -> None:
+        """Tidy up after a mistake in use: a folder in which nothing happened is of no use to anybody."""
+        with self._lock:
+            self._finished = True
+            if self._created:
+                shutil.rmtree(self.path, ignore_errors=True)
+            else:  # the person's own folder was empty before
+                for file in self.path.iterdir():
+                    file.unlink()
+
+    def content(self) -> dict[str, Any]:
+        return {**self.plan, "steps": [asdict(step) for step in self.steps]}
+
+    def _write(self) -> None:
+        if not self._finished:
+            self.plan["seconds"] = round(time.monotonic() - self._began, 3)
+        write_atomically(self.path / PLAN, plan_text(self.content()))
+
+
+def plan_text(plan: Mapping[str, Any]) -> str:
+    """JSON for people: indented, but one line for each candidate."""
+    rows: list[str] = []
+
+    def keep(value: Any) -> Any:
+        rows.append(json.dumps(value))
+        return f"@row {len(rows) - 1}@"
+
+    steps = [{**step, "candidates": [keep(row) for row in step["candidates"]]} for step in plan["steps"]]
+    text = json.dumps({**plan, "steps": steps}, indent=2, ensure_ascii=False)
+    return re.sub(r'"@row (\d+)@"', lambda match: rows[int(match[1])], text) + "\n"
+
+
+def write_atomically(path: Path, text: str) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def new_folder(instruction: str, root: Path = Path("runs")) -> Path:
+    """`root`/<time>-<slug>, a name that is not taken."""
+    slug = re.sub(r"[^a-z0-9]+", "-", instruction.lower()).strip("-")[:40].strip("-") or "run"
+    base = root / f"{datetime.now():%Y%m%d-%H%M%S}-{slug}"
+    path, number = base, 2
+    while path.exists():
+        path, number = base.with_name(f"{base.name}-{number}"), number + 1
+    return path
+
+
+def versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found

@@ -1,0 +1,211 @@
+"""A gRPC service in a process of its own: started, watched while it runs, ended together with its parent.
+
+The parent holds a `ServiceProcess`; the child calls `announce` and `wait_until_told`. The two are joined by the
+child's standard output (where it listens, when it is ready) and its standard input, which closes when the parent dies.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import FrameType
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+LISTENING = re.compile(r"^(?P<name>.+) listening on (?P<address>\S+:\d+)$")
+READY = re.compile(r"^(?P<name>.+) ready(: (?P<detail>.*))?$")
+CHILD_FLAG = "--until-stdin-closes"
+ERROR = "error: "  # how the one line for people begins
+MISTAKE = 2  # exit code of a service that was asked for something impossible
+
+
+class StartFailed(Exception):
+    """A service did not come up; `mistake` when what it was asked for was wrong."""
+
+    def __init__(self, message: str, mistake: bool) -> None:
+        super().__init__(message)
+        self.mistake = mistake
+
+
+class ServiceProcess:
+    """The parent's end. `on_death` is called, from a thread, with a sentence if the service dies after it was ready."""
+
+    def __init__(self, name: str, command: Sequence[str], log: Path, on_death: Callable[[str], None]) -> None:
+        self.name = name
+        self.address = ""
+        self.detail = ""  # what the service said of itself when it was ready
+        self.log = log
+        self._on_death = on_death
+        self._changed = threading.Condition()
+        self._ready = self._closing = False
+        with log.open("w") as stderr:
+            self._process = subprocess.Popen(
+                [*command, CHILD_FLAG],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=stderr,
+                text=True,
+                start_new_session=True,  # Ctrl-C in the terminal reaches the parent alone, which stops the robot first
+            )
+        self.pid = self._process.pid
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._waiter = threading.Thread(target=self._wait, daemon=True)
+        self._reader.start()
+        self._waiter.start()
+
+    def wait_for_address(self, timeout: float) -> str:
+        self._await(lambda: bool(self.address), timeout, "listen")
+        return self.address
+
+    def wait_until_ready(self, timeout: float) -> None:
+        self._await(lambda: self._ready, timeout, "become ready")
+
+    def close(self, grace: float = 5.0) -> None:
+        """SIGTERM, then after `grace` seconds SIGKILL; returns when the process is gone."""
+        with self._changed:
+            self._closing = True
+        if self._process.poll() is None:
+            self._process.terminate()
+            try:
+                self._process.wait(grace)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()
+        self._waiter.join(1)
+        self._reader.join(1)
+        for stream in (self._process.stdin, self._process.stdout):
+            if stream is not None:
+                stream.close()
+
+    def _read(self) -> None:
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            with self._changed:
+                if match := LISTENING.match(line.strip()):
+                    self.address = match["address"]
+                elif match := READY.match(line.strip()):
+                    self._ready, self.detail = True, match["detail"] or ""
+                self._changed.notify_all()
+
+    def _wait(self) -> None:
+        self._process.wait()
+        self._reader.join()
+        with self._changed:
+            self._changed.notify_all()
+            unexpected = self._ready and not self._closing
+        if unexpected:
+            self._on_death(f"the {self.name} (pid {self.pid}, {self.address}) died: {self._how_it_ended()}")
+
+    def _await(self, happened: Callable[[], bool], timeout: float, what: str) -> None:
+        with self._changed:
+            settled = self._changed.wait_for(lambda: happened() or self._process.poll() is not None, timeout)
+        self._reader.join(0 if self._process.poll() is None else 1)
+        if happened() and self._process.poll() is None:
+            return
+        if not settled:
+            raise StartFailed(f"the {self.name} did not {what} within {timeout:.0f} s; its log: {self.log}", False)
+        code = self._process.wait()
+        said = [line for line in self.log.read_text(errors="replace").splitlines() if line.startswith(ERROR)]
+        if code == MISTAKE and said:
+            raise StartFailed(said[-1].removeprefix(ERROR), True)
+        raise StartFailed(f"the {self.name} could not start ({self._how_it_ended()}); its log: {self.log}", False)
+
+    def _how_it_ended(self) -> str:
+        code = self._process.returncode
+        return f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+
+
+class RemoteService:
+    """Somebody else's service: checked once, then watched through its health stream."""
+
+    def __init__(self, name: str, address: str, service: str, on_death: Callable[[str], None]) -> None:
+        self.name, self.address, self.detail = name, address, ""
+        self._service = service
+        self._on_death = on_death
+        self._closing = False
+        self._channel = grpc.insecure_channel(address)
+        self._stub = health_pb2_grpc.HealthStub(self._channel)
+
+    def wait_for_address(self, timeout: float) -> str:
+        return self.address
+
+    def wait_until_ready(self, timeout: float) -> None:
+        deadline = time.monotonic() + timeout
+        request = health_pb2.HealthCheckRequest(service=self._service)
+        while True:
+            try:
+                status = self._stub.Check(request, timeout=5).status
+            except grpc.RpcError as error:
+                if error.code() is grpc.StatusCode.NOT_FOUND:
+                    raise StartFailed(f"what answers at {self.address} is not a {self.name}", True) from None
+                raise StartFailed(f"no {self.name} answers at {self.address}", True) from None
+            if status == health_pb2.HealthCheckResponse.SERVING:
+                break
+            if time.monotonic() > deadline:
+                raise StartFailed(f"the {self.name} at {self.address} is not ready after {timeout:.0f} s", False)
+            time.sleep(0.2)
+        threading.Thread(target=self._watch, daemon=True).start()
+
+    def close(self, grace: float = 0) -> None:
+        self._closing = True
+        self._channel.close()
+
+    def _watch(self) -> None:
+        try:
+            for answer in self._stub.Watch(health_pb2.HealthCheckRequest(service=self._service)):
+                if answer.status != health_pb2.HealthCheckResponse.SERVING:
+                    break
+            how = "it says that it no longer serves"
+        except (grpc.RpcError, ValueError):
+            how = "the connection broke"
+        if not self._closing:
+            self._on_death(f"the {self.name} ({self.address}) is gone: {how}")
+
+
+def announce(name: str, address: str) -> None:
+    """The child says where it listens; `ready` follows when it can answer."""
+    print(f"{name} listening on {address}", flush=True)
+
+
+def announce_ready(name: str, detail: str) -> None:
+    print(f"{name} ready: {detail}", flush=True)
+
+
+class EndWhenTold:
+    """The child's end: SIGTERM, Ctrl-C or, for a service that a command started, the parent's death.
+
+    Until `armed`, being told ends the process at once: nothing is running yet.
+    """
+
+    def __init__(self, until_stdin_closes: bool) -> None:
+        self._told = threading.Event()
+        self._armed = False
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._on_signal)
+        if until_stdin_closes:
+            threading.Thread(target=self._watch_parent, daemon=True).start()
+
+    def wait(self) -> None:
+        self._armed = True
+        self._told.wait()
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if not self._armed or self._told.is_set():
+            os._exit(0)
+        self._told.set()
+
+    def _watch_parent(self) -> None:
+        while os.read(0, 1024):
+            pass
+        if not self._armed:
+            os._exit(0)
+        self._told.set()
+        time.sleep(2)  # nobody waits for us any more: do not hang on a long drain
+        os._exit(0)

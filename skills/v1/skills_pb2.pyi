@@ -1,0 +1,341 @@
+from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class ImageEncoding(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    IMAGE_ENCODING_UNSPECIFIED: _ClassVar[ImageEncoding]
+    IMAGE_ENCODING_RAW: _ClassVar[ImageEncoding]
+    IMAGE_ENCODING_PNG: _ClassVar[ImageEncoding]
+    IMAGE_ENCODING_JPEG: _ClassVar[ImageEncoding]
+
+class DataType(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    DATA_TYPE_UNSPECIFIED: _ClassVar[DataType]
+    DATA_TYPE_FLOAT32: _ClassVar[DataType]
+
+class Status(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    STATUS_UNSPECIFIED: _ClassVar[Status]
+    STATUS_SUCCEEDED: _ClassVar[Status]
+    STATUS_FAILED: _ClassVar[Status]
+    STATUS_CANCELED: _ClassVar[Status]
+    STATUS_ABORTED: _ClassVar[Status]
+IMAGE_ENCODING_UNSPECIFIED: ImageEncoding
+IMAGE_ENCODING_RAW: ImageEncoding
+IMAGE_ENCODING_PNG: ImageEncoding
+IMAGE_ENCODING_JPEG: ImageEncoding
+DATA_TYPE_UNSPECIFIED: DataType
+DATA_TYPE_FLOAT32: DataType
+STATUS_UNSPECIFIED: Status
+STATUS_SUCCEEDED: Status
+STATUS_FAILED: Status
+STATUS_CANCELED: Status
+STATUS_ABORTED: Status
+
+class Image(_message.Message):
+    __slots__ = ("encoding", "width", "height", "data")
+    ENCODING_FIELD_NUMBER: _ClassVar[int]
+    WIDTH_FIELD_NUMBER: _ClassVar[int]
+    HEIGHT_FIELD_NUMBER: _ClassVar[int]
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    encoding: ImageEncoding
+    width: int
+    height: int
+    data: bytes
+    def __init__(self, encoding: _Optional[_Union[ImageEncoding, str]] = ..., width: _Optional[int] = ..., height: _Optional[int] = ..., data: _Optional[bytes] = ...) -> None: ...
+
+class Tensor(_message.Message):
+    __slots__ = ("dtype", "shape", "data")
+    DTYPE_FIELD_NUMBER: _ClassVar[int]
+    SHAPE_FIELD_NUMBER: _ClassVar[int]
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    dtype: DataType
+    shape: _containers.RepeatedScalarFieldContainer[int]
+    data: bytes
+    def __init__(self, dtype: _Optional[_Union[DataType, str]] = ..., shape: _Optional[_Iterable[int]] = ..., data: _Optional[bytes] = ...) -> None: ...
+
+class Observation(_message.Message):
+    __slots__ = ("image", "state", "place", "held", "objects")
+    class ObjectsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
+    IMAGE_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    PLACE_FIELD_NUMBER: _ClassVar[int]
+    HELD_FIELD_NUMBER: _ClassVar[int]
+    OBJECTS_FIELD_NUMBER: _ClassVar[int]
+    image: Image
+    state: Tensor
+    place: str
+    held: str
+    objects: _containers.ScalarMap[str, str]
+    def __init__(self, image: _Optional[_Union[Image, _Mapping]] = ..., state: _Optional[_Union[Tensor, _Mapping]] = ..., place: _Optional[str] = ..., held: _Optional[str] = ..., objects: _Optional[_Mapping[str, str]] = ...) -> None: ...
+
+class Skill(_message.Message):
+    __slots__ = ("name", "family", "text", "arguments", "learned")
+    class ArgumentsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    FAMILY_FIELD_NUMBER: _ClassVar[int]
+    TEXT_FIELD_NUMBER: _ClassVar[int]
+    ARGUMENTS_FIELD_NUMBER: _ClassVar[int]
+    LEARNED_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    family: str
+    text: str
+    arguments: _containers.ScalarMap[str, str]
+    learned: bool
+    def __init__(self, name: _Optional[str] = ..., family: _Optional[str] = ..., text: _Optional[str] = ..., arguments: _Optional[_Mapping[str, str]] = ..., learned: bool = ...) -> None: ...
+
+class Outcome(_message.Message):
+    __slots__ = ("status", "message", "steps", "seconds")
+    STATUS_FIELD_NUMBER: _ClassVar[int]
+    MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    STEPS_FIELD_NUMBER: _ClassVar[int]
+    SECONDS_FIELD_NUMBER: _ClassVar[int]
+    status: Status
+    message: str
+    steps: int
+    seconds: float
+    def __init__(self, status: _Optional[_Union[Status, str]] = ..., message: _Optional[str] = ..., steps: _Optional[int] = ..., seconds: _Optional[float] = ...) -> None: ...
+
+class ListSkillsRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class ListSkillsResponse(_message.Message):
+    __slots__ = ("skills",)
+    SKILLS_FIELD_NUMBER: _ClassVar[int]
+    skills: _containers.RepeatedCompositeFieldContainer[Skill]
+    def __init__(self, skills: _Optional[_Iterable[_Union[Skill, _Mapping]]] = ...) -> None: ...
+
+class ScoreSkillsRequest(_message.Message):
+    __slots__ = ("history", "names")
+    HISTORY_FIELD_NUMBER: _ClassVar[int]
+    NAMES_FIELD_NUMBER: _ClassVar[int]
+    history: _containers.RepeatedCompositeFieldContainer[Observation]
+    names: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, history: _Optional[_Iterable[_Union[Observation, _Mapping]]] = ..., names: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class ScoreSkillsResponse(_message.Message):
+    __slots__ = ("scores",)
+    SCORES_FIELD_NUMBER: _ClassVar[int]
+    scores: _containers.RepeatedCompositeFieldContainer[SkillScore]
+    def __init__(self, scores: _Optional[_Iterable[_Union[SkillScore, _Mapping]]] = ...) -> None: ...
+
+class SkillScore(_message.Message):
+    __slots__ = ("skill", "affordance", "raw", "model_id", "seconds")
+    SKILL_FIELD_NUMBER: _ClassVar[int]
+    AFFORDANCE_FIELD_NUMBER: _ClassVar[int]
+    RAW_FIELD_NUMBER: _ClassVar[int]
+    MODEL_ID_FIELD_NUMBER: _ClassVar[int]
+    SECONDS_FIELD_NUMBER: _ClassVar[int]
+    skill: str
+    affordance: float
+    raw: float
+    model_id: str
+    seconds: float
+    def __init__(self, skill: _Optional[str] = ..., affordance: _Optional[float] = ..., raw: _Optional[float] = ..., model_id: _Optional[str] = ..., seconds: _Optional[float] = ...) -> None: ...
+
+class ControlRequest(_message.Message):
+    __slots__ = ("sequence", "instruction", "observation")
+    SEQUENCE_FIELD_NUMBER: _ClassVar[int]
+    INSTRUCTION_FIELD_NUMBER: _ClassVar[int]
+    OBSERVATION_FIELD_NUMBER: _ClassVar[int]
+    sequence: int
+    instruction: str
+    observation: Observation
+    def __init__(self, sequence: _Optional[int] = ..., instruction: _Optional[str] = ..., observation: _Optional[_Union[Observation, _Mapping]] = ...) -> None: ...
+
+class ControlResponse(_message.Message):
+    __slots__ = ("sequence", "action", "seconds")
+    SEQUENCE_FIELD_NUMBER: _ClassVar[int]
+    ACTION_FIELD_NUMBER: _ClassVar[int]
+    SECONDS_FIELD_NUMBER: _ClassVar[int]
+    sequence: int
+    action: Tensor
+    seconds: float
+    def __init__(self, sequence: _Optional[int] = ..., action: _Optional[_Union[Tensor, _Mapping]] = ..., seconds: _Optional[float] = ...) -> None: ...
+
+class GetServerInfoRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class GetServerInfoResponse(_message.Message):
+    __slots__ = ("schema_version", "actor_id", "critic_id", "skills", "action", "state", "control_hz", "max_history")
+    SCHEMA_VERSION_FIELD_NUMBER: _ClassVar[int]
+    ACTOR_ID_FIELD_NUMBER: _ClassVar[int]
+    CRITIC_ID_FIELD_NUMBER: _ClassVar[int]
+    SKILLS_FIELD_NUMBER: _ClassVar[int]
+    ACTION_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    CONTROL_HZ_FIELD_NUMBER: _ClassVar[int]
+    MAX_HISTORY_FIELD_NUMBER: _ClassVar[int]
+    schema_version: int
+    actor_id: str
+    critic_id: str
+    skills: int
+    action: _containers.RepeatedCompositeFieldContainer[ActionDimension]
+    state: _containers.RepeatedScalarFieldContainer[str]
+    control_hz: float
+    max_history: int
+    def __init__(self, schema_version: _Optional[int] = ..., actor_id: _Optional[str] = ..., critic_id: _Optional[str] = ..., skills: _Optional[int] = ..., action: _Optional[_Iterable[_Union[ActionDimension, _Mapping]]] = ..., state: _Optional[_Iterable[str]] = ..., control_hz: _Optional[float] = ..., max_history: _Optional[int] = ...) -> None: ...
+
+class ActionDimension(_message.Message):
+    __slots__ = ("name", "low", "high", "unit")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    LOW_FIELD_NUMBER: _ClassVar[int]
+    HIGH_FIELD_NUMBER: _ClassVar[int]
+    UNIT_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    low: float
+    high: float
+    unit: str
+    def __init__(self, name: _Optional[str] = ..., low: _Optional[float] = ..., high: _Optional[float] = ..., unit: _Optional[str] = ...) -> None: ...
+
+class ObserveRequest(_message.Message):
+    __slots__ = ("views",)
+    VIEWS_FIELD_NUMBER: _ClassVar[int]
+    views: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, views: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class ObserveResponse(_message.Message):
+    __slots__ = ("observation", "views")
+    class ViewsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: Image
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[_Union[Image, _Mapping]] = ...) -> None: ...
+    OBSERVATION_FIELD_NUMBER: _ClassVar[int]
+    VIEWS_FIELD_NUMBER: _ClassVar[int]
+    observation: Observation
+    views: _containers.MessageMap[str, Image]
+    def __init__(self, observation: _Optional[_Union[Observation, _Mapping]] = ..., views: _Optional[_Mapping[str, Image]] = ...) -> None: ...
+
+class ExecuteSkillRequest(_message.Message):
+    __slots__ = ("goal_id", "skill", "views")
+    GOAL_ID_FIELD_NUMBER: _ClassVar[int]
+    SKILL_FIELD_NUMBER: _ClassVar[int]
+    VIEWS_FIELD_NUMBER: _ClassVar[int]
+    goal_id: str
+    skill: str
+    views: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, goal_id: _Optional[str] = ..., skill: _Optional[str] = ..., views: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class ExecuteSkillResponse(_message.Message):
+    __slots__ = ("accepted", "feedback", "result")
+    ACCEPTED_FIELD_NUMBER: _ClassVar[int]
+    FEEDBACK_FIELD_NUMBER: _ClassVar[int]
+    RESULT_FIELD_NUMBER: _ClassVar[int]
+    accepted: Accepted
+    feedback: Feedback
+    result: Outcome
+    def __init__(self, accepted: _Optional[_Union[Accepted, _Mapping]] = ..., feedback: _Optional[_Union[Feedback, _Mapping]] = ..., result: _Optional[_Union[Outcome, _Mapping]] = ...) -> None: ...
+
+class Accepted(_message.Message):
+    __slots__ = ("goal_id",)
+    GOAL_ID_FIELD_NUMBER: _ClassVar[int]
+    goal_id: str
+    def __init__(self, goal_id: _Optional[str] = ...) -> None: ...
+
+class Feedback(_message.Message):
+    __slots__ = ("step", "action", "views", "state")
+    class ViewsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: Image
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[_Union[Image, _Mapping]] = ...) -> None: ...
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    ACTION_FIELD_NUMBER: _ClassVar[int]
+    VIEWS_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    step: int
+    action: Tensor
+    views: _containers.MessageMap[str, Image]
+    state: Tensor
+    def __init__(self, step: _Optional[int] = ..., action: _Optional[_Union[Tensor, _Mapping]] = ..., views: _Optional[_Mapping[str, Image]] = ..., state: _Optional[_Union[Tensor, _Mapping]] = ...) -> None: ...
+
+class CancelSkillRequest(_message.Message):
+    __slots__ = ("goal_id",)
+    GOAL_ID_FIELD_NUMBER: _ClassVar[int]
+    goal_id: str
+    def __init__(self, goal_id: _Optional[str] = ...) -> None: ...
+
+class CancelSkillResponse(_message.Message):
+    __slots__ = ("canceling",)
+    CANCELING_FIELD_NUMBER: _ClassVar[int]
+    canceling: bool
+    def __init__(self, canceling: bool = ...) -> None: ...
+
+class StopRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class StopResponse(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class ResetRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class ResetResponse(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class JudgeInstructionRequest(_message.Message):
+    __slots__ = ("instruction",)
+    INSTRUCTION_FIELD_NUMBER: _ClassVar[int]
+    instruction: str
+    def __init__(self, instruction: _Optional[str] = ...) -> None: ...
+
+class JudgeInstructionResponse(_message.Message):
+    __slots__ = ("known", "satisfied")
+    KNOWN_FIELD_NUMBER: _ClassVar[int]
+    SATISFIED_FIELD_NUMBER: _ClassVar[int]
+    known: bool
+    satisfied: bool
+    def __init__(self, known: bool = ..., satisfied: bool = ...) -> None: ...
+
+class GetRobotInfoRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class GetRobotInfoResponse(_message.Message):
+    __slots__ = ("schema_version", "name", "skills", "skill_server", "control_hz", "max_steps", "stopped", "executing")
+    SCHEMA_VERSION_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    SKILLS_FIELD_NUMBER: _ClassVar[int]
+    SKILL_SERVER_FIELD_NUMBER: _ClassVar[int]
+    CONTROL_HZ_FIELD_NUMBER: _ClassVar[int]
+    MAX_STEPS_FIELD_NUMBER: _ClassVar[int]
+    STOPPED_FIELD_NUMBER: _ClassVar[int]
+    EXECUTING_FIELD_NUMBER: _ClassVar[int]
+    schema_version: int
+    name: str
+    skills: int
+    skill_server: str
+    control_hz: float
+    max_steps: int
+    stopped: bool
+    executing: str
+    def __init__(self, schema_version: _Optional[int] = ..., name: _Optional[str] = ..., skills: _Optional[int] = ..., skill_server: _Optional[str] = ..., control_hz: _Optional[float] = ..., max_steps: _Optional[int] = ..., stopped: bool = ..., executing: _Optional[str] = ...) -> None: ...

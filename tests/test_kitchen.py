@@ -1,0 +1,165 @@
+"""The kitchen keeps its promises: repeatable, honest about success, solvable by its experts."""
+
+import gymnasium.utils.env_checker
+import numpy as np
+import pytest
+
+from saycan_qt.kitchen import goals
+from saycan_qt.kitchen.env import KitchenEnv
+from saycan_qt.kitchen.experts import Expert
+from saycan_qt.kitchen.objects import THINGS
+from saycan_qt.kitchen.perception import KEYPOINTS, labelled_frames
+from saycan_qt.kitchen.robot import KitchenRobot
+from saycan_qt.kitchen.scene import WORKTOPS
+from saycan_qt.kitchen.tasks import FAMILIES, feasible, practice, random_kitchen, without
+from saycan_qt.kitchen.world import Placement, Scene, World
+from skills.library import SkillLibrary
+from skills.types import Robot
+
+LIBRARY = SkillLibrary.load()
+EXAMPLES = {
+    "pick": "pick coke can",
+    "move near": "move sponge near water bottle",
+    "open drawer": "open middle drawer",
+    "close drawer": "close bottom drawer",
+    "place into drawer": "place apple into top drawer",
+    "pick from drawer": "pick coke can from middle drawer and place on counter",
+}
+
+
+def run_skill(robot: KitchenRobot, name: str) -> bool | None:
+    """Carry out one skill by expert (learnt ones) or as scripted, through the Robot protocol."""
+    skill = LIBRARY[name]
+    robot.start(skill)
+    if not skill.learned:
+        robot.perform(skill, lambda: False)
+    else:
+        expert = Expert(robot.world, skill)
+        for _ in range(45):
+            action = expert.act()
+            robot.apply(action)
+            if action[7] > 0.5:
+                break
+    return robot.succeeded(skill)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_expert_solves_what_the_precondition_calls_feasible(family):
+    wins = 0
+    for seed in range(8):
+        env = KitchenEnv(LIBRARY[EXAMPLES[family]])
+        env.reset(seed=seed)
+        assert feasible(env.world, env.skill)
+        expert, reward, over = Expert(env.world, env.skill), 0.0, False
+        while not over:
+            _, reward, terminated, truncated, _ = env.step(expert.act())
+            over = terminated or truncated
+        wins += int(reward)
+    assert wins >= 7
+
+
+def test_same_seed_and_actions_give_the_same_pixels():
+    def film(seed: int) -> np.ndarray:
+        env = KitchenEnv(LIBRARY["pick apple"])
+        frames = [env.reset(seed=seed)[0]["image"]]
+        for action in np.random.default_rng(0).uniform(-0.05, 0.05, (4, 8)):
+            frames.append(env.step(action)[0]["image"])
+        return np.stack(frames)
+
+    assert (film(3) == film(3)).all()
+    assert (film(3) != film(4)).any()
+
+
+def test_observations_do_not_alias_the_simulator():
+    world = World(practice(np.random.default_rng(0), LIBRARY["pick apple"]))
+    before = world.observe()
+    kept = before.image.copy(), before.state.copy()
+    world.step(np.array([0.05, 0, -0.05, 0, 0, 0, 1, 0]))
+    assert (before.image == kept[0]).all() and (before.state == kept[1]).all()
+    assert (world.observe().image != kept[0]).any()
+
+
+def test_a_training_scene_looks_like_the_whole_kitchen():
+    """Training builds only the worktop in view: the head camera must not see the difference."""
+    for place in WORKTOPS:
+        objects = {"coke can": Placement(place, 0.2, 0.1)}
+        part, whole = (World(Scene(objects, place, places=p)).observe().image for p in ((place,), Scene({}).places))
+        assert (part == whole).mean() > 0.97
+
+
+def test_env_follows_gymnasiums_api():
+    gymnasium.utils.env_checker.check_env(KitchenEnv(LIBRARY["open top drawer"]), skip_render_check=True)
+
+
+def test_reward_needs_both_success_and_termination():
+    env = KitchenEnv(LIBRARY["close top drawer"])
+    shut = Scene({"apple": Placement("far counter", 0.2, 0.0)}, places=("far counter",))
+    for terminate, reward in ((1.0, 1.0), (0.0, 0.0)):
+        env.reset(seed=0, options={"scene": shut})
+        assert env.step(np.array([0, 0, 0, 0, 0, 0, 0, terminate]))[1] == reward
+
+
+def test_preconditions_tell_absent_held_and_closed():
+    skill = LIBRARY["pick coke can"]
+    scene = practice(np.random.default_rng(1), skill)
+    assert feasible(World(scene), skill)
+    assert not feasible(World(without(scene, "coke can")), skill)
+    drawers = practice(np.random.default_rng(1), LIBRARY["close top drawer"])
+    assert not feasible(World(drawers), LIBRARY["open top drawer"])
+    held = Scene({"apple": Placement("table", 0.2, 0.0)}, "table", held="apple")
+    assert World(held).held() == "apple"
+    assert not feasible(World(held), LIBRARY["pick apple"])
+
+
+def test_driving_keeps_what_the_gripper_holds():
+    robot = KitchenRobot(scene=Scene({"tea": Placement("table", 0.2, 0.0)}, "table", held="tea"))
+    for place in ("far counter", "trash can", "close counter"):
+        assert run_skill(robot, f"go to {place}")
+        assert robot.observe().held == "tea"
+
+
+@pytest.mark.parametrize(
+    ("instruction", "plan"),
+    [
+        ("Bring me a coke can!", ["find coke can", "pick coke can", "bring it to you", "put down"]),
+        ("throw away the apple", ["find apple", "pick apple", "go to trash can", "put down"]),
+        (
+            "put the coke can in the top drawer",
+            ["go to far counter", "open top drawer", "find coke can", "pick coke can", "go to far counter"]
+            + ["place coke can into top drawer"],
+        ),
+        (
+            "move the sponge near the water bottle",
+            ["find sponge", "pick sponge", "find water bottle", "move sponge near water bottle"],
+        ),
+    ],
+)
+def test_a_right_plan_meets_the_instructions_goal(instruction, plan):
+    robot = KitchenRobot(seed=5)
+    assert isinstance(robot, Robot)
+    assert robot.satisfied(instruction) is False
+    assert [run_skill(robot, name) for name in plan] == [True] * len(plan)
+    assert robot.satisfied(instruction) is True
+
+
+def test_goals_are_found_by_wording_and_unknown_ones_are_none():
+    assert goals.find("Bring me a snack.") and goals.find("please open the top drawer")
+    assert goals.find("make me a pizza") is None
+
+
+def test_a_random_kitchen_holds_a_snack_a_drink_and_what_requests_name():
+    for seed in range(20):
+        scene = random_kitchen(np.random.default_rng(seed))
+        uses = {THINGS[name].use for name in scene.objects}
+        assert {"snack", "drink"} <= uses
+        assert {"coke can", "apple", "sponge", "water bottle"} <= set(scene.objects)
+
+
+def test_perception_labels_agree_with_the_image():
+    frames = labelled_frames(6, seed=0)
+    apple = KEYPOINTS.index("apple")
+    assert frames["images"].std() > 10
+    assert frames["heatmaps"].max() == 255 or frames["heatmaps"].max() > 100
+    hidden = frames["heatmaps"][~frames["visible"]]
+    assert hidden.sum(axis=(1, 2)).max(initial=0) < 3 * 255 / 16 + 1
+    assert frames["positions"].shape == (6, len(KEYPOINTS), 3) and apple < 21

@@ -1,0 +1,117 @@
+"""What a run leaves behind: plan.json, the video, the report."""
+
+import io
+import json
+import re
+
+import av
+import numpy as np
+import pytest
+from PIL import Image
+
+from saycan_qt.recording import Recorder
+from saycan_qt.report import write_report
+from saycan_qt.results import Candidate, RunFolder, Step, new_folder
+from skills.types import Observation, Outcome, Status
+
+
+def jpeg(colour):
+    data = io.BytesIO()
+    Image.new("RGB", (320, 256), colour).save(data, "JPEG")
+    return data.getvalue()
+
+
+def begin(folder, number, skill="pick apple"):
+    observation = Observation(np.full((80, 96, 3), 7, np.uint8), np.zeros(8, np.float32), "table")
+    observed, views = folder.save_pictures(f"step-{number:02d}", observation, {"head": jpeg("red"), "room": jpeg("blue")})
+    rows = [Candidate(skill, "pick up the apple", 0.5, 0.8, 0.4), Candidate("done", "<done>", 0.1, 0.5, 0.05)]
+    folder.begin(Step(number, skill, "pick up the apple", 0.5, 0.8, 0.4, observation=observed, views=views, candidates=rows))
+
+
+def plan(folder):
+    return json.loads((folder.path / "plan.json").read_text())
+
+
+@pytest.fixture
+def finished(tmp_path):
+    folder = RunFolder(tmp_path / "run", "fetch <me> an apple", 3)
+    with_video = Recorder(folder.path / "run.mp4")
+    begin(folder, 1)
+    with_video.add({"head": jpeg("red"), "room": jpeg("blue")}, "1. pick up the apple", seconds=1.0)
+    folder.end(Outcome(Status.FAILED, "nothing is held", steps=45), 15.2)
+    folder.finish(False, "the goal is not met after 1 skill", "max steps", "goal")
+    with_video.close()
+    folder.add_files(video="run.mp4", report="report.html")
+    write_report(folder.path)
+    return folder
+
+
+def test_plan_json_tells_every_step_while_the_run_goes_on(tmp_path):
+    folder = RunFolder(tmp_path, "fetch an apple", 3)
+    begin(folder, 1)
+    assert plan(folder)["steps"][0]["outcome"] == "running"
+    folder.end(Outcome(Status.SUCCEEDED, steps=12), 4.0)
+    begin(folder, 2)
+    first, second = plan(folder)["steps"]
+    assert (first["outcome"], first["seconds"], second["outcome"]) == ("succeeded", 4.0, "running")
+    assert {"skill", "language", "affordance", "score", "outcome", "seconds", "candidates"} <= first.keys()
+
+
+def test_a_step_cut_short_is_aborted_and_nothing_changes_after_the_end(tmp_path):
+    folder = RunFolder(tmp_path, "fetch an apple", 3)
+    begin(folder, 1)
+    folder.finish(False, "the kitchen robot died", "died")
+    folder.end(Outcome(Status.SUCCEEDED), 4.0)
+    folder.finish(True, "too late", "done")
+    found = plan(folder)
+    assert (found["steps"][0]["outcome"], found["success"], found["reason"]) == ("aborted", False, "the kitchen robot died")
+
+
+def test_the_pictures_named_in_plan_json_are_there(finished):
+    step = plan(finished)["steps"][0]
+    for file, size in ((step["observation"], (96, 80)), (step["views"]["room"], (320, 256))):
+        with Image.open(finished.path / file) as picture:
+            assert picture.size == size
+
+
+def test_a_new_folder_never_takes_a_name_that_exists(tmp_path):
+    taken = new_folder("Bring me a snack!", tmp_path)
+    taken.mkdir()
+    other = new_folder("Bring me a snack!", tmp_path)
+    assert taken.name.endswith("bring-me-a-snack")
+    assert other != taken and not other.exists()
+
+
+def test_the_video_plays_and_shows_both_views(finished):
+    with av.open(str(finished.path / "run.mp4")) as video:
+        frames = [frame.to_ndarray(format="rgb24") for frame in video.decode(video=0)]
+    assert len(frames) == 6
+    left, right = frames[-1][100, 100], frames[-1][100, 500]
+    assert left[0] > 200 > 100 > left[2]
+    assert right[2] > 200 > 100 > right[0]
+
+
+def test_a_recording_without_frames_leaves_no_file(tmp_path):
+    recorder = Recorder(tmp_path / "run.mp4")
+    recorder.close()
+    recorder.add({}, "too late")
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_report_needs_nothing_but_itself(finished):
+    page = (finished.path / "report.html").read_text()
+    sources = re.findall(r"""(?:src|href)=["']?([^"'\s>]+)""", page)
+    assert sources and all(source.startswith(("data:", "#")) for source in sources)
+    assert not re.search(r"url\(|@import|<script|<link", page)
+    assert page.count("data:image/jpeg") == 2 and page.count("data:video/mp4") == 1
+
+
+def test_the_report_shows_words_as_they_were_said(finished):
+    page = (finished.path / "report.html").read_text()
+    assert "fetch &lt;me&gt; an apple" in page and "fetch <me>" not in page
+
+
+def test_a_large_video_is_linked_beside_the_report(finished, monkeypatch):
+    monkeypatch.setattr("saycan_qt.report.INLINED_VIDEO", 10)
+    page = write_report(finished.path).read_text()
+    assert "data:video" not in page and 'href="run.mp4"' in page
