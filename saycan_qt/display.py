@@ -13,7 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.status import Status as Spinner
 from rich.table import Table
 
-from saycan_qt.results import Candidate, Step
+from saycan_qt.results import Step
 from skills.types import Outcome, Status
 
 SHOWN_CANDIDATES = 8
@@ -70,21 +70,23 @@ class Display:
             yield
 
     def candidates(self, step: Step) -> None:
-        """The best candidates; a dot marks the chosen one."""
+        """The best candidates, the chosen one first."""
         where = f" at the {step.place}" if step.place else ""
         holding = f", holding the {step.held}" if step.held else ""
         table = Table(title=f"Step {step.step}{where}{holding}", title_justify="left", title_style="bold")
-        table.add_column("skill")
-        for name in ("language", "affordance", "product"):
+        best = step.candidates[:SHOWN_CANDIDATES]
+        columns = ["language", "affordance", "product"]
+        if any(row.lowered < 1 for row in best):  # the product is lowered for what has just failed or was just done
+            columns.insert(2, "lowered")
+        table.add_column("skill", min_width=32)
+        for name in columns:
             table.add_column(name, justify="right")
-        for row in step.candidates[:SHOWN_CANDIDATES]:
-            table.add_row(*self._cells(row), style="bold" if row.skill == step.skill else "dim")
+        for row in best:
+            values = {"language": row.language, "affordance": row.affordance, "product": row.score, "lowered": row.lowered}
+            cells = [number(values[name]) for name in columns]
+            table.add_row(escape(row.text), *cells, style="bold" if row.skill == step.skill else "dim")
         self.console.print()
         self.console.print(table)
-
-    @staticmethod
-    def _cells(row: Candidate) -> tuple[str, str, str, str]:
-        return escape(row.text), number(row.language), number(row.affordance), number(row.score)
 
     @contextmanager
     def executing(self, step: Step) -> Iterator[Callable[[int], None]]:
@@ -133,6 +135,6 @@ class Display:
             self._spin()
 
 
-def number(value: float) -> str:
+def number(value: float | None) -> str:
     """Three significant digits, short enough for a column: 0.873, 0.0125, 3.1e-05."""
-    return f"{value:.3g}"
+    return "-" if value is None else f"{value:.3g}"

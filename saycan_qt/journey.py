@@ -6,15 +6,13 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from planners.saycan import Decision, SayCanPlanner
+from planners import saycan
 from saycan_qt.display import Display
 from saycan_qt.recording import VIEWS, Recorder
 from saycan_qt.results import Candidate, RunFolder, Step
 from skills.client import RobotClient, SkillClient
 from skills.library import Skill
 from skills.types import Observation, Outcome, Status
-
-DONE = "done"  # the family of the skill with which the planner ends
 
 
 @dataclass(frozen=True)
@@ -32,44 +30,77 @@ class Journey:
         self,
         skills: SkillClient,
         robot: RobotClient,
-        planner: SayCanPlanner,
+        planner: saycan.SayCanPlanner,
         folder: RunFolder,
         recorder: Recorder,
         display: Display,
     ) -> None:
         self.skills, self.robot, self.planner = skills, robot, planner
         self.folder, self.recorder, self.display = folder, recorder, display
-        self.history: list[tuple[Skill, Outcome]] = []
+        self.history: list[saycan.Step] = []
 
     def travel(self, instruction: str, max_steps: int) -> Verdict:
         ended = "max steps"
         for number in range(1, max_steps + 1):
             with self.display.thinking(number):
                 step, skill = self.decide(number, instruction)
-            if skill is None:
+            self.display.candidates(step)
+            if step.score <= 0:
                 ended = "nothing possible"
                 break
             self.folder.begin(step)
-            self.display.candidates(step)
-            if skill.family == DONE:
-                self.folder.end(Outcome(Status.SUCCEEDED, "the planner finds that nothing is left to do"), 0.0)
+            if skill.name == saycan.DONE:
+                self.folder.end(Outcome(Status.SUCCEEDED, "the planner finds nothing left to do"), 0.0)
                 ended = "done"
                 break
-            self.history.append((skill, self.execute(step, skill)))
+            self.history.append(saycan.Step(skill, self.execute(step, skill)))
         observation, jpegs = self.robot.observe(VIEWS)
         observed, views = self.folder.save_pictures("final", observation, jpegs)
         self.folder.note(final={"observation": observed, "views": views})
         return verdict(self.robot.satisfied(instruction), ended, self.history)
 
-    def decide(self, number: int, instruction: str) -> tuple[Step | None, Skill | None]:
-        """The next step, with every candidate's scores; (None, None) where no skill seems possible."""
+    def decide(self, number: int, instruction: str) -> tuple[Step, Skill]:
+        """The next step, with every candidate's scores."""
         stopwatch = Stopwatch()
         observation, jpegs = self.robot.observe(VIEWS)
         stopwatch.lap("observe")
-        scores = self.skills.score([observation])
+        judged = {score.skill: score for score in self.skills.score([observation])}
         stopwatch.lap("affordance")
-        decision = self.planner.step(instruction, self.history, scores)
+        affordances = {name: score.affordance for name, score in judged.items()}
+        decision = self.planner.step(instruction, self.history, affordances)
         stopwatch.lap("language")
+        rows = [
+            Candidate(
+                row.skill.name,
+                row.skill.text,
+                significant(row.language_score),
+                significant(row.affordance),
+                significant(row.score),
+                row.lowered,
+                judged[row.skill.name].model if row.skill.name in judged else "planner",
+            )
+            for row in decision.candidates
+        ]
+        observed, views = self.folder.save_pictures(f"step-{number:02d}", observation, jpegs)
+        step = Step(
+            number,
+            rows[0].skill,
+            rows[0].text,
+            rows[0].language,
+            rows[0].affordance,
+            rows[0].score,
+            rows[0].lowered,
+            observation=observed,
+            views=views,
+            state=[round(float(number), 5) for number in observation.state],
+            place=observation.place,
+            held=observation.held,
+            objects=dict(observation.objects),
+            times=stopwatch.laps,
+            candidates=rows,
+        )
+        self.recorder.add(jpegs, f"{number}. {step.text}", f"chosen from {len(rows)} skills", seconds=0.5)
+        return step, decision.skill
 
     def execute(self, step: Step, skill: Skill) -> Outcome:
         """Dispatch the skill; record and show it while it runs."""
@@ -89,6 +120,11 @@ class Journey:
         return outcome
 
 
+def significant(value: float | None) -> float | None:
+    """Six significant digits: enough to compare, short enough to read."""
+    return None if value is None else float(f"{value:.6g}")
+
+
 class Stopwatch:
     """Seconds spent on each part of a step."""
 
@@ -102,7 +138,7 @@ class Stopwatch:
         self._began = now
 
 
-def verdict(satisfied: bool | None, ended: str, history: Sequence[tuple[Skill, Outcome]]) -> Verdict:
+def verdict(satisfied: bool | None, ended: str, history: Sequence[saycan.Step]) -> Verdict:
     """The kitchen's own check where it knows the goal; else the plan must be done and every skill's last try good."""
     count = f"{len(history)} skill{'s' if len(history) != 1 else ''}"
     unfinished = {
@@ -114,9 +150,9 @@ def verdict(satisfied: bool | None, ended: str, history: Sequence[tuple[Skill, O
         return Verdict(satisfied, f"{goal}; {unfinished}" if unfinished else f"{goal} after {count}", ended, "goal")
     if unfinished:
         return Verdict(False, unfinished, ended, "plan")
-    last_tries = {skill.name: (skill, outcome) for skill, outcome in history}
-    for skill, outcome in last_tries.values():
-        if not outcome.succeeded:
-            reason = f"the planner was done, but the last try of “{skill.text}” {outcome.status.value}"
+    last_tries = {step.skill.name: step for step in history}
+    for step in last_tries.values():
+        if not step.outcome.succeeded:
+            reason = f"the planner was done, but the last try of “{step.skill.text}” {step.outcome.status.value}"
             return Verdict(False, reason, ended, "plan")
     return Verdict(True, f"the plan is done after {count}, and the last try of each succeeded", ended, "plan")

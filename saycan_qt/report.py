@@ -42,13 +42,14 @@ def pictures(folder: Path, row: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def bars(candidates: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The best candidates; each of the three bars is relative to the longest of its kind in this step, in percent."""
-    best = candidates[:SHOWN_CANDIDATES]
-    longest = {key: max((row[key] for row in candidates), default=0.0) for key in ("language", "affordance", "score")}
-    longest["affordance"] = 1.0  # a probability: shown as it is
+    """The best candidates, with the length of three bars in percent: the affordance is a probability and shown as it
+    is, the language model's and the product are relative to their greatest in this step."""
+    kinds = ("language", "affordance", "score")
+    longest = {kind: max((row[kind] or 0.0 for row in candidates), default=0.0) or 1.0 for kind in kinds}
+    longest["affordance"] = 1.0
     return [
-        {**row, "width": {key: 100 * max(0.0, row[key]) / top if top > 0 else 0.0 for key, top in longest.items()}}
-        for row in best
+        {**row, "width": {kind: 100 * (row[kind] or 0.0) / longest[kind] for kind in kinds}}
+        for row in candidates[:SHOWN_CANDIDATES]
     ]
 
 

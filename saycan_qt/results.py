@@ -34,9 +34,10 @@ class Candidate:
 
     skill: str
     text: str  # what the language model scored
-    language: float  # see the planner: how sensible
+    language: float | None  # probability among the skills that it scored; None: too unlikely to succeed to be scored
     affordance: float  # in [0, 1]: how likely to succeed from here
-    score: float  # their product
+    score: float  # language x affordance x lowered; the best is chosen
+    lowered: float = 1.0  # below 1 for a skill that has just failed or has just been done
     model: str = ""  # who judged the affordance
 
 
@@ -47,9 +48,10 @@ class Step:
     step: int  # 1, 2, ...
     skill: str
     text: str
-    language: float
+    language: float | None
     affordance: float
     score: float
+    lowered: float = 1.0
     outcome: str = "running"  # then succeeded, failed, canceled or aborted
     message: str = ""  # the outcome in a sentence
     seconds: float = 0.0  # wall clock of the skill

@@ -44,7 +44,7 @@ class Camera:
 
 HEAD = Camera(96, 80, (-0.52, 0.0, 0.86), (0.0, 0.0, 0.0), 46.0)  # what policies see
 HEAD_FOR_PEOPLE = HEAD.resized(320, 256)
-ROOM = Camera(320, 256, (-2.9, -2.6, 2.2), (0.25, 0.1, -0.25), 52.0, on_robot=False)
+ROOM = Camera(320, 256, (-2.3, -2.9, 2.3), (0.25, -0.1, -0.4), 50.0, on_robot=False)
 
 
 def cast(model: mujoco.MjModel, data: mujoco.MjData, camera: Camera) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -93,7 +93,8 @@ def _drawers() -> str:
 
 def _furniture(place: str) -> str:
     top = 'type="box" size=".26 .5 .014" pos=".27 0 -.014" friction="1 .02 .005"'
-    wall = '<geom type="box" size=".01 .6 .45" pos=".56 0 .1" rgba=".86 .86 .83 1"/>'
+    # a body of its own: mj_multiRay culls by a body's bounds, which here would cut the wall off
+    wall = '<body><geom type="box" size=".01 .6 .45" pos=".56 0 .1" rgba=".86 .86 .83 1"/></body>'
     match place:
         case "far counter":
             side = 'type="box" size=".25 .14 .36" rgba=".7 .66 .58 1"'
