@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from skills.errors import LibraryError
 from skills.library import Skill
 
 if TYPE_CHECKING:
@@ -16,11 +17,19 @@ if TYPE_CHECKING:
 OPERATOR = "operator"  # the place where the person stands
 ALREADY_IN_VIEW = 0.5  # `find X` where X is: harmless, seldom needed
 ALREADY_THERE = 0.1  # `go to P` at P
+RULES = {
+    "find": "object",
+    "go to": "place",
+    "bring it to you": "",
+    "put down": "",
+    "done": "",
+}  # family -> its argument
 DONE = 0.1  # the planner has its own setting for `done`; this one is for callers that ask a skill server alone
 
 
 def connective_affordance(skill: Skill, observation: Observation) -> float:
-    """Affordance in [0, 1] of a scripted skill; raises ValueError for a family that has no rule here."""
+    """Affordance in [0, 1] of a scripted skill; raises LibraryError for a family that has no rule here."""
+    check(skill)
     match skill.family:
         case "find":
             wanted = skill.arguments["object"]
@@ -35,4 +44,18 @@ def connective_affordance(skill: Skill, observation: Observation) -> float:
             return float(bool(observation.held))
         case "done":
             return DONE
-    raise ValueError(f"no rule for the affordance of scripted skill {skill.name!r} (family {skill.family!r})")
+    raise AssertionError(f"RULES lists {skill.family!r}, which has no case here")
+
+
+def check(skill: Skill) -> None:
+    """Raise LibraryError when a scripted skill has no rule, or lacks the argument that its rule reads."""
+    if skill.family not in RULES:
+        raise LibraryError(
+            f"scripted skill {skill.name!r} is of family {skill.family!r}, which has no affordance rule; "
+            f"there are rules for: {', '.join(RULES)}"
+        )
+    argument = RULES[skill.family]
+    if argument and argument not in skill.arguments:
+        raise LibraryError(
+            f"scripted skill {skill.name!r}: family {skill.family!r} needs the placeholder {{{argument}}}"
+        )

@@ -1,10 +1,11 @@
 """Generate the stubs in skills/v1 from protos/skills/v1/skills.proto.
 
-    pip install grpcio-tools==1.78.0
-    python -m skills.generate          # from the root of a checkout
+    python -m venv /tmp/stubs && /tmp/stubs/bin/pip install grpcio-tools==1.78.0 pyyaml numpy
+    /tmp/stubs/bin/python -m skills.generate          # from the root of a checkout
 
-The version matters: generated code refuses a protobuf runtime older than its own compiler. 1.78.0 compiles for
-protobuf 6.31.1, so the stubs run on every protobuf this project allows.
+Generated code refuses a protobuf runtime older than its compiler. 1.78.0 compiles for protobuf 6.31.1, so the stubs
+run on every protobuf this project allows; newer tools would need a newer runtime. An environment of its own, because
+grpcio-tools 1.78.0 needs protobuf 6 and grpcio-health-checking 1.85 needs protobuf 7.
 """
 
 from __future__ import annotations
@@ -20,9 +21,6 @@ PROTO = "skills/v1/skills.proto"
 
 def generate(out: Path) -> list[Path]:
     """Write the stubs under `out` and return their paths."""
-    installed = metadata.version("grpcio-tools")
-    if installed != TOOLS:
-        raise RuntimeError(f"grpcio-tools is {installed}, the stubs are made with {TOOLS}: pip install grpcio-tools=={TOOLS}")
     from grpc_tools import protoc
 
     arguments = [f"-I{ROOT / 'protos'}", f"-I{resources.files('grpc_tools') / '_proto'}"]
@@ -34,6 +32,9 @@ def generate(out: Path) -> list[Path]:
 
 if __name__ == "__main__":
     try:
+        installed = metadata.version("grpcio-tools")
+        if installed != TOOLS:
+            sys.exit(f"skills.generate: grpcio-tools is {installed}; run in an environment with grpcio-tools=={TOOLS}")
         for path in generate(ROOT):
             print(path.relative_to(ROOT))
     except (RuntimeError, metadata.PackageNotFoundError) as error:

@@ -1,0 +1,319 @@
+"""SkillClient and RobotClient: the two services as plain Python, one error tree, a deadline on every call.
+
+    robot = RobotClient("127.0.0.1:50052")
+    for event in robot.execute("pick coke can"):
+        print(event)                       # Feedback, Feedback, ..., Outcome
+
+Needs numpy, grpc and Pillow; neither torch nor mujoco, so it runs on a robot's small computer.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Self, TypeVar
+
+import grpc
+import numpy as np
+
+from skills.errors import DeadlineExceeded, InvalidRequest, ServerFault, SkillError, Unavailable
+from skills.library import SkillLibrary
+from skills.messages import (
+    read_action,
+    read_observation,
+    read_outcome,
+    read_skill,
+    read_state,
+    read_views,
+    write_observation,
+)
+from skills.types import Observation, Outcome
+from skills.v1 import skills_pb2 as pb
+from skills.v1 import skills_pb2_grpc
+from skills.wire import CLIENT_OPTIONS, LOOPBACK, error_of, split_address
+
+CALL_TIMEOUT = 30.0  # [s] for one answer; a service that dies is noticed at once, one that freezes within 2 s
+CONTROL_TIMEOUT = 2.0  # [s] for one action: a robot waits no longer for a policy
+EXECUTE_TIMEOUT = 600.0  # [s] for one skill from start to end
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class SkillScore:
+    """How likely one skill is to succeed from here."""
+
+    skill: str
+    affordance: float  # in [0, 1]
+    raw: float  # the model's own number
+    model: str  # which model said so, "analytic" for scripted skills
+    seconds: float  # compute time of its batch
+
+
+@dataclass(frozen=True)
+class ServerInfo:
+    """What a skill server hosts."""
+
+    actor_id: str  # "" when it cannot act
+    critic_id: str  # "" when it cannot judge
+    skills: int
+    control_hz: float
+    max_history: int  # observations in one request
+    schema_version: int
+
+
+@dataclass(frozen=True)
+class RobotInfo:
+    """What a robot is, and what it does now."""
+
+    name: str
+    skills: int
+    skill_server: str  # address, "" for none
+    control_hz: float
+    max_steps: int
+    stopped: bool
+    executing: str  # goal id, "" when idle
+    schema_version: int
+
+
+@dataclass(frozen=True)
+class Feedback:
+    """One control period of a running skill."""
+
+    step: int  # periods done; 0 for a scripted skill
+    state: np.ndarray  # (8,) float32 after the action, see STATE_NAMES
+    action: np.ndarray | None = None  # (8,) float32; None for a scripted skill
+    views: dict[str, bytes] = field(default_factory=dict)  # JPEG, after the action
+
+
+class _Client:
+    """A channel to one service; `service` names it in error messages."""
+
+    service = "service"
+
+    def __init__(self, address: str, timeout: float = CALL_TIMEOUT) -> None:
+        host, _ = split_address(address)
+        self.address, self._timeout = address, timeout
+        proxy = [("grpc.enable_http_proxy", 0)] if host in LOOPBACK else []
+        self._channel = grpc.insecure_channel(address, options=CLIENT_OPTIONS + proxy)
+
+    def close(self) -> None:
+        self._channel.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _ask(
+        self, method: Callable[..., Any], request: Any, read: Callable[[Any], T], timeout: float | None = None
+    ) -> T:
+        try:
+            reply = method(request, timeout=timeout or self._timeout)
+        except grpc.RpcError as error:
+            raise self._translate(error) from None
+        except ValueError as error:  # grpc's word for a closed channel
+            raise Unavailable(f"the connection to the {self.service} at {self.address} is closed") from error
+        return self._read(read, reply)
+
+    def _read(self, read: Callable[[Any], T], reply: Any) -> T:
+        try:
+            return read(reply)
+        except InvalidRequest as error:
+            raise ServerFault(
+                f"the {self.service} at {self.address} sent a reply that cannot be used: {error}"
+            ) from error
+
+    def _translate(self, error: grpc.RpcError) -> SkillError:
+        return error_of(error, f"the {self.service}", self.address)
+
+
+class SkillClient(_Client):
+    """Asks a skill server which skills there are, how likely they are to succeed, and for actions."""
+
+    service = "skill server"
+
+    def __init__(self, address: str, timeout: float = CALL_TIMEOUT) -> None:
+        super().__init__(address, timeout)
+        self._stub = skills_pb2_grpc.SkillServiceStub(self._channel)
+
+    def info(self) -> ServerInfo:
+        return self._ask(self._stub.GetServerInfo, pb.GetServerInfoRequest(), _read_server_info)
+
+    def list_skills(self) -> SkillLibrary:
+        def read(reply: pb.ListSkillsResponse) -> SkillLibrary:
+            return SkillLibrary(read_skill(skill) for skill in reply.skills)
+
+        return self._ask(self._stub.ListSkills, pb.ListSkillsRequest(), read)
+
+    def score(self, history: Sequence[Observation], names: Sequence[str] | None = None) -> list[SkillScore]:
+        """The named skills (None: all), in that order; history is oldest first, the last one is now."""
+        if names is not None and not names:
+            return []
+        request = pb.ScoreSkillsRequest(history=[write_observation(o) for o in history], names=names or ())
+        return self._ask(self._stub.ScoreSkills, request, _read_scores)
+
+    def control(self, instruction: str, timeout: float = CONTROL_TIMEOUT) -> Control:
+        """A stream of actions towards one instruction; use it as a context manager."""
+        return Control(self, self._stub.Control, instruction, timeout)
+
+
+class Control:
+    """One skill's actions, one for each observation. `cancel` may be called from any thread."""
+
+    def __init__(self, client: SkillClient, method: Callable[..., Any], instruction: str, timeout: float) -> None:
+        self._client, self._instruction, self._timeout = client, instruction, timeout
+        self._sequence = 0
+        self._requests: queue.SimpleQueue[pb.ControlRequest | None] = queue.SimpleQueue()
+        self._replies: queue.SimpleQueue[pb.ControlResponse | SkillError] = queue.SimpleQueue()
+        self._call = method(iter(self._requests.get, None))
+        threading.Thread(target=self._receive, name="control replies", daemon=True).start()
+
+    def act(self, observation: Observation) -> np.ndarray:
+        """(8,) float32. Raises DeadlineExceeded when no action comes within the stream's timeout."""
+        self._sequence += 1
+        self._requests.put(
+            pb.ControlRequest(
+                sequence=self._sequence,
+                instruction=self._instruction if self._sequence == 1 else "",
+                observation=write_observation(observation),
+            )
+        )
+        try:
+            reply = self._replies.get(timeout=self._timeout)
+        except queue.Empty:
+            self.cancel()
+            where = f"the skill server at {self._client.address}"
+            raise DeadlineExceeded(f"{where} gave no action within {self._timeout:g} s") from None
+        if isinstance(reply, SkillError):
+            self._replies.put(reply)  # a broken stream stays broken
+            raise reply
+        if reply.sequence != self._sequence:
+            raise ServerFault(f"the skill server answered observation {reply.sequence}, not {self._sequence}")
+        return self._client._read(read_action, reply.action)
+
+    def cancel(self) -> None:
+        self._requests.put(None)
+        self._call.cancel()
+
+    def __enter__(self) -> Control:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.cancel()
+
+    def _receive(self) -> None:
+        try:
+            for reply in self._call:
+                self._replies.put(reply)
+            self._replies.put(ServerFault(f"the skill server at {self._client.address} ended the control stream"))
+        except grpc.RpcError as error:
+            self._replies.put(self._client._translate(error))
+
+
+class RobotClient(_Client):
+    """Sees through a robot's camera and makes it carry out skills."""
+
+    service = "robot"
+
+    def __init__(self, address: str, timeout: float = CALL_TIMEOUT) -> None:
+        super().__init__(address, timeout)
+        self._stub = skills_pb2_grpc.RobotServiceStub(self._channel)
+
+    def info(self) -> RobotInfo:
+        return self._ask(self._stub.GetRobotInfo, pb.GetRobotInfoRequest(), _read_robot_info)
+
+    def observe(self, views: Sequence[str] = ()) -> tuple[Observation, dict[str, bytes]]:
+        """What the robot perceives now, and the named views as JPEG for people."""
+
+        def read(reply: pb.ObserveResponse) -> tuple[Observation, dict[str, bytes]]:
+            return read_observation(reply.observation), read_views(reply.views)
+
+        return self._ask(self._stub.Observe, pb.ObserveRequest(views=views), read)
+
+    def execute(
+        self,
+        skill_name: str,
+        views: Sequence[str] = (),
+        goal_id: str | None = None,  # chosen here when None; needed to cancel from elsewhere
+        timeout: float = EXECUTE_TIMEOUT,
+    ) -> Iterator[Feedback | Outcome]:
+        """Run one skill; yields Feedback and, last, the Outcome. Leaving the loop early stops the robot."""
+        request = pb.ExecuteSkillRequest(goal_id=goal_id or uuid.uuid4().hex, skill=skill_name, views=views)
+        try:
+            call = self._stub.ExecuteSkill(request, timeout=timeout)
+        except ValueError as error:
+            raise Unavailable(f"the connection to the robot at {self.address} is closed") from error
+        try:
+            for event in call:
+                match event.WhichOneof("event"):
+                    case "feedback":
+                        yield self._read(_read_feedback, event.feedback)
+                    case "result":
+                        yield self._read(read_outcome, event.result)
+                        return
+        except grpc.RpcError as error:
+            raise self._translate(error) from None
+        finally:
+            call.cancel()  # nothing to cancel once the result is here
+        raise ServerFault(f"the robot at {self.address} ended skill {skill_name!r} without a result")
+
+    def cancel(self, goal_id: str) -> bool:
+        """Ask a running goal to end; False when it has already ended."""
+
+        def read(reply: pb.CancelSkillResponse) -> bool:
+            return reply.canceling
+
+        return self._ask(self._stub.CancelSkill, pb.CancelSkillRequest(goal_id=goal_id), read)
+
+    def stop(self) -> None:
+        """Stop the robot now; it refuses skills until `reset`."""
+        self._ask(self._stub.Stop, pb.StopRequest(), _nothing)
+
+    def reset(self) -> None:
+        """Allow skills again after `stop`."""
+        self._ask(self._stub.Reset, pb.ResetRequest(), _nothing)
+
+    def satisfied(self, instruction: str) -> bool | None:
+        """Does the world meet the instruction's goal? None when the robot knows no goal for it."""
+
+        def read(reply: pb.JudgeInstructionResponse) -> bool | None:
+            return reply.satisfied if reply.known else None
+
+        return self._ask(self._stub.JudgeInstruction, pb.JudgeInstructionRequest(instruction=instruction), read)
+
+
+def _nothing(_: object) -> None:
+    return None
+
+
+def _read_scores(reply: pb.ScoreSkillsResponse) -> list[SkillScore]:
+    return [SkillScore(s.skill, s.affordance, s.raw, s.model_id, s.seconds) for s in reply.scores]
+
+
+def _read_feedback(message: pb.Feedback) -> Feedback:
+    action = read_action(message.action) if message.HasField("action") else None
+    return Feedback(message.step, read_state(message.state), action, read_views(message.views))
+
+
+def _read_server_info(reply: pb.GetServerInfoResponse) -> ServerInfo:
+    return ServerInfo(
+        reply.actor_id, reply.critic_id, reply.skills, reply.control_hz, reply.max_history, reply.schema_version
+    )
+
+
+def _read_robot_info(reply: pb.GetRobotInfoResponse) -> RobotInfo:
+    return RobotInfo(
+        name=reply.name,
+        skills=reply.skills,
+        skill_server=reply.skill_server,
+        control_hz=reply.control_hz,
+        max_steps=reply.max_steps,
+        stopped=reply.stopped,
+        executing=reply.executing,
+        schema_version=reply.schema_version,
+    )

@@ -1,0 +1,183 @@
+"""Types <-> protobuf, the one place where a message is validated: every `read_*` raises InvalidRequest, nothing else.
+
+Images are checked against their stated size before they are decoded, numbers must be finite, shapes must fit.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from PIL import Image as PillowImage
+
+from skills.errors import InvalidRequest
+from skills.library import Skill
+from skills.types import ACTION_NAMES, STATE_NAMES, Observation, Outcome, Status
+from skills.v1 import skills_pb2 as pb
+
+MAX_SIDE = 4096  # [pixels]
+MAX_HISTORY = 64  # [observations] in one request
+MAX_TEXT = 1000  # [characters] in any name, instruction or place
+MAX_OBJECTS = 1000  # in a semantic map
+JPEG_QUALITY = 90
+RAW, PNG, JPEG = pb.IMAGE_ENCODING_RAW, pb.IMAGE_ENCODING_PNG, pb.IMAGE_ENCODING_JPEG
+FORMATS = {PNG: "PNG", JPEG: "JPEG"}  # as Pillow calls them
+
+# Writing
+
+
+def write_image(image: np.ndarray, encoding: pb.ImageEncoding = RAW) -> pb.Image:
+    """(H, W, 3) uint8 RGB -> message. RAW and PNG keep every bit; JPEG is for people."""
+    image = np.ascontiguousarray(image)
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+        raise InvalidRequest(f"an image is (H, W, 3) uint8, not {image.shape} {image.dtype}")
+    height, width = image.shape[:2]
+    data = image.tobytes() if encoding == RAW else compress(image, encoding)
+    return pb.Image(encoding=encoding, width=width, height=height, data=data)
+
+
+def compress(image: np.ndarray, encoding: pb.ImageEncoding) -> bytes:
+    """(H, W, 3) uint8 RGB -> the bytes of a PNG or JPEG file."""
+    buffer = io.BytesIO()
+    options = {"compress_level": 1} if encoding == PNG else {"quality": JPEG_QUALITY}
+    PillowImage.fromarray(image).save(buffer, FORMATS[encoding], **options)
+    return buffer.getvalue()
+
+
+def write_tensor(values: np.ndarray) -> pb.Tensor:
+    values = np.asarray(values, "<f4")
+    return pb.Tensor(dtype=pb.DATA_TYPE_FLOAT32, shape=values.shape, data=values.tobytes())
+
+
+def write_observation(observation: Observation, encoding: pb.ImageEncoding = RAW) -> pb.Observation:
+    """Lossless unless told otherwise: a policy must see the pixels that the camera gave."""
+    return pb.Observation(
+        image=write_image(observation.image, encoding),
+        state=write_tensor(observation.state),
+        place=observation.place,
+        held=observation.held,
+        objects=dict(observation.objects),
+    )
+
+
+def write_skill(skill: Skill) -> pb.Skill:
+    return pb.Skill(
+        name=skill.name, family=skill.family, text=skill.text, arguments=dict(skill.arguments), learned=skill.learned
+    )
+
+
+def write_outcome(outcome: Outcome) -> pb.Outcome:
+    status = pb.Status.Value(f"STATUS_{outcome.status.name}")
+    return pb.Outcome(status=status, message=outcome.message, steps=outcome.steps, seconds=outcome.seconds)
+
+
+# Reading
+
+
+def read_image(message: pb.Image, what: str = "the image") -> np.ndarray:
+    """Message -> (H, W, 3) uint8 RGB of its own memory."""
+    width, height, data = message.width, message.height, message.data
+    if not (1 <= width <= MAX_SIDE and 1 <= height <= MAX_SIDE):
+        raise InvalidRequest(f"{what} states {width}x{height} pixels; each side must be 1 to {MAX_SIDE}")
+    if message.encoding == RAW:
+        if len(data) != width * height * 3:
+            raise InvalidRequest(f"{what}: {width}x{height} raw RGB takes {width * height * 3} bytes, not {len(data)}")
+        return np.frombuffer(data, np.uint8).reshape(height, width, 3).copy()
+    if message.encoding not in FORMATS:
+        raise InvalidRequest(f"{what} has no known encoding ({message.encoding}); use RAW, PNG or JPEG")
+    kind = FORMATS[message.encoding]
+    try:
+        with PillowImage.open(io.BytesIO(data), formats=[kind]) as picture:  # reads the header only
+            if picture.size != (width, height):
+                raise InvalidRequest(f"{what} states {width}x{height} pixels, its {kind} has {picture.size}")
+            if picture.mode != "RGB":
+                raise InvalidRequest(f"{what} must be 8-bit RGB, its {kind} is {picture.mode}")
+            return np.array(picture)
+    except InvalidRequest:
+        raise
+    except Exception as error:  # Pillow raises many kinds for broken files; all of them are the sender's
+        raise InvalidRequest(f"{what} is not a readable {kind} ({type(error).__name__})") from None
+
+
+def read_tensor(message: pb.Tensor, shape: tuple[int, ...], what: str) -> np.ndarray:
+    """Message -> float32 array of that very shape, all numbers finite."""
+    if message.dtype != pb.DATA_TYPE_FLOAT32:
+        raise InvalidRequest(f"{what} has no known data type ({message.dtype}); use FLOAT32")
+    if tuple(message.shape) != shape:
+        raise InvalidRequest(f"{what} has shape {tuple(message.shape)}, not {shape}")
+    if len(message.data) != 4 * math.prod(shape):
+        raise InvalidRequest(f"{what}: shape {shape} takes {4 * math.prod(shape)} bytes, not {len(message.data)}")
+    values = np.frombuffer(message.data, "<f4").astype(np.float32).reshape(shape)
+    if not np.isfinite(values).all():
+        raise InvalidRequest(f"{what} has a number that is not finite")
+    return values
+
+
+def read_state(message: pb.Tensor) -> np.ndarray:
+    return read_tensor(message, (len(STATE_NAMES),), "the state")
+
+
+def read_action(message: pb.Tensor) -> np.ndarray:
+    return read_tensor(message, (len(ACTION_NAMES),), "the action")
+
+
+def read_text(text: str, what: str, required: bool = True) -> str:
+    if required and not text.strip():
+        raise InvalidRequest(f"{what} is empty")
+    if len(text) > MAX_TEXT:
+        raise InvalidRequest(f"{what} has {len(text)} characters; at most {MAX_TEXT}")
+    return text
+
+
+def read_observation(message: pb.Observation) -> Observation:
+    if len(message.objects) > MAX_OBJECTS:
+        raise InvalidRequest(f"the semantic map has {len(message.objects)} objects; at most {MAX_OBJECTS}")
+    return Observation(
+        image=read_image(message.image),
+        state=read_state(message.state),
+        place=read_text(message.place, "the place", required=False),
+        held=read_text(message.held, "the object held", required=False),
+        objects={
+            read_text(name, "an object"): read_text(place, f"the place of {name[:50]!r}", required=False)
+            for name, place in message.objects.items()
+        },
+    )
+
+
+def read_history(messages: Sequence[pb.Observation]) -> list[Observation]:
+    """Oldest first; all images of one size."""
+    if not 1 <= len(messages) <= MAX_HISTORY:
+        raise InvalidRequest(f"the history has {len(messages)} observations; 1 to {MAX_HISTORY} are allowed")
+    history = [read_observation(message) for message in messages]
+    sizes = {observation.image.shape for observation in history}
+    if len(sizes) > 1:
+        raise InvalidRequest(f"the images of one history differ in size: {sorted(sizes)}")
+    return history
+
+
+def read_skill(message: pb.Skill) -> Skill:
+    return Skill(
+        name=read_text(message.name, "the skill's name"),
+        family=read_text(message.family, "the skill's family"),
+        text=read_text(message.text, "the skill's text", required=False),
+        arguments=dict(message.arguments),
+        learned=message.learned,
+    )
+
+
+def read_outcome(message: pb.Outcome) -> Outcome:
+    try:
+        status = Status[pb.Status.Name(message.status).removeprefix("STATUS_")]
+    except (KeyError, ValueError):
+        raise InvalidRequest(f"the outcome has no known status ({message.status})") from None
+    return Outcome(status, message.message, message.steps, message.seconds)
+
+
+def read_views(views: Mapping[str, pb.Image]) -> dict[str, bytes]:
+    """The JPEG bytes of each view, as they came: they are shown or stored, not computed with."""
+    for name, view in views.items():
+        if view.encoding != JPEG or not view.data:
+            raise InvalidRequest(f"view {name!r} is not a JPEG")
+    return {name: view.data for name, view in views.items()}

@@ -1,0 +1,318 @@
+"""RobotService: lets clients run one Robot, one skill at a time, and stops it whenever anything goes wrong.
+
+    with serve(robot, library, SkillClient("gpu-box:50051"), address="127.0.0.1:50052") as server:
+        server.wait()
+
+The robot is stopped when a skill ends, is cancelled, when its client disappears, when the skill server dies or gives
+no action in time, and on Stop, which also refuses further skills until Reset.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+import grpc
+import numpy as np
+
+from skills.client import CONTROL_TIMEOUT, Control, SkillClient
+from skills.errors import Busy, InvalidRequest, ServerFault, SkillError, Stopped, Unavailable
+from skills.library import Skill, SkillLibrary
+from skills.messages import JPEG, read_text, write_image, write_observation, write_outcome, write_tensor
+from skills.serving import Server
+from skills.types import (
+    ACTION_HIGH,
+    ACTION_LOW,
+    CONTROL_HZ,
+    TERMINATE_THRESHOLD,
+    Observation,
+    Outcome,
+    Robot,
+    Status,
+)
+from skills.v1 import skills_pb2 as pb
+from skills.v1 import skills_pb2_grpc
+from skills.wire import SCHEMA_VERSION
+
+log = logging.getLogger(__name__)
+
+SERVICE = pb.DESCRIPTOR.services_by_name["RobotService"].full_name
+MAX_STEPS = 45  # [control periods] of a learnt skill, about the longest episode the policies were trained on
+MAX_GOAL_ID = 64  # [characters]
+GOALS_REMEMBERED = 10_000  # ids that are refused a second time
+MAX_VIEWS = 8
+
+T = TypeVar("T")
+Event = pb.ExecuteSkillResponse | Exception
+
+
+class _Goal:
+    """One skill being run: its events for the client, and the way to end it from any thread."""
+
+    def __init__(self, goal_id: str, skill: Skill, views: Sequence[str], stop_robot: Callable[[], None]) -> None:
+        self.id, self.skill, self.views = goal_id, skill, views
+        self.events: queue.SimpleQueue[Event | None] = queue.SimpleQueue()
+        self.canceled = threading.Event()
+        self.reason = ""  # why it was cancelled, for people
+        self._stop_robot = stop_robot
+        self._lock = threading.Lock()
+        self._control: Control | None = None
+        self._ended = False
+
+    def cancel(self, reason: str) -> bool:
+        """End the goal and halt the robot now; False when it has already ended."""
+        with self._lock:
+            if self._ended:
+                return False
+            if not self.canceled.is_set():
+                self.reason = reason
+                self.canceled.set()
+            if self._control is not None:
+                self._control.cancel()  # the loop may be waiting for an action
+            self._stop_robot()
+            return True
+
+    def use(self, control: Control) -> None:
+        """From now on, cancelling also ends this control stream."""
+        with self._lock:
+            self._control = control
+            if self.canceled.is_set():
+                control.cancel()
+
+    def end(self) -> None:
+        with self._lock:
+            self._ended = True
+
+
+class RobotServicer(skills_pb2_grpc.RobotServiceServicer):
+    """All calls to the robot, except `stop`, come from one thread, always the same."""
+
+    def __init__(
+        self,
+        robot: Robot,
+        library: SkillLibrary,
+        skill_client: SkillClient | None = None,  # None: scripted skills only
+        max_steps: int = MAX_STEPS,
+        control_timeout: float = CONTROL_TIMEOUT,  # [s] the watchdog: longest wait for one action
+    ) -> None:
+        self._robot, self._library, self._skill_client = robot, library, skill_client
+        self._max_steps, self._control_timeout = max_steps, control_timeout
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="robot")
+        self._lock = threading.Lock()
+        self._goal: _Goal | None = None  # being executed
+        self._seen: OrderedDict[str, None] = OrderedDict()
+        self._stopped = False
+
+    def close(self) -> None:
+        """Halt the robot and end the running goal, for a server that shuts down."""
+        with self._lock:
+            self._stopped, goal = True, self._goal
+        if goal is not None:
+            goal.cancel("the robot's server is shutting down")
+        self._robot.stop()
+
+    def Observe(self, request: pb.ObserveRequest, context: grpc.ServicerContext) -> pb.ObserveResponse:
+        views = _check_views(request.views)
+
+        def look() -> tuple[Observation, dict[str, pb.Image]]:
+            return self._robot.observe(), self._see(views)
+
+        observation, seen = self._do(look)
+        return pb.ObserveResponse(observation=write_observation(observation), views=seen)
+
+    def JudgeInstruction(
+        self, request: pb.JudgeInstructionRequest, context: grpc.ServicerContext
+    ) -> pb.JudgeInstructionResponse:
+        verdict = self._do(self._robot.satisfied, read_text(request.instruction, "the instruction"))
+        return pb.JudgeInstructionResponse(known=verdict is not None, satisfied=bool(verdict))
+
+    def GetRobotInfo(self, request: pb.GetRobotInfoRequest, context: grpc.ServicerContext) -> pb.GetRobotInfoResponse:
+        with self._lock:
+            stopped, executing = self._stopped, self._goal.id if self._goal else ""
+        return pb.GetRobotInfoResponse(
+            schema_version=SCHEMA_VERSION,
+            name=str(getattr(self._robot, "name", type(self._robot).__name__)),
+            skills=len(self._library),
+            skill_server=self._skill_client.address if self._skill_client else "",
+            control_hz=CONTROL_HZ,
+            max_steps=self._max_steps,
+            stopped=stopped,
+            executing=executing,
+        )
+
+    def Stop(self, request: pb.StopRequest, context: grpc.ServicerContext) -> pb.StopResponse:
+        with self._lock:
+            self._stopped, goal = True, self._goal
+        if goal is not None:
+            goal.cancel("the robot was stopped")
+        self._robot.stop()
+        return pb.StopResponse()
+
+    def Reset(self, request: pb.ResetRequest, context: grpc.ServicerContext) -> pb.ResetResponse:
+        with self._lock:
+            self._stopped = False
+        return pb.ResetResponse()
+
+    def CancelSkill(self, request: pb.CancelSkillRequest, context: grpc.ServicerContext) -> pb.CancelSkillResponse:
+        with self._lock:
+            goal, known = self._goal, request.goal_id in self._seen
+        if not known:
+            raise InvalidRequest(f"there was never a goal {request.goal_id[:MAX_GOAL_ID]!r}")
+        running = goal is not None and goal.id == request.goal_id and goal.cancel("canceled by the client")
+        return pb.CancelSkillResponse(canceling=running)
+
+    def ExecuteSkill(
+        self, request: pb.ExecuteSkillRequest, context: grpc.ServicerContext
+    ) -> Iterator[pb.ExecuteSkillResponse]:
+        goal = self._accept(request)
+        if not context.add_callback(lambda: goal.cancel("the client left")):  # also called after a normal end
+            goal.cancel("the client left")
+        threading.Thread(target=self._run, args=(goal,), name=f"goal {goal.id}", daemon=True).start()
+        while (event := goal.events.get()) is not None:
+            if isinstance(event, Exception):
+                raise event
+            yield event
+
+    def _accept(self, request: pb.ExecuteSkillRequest) -> _Goal:
+        goal_id = request.goal_id
+        if not 1 <= len(goal_id) <= MAX_GOAL_ID:
+            raise InvalidRequest(f"a goal id has 1 to {MAX_GOAL_ID} characters, not {len(goal_id)}")
+        skill = self._library[read_text(request.skill, "the skill")]
+        goal = _Goal(goal_id, skill, _check_views(request.views), self._robot.stop)
+        if skill.learned and self._skill_client is None:
+            raise Unavailable(
+                f"this robot has no skill server, and {skill.name!r} is learnt; it runs scripted skills only"
+            )
+        with self._lock:
+            if self._stopped:
+                raise Stopped("the robot is stopped; reset it before the next skill")
+            if goal_id in self._seen:
+                raise InvalidRequest(f"goal {goal_id!r} was given before; each goal runs at most once")
+            if self._goal is not None:
+                raise Busy(f"the robot still executes {self._goal.skill.name!r} (goal {self._goal.id!r})")
+            self._seen[goal_id] = None
+            if len(self._seen) > GOALS_REMEMBERED:
+                self._seen.popitem(last=False)
+            self._goal = goal
+        return goal
+
+    def _run(self, goal: _Goal) -> None:
+        """The goal's own thread: whatever happens, the robot ends stopped and the client gets its last event."""
+        started = time.monotonic()
+        last: Event
+        try:
+            self._do(self._see, goal.views)  # an unknown view is refused before anything moves
+            goal.events.put(pb.ExecuteSkillResponse(accepted=pb.Accepted(goal_id=goal.id)))
+            status, message, steps = (self._learned if goal.skill.learned else self._scripted)(goal)
+            if goal.canceled.is_set():
+                status, message = Status.CANCELED, goal.reason
+            seconds = time.monotonic() - started
+            last = pb.ExecuteSkillResponse(result=write_outcome(Outcome(status, message, steps, seconds)))
+        except Exception as error:
+            if not isinstance(error, SkillError):
+                log.error("the robot's driver failed in %r", goal.skill.name, exc_info=error)
+                error = ServerFault(f"the robot's driver failed in {goal.skill.name!r}; the robot's log has the reason")
+            last = error
+        try:
+            self._robot.stop()
+        except Exception as error:
+            log.critical("the robot could not be stopped", exc_info=error)
+        goal.end()
+        with self._lock:
+            self._goal = None  # first, so that a client can send the next goal as soon as it has the result
+        goal.events.put(last)
+        goal.events.put(None)
+
+    def _learned(self, goal: _Goal) -> tuple[Status, str, int]:
+        assert self._skill_client is not None  # _accept refused otherwise
+        steps, terminated = 0, False
+        self._do(self._robot.start, goal.skill)
+        observation = self._do(self._robot.observe)
+        try:
+            with self._skill_client.control(goal.skill.name, self._control_timeout) as control:
+                goal.use(control)
+                while steps < self._max_steps and not terminated and not goal.canceled.is_set():
+                    action = np.clip(control.act(observation), ACTION_LOW, ACTION_HIGH)
+                    if goal.canceled.is_set():
+                        break
+                    self._do(self._robot.apply, action)
+                    steps += 1
+                    terminated = bool(action[-1] > TERMINATE_THRESHOLD)
+                    observation = self._do(self._observe_and_report, goal, steps, action)
+        except SkillError as error:
+            self._robot.stop()
+            return Status.ABORTED, str(error), steps
+        reached = self._do(self._robot.succeeded, goal.skill)
+        if reached if reached is not None else terminated:
+            return Status.SUCCEEDED, "", steps
+        return Status.FAILED, "the goal was not reached" if terminated else f"no end within {steps} steps", steps
+
+    def _scripted(self, goal: _Goal) -> tuple[Status, str, int]:
+        def canceled() -> bool:
+            """What the robot asks now and then; with views asked for, the client sees them each time."""
+            if goal.views:
+                self._observe_and_report(goal, 0, None)
+            return goal.canceled.is_set()
+
+        def perform() -> None:
+            if goal.canceled.is_set():
+                return
+            self._robot.start(goal.skill)
+            self._robot.perform(goal.skill, canceled)
+            self._observe_and_report(goal, 0, None)
+
+        try:
+            self._do(perform)
+        except ValueError as error:
+            return Status.ABORTED, str(error), 0
+        if self._do(self._robot.succeeded, goal.skill) is False:
+            return Status.FAILED, "the goal was not reached", 0
+        return Status.SUCCEEDED, "", 0
+
+    def _observe_and_report(self, goal: _Goal, step: int, action: np.ndarray | None) -> Observation:
+        observation = self._robot.observe()
+        feedback = pb.Feedback(step=step, state=write_tensor(observation.state), views=self._see(goal.views))
+        if action is not None:
+            feedback.action.CopyFrom(write_tensor(action))
+        goal.events.put(pb.ExecuteSkillResponse(feedback=feedback))
+        return observation
+
+    def _see(self, views: Sequence[str]) -> dict[str, pb.Image]:
+        try:
+            return {name: write_image(self._robot.view(name), JPEG) for name in views}
+        except KeyError as error:
+            raise InvalidRequest(f"the robot has no view {error}") from None
+
+    def _do(self, call: Callable[..., T], *arguments: object) -> T:
+        """Run on the robot's thread."""
+        return self._thread.submit(call, *arguments).result()
+
+
+def _check_views(views: Sequence[str]) -> list[str]:
+    if len(views) > MAX_VIEWS:
+        raise InvalidRequest(f"{len(views)} views at once; at most {MAX_VIEWS}")
+    return [read_text(view, "a view's name") for view in views]
+
+
+def serve(
+    robot: Robot,
+    library: SkillLibrary,
+    skill_client: SkillClient | None = None,
+    *,
+    address: str = "127.0.0.1:0",
+    max_steps: int = MAX_STEPS,
+    control_timeout: float = CONTROL_TIMEOUT,
+) -> Server:
+    """A running robot server; port 0 takes a free port, `.address` says which."""
+    servicer = RobotServicer(robot, library, skill_client, max_steps, control_timeout)
+
+    def add(server: grpc.Server) -> None:
+        skills_pb2_grpc.add_RobotServiceServicer_to_server(servicer, server)
+
+    return Server(add, SERVICE, address, on_stop=servicer.close)

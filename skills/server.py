@@ -1,0 +1,178 @@
+"""SkillService: hosts one Actor and one Critic for robots and planners that ask over gRPC.
+
+with serve(library, critic=policy, actor=policy, model_id="kitchen-1") as server:
+    print(server.address)
+    server.wait()
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
+from typing import TypeVar
+
+import grpc
+import numpy as np
+
+from skills import connective
+from skills.errors import Busy, InvalidRequest, ServerFault, Unavailable
+from skills.library import SkillLibrary
+from skills.messages import (
+    MAX_HISTORY,
+    read_history,
+    read_observation,
+    read_text,
+    write_skill,
+    write_tensor,
+)
+from skills.serving import Server
+from skills.types import ACTION_HIGH, ACTION_LOW, ACTION_NAMES, CONTROL_HZ, STATE_NAMES, Actor, Critic, Observation
+from skills.v1 import skills_pb2 as pb
+from skills.v1 import skills_pb2_grpc
+from skills.wire import SCHEMA_VERSION
+
+SERVICE = pb.DESCRIPTOR.services_by_name["SkillService"].full_name
+MAX_STREAMS = 16  # robots controlled at one time
+CONTROL_HISTORY = 16  # [observations] that a control stream remembers; an actor uses the last ones it needs
+ANALYTIC = "analytic"  # model id of scripted skills' affordances
+UNITS = ("m",) * 3 + ("rad",) * 3 + ("",) * 2
+
+T = TypeVar("T")
+
+
+class SkillServicer(skills_pb2_grpc.SkillServiceServicer):
+    """Inference has one thread of its own, so that a slow model never blocks a health check or another reader."""
+
+    def __init__(
+        self,
+        library: SkillLibrary,
+        critic: Critic | None = None,
+        actor: Actor | None = None,
+        critic_id: str = "",
+        actor_id: str = "",
+    ) -> None:
+        for skill in library:
+            if not skill.learned:
+                connective.check(skill)
+        self._library, self._critic, self._actor = library, critic, actor
+        self._critic_id, self._actor_id = critic_id, actor_id
+        self._inference = ThreadPoolExecutor(1, thread_name_prefix="inference")
+        self._streams = threading.BoundedSemaphore(MAX_STREAMS)
+
+    def close(self) -> None:
+        self._inference.shutdown(wait=False, cancel_futures=True)
+
+    def ListSkills(self, request: pb.ListSkillsRequest, context: grpc.ServicerContext) -> pb.ListSkillsResponse:
+        return pb.ListSkillsResponse(skills=[write_skill(skill) for skill in self._library])
+
+    def GetServerInfo(
+        self, request: pb.GetServerInfoRequest, context: grpc.ServicerContext
+    ) -> pb.GetServerInfoResponse:
+        dimensions = zip(ACTION_NAMES, ACTION_LOW, ACTION_HIGH, UNITS, strict=True)
+        return pb.GetServerInfoResponse(
+            schema_version=SCHEMA_VERSION,
+            actor_id=self._actor_id if self._actor else "",
+            critic_id=self._critic_id if self._critic else "",
+            skills=len(self._library),
+            action=[pb.ActionDimension(name=n, low=low, high=high, unit=u) for n, low, high, u in dimensions],
+            state=STATE_NAMES,
+            control_hz=CONTROL_HZ,
+            max_history=MAX_HISTORY,
+        )
+
+    def ScoreSkills(self, request: pb.ScoreSkillsRequest, context: grpc.ServicerContext) -> pb.ScoreSkillsResponse:
+        history = read_history(request.history)
+        skills = [self._library[name] for name in request.names] or list(self._library)
+        learned = [skill.name for skill in skills if skill.learned]
+        values: dict[str, float] = {}
+        started = time.perf_counter()
+        if learned:
+            values = dict(zip(learned, self._values(history, learned, context), strict=True))
+        seconds = time.perf_counter() - started
+        scores = []
+        for skill in skills:
+            if skill.learned:
+                raw = values[skill.name]
+                score = pb.SkillScore(raw=raw, model_id=self._critic_id, seconds=seconds)
+            else:
+                raw = connective.connective_affordance(skill, history[-1])
+                score = pb.SkillScore(raw=raw, model_id=ANALYTIC)
+            score.skill, score.affordance = skill.name, min(max(raw, 0.0), 1.0)
+            scores.append(score)
+        return pb.ScoreSkillsResponse(scores=scores)
+
+    def Control(
+        self, requests: Iterator[pb.ControlRequest], context: grpc.ServicerContext
+    ) -> Iterator[pb.ControlResponse]:
+        actor = self._actor
+        if actor is None:
+            raise InvalidRequest("this skill server hosts no actor; start it with a checkpoint that can act")
+        if not self._streams.acquire(blocking=False):
+            raise Busy(f"this skill server already controls {MAX_STREAMS} robots")
+        try:
+            history: deque[Observation] = deque(maxlen=CONTROL_HISTORY)
+            instruction, last = "", -1
+            for request in requests:
+                if not last < request.sequence:
+                    raise InvalidRequest(f"sequence {request.sequence} follows {last}; it must grow")
+                if not history or request.instruction not in ("", instruction):
+                    if history:
+                        raise InvalidRequest("one control stream serves one instruction; open another stream")
+                    instruction = read_text(request.instruction, "the instruction")
+                last = request.sequence
+                observation = read_observation(request.observation)
+                if history and observation.image.shape != history[-1].image.shape:
+                    raise InvalidRequest("the image changed its size within one control stream")
+                history.append(observation)
+                started = time.perf_counter()
+                action = self._infer(context, actor.act, list(history), instruction)
+                seconds = time.perf_counter() - started
+                if np.shape(action) != ACTION_LOW.shape or not np.isfinite(action).all():
+                    raise ServerFault(f"the actor gave no valid action for {instruction!r}: {action!r}")
+                yield pb.ControlResponse(sequence=last, action=write_tensor(action), seconds=seconds)
+        finally:
+            self._streams.release()
+
+    def _values(self, history: list[Observation], names: list[str], context: grpc.ServicerContext) -> list[float]:
+        critic = self._critic
+        if critic is None:
+            raise InvalidRequest("this skill server hosts no critic, so it cannot score learnt skills")
+        values = np.asarray(self._infer(context, critic.value, history, names))
+        if values.shape != (len(names),) or not np.isfinite(values).all():
+            raise ServerFault(f"the critic gave no valid values for {len(names)} skills: shape {values.shape}")
+        return [float(value) for value in values]
+
+    def _infer(self, context: grpc.ServicerContext, compute: Callable[..., T], *arguments: object) -> T:
+        """Run on the inference thread; give up waiting as soon as nobody waits for the answer."""
+        try:
+            future = self._inference.submit(compute, *arguments)
+        except RuntimeError:
+            raise Unavailable("this skill server is shutting down") from None
+        while not wait([future], timeout=0.1).done:
+            if not context.is_active() and future.cancel():
+                raise Unavailable("the client has left")
+        if future.cancelled():
+            raise Unavailable("this skill server is shutting down")
+        return future.result()
+
+
+def serve(
+    library: SkillLibrary,
+    critic: Critic | None = None,
+    actor: Actor | None = None,
+    *,
+    model_id: str = "",  # of both, unless told apart
+    critic_id: str = "",
+    actor_id: str = "",
+    address: str = "127.0.0.1:0",
+) -> Server:
+    """A running skill server; port 0 takes a free port, `.address` says which."""
+    servicer = SkillServicer(library, critic, actor, critic_id or model_id, actor_id or model_id)
+
+    def add(server: grpc.Server) -> None:
+        skills_pb2_grpc.add_SkillServiceServicer_to_server(servicer, server)
+
+    return Server(add, SERVICE, address, on_stop=servicer.close)

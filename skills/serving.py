@@ -1,0 +1,162 @@
+"""A gRPC server as both services need it: health, reflection, and one boundary where errors become statuses."""
+
+from __future__ import annotations
+
+import logging
+import socket
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import grpc
+from google.protobuf.message import DecodeError
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from skills.errors import InvalidRequest, ServerFault, SkillError, Unavailable
+from skills.wire import SERVER_OPTIONS, code_of, split_address
+
+log = logging.getLogger(__name__)
+
+THREADS = 32  # calls at one time; long ones are limited to fewer, so that health checks always find a thread
+MAX_DETAILS = 1000  # [characters] of a status message: it travels in a header
+SERVING = health_pb2.HealthCheckResponse.SERVING
+NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+
+
+class Server:
+    """A running server; `address` is where it listens. Use it as a context manager, or call `stop`."""
+
+    def __init__(
+        self,
+        add_to_server: Callable[[grpc.Server], None],  # registers the servicer
+        service: str,  # its full name, for health and reflection
+        address: str = "127.0.0.1:0",  # HOST:PORT; port 0 takes a free one
+        on_stop: Callable[[], None] = lambda: None,  # called once, before running calls are ended
+    ) -> None:
+        host, port = split_address(address)
+        _refuse_occupied(host, port, address)
+        self._on_stop, self._service, self._stopped = on_stop, service, False
+        self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix=service)
+        self._server = grpc.server(self._threads, interceptors=[_Boundary()], options=SERVER_OPTIONS)
+        add_to_server(self._server)
+        self._health = health.HealthServicer(experimental_non_blocking=True)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        reflection.enable_server_reflection((service, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server)
+        try:
+            self.port = self._server.add_insecure_port(address)
+        except RuntimeError:
+            raise Unavailable(f"cannot listen on {address}") from None
+        self.address = f"[{host}]:{self.port}" if ":" in host else f"{host}:{self.port}"
+        self._server.start()
+        self._set_health(SERVING)
+
+    def stop(self, grace: float = 1.0) -> None:
+        """Refuse new calls, end running ones after `grace` seconds; returns when all have ended."""
+        if not self._stopped:
+            self._stopped = True
+            self._set_health(NOT_SERVING)
+            self._on_stop()
+            self._server.stop(grace).wait()
+            self._threads.shutdown(wait=False)
+
+    def wait(self) -> None:
+        """Until `stop` is called from elsewhere."""
+        self._server.wait_for_termination()
+
+    def __enter__(self) -> Server:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def _set_health(self, status: int) -> None:
+        for name in ("", self._service):
+            self._health.set(name, status)
+
+
+def _refuse_occupied(host: str, port: int, address: str) -> None:
+    """Bind once by hand: gRPC's own failure is a page of log lines without the reason in it."""
+    try:
+        family, kind, protocol, _, where = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind, protocol) as probe:
+            probe.setsockopt(
+                socket.SOL_SOCKET, socket.SO_REUSEADDR, 1
+            )  # a port in TIME_WAIT is free, a listener's is not
+            probe.bind(where)
+    except OSError as error:
+        raise Unavailable(f"cannot listen on {address}: {error.strerror}; port 0 takes any free one") from None
+
+
+_MALFORMED = object()  # stands for a request that is no protobuf message
+
+
+class _Boundary(grpc.ServerInterceptor):
+    """Around every method of ours: SkillError -> its status, anything else -> INTERNAL and a log line."""
+
+    def intercept_service(self, continuation: Callable[[Any], Any], details: Any) -> Any:
+        handler = continuation(details)
+        if handler is None or not details.method.startswith("/skills.v1."):
+            return handler
+        decode = _tolerant(handler.request_deserializer)
+        if handler.request_streaming:
+            return grpc.stream_stream_rpc_method_handler(
+                _stream(handler.stream_stream, _checked_each), decode, handler.response_serializer
+            )
+        if handler.response_streaming:
+            return grpc.unary_stream_rpc_method_handler(
+                _stream(handler.unary_stream, _checked), decode, handler.response_serializer
+            )
+        return grpc.unary_unary_rpc_method_handler(_unary(handler.unary_unary), decode, handler.response_serializer)
+
+
+def _tolerant(decode: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
+    def tolerant(data: bytes) -> Any:
+        try:
+            return decode(data)
+        except DecodeError:
+            return _MALFORMED  # refused where the call's context is at hand
+
+    return tolerant
+
+
+def _checked(request: Any) -> Any:
+    if request is _MALFORMED:
+        raise InvalidRequest("the request is not a message of this service")
+    return request
+
+
+def _checked_each(requests: Iterator[Any]) -> Iterator[Any]:
+    return map(_checked, requests)
+
+
+def _unary(behave: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+    def guarded(request: Any, context: grpc.ServicerContext) -> Any:
+        try:
+            return behave(_checked(request), context)
+        except Exception as error:
+            problem = _problem(error)
+        context.abort(code_of(problem), str(problem)[:MAX_DETAILS])
+
+    return guarded
+
+
+def _stream(behave: Callable[[Any, Any], Iterator[Any]], check: Callable[[Any], Any]) -> Callable[[Any, Any], Any]:
+    def guarded(request: Any, context: grpc.ServicerContext) -> Iterator[Any]:
+        try:
+            yield from behave(check(request), context)
+            return
+        except Exception as error:
+            if not context.is_active():  # the client left; nobody to tell
+                return
+            problem = _problem(error)
+        context.abort(code_of(problem), str(problem)[:MAX_DETAILS])
+
+    return guarded
+
+
+def _problem(error: Exception) -> SkillError:
+    if isinstance(error, SkillError):
+        return error
+    log.error("a call failed", exc_info=error)
+    return ServerFault("the service failed; its log has the reason")

@@ -1,0 +1,103 @@
+"""What both ends of a connection agree on: options, addresses, and which error is which gRPC status."""
+
+from __future__ import annotations
+
+from urllib.parse import urlsplit
+
+import grpc
+
+from skills.errors import (
+    Busy,
+    DeadlineExceeded,
+    InvalidRequest,
+    ServerFault,
+    SkillError,
+    Stopped,
+    Unavailable,
+    UnknownSkill,
+)
+
+SCHEMA_VERSION = 1
+MAX_MESSAGE = 64 * 2**20  # [bytes]: a long history of raw 320x256 images fits
+PING_EVERY = 1000  # [ms] without traffic before a ping
+PING_TIMEOUT = 1000  # [ms] without an answer before the link counts as dead
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+_MESSAGES = [("grpc.max_send_message_length", MAX_MESSAGE), ("grpc.max_receive_message_length", MAX_MESSAGE)]
+CLIENT_OPTIONS = [
+    *_MESSAGES,
+    ("grpc.keepalive_time_ms", PING_EVERY),
+    ("grpc.keepalive_timeout_ms", PING_TIMEOUT),
+    ("grpc.http2.ping_timeout_ms", PING_TIMEOUT),  # without it a dead link is noticed after 60 s
+    ("grpc.http2.max_pings_without_data", 0),  # any number
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 1000),  # a service that was started again is found again within a second
+    ("grpc.use_local_subchannel_pool", 1),  # a client's own connection: closing one client never disturbs another
+]
+SERVER_OPTIONS = [
+    *_MESSAGES,
+    ("grpc.so_reuseport", 0),  # else a second server takes the same port in silence
+    ("grpc.keepalive_time_ms", PING_EVERY),  # a client that vanished must not leave a robot moving
+    ("grpc.keepalive_timeout_ms", PING_TIMEOUT),
+    ("grpc.http2.ping_timeout_ms", PING_TIMEOUT),
+    ("grpc.http2.max_pings_without_data", 0),
+    ("grpc.http2.min_ping_interval_without_data_ms", PING_EVERY // 2),
+    ("grpc.http2.max_ping_strikes", 0),
+]
+CODES = {
+    InvalidRequest: grpc.StatusCode.INVALID_ARGUMENT,
+    UnknownSkill: grpc.StatusCode.NOT_FOUND,
+    Unavailable: grpc.StatusCode.UNAVAILABLE,
+    DeadlineExceeded: grpc.StatusCode.DEADLINE_EXCEEDED,
+    Busy: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    Stopped: grpc.StatusCode.FAILED_PRECONDITION,
+    ServerFault: grpc.StatusCode.INTERNAL,
+}
+ERRORS = {code: error for error, code in CODES.items()}
+
+
+def split_address(address: str) -> tuple[str, int]:
+    """ "host:port" -> (host, port); an IPv6 host stands in brackets."""
+    try:
+        parts = urlsplit(f"//{address}")
+        host, port = parts.hostname, parts.port
+    except ValueError:
+        host, port = None, None
+    if not host or port is None or parts.netloc != address:
+        raise InvalidRequest(f"{address!r} is not an address; it must be HOST:PORT, such as 127.0.0.1:50051")
+    return host, port
+
+
+def code_of(error: SkillError) -> grpc.StatusCode:
+    """The status a server answers with."""
+    return next((code for kind, code in CODES.items() if isinstance(error, kind)), grpc.StatusCode.INTERNAL)
+
+
+def error_of(error: grpc.RpcError, service: str, address: str) -> SkillError:
+    """What a client raises; `service` is "skill server" or "robot", named in every message that is not its own."""
+    code, details = error.code(), error.details() or ""
+    where = f"{service} at {address}"
+    match code:
+        case grpc.StatusCode.UNAVAILABLE | grpc.StatusCode.CANCELLED:
+            return Unavailable(f"{where} {_why_unavailable(code, details)}")
+        case grpc.StatusCode.DEADLINE_EXCEEDED:
+            return DeadlineExceeded(f"{where} did not answer in time")
+        case grpc.StatusCode.RESOURCE_EXHAUSTED if "larger than max" in details:
+            return InvalidRequest(f"{where}: a message is larger than {MAX_MESSAGE // 2**20} MiB")
+        case grpc.StatusCode.UNIMPLEMENTED:
+            return ServerFault(f"{where} does not know this call; is that the right address?")
+        case _ if code in ERRORS:
+            return ERRORS[code](details or f"{where} answered {code.name}")
+    return ServerFault(f"{where} answered {code.name}: {details}")
+
+
+def _why_unavailable(code: grpc.StatusCode, details: str) -> str:
+    if "Connection refused" in details:
+        return "cannot be reached: nothing listens there"
+    if code is grpc.StatusCode.CANCELLED or any(
+        sign in details for sign in ("closed", "reset", "GOAWAY", "Broken pipe")
+    ):
+        return "has died or was shut down"
+    if "ping" in details or "keepalive" in details:
+        return "has stopped responding"
+    return f"is unavailable: {details}"

@@ -1,0 +1,242 @@
+"""Both services on loopback with the tiny robot: what calls do, and how each mistake is answered."""
+
+import socket
+import threading
+import time
+
+import grpc
+import numpy as np
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
+from tiny_services import LineRobot, Walker
+
+from skills import robot as robot_service
+from skills import server as skill_service
+from skills.client import Feedback, RobotClient, SkillClient
+from skills.errors import (
+    Busy,
+    DeadlineExceeded,
+    InvalidRequest,
+    LibraryError,
+    ServerFault,
+    Stopped,
+    Unavailable,
+    UnknownSkill,
+)
+from skills.library import Skill, SkillLibrary
+from skills.types import Outcome, Status
+
+LIBRARY = SkillLibrary.load()
+
+
+@pytest.fixture
+def skill_client():
+    with (
+        skill_service.serve(LIBRARY, Walker(), Walker(), model_id="walker") as server,
+        SkillClient(server.address) as client,
+    ):
+        yield client
+
+
+@pytest.fixture
+def line_robot():
+    return LineRobot()
+
+
+@pytest.fixture
+def robot_client(line_robot, skill_client):
+    server = robot_service.serve(line_robot, LIBRARY, skill_client, control_timeout=0.3)
+    with server, RobotClient(server.address) as client:
+        yield client
+
+
+def finish(events) -> Outcome:
+    *_, outcome = events
+    assert isinstance(outcome, Outcome)
+    return outcome
+
+
+def wait_until(true, seconds=2.0):
+    deadline = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < deadline, "it never came true"
+        time.sleep(0.005)
+
+
+def test_the_library_arrives_whole(skill_client):
+    assert list(skill_client.list_skills()) == list(LIBRARY)
+    assert skill_client.info().actor_id == "walker" and skill_client.info().skills == len(LIBRARY)
+
+
+def test_scores_come_in_the_order_asked_from_critic_and_rules(skill_client, line_robot):
+    here = line_robot.observe()
+    scores = skill_client.score([here] * 3, ["find tea", "pick apple", "put down", "pick tea"])
+    assert [s.skill for s in scores] == ["find tea", "pick apple", "put down", "pick tea"]
+    assert [s.affordance for s in scores] == pytest.approx([1.0, 0.3, 0.0, 0.301])
+    assert [s.model for s in scores] == ["analytic", "walker", "analytic", "walker"]
+    assert len(skill_client.score([here])) == len(LIBRARY)
+
+
+def test_a_control_stream_answers_each_observation(skill_client, line_robot):
+    with skill_client.control("pick apple") as control:
+        for _ in range(3):
+            np.testing.assert_array_equal(control.act(line_robot.observe())[:2], np.float32([0.08, 0.0]))
+
+
+def test_a_learned_skill_runs_to_its_end(robot_client, line_robot):
+    *feedback, outcome = robot_client.execute("pick apple", views=["room"])
+    assert outcome.status is Status.SUCCEEDED and outcome.steps == 7 == line_robot.applied
+    assert all(isinstance(f, Feedback) and f.views["room"][:2] == b"\xff\xd8" for f in feedback)
+    assert [f.step for f in feedback] == [1, 2, 3, 4, 5, 6, 7] and feedback[-1].action[7] == 1
+    assert line_robot.stops and len(line_robot.threads) == 1  # the driver is called from one thread
+
+
+def test_a_skill_that_reaches_nothing_has_failed(robot_client):
+    outcome = finish(robot_client.execute("open top drawer"))
+    assert outcome.status is Status.FAILED and outcome.steps == 45
+
+
+def test_a_scripted_skill_that_cannot_run_is_aborted_with_the_robots_reason(robot_client):
+    outcome = finish(robot_client.execute("put down"))
+    assert outcome.status is Status.ABORTED and outcome.message == "the gripper holds nothing to put down"
+
+
+def test_the_robot_answers_what_it_sees_and_knows(robot_client):
+    observation, views = robot_client.observe(["head", "room"])
+    assert observation.place == "table" and observation.image.shape == (4, 6, 3) and set(views) == {"head", "room"}
+    assert robot_client.satisfied("walk") is False and robot_client.satisfied("sing") is None
+    assert robot_client.info().name == "line robot" and not robot_client.info().stopped
+
+
+@pytest.mark.parametrize("skill", ["pick apple", "go to trash can"])
+def test_cancelling_a_skill_stops_the_robot(robot_client, line_robot, skill):
+    line_robot.period = 0.05
+    events = robot_client.execute(skill, goal_id="walk")
+    outcome = []
+    thread = threading.Thread(target=lambda: outcome.append(finish(events)))
+    thread.start()
+    assert line_robot.moving.wait(2)
+    assert robot_client.cancel("walk")
+    thread.join(1)
+    assert outcome[0].status is Status.CANCELED and not line_robot.moving.is_set()
+    assert not robot_client.cancel("walk")  # it has ended
+
+
+def test_a_client_that_leaves_stops_the_robot(robot_client, line_robot):
+    line_robot.period = 0.05
+    events = robot_client.execute("pick apple")
+    next(events)
+    events.close()
+    wait_until(lambda: not robot_client.info().executing)
+    assert line_robot.stops and line_robot.applied < 7
+
+
+def test_stop_is_latched_until_reset(robot_client, line_robot):
+    line_robot.period = 0.05
+    events = robot_client.execute("pick apple")
+    next(events)
+    robot_client.stop()
+    assert finish(events).status is Status.CANCELED
+    with pytest.raises(Stopped, match="reset"):
+        finish(robot_client.execute("pick apple"))
+    robot_client.reset()
+    assert finish(robot_client.execute("pick apple")).succeeded
+
+
+def test_one_goal_at_a_time(robot_client, line_robot):
+    line_robot.period = 0.05
+    running = robot_client.execute("pick apple")
+    next(running)
+    with pytest.raises(Busy, match="pick apple"):
+        finish(robot_client.execute("pick tea"))
+    assert finish(running).succeeded
+
+
+def test_a_goal_runs_at_most_once(robot_client, line_robot):
+    assert finish(robot_client.execute("pick apple", goal_id="one")).succeeded
+    with pytest.raises(InvalidRequest, match="at most once"):
+        finish(robot_client.execute("pick apple", goal_id="one"))
+    assert line_robot.applied == 7
+
+
+def test_a_policy_that_gives_no_action_in_time_aborts_the_skill(robot_client, line_robot):
+    outcome = finish(robot_client.execute("close top drawer"))
+    assert outcome.status is Status.ABORTED and "no action within 0.3 s" in outcome.message
+    assert line_robot.stops and not line_robot.applied
+
+
+def test_a_driver_that_crashes_is_a_server_fault_without_its_inner_words(robot_client, line_robot, monkeypatch):
+    monkeypatch.setattr(line_robot, "apply", lambda action: 1 / 0)
+    with pytest.raises(ServerFault, match="driver failed in 'pick apple'") as caught:
+        finish(robot_client.execute("pick apple"))
+    assert "ZeroDivision" not in str(caught.value) and line_robot.stops
+    assert robot_client.info().executing == ""
+
+
+def test_mistakes_are_named(robot_client, skill_client, line_robot):
+    with pytest.raises(UnknownSkill, match="did you mean 'pick apple'"):
+        finish(robot_client.execute("pick aple"))
+    with pytest.raises(UnknownSkill, match="did you mean 'pick apple'"):
+        skill_client.score([line_robot.observe()], ["pick aple"])
+    with pytest.raises(InvalidRequest, match="no view 'back'"):
+        robot_client.observe(["back"])
+    with pytest.raises(InvalidRequest, match="history"):
+        skill_client.score([])
+    with pytest.raises(InvalidRequest, match="HOST:PORT"):
+        SkillClient("somewhere")
+
+
+def test_bytes_that_are_no_message_are_an_invalid_argument(skill_client):
+    """Stock gRPC answers them with INTERNAL or UNKNOWN and the exception's text."""
+    with grpc.insecure_channel(skill_client.address) as channel:
+        with pytest.raises(grpc.RpcError) as unary:
+            channel.unary_unary("/skills.v1.SkillService/ScoreSkills")(b"\xff\xff\xff", timeout=5)
+        with pytest.raises(grpc.RpcError) as stream:
+            list(channel.stream_stream("/skills.v1.SkillService/Control")(iter([b"\xff\xff\xff"]), timeout=5))
+    assert unary.value.code() is stream.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+
+
+def test_a_broken_image_never_reaches_the_policy(skill_client, line_robot):
+    broken = line_robot.observe()
+    object.__setattr__(broken, "state", np.full(8, np.inf, np.float32))
+    with pytest.raises(InvalidRequest, match="not finite"):
+        skill_client.score([broken])
+    with skill_client.control("pick apple") as control, pytest.raises(InvalidRequest, match="not finite"):
+        control.act(broken)
+
+
+def test_an_occupied_port_is_refused_in_one_line():
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        with pytest.raises(Unavailable, match=f"cannot listen on {address}: Address already in use"):
+            skill_service.serve(LIBRARY, address=address)
+
+
+def test_a_second_server_on_the_same_port_is_refused():
+    with skill_service.serve(LIBRARY) as server, pytest.raises(Unavailable, match="Address already in use"):
+        skill_service.serve(LIBRARY, address=server.address)
+
+
+def test_a_scripted_family_without_a_rule_is_refused_when_the_server_starts():
+    with pytest.raises(LibraryError, match="no affordance rule"):
+        skill_service.serve(SkillLibrary([Skill("dance", "dance", learned=False)]))
+
+
+def test_health_and_reflection_are_served(skill_client, robot_client):
+    for address, service in [
+        (skill_client.address, "skills.v1.SkillService"),
+        (robot_client.address, "skills.v1.RobotService"),
+    ]:
+        with grpc.insecure_channel(address) as channel:
+            check = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(service=service), timeout=5)
+            assert check.status == health_pb2.HealthCheckResponse.SERVING
+            assert service in ProtoReflectionDescriptorDatabase(channel).get_services()
+
+
+def test_a_slow_model_does_not_hold_up_other_calls(skill_client, line_robot):
+    with skill_client.control("close top drawer", timeout=0.05) as control, pytest.raises(DeadlineExceeded):
+        control.act(line_robot.observe())  # the model now computes for 3 s
+    started = time.monotonic()
+    skill_client.info()
+    assert time.monotonic() - started < 1
