@@ -1,0 +1,233 @@
+"""Episodes as arrays to train on: checked, decoded once into a cache beside the data, memory-mapped.
+
+dataset = EpisodeDataset("data/kitchen")          # a dataset, or a folder of shards
+dataset.images[dataset.frames(3)]                 # (T, H, W, 3) uint8
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import shutil
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from saycan_qt import atomic
+from saycan_qt.data import lerobot
+from saycan_qt.data.lerobot import DatasetError, Episode
+from saycan_qt.data.reader import Quarantined, Shard
+from saycan_qt.data.writer import EpisodeWriter
+
+__all__ = ["DatasetError", "Episode", "EpisodeDataset", "EpisodeWriter", "Quarantined"]
+
+log = logging.getLogger(__name__)
+
+CACHE_VERSION = 1
+LONG = 20_000  # decoding more frames than this shows a progress bar
+
+
+class EpisodeDataset:
+    """All good episodes of one or several datasets, in the order of shards and files."""
+
+    images: np.ndarray  # (N, H, W, 3) uint8, a read-only memory map
+    states: np.ndarray  # (N, 8) float32
+    actions: np.ndarray  # (N, 8) float32
+    frame_episode: np.ndarray  # (N,) int64, the episode of each frame
+    episode_start: np.ndarray  # (E + 1,) int64, first frame of each episode
+    episode_task: np.ndarray  # (E,) int64, index into `tasks`
+    success: np.ndarray  # (E,) bool
+    truncated: np.ndarray  # (E,) bool, cut by the time limit
+    tasks: list[str]
+    quarantined: list[Quarantined]
+    digest: str  # of the content of all files, the same on every machine
+
+    def __init__(
+        self,
+        roots: str | Path | Iterable[str | Path],
+        max_bad_share: float = 0.05,  # more quarantined episodes than this raise DatasetError
+        cache: str | Path | None = None,  # folder of the decoded frames; `.cache` in the first root when None
+        progress: bool | None = None,  # show a bar while decoding; None: when it takes long and a person looks on
+    ) -> None:
+        given = [Path(roots)] if isinstance(roots, str | Path) else [Path(root) for root in roots]
+        shards = [Shard(path) for root in given for path in _shards(root)]
+        if not shards:
+            raise DatasetError(f"no dataset in {', '.join(map(str, given)) or 'an empty list of folders'}")
+        self.digest = atomic.sha256("".join(shard.digest for shard in shards).encode())
+        home = Path(cache) if cache is not None else given[0] / ".cache"
+        self._folder = home / f"frames-{self.digest[:16]}"
+        with atomic.lock(home / ".lock", wait=True):  # of several processes, the first one decodes
+            if not self._open():
+                with _bar(sum(shard.num_frames for shard in shards), progress) as advance:
+                    _build(self._folder, shards, self.digest, max_bad_share, advance)
+                _remove_stale(self._folder)
+                if not self._open():
+                    raise DatasetError(f"{self._folder}: damaged as soon as it was written; is the disk full?")
+        _judge(self.quarantined, self.num_episodes, max_bad_share)
+
+    @property
+    def num_frames(self) -> int:
+        return int(self.episode_start[-1])
+
+    @property
+    def num_episodes(self) -> int:
+        return len(self.episode_start) - 1
+
+    def __len__(self) -> int:
+        return self.num_episodes
+
+    def __repr__(self) -> str:
+        return f"EpisodeDataset({self.num_episodes} episodes, {self.num_frames} frames, {len(self.tasks)} tasks)"
+
+    @cached_property
+    def info(self) -> Mapping[str, list[Any]]:
+        """What was written with each episode: key -> one value an episode, None where a shard has none."""
+        return pq.read_table(self._folder / "info.parquet").to_pydict()
+
+    def frames(self, episode: int) -> slice:
+        return slice(int(self.episode_start[episode]), int(self.episode_start[episode + 1]))
+
+    def episode(self, number: int) -> Episode:
+        frames = self.frames(number)
+        return Episode(
+            images=np.array(self.images[frames]),
+            states=np.array(self.states[frames]),
+            actions=np.array(self.actions[frames]),
+            task=self.tasks[self.episode_task[number]],
+            success=bool(self.success[number]),
+            info={key: values[number] for key, values in self.info.items() if values[number] is not None},
+        )
+
+    def _open(self) -> bool:
+        """Map the cache; False when there is none or it is damaged."""
+        try:
+            index = json.loads((self._folder / "index.json").read_bytes())
+            if (index["digest"], index["version"]) != (self.digest, CACHE_VERSION):
+                return False
+            for name, (dtype, shape) in index["arrays"].items():
+                path = self._folder / f"{name}.bin"
+                if path.stat().st_size != np.dtype(dtype).itemsize * int(np.prod(shape)):
+                    return False
+                # "c": writable without touching the file, so that torch takes it as it is
+                setattr(self, name, np.memmap(path, dtype, "r" if name == "images" else "c", shape=tuple(shape)))
+            self.tasks, self.quarantined = index["tasks"], [Quarantined(**entry) for entry in index["quarantined"]]
+        except (OSError, ValueError, KeyError, TypeError):
+            return False
+        return True
+
+
+def _build(
+    folder: Path, shards: Sequence[Shard], digest: str, max_bad_share: float, advance: Callable[[int], None]
+) -> None:
+    """Decode all good episodes into the cache `folder`."""
+    for shard in shards:
+        if shard.shapes != shards[0].shapes:
+            raise DatasetError(f"{shard.root} has frames of {shard.shapes}, {shards[0].root} of {shards[0].shapes}")
+    quarantined: list[Quarantined] = []
+    tasks: dict[str, int] = {}
+    lengths, episode_task, success, truncated = [], [], [], []
+    infos: list[Mapping[str, Any]] = []
+    with atomic.replacing_folder(folder) as temporary, contextlib.ExitStack() as stack:
+        files = {
+            name: stack.enter_context((temporary / f"{name}.bin").open("wb"))
+            for name in ("images", "states", "actions")
+        }
+        for found in (episode for shard in shards for episode in shard.episodes()):
+            if isinstance(found, Quarantined):
+                quarantined.append(found)
+                continue
+            episode, cut = found
+            for name, file in files.items():
+                file.write(np.ascontiguousarray(getattr(episode, name)).data)
+            episode_task.append(tasks.setdefault(episode.task, len(tasks)))
+            lengths.append(len(episode))
+            success.append(episode.success)
+            truncated.append(cut)
+            infos.append(episode.info)
+            advance(len(episode))
+        _judge(quarantined, len(lengths), max_bad_share, quietly=True)
+        image, state, action = shards[0].shapes
+        arrays: dict[str, tuple[str, tuple[int, ...]]] = {
+            "images": ("|u1", (sum(lengths), *image)),
+            "states": ("<f4", (sum(lengths), *state)),
+            "actions": ("<f4", (sum(lengths), *action)),
+        }
+        small = {
+            "frame_episode": np.repeat(np.arange(len(lengths)), lengths),
+            "episode_start": np.concatenate([[0], np.cumsum(lengths)]),
+            "episode_task": np.array(episode_task),
+            "success": np.array(success, np.bool_),
+            "truncated": np.array(truncated, np.bool_),
+        }
+        for name, array in small.items():
+            (temporary / f"{name}.bin").write_bytes(array.data)
+            arrays[name] = (array.dtype.str, array.shape)
+        keys = dict.fromkeys(key for info in infos for key in info)
+        pq.write_table(pa.table({key: [info.get(key) for info in infos] for key in keys}), temporary / "info.parquet")
+        index = {
+            "version": CACHE_VERSION,
+            "digest": digest,
+            "roots": [str(shard.root.resolve()) for shard in shards],
+            "tasks": list(tasks),
+            "arrays": arrays,
+            "quarantined": [asdict(entry) for entry in quarantined],
+        }
+        (temporary / "index.json").write_bytes(atomic.to_json(index))
+
+
+def _judge(quarantined: Sequence[Quarantined], good: int, max_bad_share: float, quietly: bool = False) -> None:
+    bad = len(quarantined)
+    if bad + good == 0:
+        raise DatasetError("the dataset has no episodes yet")
+    if bad > max_bad_share * (bad + good) or good == 0:
+        raise DatasetError(
+            f"{bad} of {bad + good} episodes cannot be used, above the allowed share of {max_bad_share:.0%}; "
+            f"the first: {quarantined[0]}"
+        )
+    for entry in () if quietly else quarantined[:10]:
+        log.warning("left out: %s", entry)
+    if bad > 10 and not quietly:
+        log.warning("left out: %d episodes in all", bad)
+
+
+def _shards(root: Path) -> list[Path]:
+    """The dataset at `root`, or the datasets in its folders."""
+    if not root.is_dir():
+        raise DatasetError(f"{root}: not a folder; `python -m saycan_qt.collect --out {root}` makes one")
+    if (root / lerobot.INFO).exists():
+        return [root]
+    return sorted(path.parent.parent for path in root.glob(f"*/{lerobot.INFO}"))
+
+
+def _remove_stale(folder: Path) -> None:
+    """Caches of the same datasets when their content was another."""
+    roots = json.loads((folder / "index.json").read_bytes())["roots"]
+    for index in folder.parent.glob("frames-*/index.json"):
+        try:
+            stale = index.parent != folder and json.loads(index.read_bytes())["roots"] == roots
+        except (OSError, ValueError, KeyError):
+            stale = True
+        if stale:
+            shutil.rmtree(index.parent, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _bar(frames: int, progress: bool | None) -> Iterator[Callable[[int], None]]:
+    """A progress bar on standard error, or nothing; yields what advances it."""
+    if not (frames > LONG and sys.stderr.isatty() if progress is None else progress):
+        yield lambda frames: None
+        return
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True)) as display:
+        bar = display.add_task("decoding frames", total=frames)
+        yield lambda frames: display.advance(bar, frames)

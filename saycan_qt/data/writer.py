@@ -1,0 +1,273 @@
+"""EpisodeWriter: episodes to disk, so that a kill at any moment loses only those not yet flushed.
+
+A file of episodes exists once the manifest lists it, and is never changed again. The manifest is replaced atomically;
+info, stats and tasks are written after it, and it accepts their check-sums of before and after.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from saycan_qt import atomic
+from saycan_qt.data import lerobot
+from saycan_qt.data.lerobot import ACTION, IMAGE, STATE, DatasetError, Episode
+from skills.types import ACTION_NAMES, CONTROL_HZ, STATE_NAMES
+
+log = logging.getLogger(__name__)
+
+ARROW_TYPES = {str: pa.string(), int: pa.int64(), float: pa.float64(), bool: pa.bool_()}  # of Episode.info
+
+
+@dataclass(frozen=True)
+class _Waiting:
+    """An episode that is not on disk yet; a copy, images encoded."""
+
+    task: str
+    success: bool
+    info: Mapping[str, Any]
+    png: list[bytes]
+    states: np.ndarray
+    actions: np.ndarray
+    pixels: np.ndarray  # (n, 3) in [0, 1], a sample for the statistics
+
+
+class EpisodeWriter:
+    """Writes episodes to `root`, continuing what is there.
+
+    with EpisodeWriter("data/shard-00") as writer:
+        for number in range(writer.num_episodes, 1000):
+            writer.add(collect(number))
+    """
+
+    def __init__(
+        self,
+        root: str | Path,
+        image_size: tuple[int, int] = (80, 96),  # (H, W) [px]
+        fps: float = CONTROL_HZ,
+        episodes_per_file: int = 100,  # flushed to disk together; a crash loses fewer than this
+        robot_type: str = "kitchen",
+    ) -> None:
+        self.root, self.episodes_per_file = Path(root), episodes_per_file
+        self.info = lerobot.dataset_info(image_size, fps, robot_type)
+        self.manifest: dict[str, Any] = {"files": {}}
+        self.tasks: dict[str, int] = {}
+        self.stats: dict[str, dict[str, np.ndarray]] = {}
+        self._info_types: dict[str, pa.DataType] | None = None  # those of the first episode
+        self._waiting: list[_Waiting] = []
+        self.root.mkdir(parents=True, exist_ok=True)
+        try:
+            self._lock = atomic.lock(self.root / ".lock", wait=False)
+        except BlockingIOError:
+            raise DatasetError(f"{self.root}: another process is writing here") from None
+        try:
+            self._open()
+        except BaseException:
+            self._lock.close()
+            raise
+
+    @property
+    def num_episodes(self) -> int:
+        return self._on_disk("episodes") + len(self._waiting)
+
+    @property
+    def num_frames(self) -> int:
+        return self._on_disk("frames") + sum(len(episode.png) for episode in self._waiting)
+
+    def add(self, episode: Episode) -> None:
+        """Raises ValueError for an episode that does not belong here: shapes, NaN, other keys in its info."""
+        expected = (tuple(self.info["features"][IMAGE]["shape"]), len(STATE_NAMES), len(ACTION_NAMES))
+        info = {key: value.item() if isinstance(value, np.generic) else value for key, value in episode.info.items()}
+        types = {key: ARROW_TYPES.get(type(value)) for key, value in sorted(info.items())}
+        problem = episode.problem()
+        if not problem and (episode.images.shape[1:], episode.states.shape[1], episode.actions.shape[1]) != expected:
+            shape = (episode.images.shape[1:], episode.states.shape[1], episode.actions.shape[1])
+            problem = f"image, state and action of a frame are {shape}, this dataset's are {expected}"
+        if not problem and (None in types.values() or self._info_types not in (None, types)):
+            problem = (
+                f"its info has {_words(types)}; it takes text and numbers, the same in all: {_words(self._info_types)}"
+            )
+        if problem:
+            raise ValueError(f"{self.root}, episode {self.num_episodes} ({episode.task!r}): {problem}")
+        self._info_types = types
+        self._waiting.append(
+            _Waiting(
+                task=episode.task,
+                success=bool(episode.success),
+                info=info,
+                png=[lerobot.encode_png(image) for image in episode.images],
+                states=np.array(episode.states, np.float32),
+                actions=np.array(episode.actions, np.float32),
+                pixels=episode.images[::8, ::2, ::2].reshape(-1, 3) / np.float32(255),
+            )
+        )
+        if len(self._waiting) >= self.episodes_per_file:
+            self.flush()
+
+    def flush(self) -> None:
+        """Put what was added on disk; all of it appears at once, when the manifest is replaced."""
+        if not self._waiting:
+            return
+        number = sum(name.startswith("data/") for name in self.manifest["files"])
+        place = {"chunk_index": number // lerobot.CHUNK_FILES, "file_index": number % lerobot.CHUNK_FILES}
+        tasks = dict(self.tasks)
+        for episode in self._waiting:
+            tasks.setdefault(episode.task, len(tasks))
+        counts = {"episodes": len(self._waiting), "frames": sum(len(episode.png) for episode in self._waiting)}
+        files = dict(self.manifest["files"])
+        paths = (lerobot.DATA_PATH.format(**place), lerobot.EPISODES_PATH.format(**place))
+        for path, table in zip(paths, self._tables(place, tasks), strict=True):
+            lerobot.write_table(self.root / path, table)
+            files[path] = {"sha256": atomic.sha256(self.root / path), **counts}
+        stats = {key: lerobot.merge_stats(self.stats.get(key), new) for key, new in self._values().items()}
+        self._commit(files, tasks, stats)
+
+    def close(self) -> None:
+        try:
+            self.flush()
+        finally:
+            self._lock.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()  # whatever happened, each episode that was added is whole
+
+    def _on_disk(self, what: str) -> int:
+        return sum(entry[what] for name, entry in self.manifest["files"].items() if name.startswith("data/"))
+
+    def _tables(self, place: dict[str, int], tasks: dict[str, int]) -> tuple[pa.Table, pa.Table]:
+        """What waits, as the frames of a data file and the rows of an episodes file."""
+        waiting = self._waiting
+        numbers = self._on_disk("episodes") + np.arange(len(waiting))
+        lengths = np.array([len(episode.png) for episode in waiting])
+        starts = self._on_disk("frames") + np.concatenate([[0], np.cumsum(lengths)])
+        frame_index = np.concatenate([np.arange(length) for length in lengths])
+        last = frame_index == np.repeat(lengths, lengths) - 1
+        success = last & np.repeat([episode.success for episode in waiting], lengths)
+        truncated = last & np.repeat([bool(episode.info.get("truncated", 0)) for episode in waiting], lengths)
+        png = pa.array([image for episode in waiting for image in episode.png], pa.binary())
+        path = pa.array([f"frame-{i:06d}.png" for i in frame_index], pa.string())
+        frames = {
+            IMAGE: pa.StructArray.from_arrays([png, path], ["bytes", "path"]),
+            STATE: lerobot.vectors(np.concatenate([episode.states for episode in waiting])),
+            ACTION: lerobot.vectors(np.concatenate([episode.actions for episode in waiting])),
+            "next.reward": pa.array(success.astype(np.float32)),
+            "next.done": pa.array(last),
+            "next.success": pa.array(success),
+            "next.truncated": pa.array(truncated),
+            "timestamp": pa.array((frame_index / self.info["fps"]).astype(np.float32)),
+            "frame_index": pa.array(frame_index),
+            "episode_index": pa.array(np.repeat(numbers, lengths)),
+            "index": pa.array(np.arange(starts[0], starts[-1])),
+            "task_index": pa.array(np.repeat([tasks[episode.task] for episode in waiting], lengths)),
+        }
+        rows = {
+            "episode_index": pa.array(numbers),
+            "tasks": pa.array([[episode.task] for episode in waiting], pa.list_(pa.string())),
+            "length": pa.array(lengths),
+            "dataset_from_index": pa.array(starts[:-1]),
+            "dataset_to_index": pa.array(starts[1:]),
+        }
+        for prefix in ("data", "meta/episodes"):
+            for key, value in place.items():
+                rows[f"{prefix}/{key}"] = pa.array([value] * len(waiting), pa.int64())
+        for key, kind in (self._info_types or {}).items():
+            rows[lerobot.INFO_PREFIX + key] = pa.array([episode.info[key] for episode in waiting], kind)
+        schema = {"huggingface": json.dumps(lerobot.hugging_face_schema(self.info["features"]))}
+        return pa.table(frames).replace_schema_metadata(schema), pa.table(rows)
+
+    def _values(self) -> dict[str, np.ndarray]:
+        """What waits, as rows of numbers for the statistics."""
+        lengths = [len(episode.png) for episode in self._waiting]
+        reward = np.zeros((sum(lengths), 1))
+        reward[np.cumsum(lengths) - 1, 0] = [episode.success for episode in self._waiting]
+        return {
+            IMAGE: np.concatenate([episode.pixels for episode in self._waiting]),
+            STATE: np.concatenate([episode.states for episode in self._waiting]),
+            ACTION: np.concatenate([episode.actions for episode in self._waiting]),
+            "next.reward": reward,
+        }
+
+    def _commit(self, files: dict[str, Any], tasks: dict[str, int], stats: dict[str, dict[str, np.ndarray]]) -> None:
+        """Replace the manifest, which makes `files` exist, then what follows from it."""
+        counts = [entry for name, entry in files.items() if name.startswith("data/")]
+        episodes, frames = (sum(entry[key] for entry in counts) for key in ("episodes", "frames"))
+        totals = {"total_episodes": episodes, "total_frames": frames, "total_tasks": len(tasks)}
+        info = self.info | totals | {"splits": {"train": f"0:{episodes}"}}
+        stats_json = {key: lerobot.stats_json(key, values) for key, values in stats.items()}
+        derived = {
+            lerobot.INFO: atomic.to_json(info),
+            lerobot.STATS: atomic.to_json(stats_json),
+            lerobot.TASKS: lerobot.tasks_parquet(tasks),
+        }
+        accepted = {
+            name: [atomic.sha256(data)] + ([atomic.sha256(path)] if (path := self.root / name).exists() else [])
+            for name, data in derived.items()
+        }
+        # Tasks and statistics ride along, so that a kill between here and the files below loses nothing.
+        manifest = {"files": files, "derived": accepted, "tasks": list(tasks), "stats": stats_json}
+        atomic.write(self.root / lerobot.MANIFEST, atomic.to_json(manifest))
+        self.manifest, self._waiting = manifest, []
+        self.info, self.tasks, self.stats = info, tasks, stats
+        for name, data in derived.items():
+            atomic.write(self.root / name, data)
+
+    def _open(self) -> None:
+        there = (self.root / lerobot.MANIFEST).exists()
+        if not there and (self.root / lerobot.INFO).exists():
+            raise DatasetError(
+                f"{self.root / lerobot.MANIFEST} is missing: only datasets written here can be continued"
+            )
+        if there and (manifest := lerobot.read_manifest(self.root))["files"]:
+            self._continue(manifest)
+        else:
+            self._commit({}, {}, {})
+        self._remove_leftovers()
+
+    def _continue(self, manifest: dict[str, Any]) -> None:
+        there = lerobot.read_info(self.root)
+        for key in ("fps", "features"):
+            if there[key] != self.info[key]:
+                raise DatasetError(f"{self.root} was begun with other {key}, {there[key]}; choose another folder")
+        for name, entry in manifest["files"].items():
+            lerobot.check_file(self.root / name, entry["sha256"])
+        newest = [name for name in manifest["files"] if name.startswith("meta/episodes/")][-1]
+        prefix = lerobot.INFO_PREFIX
+        types = [
+            (f.name.removeprefix(prefix), f.type)
+            for f in pq.read_schema(self.root / newest)
+            if f.name.startswith(prefix)
+        ]
+        self._info_types = dict(sorted(types))
+        tasks = {task: number for number, task in enumerate(manifest["tasks"])}
+        stats = {
+            key: {name: np.asarray(value).reshape(-1) for name, value in entry.items()}
+            for key, entry in manifest["stats"].items()
+        }
+        self._commit(manifest["files"], tasks, stats)  # mends what a kill left half replaced
+
+    def _remove_leftovers(self) -> None:
+        """Files of a flush that was killed before the manifest listed them."""
+        for folder in ("data", "meta"):
+            for path in (self.root / folder).rglob("*"):
+                unlisted = path.relative_to(self.root).as_posix() not in self.manifest["files"]
+                if path.suffix == ".tmp" or (path.match("chunk-*/file-*.parquet") and unlisted):
+                    log.warning("removing %s, left by an interrupted collection", path)
+                    path.unlink()
+
+
+def _words(types: Mapping[str, Any] | None) -> str:
+    return ", ".join(f"{key} ({kind})" for key, kind in (types or {}).items()) or "nothing"
