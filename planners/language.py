@@ -2,6 +2,7 @@
 
 The prompt's keys and values are kept and reused as it grows, and all candidates go through the model in one packed
 pass over their token trie: a shared beginning is computed once, a mask lets each token see its own ancestors only.
+Of a large library most candidates are hopeless from their first words; those are given up after a glance.
 """
 
 from __future__ import annotations
@@ -10,22 +11,23 @@ import json
 import logging
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import transformers
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
 
-from planners.weights import file_sha256, language_model_path
+from planners.weights import file_sha256, language_model_path, without_progress_bars
 
 log = logging.getLogger(__name__)
 
 HEAD_CHUNK = 256  # trie nodes whose logits over the whole vocabulary are held at once
+NEGLIGIBLE = 1e-5  # no affordance makes up for so small a share of the likeliest candidate's probability
+GLANCES = (1, 4)  # tokens after which negligible candidates are given up: the verb, the object
+FEW = 16  # candidates that are scored at once without a glance at their beginnings
 
 
 @dataclass(frozen=True)
@@ -58,10 +60,13 @@ class TokenTrie:
 class LanguageScorer:
     """A causal language model that scores texts. One prompt's cache is kept; not for use from two threads at once."""
 
-    def __init__(self, path: str | Path | None = None, dtype: torch.dtype | None = None) -> None:
+    def __init__(
+        self, path: str | Path | None = None, dtype: torch.dtype | None = None, negligible: float = NEGLIGIBLE
+    ) -> None:
         """path: a model folder or a GGUF file, by default the pinned model. dtype: see `fast_dtype`."""
         self.path = Path(path) if path is not None else language_model_path()
         self.dtype = dtype or fast_dtype()
+        self.negligible = negligible
         self.model, self.tokenizer = load(self.path, self.dtype)
         self._cache = DynamicCache(config=self.model.config)
         self._cached: list[int] = []  # the tokens whose keys and values are in the cache
@@ -71,14 +76,28 @@ class LanguageScorer:
 
         A candidate brings its own blank and its own end ("\\n"): without an end, "find the orange" would also be
         credited with all that goes to "find the orange can".
+
+        -inf for a candidate given up early: one whose beginning is less than `negligible` times as likely as the
+        likeliest beginning of that length. With `negligible` 0 every candidate is scored, in a single pass.
         """
         if not candidates:
             return np.zeros(0, np.float32)
         prompt_ids, candidate_ids = self._tokenize(prompt, candidates)
+        scores = np.full(len(candidates), -np.inf, np.float32)
+        alive = np.arange(len(candidates))
+        for length in GLANCES if self.negligible else ():
+            if len(alive) <= FEW:
+                break
+            beginnings = self._score_tokens(prompt_ids, [candidate_ids[i][:length] for i in alive])
+            alive = alive[beginnings >= beginnings.max() + np.log(self.negligible)]
+        scores[alive] = self._score_tokens(prompt_ids, [candidate_ids[i] for i in alive])
+        return scores
+
+    def _score_tokens(self, prompt_ids: list[int], candidate_ids: list[list[int]]) -> np.ndarray:
+        """Log-likelihoods (N,) float64 in one packed pass."""
         trie = TokenTrie.build(candidate_ids)
         with torch.inference_mode():
-            hidden = self._read(prompt_ids, trie)
-            return self._log_likelihoods(hidden, trie)[trie.leaves].astype(np.float32)
+            return self._log_likelihoods(self._read(prompt_ids, trie), trie)[trie.leaves]
 
     def _tokenize(self, prompt: str, candidates: Sequence[str]) -> tuple[list[int], list[list[int]]]:
         """Tokens of the prompt, and of each candidate after it, cut where a whole text's tokens would be cut."""
@@ -87,7 +106,7 @@ class LanguageScorer:
         head_ids = self.tokenizer(head, add_special_tokens=True).input_ids if head else []
         texts = [line, *(line + candidate for candidate in candidates)]
         line_ids, *full_ids = self.tokenizer(texts, add_special_tokens=not head).input_ids
-        shared = len(os.path.commonprefix([line_ids, *full_ids]))  # shorter where a candidate merges with the prompt
+        shared = _shared([line_ids, *full_ids])  # shorter where a candidate merges with the prompt
         prompt_ids = head_ids + line_ids[:shared]
         if not prompt_ids:
             raise ValueError("the prompt is empty; a candidate is scored given at least one token")
@@ -95,7 +114,7 @@ class LanguageScorer:
 
     def _read(self, prompt_ids: list[int], trie: TokenTrie) -> torch.Tensor:
         """Last hidden states (inner nodes, width), node 0 first; leaves the prompt, less its last token, cached."""
-        kept = len(os.path.commonprefix([self._cached, prompt_ids[:-1]]))
+        kept = _shared([self._cached, prompt_ids[:-1]])
         self._cache.crop(kept - len(self._cached))
         new = np.array(prompt_ids[kept:])  # at least one token, the last of them being node 0
         inner = np.flatnonzero(trie.inner)[1:] if len(trie.tokens) > 1 else np.zeros(0, int)
@@ -150,6 +169,12 @@ class LanguageScorer:
         return path
 
 
+def _shared(sequences: Sequence[Sequence[int]]) -> int:
+    """How many tokens all sequences begin with in common."""
+    columns = zip(*sequences, strict=False)
+    return next((i for i, column in enumerate(columns) if len(set(column)) > 1), min(map(len, sequences)))
+
+
 def fast_dtype() -> torch.dtype:
     """bfloat16 where the processor multiplies it natively, else float32."""
     capabilities = torch.cpu.get_capabilities()
@@ -161,7 +186,7 @@ def load(path: Path, dtype: torch.dtype) -> tuple[Any, Any]:
     """Model and tokenizer from a folder or a GGUF file; a GGUF file is converted once and kept in the cache folder."""
     if not path.exists():
         raise FileNotFoundError(f"no language model at {path}; give a model folder or a .gguf file")
-    with _quiet():
+    with without_progress_bars():
         if path.is_file():
             return _load_gguf(path, dtype)
         return _load_folder(path, dtype)
@@ -203,7 +228,7 @@ def _load_gguf(path: Path, dtype: torch.dtype) -> tuple[Any, Any]:
                 folder.rename(Path(temporary) / "damaged")
             whole.rename(folder)
     except OSError as error:
-        log.warning("the converted language model cannot be kept in %s (%s); it is converted at every start", folder, error)
+        log.warning("%s cannot hold the converted language model (%s): each start converts it anew", folder, error)
     return model.to(dtype).eval(), tokenizer
 
 
@@ -214,15 +239,3 @@ def _digests(folder: Path) -> dict[str, str]:
 def _is_whole(folder: Path) -> bool:
     manifest = folder / "manifest.json"
     return manifest.is_file() and json.loads(manifest.read_text()) == _digests(folder)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without transformers' progress bars, whose setting is global: it is put back."""
-    shown = transformers.utils.logging.is_progress_bar_enabled()
-    transformers.utils.logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            transformers.utils.logging.enable_progress_bar()

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -14,6 +13,8 @@ import numpy as np
 import yaml
 
 EXAMPLES_FILE = Path(__file__).with_name("examples.yaml")
+MASK = "thing"
+OTHER_COUNT = 0.15  # taken off an example's similarity for each thing that it names more or less than the instruction
 
 
 @dataclass(frozen=True)
@@ -36,23 +37,19 @@ def load_words(path: Path = EXAMPLES_FILE) -> dict[str, list]:
 
 
 def load_examples(path: Path = EXAMPLES_FILE) -> list[Example]:
-    """Every entry with its slots filled; each way to ask is filled `fillings_each` times."""
+    """Every entry's every way to ask, its slots filled in every way."""
     document = yaml.safe_load(path.read_text(encoding="utf-8"))
-    words, fillings_each = document.get("words", {}), document.get("fillings_each", 1)
-    examples = []
-    for entry in document["examples"]:
-        fillings = _fillings(entry, words)
-        each = min(fillings_each, len(fillings))
-        for index, said in enumerate(entry["say"]):
-            start = index * each
-            for filling in (fillings[(start + k) % len(fillings)] for k in range(each)):
-                plan = tuple(step.format(**filling) for step in entry["plan"])
-                examples.append(Example(said.format(**filling), plan))
-    return examples
+    words = document.get("words", {})
+    return [
+        Example(said.format(**filling), tuple(step.format(**filling) for step in entry["plan"]))
+        for entry in document["examples"]
+        for said in entry["say"]
+        for filling in _fillings(entry, words)
+    ]
 
 
 def _fillings(entry: dict[str, Any], words: dict[str, list]) -> list[dict[str, str]]:
-    """All the ways to fill an entry's slots, in an order that varies every slot early."""
+    """All the ways to fill an entry's slots."""
     per_slot = []
     for names, values in entry.items():
         if names in ("plan", "say"):
@@ -61,16 +58,15 @@ def _fillings(entry: dict[str, Any], words: dict[str, list]) -> list[dict[str, s
         keys = [name.strip() for name in names.split(",")]
         rows = [value if isinstance(value, list) else [value] for value in values]
         per_slot.append([dict(zip(keys, row, strict=True)) for row in rows])
-    fillings = [{k: v for part in parts for k, v in part.items()} for parts in product(*per_slot)]
-    stride = next(s for s in range(len(fillings) * 5 // 8 or 1, 2 * len(fillings) + 2) if math.gcd(s, len(fillings)) == 1)
-    return [fillings[i * stride % len(fillings)] for i in range(len(fillings))]
+    return [{k: v for part in parts for k, v in part.items()} for parts in product(*per_slot)]
 
 
 class Prompt:
     """Builds prompts; the `nearest` examples are chosen by sentence embedding, the nearest last.
 
-    Things' names are masked before embedding, so that the way to ask decides rather than the thing asked for; among
-    the fillings of one way to ask, those that share the instruction's words come first.
+    Things' names are masked before embedding, so that the way to ask decides rather than the thing asked for. Of the
+    fillings of one way to ask, the one that shares most words comes first, and is made to be about the same things:
+    a small model copies better than it generalises.
     """
 
     def __init__(
@@ -79,46 +75,79 @@ class Prompt:
         examples: Sequence[Example] | None = None,
         things: Sequence[str] | None = None,  # the names to mask; by default `words: thing` of examples.yaml
         nearest: int = 8,  # examples in a prompt
-        per_way: int = 2,  # of them with the same way to ask
+        per_way: int = 2,  # of them with the same way to ask...
+        per_open_way: int = 4,  # ... if it leaves open which thing is meant: shows what may be chosen
+        spread: float = 0.2,  # an example less similar than the nearest one by more than this is left out
     ) -> None:
         self.embedder = embedder
         self.examples = list(examples if examples is not None else load_examples())
         things = things if things is not None else load_words()["thing"]
         self._things = re.compile(r"\b(" + "|".join(map(re.escape, sorted(things, key=len, reverse=True))) + r")\b")
-        self.nearest, self.per_way = nearest, per_way
+        self.nearest, self.per_way, self.per_open_way = nearest, per_way, per_open_way
+        self.spread = spread
         self._by_way: dict[str, list[Example]] = {}
         for example in self.examples:
             self._by_way.setdefault(self._mask(example.instruction), []).append(example)
         self._vectors = self._encode(list(self._by_way))
+        self._things_said = np.array([_count_things(way) for way in self._by_way])
         self._chosen: tuple[str, list[Example]] = ("", [])
 
     def _mask(self, text: str) -> str:
-        return self._things.sub("thing", text.lower())
+        return self._things.sub(MASK, text.lower())
 
     def _encode(self, texts: list[str]) -> np.ndarray:
         """(N, width), unit length."""
         return np.asarray(self.embedder.encode(texts, normalize_embeddings=True, show_progress_bar=False))
 
-    def choose(self, instruction: str) -> list[Example]:
-        """The nearest examples, nearest last."""
-        if self._chosen[0] == instruction:
-            return self._chosen[1]
+    def choose(self, instruction: str, feasible: Collection[str] = ()) -> list[Example]:
+        """The nearest examples, nearest last; those that could begin now (`feasible`: skill texts) before others."""
         words = set(_words(instruction))
-        similarity = self._vectors @ self._encode([self._mask(instruction)])[0]
+        things = self._things.findall(instruction.lower())
+        masked = self._mask(instruction)
+        similarity = self._vectors @ self._encode([masked])[0]
+        similarity -= OTHER_COUNT * np.abs(self._things_said - _count_things(masked))
         ways = list(self._by_way.values())
         chosen: list[Example] = []
         for index in np.argsort(-similarity, kind="stable"):
-            if len(chosen) >= self.nearest:
+            room = self.nearest - len(chosen)
+            if room <= 0 or similarity[index] < similarity.max() - self.spread:
                 break
-            fillings = sorted(ways[index], key=lambda e: -len(words.intersection(_words(e.instruction))))
-            chosen += fillings[: min(self.per_way, self.nearest - len(chosen))]
-        self._chosen = (instruction, chosen[::-1])
-        return self._chosen[1]
+            shown = self.per_way if self._things_said[index] else self.per_open_way
+            ranked = sorted(
+                ways[index],
+                key=lambda e: (-len(words.intersection(_words(e.instruction))), e.plan[0] not in feasible),
+            )
+            first = self._about(ranked[0], things)
+            chosen += [first, *(e for e in ranked if e != first)][: min(shown, room)]
+        return chosen[::-1]
 
-    def build(self, instruction: str, steps_done: Sequence[str]) -> str:
-        """The prompt up to the number of the next step; ` text\\n` is what continues it."""
-        shown = [_numbered(e.instruction, e.plan) + "\n\n" for e in self.choose(one_line(instruction))]
-        return "".join(shown) + _numbered(one_line(instruction), steps_done) + f"\n{len(steps_done) + 1}."
+    def _about(self, example: Example, things: list[str]) -> Example:
+        """The example with its things replaced by these, in the order in which they are named, if as many are named."""
+        named = self._things.findall(example.instruction.lower())
+        if len(named) != len(things):
+            return example
+        replace = dict(zip(named, things, strict=True))
+        instruction, *plan = (
+            self._things.sub(lambda found: replace.get(found[0], found[0]), text)
+            for text in (example.instruction, *example.plan)
+        )
+        return Example(instruction, tuple(plan))
+
+    def build(self, instruction: str, steps_done: Sequence[str], feasible: Collection[str] = ()) -> str:
+        """The prompt up to the number of the next step; ` text\\n` is what continues it.
+
+        feasible: the skill texts that are possible now. The examples are chosen at the first step of an instruction
+        and kept while steps are added, so that the beginning of the prompt stays the same.
+        """
+        instruction = one_line(instruction)
+        if not steps_done or self._chosen[0] != instruction:
+            self._chosen = (instruction, self.choose(instruction, feasible))
+        shown = [_numbered(e.instruction, e.plan) + "\n\n" for e in self._chosen[1]]
+        return "".join(shown) + _numbered(instruction, steps_done) + f"\n{len(steps_done) + 1}."
+
+
+def _count_things(masked: str) -> int:
+    return len(re.findall(rf"\b{MASK}\b", masked))
 
 
 def _words(text: str) -> list[str]:

@@ -1,7 +1,7 @@
 """SayCan: what is sensible, times what is possible, one skill at a time.
 
-    planner = SayCanPlanner(LanguageScorer(), Prompt(text_embedder()), library)
-    decision = planner.step("bring me a coke can", history=[], affordances={"find coke can": 1.0, ...})
+planner = SayCanPlanner(LanguageScorer(), Prompt(text_embedder()), library)
+decision = planner.step("bring me a coke can", history=[], affordances={"find coke can": 1.0, ...})
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ DONE = "done"
 class SayCanConfig:
     """How language and affordance are weighed."""
 
-    done_affordance: float = 0.5  # the planner's own: no critic judges "done"
+    done_affordance: float = 0.2  # the planner's own: no critic judges "done"
     affordance_floor: float = 0.05  # what is less feasible is not scored by the language model; 0 scores all
     failure_factor: float = 0.5  # a skill's score is lowered by this for each failure since the last success of any
     repeat_factor: float = 0.1  # ... and by this for each time that it has just succeeded in a row
@@ -36,7 +36,7 @@ class Candidate:
     """One row of a decision's table."""
 
     skill: Skill
-    language_score: float | None  # probability among the candidates scored; None: below the affordance floor
+    language_score: float | None  # probability among those scored; None: infeasible, or hopeless to the scorer
     affordance: float  # in [0, 1]
     lowered: float  # by how much failures and repeats lower it, 1 for not at all
     score: float  # the product of the three
@@ -71,7 +71,7 @@ class Scorer(Protocol):
     """What a LanguageScorer offers."""
 
     def score(self, prompt: str, candidates: Sequence[str]) -> np.ndarray:
-        """Log-likelihoods (N,)."""
+        """Log-likelihoods (N,); -inf for a candidate that has no chance."""
         ...
 
 
@@ -120,18 +120,19 @@ class SayCanPlanner:
         affordance = np.array([affordances.get(skill.name, 0.0) for skill in self.skills])
         affordance[[skill.name == DONE for skill in self.skills]] = config.done_affordance
         lowered = np.array([self._lowered(skill, history) for skill in self.skills])
-        prompt = self.prompt.build(instruction, [step.skill.text for step in history if step.outcome.succeeded])
         asked = np.flatnonzero(affordance >= config.affordance_floor)
+        feasible = {self.skills[i].text for i in asked}
+        steps_done = [step.skill.text for step in history if step.outcome.succeeded]
+        prompt = self.prompt.build(instruction, steps_done, feasible)
         language = np.full(len(self.skills), -np.inf)
         language[asked] = self.scorer.score(prompt, [f" {self.skills[i].text}\n" for i in asked])
         probability, _ = decide(language, affordance)
         score = probability * affordance * lowered
         order = np.lexsort((-affordance, -score))
-        scored = set(asked.tolist())
         table = tuple(
             Candidate(
                 skill=self.skills[i],
-                language_score=float(probability[i]) if int(i) in scored else None,
+                language_score=float(probability[i]) if np.isfinite(language[i]) else None,
                 affordance=float(affordance[i]),
                 lowered=float(lowered[i]),
                 score=float(score[i]),

@@ -1,8 +1,8 @@
 """A kitchen of symbols: what is feasible, and what comes of it, for trying plans without a robot.
 
-    kitchen = SymbolicKitchen.random(np.random.default_rng(0))
-    kitchen.affordances(library)          # {skill name: 0.0 .. 1.0}
-    kitchen.execute(library["find apple"])
+kitchen = SymbolicKitchen.random(np.random.default_rng(0), library.objects)
+kitchen.affordance(library["find apple"])
+kitchen.execute(library["find apple"])
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from skills.connective import connective_affordance
 from skills.library import Skill
 from skills.types import Observation, Outcome, Status
 
 WORKTOPS = ("close counter", "far counter", "table")
-DRAWERS = ("top", "middle", "bottom")
 
 
 @dataclass
@@ -30,7 +30,9 @@ class SymbolicKitchen:
     seen_inside: set[str] = field(default_factory=set)  # objects in drawers that the robot knows of
 
     @staticmethod
-    def random(rng: np.random.Generator, objects: Iterable[str], needed: Iterable[str] = (), count: int = 10):
+    def random(
+        rng: np.random.Generator, objects: Iterable[str], needed: Iterable[str] = (), count: int = 10
+    ) -> SymbolicKitchen:
         """`count` of the objects, the needed ones among them, spread over the worktops."""
         needed = list(dict.fromkeys(needed))
         others = rng.permutation([o for o in objects if o not in needed])[: max(0, count - len(needed))]
@@ -55,7 +57,7 @@ class SymbolicKitchen:
         return Observation(*blank, place=self.place, held=self.held, objects=objects)
 
     def affordance(self, skill: Skill) -> float:
-        """1 where the skill is feasible, else 0; scripted skills as the robot judges them (0.5 or 0.1 if idle)."""
+        """Of a learnt skill, 1 if it is feasible, else 0; of a scripted one, what a robot would say."""
         thing, target = skill.arguments.get("object", ""), skill.arguments.get("target", "")
         drawer, held = skill.arguments.get("drawer", ""), self.held
         in_reach = held == thing or (not held and self.where.get(thing) == self.place)
@@ -74,17 +76,8 @@ class SymbolicKitchen:
             case "pick from drawer":
                 inside = self.where.get(thing) == f"{drawer} drawer"
                 feasible = at_drawers and not held and inside and drawer in self.open_drawers
-            case "find":
-                at = self.observe().objects.get(thing)
-                return 0.0 if at is None else 0.5 if at == self.place else 1.0
-            case "go to":
-                return 0.1 if skill.arguments["place"] == self.place else 1.0
-            case "bring it to you":
-                feasible = bool(held) and self.place != "operator"
-            case "put down":
-                feasible = bool(held)
-            case _:
-                raise ValueError(f"the symbolic kitchen knows no family {skill.family!r}")
+            case _:  # scripted; done is the planner's own
+                return connective_affordance(skill, self.observe())
         return float(feasible)
 
     def execute(self, skill: Skill) -> Outcome:

@@ -7,6 +7,8 @@ Nothing here uses the network.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
@@ -72,7 +74,22 @@ def text_embedder() -> SentenceTransformer:
     """The sentence-embedding model on the CPU, loaded once: `.encode(texts, normalize_embeddings=True)` -> (N, 384)."""
     from sentence_transformers import SentenceTransformer
 
-    return SentenceTransformer(str(sentence_model_path()), device="cpu", local_files_only=True)
+    with without_progress_bars():
+        return SentenceTransformer(str(sentence_model_path()), device="cpu", local_files_only=True)
+
+
+@contextmanager
+def without_progress_bars() -> Iterator[None]:
+    """transformers' setting for them is global: it is put back."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def file_sha256(path: Path) -> str:

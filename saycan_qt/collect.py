@@ -50,8 +50,8 @@ class CollectConfig:
 
 
 def episode(config: CollectConfig, number: int, library: SkillLibrary) -> Episode:
-    """Episode `number` of a collection. Tries again, from the same generator, until the rollout ends as its kind should:
-    a demonstration in success, a failure without."""
+    """Episode `number` of a collection. Tries again, from the same generator, until the rollout ends as its kind
+    should: a demonstration in success, a failure without."""
     rng = np.random.default_rng([config.seed, number])
     weights = {f: w for f, w in FAMILY_WEIGHTS.items() if not config.families or f in config.families}
     mode = str(rng.choice(FAILURES)) if rng.random() < config.failures else "demonstration"
@@ -99,7 +99,13 @@ def main(config: CollectConfig) -> int:
     for worker in workers:
         worker.start()
     total = 0
-    columns = (TextColumn("collecting"), BarColumn(), MofNCompleteColumn(), TextColumn("episodes"), TimeRemainingColumn())
+    columns = (
+        TextColumn("collecting"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("episodes"),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns) as progress:
         bar = progress.add_task("", total=config.episodes)
         while total < config.episodes:
@@ -107,7 +113,10 @@ def main(config: CollectConfig) -> int:
                 total += done.get(timeout=1.0)
             except Exception:
                 if failed := [w for w in workers if w.exitcode not in (None, 0)]:
-                    print(f"error: a worker ended with exit code {failed[0].exitcode}; run again to go on", file=sys.stderr)
+                    print(
+                        f"error: a worker ended with exit code {failed[0].exitcode}; run again to go on",
+                        file=sys.stderr,
+                    )
                     return 1
                 if all(w.exitcode == 0 for w in workers):
                     break

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -26,12 +27,13 @@ class Display:
         self._loading: dict[str, float] = {}
         self._lock = threading.Lock()
         self._spinner: Spinner | None = None
+        self._moving: Spinner | Progress | None = None
 
     def title(self, instruction: str, folder: str) -> None:
         self.console.print(f"[bold]“{escape(instruction)}”[/bold]   [dim]{escape(folder)}[/dim]")
 
     def line(self, text: str) -> None:
-        self.console.print(text, highlight=False)
+        self.console.print(text, highlight=False, soft_wrap=True)
 
     # -- starting ----------------------------------------------------------------------------------------------------
 
@@ -45,7 +47,7 @@ class Display:
     def loaded(self, name: str, detail: str) -> None:
         with self._lock:
             seconds = time.monotonic() - self._loading.pop(name)
-            self.console.print(f"[green]✓[/green] {name} [dim]{escape(detail)} ({seconds:.1f} s)[/dim]", highlight=False)
+            self.line(f"[green]✓[/green] {name} [dim]{escape(detail)} ({seconds:.1f} s)[/dim]")
             self._spin()
 
     def _spin(self) -> None:
@@ -63,18 +65,15 @@ class Display:
 
     @contextmanager
     def thinking(self, number: int) -> Iterator[None]:
-        if not self.console.is_terminal:
-            yield
-            return
-        with self.console.status(f"step {number}: looking, judging what can be done, asking the language model"):
+        with self._live(self.console.status(f"step {number}: what is possible, what is sensible?")):
             yield
 
     def candidates(self, step: Step) -> None:
         """The best candidates, the chosen one first."""
         where = f" at the {step.place}" if step.place else ""
         holding = f", holding the {step.held}" if step.held else ""
-        table = Table(title=f"Step {step.step}{where}{holding}", title_justify="left", title_style="bold")
-        best = step.candidates[:SHOWN_CANDIDATES]
+        table = Table(box=SIMPLE_HEAD, show_edge=False)
+        best = [row for row in step.candidates[:SHOWN_CANDIDATES] if row.score > 0 or row.skill == step.skill]
         columns = ["language", "affordance", "product"]
         if any(row.lowered < 1 for row in best):  # the product is lowered for what has just failed or was just done
             columns.insert(2, "lowered")
@@ -82,35 +81,39 @@ class Display:
         for name in columns:
             table.add_column(name, justify="right")
         for row in best:
-            values = {"language": row.language, "affordance": row.affordance, "product": row.score, "lowered": row.lowered}
+            values = {
+                "language": row.language,
+                "affordance": row.affordance,
+                "product": row.score,
+                "lowered": row.lowered,
+            }
             cells = [number(values[name]) for name in columns]
             table.add_row(escape(row.text), *cells, style="bold" if row.skill == step.skill else "dim")
-        self.console.print()
+        self.line(f"\n[bold]Step {step.step}[/bold]{escape(where + holding)}")
         self.console.print(table)
+        self.line(f"  → {escape(step.text)}")
 
     @contextmanager
-    def executing(self, step: Step) -> Iterator[Callable[[int], None]]:
-        """Live progress, by calling what this yields; without a terminal nothing is drawn until the outcome."""
-        with Progress(
-            TextColumn("  → {task.description}"),
+    def executing(self, control_steps: int) -> Iterator[Callable[[int], None]]:
+        """Live progress of a skill, by calling what this yields; control_steps: at most, 0 for a scripted skill."""
+        progress = Progress(
+            TextColumn("   "),
             BarColumn(bar_width=24),
-            MofNCompleteColumn(),
+            *([MofNCompleteColumn()] if control_steps else []),
             TimeElapsedColumn(),
             console=self.console,
             transient=True,
-            disable=not self.console.is_terminal,
-        ) as progress:
-            task = progress.add_task(escape(step.text), total=MAX_CONTROL_STEPS)
-            yield lambda control_step: progress.update(task, completed=control_step)
+        )
+        task = progress.add_task("", total=control_steps or None)
+        with self._live(progress):
+            yield lambda done: progress.update(task, completed=done)
 
     def outcome(self, step: Step, outcome: Outcome, seconds: float) -> None:
         colour = COLOURS.get(outcome.status.value, "white")
         mark = "✓" if outcome.status is Status.SUCCEEDED else "✗"
         steps = f", {outcome.steps} control steps" if outcome.steps else ""
         said = f": {escape(outcome.message)}" if outcome.message else ""
-        self.line(
-            f"  [{colour}]{mark} {escape(step.text)} {outcome.status.value}[/{colour}]{said} [dim]({seconds:.1f} s{steps})[/dim]"
-        )
+        self.line(f"  [{colour}]{mark} {outcome.status.value}[/{colour}]{said} [dim]({seconds:.1f} s{steps})[/dim]")
 
     # -- the end -----------------------------------------------------------------------------------------------------
 
@@ -120,19 +123,36 @@ class Display:
             colour = COLOURS.get(step.outcome, "white")
             self.line(f"  {step.step:2d}. {escape(step.text)}  [{colour}]{step.outcome}[/{colour}]")
         word = "[bold green]Carried out[/bold green]" if success else "[bold red]Not carried out[/bold red]"
-        by = {"goal": " [dim](judged by the kitchen's own check of the goal)[/dim]"}.get(
-            judge or "", " [dim](judged by the plan)[/dim]" if judge else ""
-        )
+        judges = {"goal": "judged by the kitchen's own check of the goal", "plan": "judged by the plan"}
+        by = f" [dim]({judges[judge]})[/dim]" if judge else ""
         self.line(f"{word}: {escape(reason)}{by}")
 
     def files(self, folder: str, names: list[str]) -> None:
         self.line(f"[dim]Results:[/dim] {escape(folder)}/ [dim]({', '.join(names)})[/dim]")
 
+    # -- what moves on the screen --------------------------------------------------------------------------------------
+
+    @contextmanager
+    def _live(self, moving: Spinner | Progress) -> Iterator[None]:
+        """Shown in a terminal only."""
+        if not self.console.is_terminal:
+            yield
+            return
+        self._moving = moving
+        moving.start()
+        try:
+            yield
+        finally:
+            self._moving = None
+            moving.stop()
+
     def clear(self) -> None:
-        """Take the spinner away, so that what is printed next stands alone."""
+        """Take away what moves, whichever thread shows it, so that what is printed next stands alone."""
         with self._lock:
             self._loading.clear()
             self._spin()
+            if self._moving is not None:
+                self._moving.stop()
 
 
 def number(value: float | None) -> str:

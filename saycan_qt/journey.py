@@ -1,4 +1,4 @@
-"""One instruction, step by step: look, judge what is possible, ask what is sensible, act, write down what came of it."""
+"""One instruction, step by step: look, judge what is possible, ask what is sensible, act, write it down."""
 
 from __future__ import annotations
 
@@ -34,9 +34,11 @@ class Journey:
         folder: RunFolder,
         recorder: Recorder,
         display: Display,
+        max_control_steps: int,  # after which the robot ends a learnt skill
     ) -> None:
         self.skills, self.robot, self.planner = skills, robot, planner
         self.folder, self.recorder, self.display = folder, recorder, display
+        self.max_control_steps = max_control_steps
         self.history: list[saycan.Step] = []
 
     def travel(self, instruction: str, max_steps: int) -> Verdict:
@@ -54,15 +56,19 @@ class Journey:
                 ended = "done"
                 break
             self.history.append(saycan.Step(skill, self.execute(step, skill)))
-        observation, jpegs = self.robot.observe(VIEWS)
+        observation, jpegs = self.look()
         observed, views = self.folder.save_pictures("final", observation, jpegs)
         self.folder.note(final={"observation": observed, "views": views})
         return verdict(self.robot.satisfied(instruction), ended, self.history)
 
+    def look(self) -> tuple[Observation, dict[str, bytes]]:
+        observation, jpegs = self.robot.observe(VIEWS)
+        return observation, {view: jpegs[view] for view in VIEWS}
+
     def decide(self, number: int, instruction: str) -> tuple[Step, Skill]:
         """The next step, with every candidate's scores."""
         stopwatch = Stopwatch()
-        observation, jpegs = self.robot.observe(VIEWS)
+        observation, jpegs = self.look()
         stopwatch.lap("observe")
         judged = {score.skill: score for score in self.skills.score([observation])}
         stopwatch.lap("affordance")
@@ -73,9 +79,9 @@ class Journey:
             Candidate(
                 row.skill.name,
                 row.skill.text,
-                significant(row.language_score),
-                significant(row.affordance),
-                significant(row.score),
+                None if row.language_score is None else short(row.language_score),
+                short(row.affordance),
+                short(row.score),
                 row.lowered,
                 judged[row.skill.name].model if row.skill.name in judged else "planner",
             )
@@ -106,13 +112,14 @@ class Journey:
         """Dispatch the skill; record and show it while it runs."""
         began = time.monotonic()
         outcome: Outcome | None = None
-        with self.display.executing(step) as progress:
+        with self.display.executing(self.max_control_steps if skill.learned else 0) as progress:
             for item in self.robot.execute(skill.name, VIEWS):
                 if isinstance(item, Outcome):
                     outcome = item
                 else:
                     progress(item.step)
-                    self.recorder.add(item.views, f"{step.step}. {step.text}", f"control step {item.step}")
+                    note = f"control step {item.step}" if skill.learned else ""
+                    self.recorder.add(item.views, f"{step.step}. {step.text}", note)
         assert outcome is not None, "the last item of execute is the outcome"
         seconds = time.monotonic() - began
         self.folder.end(outcome, seconds)
@@ -120,9 +127,9 @@ class Journey:
         return outcome
 
 
-def significant(value: float | None) -> float | None:
+def short(value: float) -> float:
     """Six significant digits: enough to compare, short enough to read."""
-    return None if value is None else float(f"{value:.6g}")
+    return float(f"{value:.6g}")
 
 
 class Stopwatch:

@@ -17,7 +17,9 @@ from typing import Annotated, Any
 import jinja2
 import tyro
 
+from saycan_qt.options import parse
 from saycan_qt.results import PLAN, REPORT, write_atomically
+from saycan_qt.services import refuse
 
 SHOWN_CANDIDATES = 8
 INLINED_VIDEO = 8_000_000  # [bytes]; a larger video is linked
@@ -58,10 +60,14 @@ def render(folder: Path) -> str:
     video = folder / plan["video"] if plan.get("video") else None
     inline = video is not None and video.is_file() and video.stat().st_size < INLINED_VIDEO
     template = Path(__file__).with_name("report_template.html").read_text(encoding="utf-8")
-    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
+    environment = jinja2.Environment(
+        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+    )
     return environment.from_string(template).render(
         plan=plan,
-        steps=[{**step, "pictures": pictures(folder, step), "bars": bars(step["candidates"])} for step in plan["steps"]],
+        steps=[
+            {**step, "pictures": pictures(folder, step), "bars": bars(step["candidates"])} for step in plan["steps"]
+        ],
         final=pictures(folder, plan.get("final", {})),
         video_uri=data_uri(video) if inline and video else None,
         video_link=plan["video"] if video is not None and video.is_file() and not inline else None,
@@ -74,10 +80,9 @@ def write_report(folder: Path) -> Path:
 
 
 def main() -> int:
-    config = tyro.cli(ReportConfig, description=__doc__)
+    config = parse(ReportConfig, "python -m saycan_qt.report", __doc__)
     if not (config.folder / PLAN).is_file():
-        print(f"error: {config.folder} holds no {PLAN}; give a folder that `python -m saycan_qt.run` left", file=sys.stderr)
-        return 2
+        return refuse(f"{config.folder} holds no {PLAN}; give a folder that `python -m saycan_qt.run` left")
     print(write_report(config.folder))
     return 0
 

@@ -23,7 +23,7 @@ from PIL import Image
 
 from skills.types import Observation, Outcome
 
-PLAN, VIDEO, REPORT = "plan.json", "run.mp4", "report.html"
+PLAN, VIDEO, REPORT, PICTURES = "plan.json", "run.mp4", "report.html", "pictures"
 PACKAGES = ("saycan-qt", "torch", "transformers", "grpcio", "mujoco", "numpy")
 GOING_ON = "the run is still going on"
 
@@ -107,11 +107,12 @@ class RunFolder:
 
     def save_pictures(self, name: str, observation: Observation, jpegs: Mapping[str, bytes]) -> tuple[str, dict]:
         """Write `name`-observation.png (what the policies see) and a JPEG for each view; returns the file names."""
-        observed = f"{name}-observation.png"
+        (self.path / PICTURES).mkdir(exist_ok=True)
+        observed = f"{PICTURES}/{name}-observation.png"
         Image.fromarray(observation.image).save(self.path / observed)
         views = {}
         for view, data in jpegs.items():
-            views[view] = f"{name}-{view}.jpg"
+            views[view] = f"{PICTURES}/{name}-{view}.jpg"
             (self.path / views[view]).write_bytes(data)
         return observed, views
 
@@ -157,8 +158,8 @@ class RunFolder:
             if self._created:
                 shutil.rmtree(self.path, ignore_errors=True)
             else:  # the person's own folder was empty before
-                for file in self.path.iterdir():
-                    file.unlink()
+                for found in self.path.iterdir():
+                    shutil.rmtree(found) if found.is_dir() else found.unlink()
 
     def content(self) -> dict[str, Any]:
         return {**self.plan, "steps": [asdict(step) for step in self.steps]}
@@ -170,14 +171,17 @@ class RunFolder:
 
 
 def plan_text(plan: Mapping[str, Any]) -> str:
-    """JSON for people: indented, but one line for each candidate."""
+    """JSON for people: indented, but one line for each candidate and for the state."""
     rows: list[str] = []
 
     def keep(value: Any) -> Any:
         rows.append(json.dumps(value))
         return f"@row {len(rows) - 1}@"
 
-    steps = [{**step, "candidates": [keep(row) for row in step["candidates"]]} for step in plan["steps"]]
+    steps = [
+        {**step, "state": keep(step["state"]), "candidates": [keep(row) for row in step["candidates"]]}
+        for step in plan["steps"]
+    ]
     text = json.dumps({**plan, "steps": steps}, indent=2, ensure_ascii=False)
     return re.sub(r'"@row (\d+)@"', lambda match: rows[int(match[1])], text) + "\n"
 

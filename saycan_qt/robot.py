@@ -3,22 +3,25 @@
     python -m saycan_qt.robot --seed 3 --skill-server 127.0.0.1:50051 --port 50052
     python -m saycan_qt.robot --release 127.0.0.1:50052      # let a robot that was stopped move again
 
-It prints `kitchen robot listening on HOST:PORT` and then `kitchen robot ready: ...`. Without a skill server it can do the
-scripted skills only. SIGTERM or Ctrl-C stops the robot, then it exits with 0.
+It prints `kitchen robot listening on HOST:PORT` and then `kitchen robot ready: ...`. Without a skill server it can do
+the scripted skills only. SIGTERM or Ctrl-C stops the robot, then it exits with 0.
 """
 
 from __future__ import annotations
 
+import difflib
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Annotated
 
-import tyro
-
-from saycan_qt.services import ERROR, MISTAKE, EndWhenTold, announce, announce_ready
-
-NAME = "kitchen robot"
+from saycan_qt.options import Address, parse
+from saycan_qt.services import KITCHEN_ROBOT, EndWhenTold, announce, announce_ready, refuse
+from skills.client import RobotClient, SkillClient
+from skills.connective import RULES
+from skills.errors import LibraryError, SkillError
+from skills.library import Skill, SkillLibrary
+from skills.robot import serve as serve_robot
+from skills.types import Robot
 
 
 @dataclass(frozen=True)
@@ -26,8 +29,70 @@ class RobotConfig:
     """The kitchen robot: a simulated kitchen with a robot in it, served as a robot stack would serve its own."""
 
     seed: int = 0  # which kitchen: the same seed gives the same kitchen
-    skill_server: Annotated[str | None, tyro.conf.arg(metavar="HOST:PORT")] = None  # who acts when a learnt skill runs
+    real_time: bool = False  # move as slowly as a real robot (3 Hz) instead of as fast as this machine simulates
+    skill_server: Address = None  # who acts when a learnt skill runs
     host: str = "127.0.0.1"  # address to listen on
     port: int = 0  # 0: a free one, which is printed
-    release: Annotated[str | None, tyro.conf.arg(metavar="HOST:PORT")] = None  # reset a stopped robot and exit
-    until_stdin_closes: bool = False  # end with the process that holds standard input; `saycan_qt.run` sets it
+    release: Address = None  # reset a stopped robot and exit
+    until_stdin_closes: bool = False  # end when standard input closes: with the process that started this one
+
+
+def kitchen_robot(config: RobotConfig, library: SkillLibrary) -> Robot:
+    from saycan_qt.kitchen.robot import KitchenRobot
+
+    for skill in library:
+        check(skill)
+    return KitchenRobot(config.seed, config.real_time)
+
+
+def check(skill: Skill) -> None:
+    """Raise LibraryError for a skill that this kitchen's robot has no way to do."""
+    from saycan_qt.kitchen.goals import SLOTS
+    from saycan_qt.kitchen.tasks import FAMILIES
+
+    families = FAMILIES if skill.learned else tuple(RULES)
+    if skill.family not in families:
+        kind = "learnt" if skill.learned else "scripted"
+        raise LibraryError(
+            f"the kitchen robot cannot do {skill.name!r}: of {kind} skills it knows the families {', '.join(families)}"
+        )
+    for slot, value in skill.arguments.items():
+        if value not in SLOTS.get(slot, ()):
+            nearest = difflib.get_close_matches(value, SLOTS.get(slot, ()), n=1, cutoff=0.0)
+            hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
+            raise LibraryError(f"the kitchen robot cannot do {skill.name!r}: it knows no {slot} {value!r}{hint}")
+
+
+def release(address: str) -> int:
+    try:
+        with RobotClient(address) as robot:
+            robot.reset()
+    except SkillError as error:
+        return refuse(str(error))
+    print(f"the robot at {address} may move again")
+    return 0
+
+
+def serve(config: RobotConfig, make_robot: Callable[[RobotConfig, SkillLibrary], Robot]) -> int:
+    end = EndWhenTold(config.until_stdin_closes)
+    try:
+        skills = SkillClient(config.skill_server) if config.skill_server else None
+        library = skills.list_skills() if skills else SkillLibrary.load()
+        robot = make_robot(config, library)
+        server = serve_robot(robot, library, skills, address=f"{config.host}:{config.port}")
+    except SkillError as error:
+        return refuse(str(error))
+    announce(KITCHEN_ROBOT, server.address)
+    announce_ready(KITCHEN_ROBOT, f"kitchen {config.seed}")
+    end.wait()
+    server.stop(grace=1.0)
+    return 0
+
+
+def main() -> int:
+    config = parse(RobotConfig, "python -m saycan_qt.robot", __doc__)
+    return release(config.release) if config.release else serve(config, kitchen_robot)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

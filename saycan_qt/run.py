@@ -11,53 +11,84 @@ was not; 2: a mistake in use; 130: interrupted, the robot stopped.
 from __future__ import annotations
 
 import json
-import math
+import logging
 import os
 import queue
 import signal
 import sys
 import threading
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass
 from types import FrameType
-from typing import Annotated
+from typing import TypeVar
 
-import tyro
 from rich.console import Console
 
+from planners import saycan
+from planners.prompts import Prompt
+from planners.weights import WeightsError
 from saycan_qt.display import Display
-from saycan_qt.recording import VIEWS, Recorder
+from saycan_qt.journey import Journey
+from saycan_qt.options import Address, File, Folder, Instruction, parse
+from saycan_qt.recording import Recorder
 from saycan_qt.report import write_report
-from saycan_qt.results import REPORT, VIDEO, Candidate, RunFolder, Step, new_folder
-from saycan_qt.services import ERROR, RemoteService, ServiceProcess, StartFailed
+from saycan_qt.results import REPORT, VIDEO, RunFolder, new_folder
+from saycan_qt.services import (
+    ERROR,
+    KITCHEN_ROBOT,
+    MISTAKE,
+    SKILL_SERVER,
+    RemoteService,
+    Service,
+    ServiceProcess,
+    StartFailed,
+    refuse,
+)
 from skills.client import RobotClient, SkillClient
-from skills.errors import SkillError, Unavailable
+from skills.errors import SkillError, Stopped
 from skills.library import SkillLibrary
-from skills.types import Observation, Outcome, Status
+from skills.wire import split_address
 
-SKILL_SERVER, KITCHEN_ROBOT = "skill server", "kitchen robot"
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+SKILL_SERVICE, ROBOT_SERVICE = "skills.v1.SkillService", "skills.v1.RobotService"
+LANGUAGE_MODEL = "language model"
 START_TIMEOUT = 120.0  # [s] for a service to become ready; importing torch on a busy small machine takes a while
-SUCCEEDED, NOT_DONE, MISTAKE, INTERRUPTED = 0, 1, 2, 130  # exit codes
+SUCCEEDED, NOT_DONE, INTERRUPTED = 0, 1, 130  # exit codes, besides MISTAKE
 
 
 @dataclass(frozen=True)
 class RunConfig:
     """From a sentence to a robot that carries it out, in the simulated kitchen."""
 
-    instruction: Annotated[str, tyro.conf.Positional]  # what you want, in your own words
+    instruction: Instruction  # what you want, in your own words
     seed: int = 0  # which kitchen: the same seed gives the same kitchen
-    server: Annotated[str | None, tyro.conf.arg(metavar="HOST:PORT")] = None  # use this running skill server
-    robot: Annotated[str | None, tyro.conf.arg(metavar="HOST:PORT")] = None  # use this running robot
-    skills: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None  # what the robot can do (YAML); default: kitchen.yaml
+    server: Address = None  # use this skill server, which already runs
+    robot: Address = None  # use this robot, which already runs
+    skills: File = None  # what the robot can do (YAML); by default kitchen.yaml
     max_steps: int = 15  # give up after this many skills
-    out: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None  # a new folder for the results; default: runs/<time>-<words>
+    out: Folder = None  # a new folder for the results; by default runs/<time>-<words>
     json: bool = False  # print plan.json's content as the last line of standard output
 
 
-class Mistake(Exception):
-    """The person asked for something impossible: one line, exit code 2."""
+@dataclass(frozen=True)
+class Language:
+    """What is sensible: a language model and how it is asked."""
+
+    scorer: saycan.Scorer
+    prompt: Prompt
+    name: str
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a run is made of; tests put small ones in their place."""
+
+    load_language: Callable[[], Language]
+    serve: tuple[str, ...] = (sys.executable, "-m", "saycan_qt.serve")
+    robot: tuple[str, ...] = (sys.executable, "-m", "saycan_qt.robot")
 
 
 @dataclass(frozen=True)
@@ -67,23 +98,7 @@ class Ending:
     code: int
     ended: str  # for plan.json: done, max steps, nothing possible, interrupted, died, error
     reason: str
-    judge: str | None = None
-    error: bool = False  # say the reason on standard error too
-
-
-class Scorer(Protocol):
-    """How sensible is each candidate as the next line after a prompt? (planners.language.LanguageScorer)"""
-
-    def score(self, prompt: str, candidates: Sequence[str]) -> np.ndarray: ...
-
-
-@dataclass(frozen=True)
-class Parts:
-    """What a run is made of; tests put small ones in their place."""
-
-    load_scorer: Callable[[], Scorer]
-    serve: tuple[str, ...] = (sys.executable, "-m", "saycan_qt.serve")
-    robot: tuple[str, ...] = (sys.executable, "-m", "saycan_qt.robot")
+    judge: str | None = None  # None: it did not come to its end
 
 
 class Run:
@@ -139,7 +154,7 @@ class Run:
         self.display.clear()
         if not orderly:
             self._stop_robot()
-            print(ERROR + ending.reason, file=sys.stderr, flush=True)
+            print(ERROR + " ".join(ending.reason.split()), file=sys.stderr, flush=True)
         success = ending.code == SUCCEEDED
         self.folder.finish(success, ending.reason, ending.ended, ending.judge)
         if self._recorder.frames:
@@ -159,7 +174,7 @@ class Run:
     def _stop_robot(self) -> None:
         robot = self._robot
         if robot is not None:
-            stopping = threading.Thread(target=_quietly, args=(robot.stop,), daemon=True)
+            stopping = threading.Thread(target=stop_quietly, args=(robot,), daemon=True)
             stopping.start()
             stopping.join(0.5)
 
@@ -170,6 +185,8 @@ class Run:
             self._endings.put(self._journey())
         except StartFailed as error:
             self._endings.put(Ending(MISTAKE if error.mistake else NOT_DONE, "error", str(error)))
+        except WeightsError as error:
+            self._endings.put(Ending(MISTAKE, "error", str(error)))
         except SkillError as error:
             self._endings.put(Ending(NOT_DONE, "error", str(error)))
         except Exception as error:
@@ -178,20 +195,25 @@ class Run:
             self._endings.put(Ending(NOT_DONE, "error", f"the run broke: {type(error).__name__}: {error}"))
 
     def _journey(self) -> Ending:
-        scorer = in_background(self._load_scorer)
+        loading = in_background(self._load_language)
         server, robot = self._start_services()
         skills, self._robot = SkillClient(server.address), RobotClient(robot.address)
-        planner = SayCanPlanner(scorer.result(), skills.list_skills())
-        journey = Journey(skills, self._robot, planner, self.folder, self._recorder, self.display)
+        language, hosted, body = loading.result(), skills.info(), self._robot.info()
+        models = {"language": language.name, "affordance": hosted.critic_id, "execution": hosted.actor_id}
+        self.folder.note(models=models, robot={"name": body.name, "address": robot.address})
+        if body.stopped:
+            command = f"python -m saycan_qt.robot --release {robot.address}"
+            raise Stopped(f"the robot at {robot.address} is stopped; when it is safe, release it with: {command}")
+        planner = saycan.SayCanPlanner(language.scorer, language.prompt, skills.list_skills())
+        journey = Journey(skills, self._robot, planner, self.folder, self._recorder, self.display, body.max_steps)
         found = journey.travel(self.config.instruction, self.config.max_steps)
         return Ending(SUCCEEDED if found.success else NOT_DONE, found.ended, found.reason, found.judge)
 
-    def _load_scorer(self) -> Scorer:
-        self.display.begin_loading("language model")
-        scorer = self.parts.load_scorer()
-        self.folder.note(models={"language": model_name(scorer)})
-        self.display.loaded("language model", model_name(scorer))
-        return scorer
+    def _load_language(self) -> Language:
+        self.display.begin_loading(LANGUAGE_MODEL)
+        language = self.parts.load_language()
+        self.display.loaded(LANGUAGE_MODEL, language.name)
+        return language
 
     def _start_services(self) -> tuple[Service, Service]:
         """Both load at the same time: the robot needs the server's address, not yet its models."""
@@ -199,6 +221,7 @@ class Run:
         self.display.begin_loading(SKILL_SERVER)
         if config.server is not None:
             server: Service = self._add(RemoteService(SKILL_SERVER, config.server, SKILL_SERVICE, self._died))
+            server.wait_until_ready(START_TIMEOUT)  # a wrong address is told before anything else is started
         else:
             options = () if config.skills is None else ("--skills", str(config.skills))
             command = (*self.parts.serve, *options)
@@ -225,6 +248,13 @@ class Run:
         return service
 
 
+def stop_quietly(robot: RobotClient) -> None:
+    try:
+        robot.stop()
+    except SkillError as error:
+        log.info("the robot could not be told to stop: %s", error)  # it is dead, or stops by itself
+
+
 def in_background(work: Callable[[], T]) -> Future[T]:
     future: Future[T] = Future()
 
@@ -238,49 +268,54 @@ def in_background(work: Callable[[], T]) -> Future[T]:
     return future
 
 
-def check(config: RunConfig) -> None:
-    """Everything that can be found wrong before anything is started."""
+def check(config: RunConfig) -> str | None:
+    """What can be found wrong before anything is started, in one line; None when nothing is."""
     if not config.instruction.strip():
-        raise Mistake('the instruction is empty; say what you want, for instance "bring me a snack"')
+        return 'the instruction is empty; say what you want, for instance "bring me a snack"'
     if config.max_steps < 1:
-        raise Mistake(f"--max-steps is {config.max_steps}; at least 1 step is needed")
+        return f"--max-steps is {config.max_steps}; at least 1 is needed"
     if config.out is not None and config.out.exists() and (not config.out.is_dir() or any(config.out.iterdir())):
-        raise Mistake(f"{config.out} exists and is not an empty folder; choose another --out, results are never overwritten")
-    for flag, address in (("--server", config.server), ("--robot", config.robot)):
-        if address is not None and not re.fullmatch(r"\S+:\d{1,5}", address):
-            raise Mistake(f"{flag} is {address!r}; give HOST:PORT, for instance 127.0.0.1:50051")
-    if config.skills is not None:
-        if config.server is not None:
-            raise Mistake("--skills is for the skill server that run starts; the one at --server has its own skills")
-        try:
-            SkillLibrary.load(config.skills)
-        except (OSError, ValueError) as error:
-            raise Mistake(str(error)) from None
+        return f"--out {config.out} is there already; choose a new folder, results are never overwritten"
+    if config.skills is not None and config.server is not None:
+        return "--skills is for the skill server that run starts; the one at --server brings its own skills"
+    try:
+        for address in (config.server, config.robot):
+            if address is not None:
+                split_address(address)
+        if config.skills is not None and saycan.DONE not in SkillLibrary.load(config.skills):
+            return f"{config.skills}: a plan ends with the skill {saycan.DONE!r}, which this file lacks"
+    except SkillError as error:
+        return str(error)
+    return None
 
 
-def load_language_model() -> Scorer:
-    from planners.language import LanguageScorer  # torch and transformers: seconds, spent while the services start
+def load_language() -> Language:
+    from transformers.utils import logging as transformers_logging  # seconds, spent while the services start
 
-    return LanguageScorer()
+    from planners.language import LanguageScorer
+    from planners.weights import text_embedder
+
+    transformers_logging.disable_progress_bar()  # we have our own
+    scorer = LanguageScorer()
+    return Language(scorer, Prompt(text_embedder()), scorer.path.stem)
 
 
 def run(config: RunConfig, parts: Parts) -> int:
     """Check, run, report; the exit code. Ends the process itself where a thread still computes."""
-    console = Console(stderr=config.json)
+    if (mistake := check(config)) is not None:
+        return refuse(mistake)
+    path = config.out or new_folder(config.instruction)
     try:
-        check(config)
-        path = config.out or new_folder(config.instruction)
         folder = RunFolder(path, config.instruction, config.seed)
-    except (Mistake, OSError) as error:
-        print(f"{ERROR}{error}", file=sys.stderr)
-        return MISTAKE
-    display = Display(console)
+    except OSError as error:
+        return refuse(f"results cannot be written to {path}: {error.strerror}")
+    display = Display(Console(stderr=config.json))
     display.title(config.instruction, str(path))
     one = Run(config, parts, display, folder)
     code = one.run()
     if config.json and code != MISTAKE:
         print(json.dumps(folder.content()), flush=True)
-    if one.still_working:  # it cannot be told to stop: a model computes, or a call waits
+    if one.still_working:  # a thread cannot be told to stop: a model computes, or a call waits
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
@@ -288,8 +323,7 @@ def run(config: RunConfig, parts: Parts) -> int:
 
 
 def main() -> int:
-    config = tyro.cli(RunConfig, description=__doc__)
-    return run(config, Parts(load_language_model))
+    return run(parse(RunConfig, "python -m saycan_qt.run", __doc__), Parts(load_language))
 
 
 if __name__ == "__main__":

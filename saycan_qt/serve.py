@@ -4,32 +4,156 @@
     python -m saycan_qt.serve --affordance runs/critic --port 50051
     python -m saycan_qt.serve --skills my_robot.yaml --affordance runs/mine --execution runs/mine
 
-It prints `skill server listening on HOST:PORT` as soon as it can be reached and `skill server ready: ...` when its models
-are warm; until then its health is NOT_SERVING. SIGTERM or Ctrl-C lets running skills end, then it exits with 0.
+It prints `skill server listening on HOST:PORT` as soon as it can be reached and `skill server ready: ...` when its
+models are warm; until then its health is NOT_SERVING. SIGTERM or Ctrl-C drains it, then it exits with 0.
 """
 
 from __future__ import annotations
 
+import json
 import sys
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Annotated
 
-import tyro
+import numpy as np
 
-from saycan_qt.services import ERROR, MISTAKE, EndWhenTold, announce, announce_ready
+from saycan_qt.options import Checkpoint, File, parse
+from saycan_qt.services import SKILL_SERVER, EndWhenTold, announce, announce_ready, refuse
+from skills.errors import SkillError, Unavailable
+from skills.library import SkillLibrary
+from skills.server import serve as serve_skills
+from skills.serving import NOT_SERVING, SERVING
+from skills.types import STATE_NAMES, Actor, Critic, Observation
 
-NAME = "skill server"
+KITCHEN_IMAGE = (80, 96)  # height, width of what the kitchen robot observes [pixels]
 
 
 @dataclass(frozen=True)
 class ServeConfig:
     """The skill server: judges which skills can succeed, and acts."""
 
-    affordance: Annotated[str | None, tyro.conf.arg(metavar="DIR|NAME")] = None  # checkpoint that judges; default: shipped
-    execution: Annotated[str | None, tyro.conf.arg(metavar="DIR|NAME")] = None  # checkpoint that acts; default: shipped
-    skills: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None  # what the robot can do (YAML); default: kitchen.yaml
+    affordance: Checkpoint = "affordance"  # checkpoint that judges
+    execution: Checkpoint = "execution"  # checkpoint that acts
+    skills: File = None  # what the robot can do (YAML); by default kitchen.yaml
     host: str = "127.0.0.1"  # address to listen on
     port: int = 0  # 0: a free one, which is printed
     threads: int = 2  # that the models may use
-    until_stdin_closes: bool = False  # end with the process that holds standard input; `saycan_qt.run` sets it
+    until_stdin_closes: bool = False  # end when standard input closes: with the process that started this one
+
+
+class Unreadable(Exception):
+    """A checkpoint that cannot be used."""
+
+
+@dataclass(frozen=True)
+class Models:
+    """What judges and what acts: named at once, loaded when the server can already be reached."""
+
+    critic_id: str
+    actor_id: str
+    load: Callable[[], tuple[Critic, Actor]]  # raises Unreadable
+
+
+class Warming:
+    """Stands in for the models while they load; refuses until then."""
+
+    def __init__(self) -> None:
+        self.models: tuple[Critic, Actor] | None = None
+
+    def value(self, history: Sequence[Observation], instructions: Sequence[str]) -> np.ndarray:
+        return self._loaded()[0].value(history, instructions)
+
+    def act(self, history: Sequence[Observation], instruction: str) -> np.ndarray:
+        return self._loaded()[1].act(history, instruction)
+
+    def _loaded(self) -> tuple[Critic, Actor]:
+        if self.models is None:
+            raise Unavailable("the skill server is still loading its models; its health tells when it is ready")
+        return self.models
+
+
+def checkpoints(config: ServeConfig) -> Models:
+    """The shipped models, or those that were asked for; raises Unreadable."""
+    import torch
+
+    from saycan_qt import checkpoint
+
+    torch.set_num_threads(config.threads)
+
+    def identify(name: str) -> str:
+        """Its name and the beginning of its weights' SHA-256."""
+        folder = checkpoint.resolve(name)
+        manifest = json.loads((folder / checkpoint.MANIFEST).read_bytes())
+        return f"{folder.name}@{manifest['files'][checkpoint.MODEL]['sha256'][:8]}"
+
+    def load() -> tuple[Critic, Actor]:
+        try:
+            critic = checkpoint.load(config.affordance)
+            actor = critic if config.execution == config.affordance else checkpoint.load(config.execution)
+        except checkpoint.CheckpointError as error:
+            raise Unreadable(str(error)) from None
+        if not hasattr(critic, "value"):
+            raise Unreadable(f"checkpoint {config.affordance!r} only acts; --affordance needs one that judges")
+        return critic, actor
+
+    try:
+        return Models(identify(config.affordance), identify(config.execution), load)
+    except checkpoint.CheckpointError as error:
+        raise Unreadable(str(error)) from None
+    except (OSError, ValueError, LookupError, TypeError):  # a damaged manifest: load says what is wrong with it
+        return Models(config.affordance, config.execution, load)
+
+
+def warm_up(critic: Critic, actor: Actor, library: SkillLibrary) -> None:
+    """One call of each kind: the first is slow, and encodes every skill's words."""
+    names = [skill.name for skill in library if skill.learned]
+    if names:
+        critic.value([blank_for(critic)], names)
+        actor.act([blank_for(actor)], names[0])
+
+
+def blank_for(policy: object) -> Observation:
+    """An observation of the size that the policy was trained on."""
+    network = getattr(policy, "network_config", None)
+    image = network.encoder.image if network is not None else KITCHEN_IMAGE
+    return Observation(np.zeros((*image, 3), np.uint8), np.zeros(len(STATE_NAMES), np.float32))
+
+
+def serve(config: ServeConfig, choose: Callable[[ServeConfig], Models]) -> int:
+    end = EndWhenTold(config.until_stdin_closes)
+    warming = Warming()
+    try:
+        library = SkillLibrary.load(config.skills)
+        models = choose(config)
+        server = serve_skills(
+            library,
+            critic=warming,
+            actor=warming,
+            critic_id=models.critic_id,
+            actor_id=models.actor_id,
+            address=f"{config.host}:{config.port}",
+        )
+    except (SkillError, Unreadable) as error:
+        return refuse(str(error))
+    server._set_health(NOT_SERVING)
+    announce(SKILL_SERVER, server.address)
+    try:
+        critic, actor = models.load()
+    except Unreadable as error:
+        server.stop(0)
+        return refuse(str(error))
+    warm_up(critic, actor, library)
+    warming.models = critic, actor
+    server._set_health(SERVING)
+    announce_ready(SKILL_SERVER, f"{len(library)} skills, judged by {models.critic_id}, done by {models.actor_id}")
+    end.wait()
+    server.stop(grace=5.0)
+    return 0
+
+
+def main() -> int:
+    return serve(parse(ServeConfig, "python -m saycan_qt.serve", __doc__), checkpoints)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

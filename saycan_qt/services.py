@@ -10,6 +10,7 @@ import os
 import re
 import signal
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -19,6 +20,9 @@ from types import FrameType
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from skills.wire import CLIENT_OPTIONS, LOOPBACK, split_address
+
+SKILL_SERVER, KITCHEN_ROBOT = "skill server", "kitchen robot"
 LISTENING = re.compile(r"^(?P<name>.+) listening on (?P<address>\S+:\d+)$")
 READY = re.compile(r"^(?P<name>.+) ready(: (?P<detail>.*))?$")
 CHILD_FLAG = "--until-stdin-closes"
@@ -83,6 +87,8 @@ class ServiceProcess:
         for stream in (self._process.stdin, self._process.stdout):
             if stream is not None:
                 stream.close()
+        if self.log.exists() and not self.log.stat().st_size:
+            self.log.unlink()
 
     def _read(self) -> None:
         assert self._process.stdout is not None
@@ -130,7 +136,9 @@ class RemoteService:
         self._service = service
         self._on_death = on_death
         self._closing = False
-        self._channel = grpc.insecure_channel(address)
+        self._watching = False
+        proxy = [("grpc.enable_http_proxy", 0)] if split_address(address)[0] in LOOPBACK else []
+        self._channel = grpc.insecure_channel(address, options=CLIENT_OPTIONS + proxy)
         self._stub = health_pb2_grpc.HealthStub(self._channel)
 
     def wait_for_address(self, timeout: float) -> str:
@@ -151,7 +159,9 @@ class RemoteService:
             if time.monotonic() > deadline:
                 raise StartFailed(f"the {self.name} at {self.address} is not ready after {timeout:.0f} s", False)
             time.sleep(0.2)
-        threading.Thread(target=self._watch, daemon=True).start()
+        if not self._watching:
+            self._watching = True
+            threading.Thread(target=self._watch, daemon=True).start()
 
     def close(self, grace: float = 0) -> None:
         self._closing = True
@@ -167,6 +177,15 @@ class RemoteService:
             how = "the connection broke"
         if not self._closing:
             self._on_death(f"the {self.name} ({self.address}) is gone: {how}")
+
+
+Service = ServiceProcess | RemoteService
+
+
+def refuse(reason: str) -> int:
+    """One line for people; returns the exit code of a mistake in use."""
+    print(f"{ERROR}{' '.join(reason.split())}", file=sys.stderr, flush=True)
+    return MISTAKE
 
 
 def announce(name: str, address: str) -> None:

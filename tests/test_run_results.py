@@ -23,9 +23,13 @@ def jpeg(colour):
 
 def begin(folder, number, skill="pick apple"):
     observation = Observation(np.full((80, 96, 3), 7, np.uint8), np.zeros(8, np.float32), "table")
-    observed, views = folder.save_pictures(f"step-{number:02d}", observation, {"head": jpeg("red"), "room": jpeg("blue")})
+    observed, views = folder.save_pictures(
+        f"step-{number:02d}", observation, {"head": jpeg("red"), "room": jpeg("blue")}
+    )
     rows = [Candidate(skill, "pick up the apple", 0.5, 0.8, 0.4), Candidate("done", "<done>", 0.1, 0.5, 0.05)]
-    folder.begin(Step(number, skill, "pick up the apple", 0.5, 0.8, 0.4, observation=observed, views=views, candidates=rows))
+    folder.begin(
+        Step(number, skill, "pick up the apple", 0.5, 0.8, 0.4, observation=observed, views=views, candidates=rows)
+    )
 
 
 def plan(folder):
@@ -64,7 +68,11 @@ def test_a_step_cut_short_is_aborted_and_nothing_changes_after_the_end(tmp_path)
     folder.end(Outcome(Status.SUCCEEDED), 4.0)
     folder.finish(True, "too late", "done")
     found = plan(folder)
-    assert (found["steps"][0]["outcome"], found["success"], found["reason"]) == ("aborted", False, "the kitchen robot died")
+    assert (found["steps"][0]["outcome"], found["success"], found["reason"]) == (
+        "aborted",
+        False,
+        "the kitchen robot died",
+    )
 
 
 def test_the_pictures_named_in_plan_json_are_there(finished):

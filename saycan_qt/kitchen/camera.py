@@ -67,7 +67,13 @@ def cast(model: mujoco.MjModel, data: mujoco.MjData, camera: Camera) -> tuple[np
 
 def render(model: mujoco.MjModel, data: mujoco.MjData, camera: Camera) -> np.ndarray:
     """(H, W, 3) uint8 RGB: flat colours under one lamp and a headlight, no shadows."""
-    geoms, normals, rays = cast(model, data, camera)
+    return paint(model, camera, *cast(model, data, camera))
+
+
+def paint(
+    model: mujoco.MjModel, camera: Camera, geoms: np.ndarray, normals: np.ndarray, rays: np.ndarray
+) -> np.ndarray:
+    """The picture of what `cast` found."""
     facing = np.abs(np.einsum("ij,ij->i", normals, rays))
     shade = AMBIENT + HEADLIGHT * facing + DIFFUSE * np.maximum(normals @ LIGHT, 0.0)
     image = 255.0 * model.geom_rgba[geoms, :3] * np.minimum(shade, 1.1)[:, None]

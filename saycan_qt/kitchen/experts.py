@@ -62,7 +62,9 @@ class Expert:
 
     # ---- moves --------------------------------------------------------------------------------------------------
 
-    def _go(self, goal, closedness: float, yaw: float | None = None, pitch: float = 0.0, stop: bool = False) -> np.ndarray:
+    def _go(
+        self, goal, closedness: float, yaw: float | None = None, pitch: float = 0.0, stop: bool = False
+    ) -> np.ndarray:
         rotation = self.world.tip_rotation()
         change = np.asarray(goal, float) - self.world.tip()
         change *= min(1.0, STEP / max(float(np.abs(change).max()), 1e-9))
@@ -157,7 +159,12 @@ class Expert:
         here, there = world.position(self.name), world.position(target)
         half = THINGS[self.name].half_height
         held = world.grasped(self.name) and world.closedness > 0.5
-        if np.linalg.norm(here[:2] - there[:2]) < 0.138 and not held and here[2] < half + 0.03 and world.closedness < 0.5:
+        if (
+            np.linalg.norm(here[:2] - there[:2]) < 0.138
+            and not held
+            and here[2] < half + 0.03
+            and world.closedness < 0.5
+        ):
             if tip[2] > here[2] + half + 0.055:
                 return self._go(tip, 0.0, stop=True)
             return self._go(tip + [0, 0, STEP], 0.0)

@@ -25,7 +25,12 @@ SLOTS: Mapping[str, tuple[str, ...]] = {
 
 
 def _normal(text: str) -> str:
-    return re.sub(r"\s+", " ", re.sub(r"[^\w\s']", " ", text.lower().replace("\u2019", "'"))).strip().removeprefix("please ").removesuffix(" please")
+    return (
+        re.sub(r"\s+", " ", re.sub(r"[^\w\s']", " ", text.lower().replace("\u2019", "'")))
+        .strip()
+        .removeprefix("please ")
+        .removesuffix(" please")
+    )
 
 
 @cache

@@ -28,7 +28,14 @@ class Thing:
         return self.size[1 if self.shape == "box" else 0]
 
 
-CAN, SLIM, BOTTLE, BAG, BAR, BALL = (0.031, 0.052), (0.026, 0.065), (0.029, 0.07), (0.055, 0.028, 0.032), (0.055, 0.02, 0.014), (0.035,)
+CAN, SLIM, BOTTLE, BAG, BAR, BALL = (
+    (0.031, 0.052),
+    (0.026, 0.065),
+    (0.029, 0.07),
+    (0.055, 0.028, 0.032),
+    (0.055, 0.02, 0.014),
+    (0.035,),
+)
 
 THINGS: dict[str, Thing] = {
     "7up can": Thing("can", CAN, (0.05, 0.65, 0.15), (0.95, 0.95, 0.1), "drink"),

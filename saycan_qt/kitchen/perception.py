@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 
 from saycan_qt.kitchen import rollouts
-from saycan_qt.kitchen.camera import HEAD, cast
+from saycan_qt.kitchen.camera import HEAD, cast, paint
 from saycan_qt.kitchen.objects import THINGS
 from saycan_qt.kitchen.scene import DRAWER_Z, DRAWERS
 from saycan_qt.kitchen.world import World
@@ -47,9 +47,20 @@ def positions(world: World) -> np.ndarray:
     return result
 
 
-def label(world: World, table: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Heatmaps (K, H/4, W/4) uint8, 255 where a whole cell shows the keypoint, and visibility (K,) bool."""
-    geoms, _, _ = cast(world.model, world.data, HEAD)
+def headings(world: World) -> np.ndarray:
+    """(K, 2) float32: cosine and sine of twice the yaw of each long object, in the base frame; 0 for everything else.
+    Twice, because a box turned by half a turn is the same to a gripper."""
+    result = np.zeros((len(KEYPOINTS), 2), np.float32)
+    for name in world.names:
+        if THINGS[name].shape == "box":
+            yaw = 2 * world.yaw(name)
+            result[KEYPOINTS.index(name)] = np.cos(yaw), np.sin(yaw)
+    return result
+
+
+def label(geoms: np.ndarray, table: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """From the geom each pixel hits: heatmaps (K, H/4, W/4) uint8, 255 where a whole cell shows the keypoint, and
+    visibility (K,) bool."""
     seen = table[geoms].reshape(HEAD.height // STRIDE, STRIDE, HEAD.width // STRIDE, STRIDE)
     share = (seen[None] == np.arange(len(KEYPOINTS))[:, None, None, None, None]).mean(axis=(2, 4))
     return (share * 255).astype(np.uint8), share.sum(axis=(1, 2)) * STRIDE**2 >= MIN_PIXELS
@@ -61,13 +72,14 @@ def labelled_frames(
     """`count` frames, every third step of scripted rollouts (half of them noisy) over all skills.
 
     images (N, 80, 96, 3) uint8; heatmaps (N, K, 20, 24) uint8; positions (N, K, 3) float32 [m, base frame];
-    visible (N, K) bool; states (N, 8) float32."""
+    headings (N, K, 2) float32 as `headings` gives them; visible (N, K) bool; states (N, 8) float32."""
     rng, library = np.random.default_rng(seed), SkillLibrary.load()
     k, h, w = len(KEYPOINTS), HEAD.height, HEAD.width
-    out = {
+    out: dict[str, np.ndarray] = {
         "images": np.zeros((count, h, w, 3), np.uint8),
         "heatmaps": np.zeros((count, k, h // STRIDE, w // STRIDE), np.uint8),
         "positions": np.zeros((count, k, 3), np.float32),
+        "headings": np.zeros((count, k, 2), np.float32),
         "visible": np.zeros((count, k), bool),
         "states": np.zeros((count, 8), np.float32),
     }
@@ -79,13 +91,13 @@ def labelled_frames(
         table = _geom_keypoint(run.world)
         for i, _ in enumerate(run):
             if (i + 1) % every == 0:
-                observation = run.world.observe()
-                out["images"][done], out["states"][done] = observation.image, observation.state
-                out["positions"][done] = positions(run.world)
-                out["heatmaps"][done], out["visible"][done] = label(run.world, table)
+                world = run.world
+                hits = cast(world.model, world.data, HEAD)
+                out["images"][done], out["states"][done] = paint(world.model, HEAD, *hits), world.state()
+                out["positions"][done], out["headings"][done] = positions(world), headings(world)
+                out["heatmaps"][done], out["visible"][done] = label(hits[0], table)
                 done += 1
                 progress(done)
                 if done == count:
                     break
     return out
-

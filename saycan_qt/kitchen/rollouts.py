@@ -28,9 +28,9 @@ class Step:
 class Rollout:
     """One episode; iterate it to run it, one Step at a time. Afterwards `success` and `truncated` are set.
 
-    mode: "demonstration" follows the expert, a quarter of its steps disturbed (2 cm, 0.08 rad), which it then corrects;
-    "offset" grasps 2.5-6 cm beside the object; "wrong" does another skill than the task names; "early" terminates before
-    success; "noisy" is disturbed at most steps; "endless" reaches success and never terminates."""
+    mode: "demonstration" follows the expert, a quarter of its steps disturbed (2 cm, 0.08 rad), which it then
+    corrects; "offset" grasps 2.5-6 cm beside the object; "wrong" does another skill than the task names; "early"
+    terminates before success; "noisy" is disturbed at most steps; "endless" never terminates."""
 
     world: World
     skill: Skill
@@ -86,7 +86,9 @@ def random_skill(rng: np.random.Generator, library: SkillLibrary, weights: dict[
     return family[int(rng.integers(len(family)))]
 
 
-def start(rng: np.random.Generator, skill: Skill, library: SkillLibrary, mode: str = "demonstration", **kwargs) -> Rollout:
+def start(
+    rng: np.random.Generator, skill: Skill, library: SkillLibrary, mode: str = "demonstration", **kwargs
+) -> Rollout:
     """A rollout in a fresh practice scene of the skill."""
     world = World(practice(rng, skill))
     wrong = None
@@ -94,4 +96,3 @@ def start(rng: np.random.Generator, skill: Skill, library: SkillLibrary, mode: s
         others = [s for s in library if s.learned and s != skill and feasible(world, s)]
         wrong = others[int(rng.integers(len(others)))] if others else skill
     return Rollout(world, skill, mode, rng, wrong, **kwargs)
-

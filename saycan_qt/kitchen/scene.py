@@ -6,6 +6,7 @@ edge, x into the worktop; a docked robot's base frame coincides with it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
 from saycan_qt.kitchen.objects import THINGS, Rgb
@@ -48,7 +49,8 @@ def _thing(name: str) -> str:
             geoms = (
                 f'<geom type="cylinder" size="{r} {h}" {main} mass=".12" {solid}/>'
                 f'<geom type="cylinder" size="{r + 0.0008} {h * 0.3}" {paint}/>'
-                f'<geom type="cylinder" size="{r * 0.85} .001" pos="0 0 {h}" {_TOUCHLESS} mass="0" rgba=".75 .75 .75 1"/>'
+                f'<geom type="cylinder" size="{r * 0.85} .001" pos="0 0 {h}" {_TOUCHLESS} mass="0"'
+                ' rgba=".75 .75 .75 1"/>'
             )
         case "bottle":
             r, h = size
@@ -99,7 +101,8 @@ def _furniture(place: str) -> str:
         case "far counter":
             side = 'type="box" size=".25 .14 .36" rgba=".7 .66 .58 1"'
             return (
-                f'<geom {top} rgba=".62 .5 .38 1"/><geom {side} pos=".28 .345 -.39"/><geom {side} pos=".28 -.345 -.39"/>'
+                f'<geom {top} rgba=".62 .5 .38 1"/>'
+                f'<geom {side} pos=".28 .345 -.39"/><geom {side} pos=".28 -.345 -.39"/>'
                 f'<geom type="box" size=".24 .2 .11" pos=".29 0 -.64" rgba=".6 .57 .5 1"/>{wall}{_drawers()}'
             )
         case "close counter":
@@ -179,20 +182,21 @@ def _robot() -> str:
 
 def kitchen_xml(things: Iterable[str], places: Iterable[str] = tuple(PLACES)) -> str:
     """MJCF of a kitchen with these objects (all at the origin: the caller sets their poses) and these places."""
-    import math
-
-    furniture = "".join(
-        f'<body pos="{PLACES[p][0]} {PLACES[p][1]} 0" quat="{math.cos(PLACES[p][2] / 2)} 0 0 {math.sin(PLACES[p][2] / 2)}">'
-        f"{_furniture(p)}</body>"
-        for p in places
-    )
+    furniture = ""
+    for place in places:
+        x, y, yaw = PLACES[place]
+        pose = f'pos="{x} {y} 0" quat="{math.cos(yaw / 2)} 0 0 {math.sin(yaw / 2)}"'
+        furniture += f"<body {pose}>{_furniture(place)}</body>"
     stiffness = dict(zip(ARM_JOINTS, (3000, 3000, 1500, 1500, 400, 400, 200), strict=True))  # [N m/rad]
     motors = "".join(
-        f'<position joint="{j}" kp="{k}" dampratio="1" forcerange="{-k * 0.02} {k * 0.02}"/>' for j, k in stiffness.items()
+        f'<position joint="{j}" kp="{k}" dampratio="1" forcerange="{-k * 0.02} {k * 0.02}"/>'
+        for j, k in stiffness.items()
     )
     exclude = '<exclude body1="{}" body2="{}"/>'.format
     drawers = (
-        exclude("top drawer", "middle drawer") + exclude("middle drawer", "bottom drawer") if "far counter" in places else ""
+        exclude("top drawer", "middle drawer") + exclude("middle drawer", "bottom drawer")
+        if "far counter" in places
+        else ""
     )
     return f"""<mujoco><compiler angle="radian"/>
     <option timestep=".004" integrator="implicitfast" cone="elliptic" impratio="5" solver="Newton" iterations="20"
@@ -201,7 +205,8 @@ def kitchen_xml(things: Iterable[str], places: Iterable[str] = tuple(PLACES)) ->
     <geom name="floor" type="plane" pos="0 0 {FLOOR_Z}" size="4 4 .1" rgba=".4 .4 .42 1"/>
     {furniture}{_robot()}{"".join(_thing(name) for name in things)}
     </worldbody>
-    <contact>{exclude("left finger", "right finger")}{exclude("hand", "left finger")}{exclude("hand", "right finger")}{drawers}</contact>
+    <contact>{exclude("left finger", "right finger")}{exclude("hand", "left finger")}
+    {exclude("hand", "right finger")}{drawers}</contact>
     <equality><joint joint1="left finger" joint2="right finger"/></equality>
     <actuator>{motors}<position joint="left finger" kp="400" forcerange="-18 18"/>
     <position joint="right finger" kp="400" forcerange="-18 18"/></actuator></mujoco>"""

@@ -135,7 +135,9 @@ def practice(rng: np.random.Generator, skill: Skill) -> Scene:
     objects = {n: objects[n] for n in rng.permutation(list(objects))}
     spread = rng.uniform([-0.05, -0.1, 0.22], [0.05, 0.1, 0.30])
     yaw = rng.uniform(-0.3, 0.3)
-    return Scene(objects, place, drawers, (float(spread[0]), float(spread[1]), float(spread[2])), float(yaw), held, (place,))
+    return Scene(
+        objects, place, drawers, (float(spread[0]), float(spread[1]), float(spread[2])), float(yaw), held, (place,)
+    )
 
 
 def random_kitchen(rng: np.random.Generator, count: int = 10) -> Scene:

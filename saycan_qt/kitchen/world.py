@@ -108,11 +108,10 @@ class World:
         self._body = {name: m.body(name).id for name in self.names}
         self._object_q = {name: int(m.joint(name).qposadr[0]) for name in self.names}
         self._object_v = {name: int(m.joint(name).dofadr[0]) for name in self.names}
-        self._drawer_q = {
-            d: int(m.joint(f"{d} drawer").qposadr[0]) for d in DRAWERS if "far counter" in scene.places
-        }
+        self._drawer_q = {d: int(m.joint(f"{d} drawer").qposadr[0]) for d in DRAWERS if "far counter" in scene.places}
         self._stopped = False
         self.closedness = 0.0  # last command
+        self._target, self._target_rotation = np.array(scene.tip, float), rotation_z(scene.yaw)  # commanded tip pose
         self._reset()
 
     # ---- state, in the base frame -------------------------------------------------------------------------------
@@ -163,7 +162,9 @@ class World:
     def where(self, name: str) -> str:
         """The place whose frame the object is nearest to."""
         p = self.data.xpos[self._body[name]]
-        return min(self.scene.places, key=lambda place: float(np.linalg.norm(self._in_place(place, p)[:2] - [0.2, 0.0])))
+        return min(
+            self.scene.places, key=lambda place: float(np.linalg.norm(self._in_place(place, p)[:2] - [0.2, 0.0]))
+        )
 
     def in_drawer(self, name: str, drawer: str) -> bool:
         if not self._drawer_q:
@@ -180,12 +181,15 @@ class World:
         """Centre of an object in a place's frame, (3,) [m]."""
         return self._in_place(place, self.data.xpos[self._body[name]])
 
-    def observe(self, camera: Camera = HEAD) -> Observation:
+    def state(self) -> np.ndarray:
+        """Proprioception, (8,) float32, see skills.types.STATE_NAMES."""
         tip, rotation = self.tip(), rotation_vector(self.tip_rotation())
         opening = min(self.finger_gap() / (2 * FINGER_TRAVEL), 1.0)
-        state = np.array([*tip, *rotation, opening, self.closedness], np.float32)
+        return np.array([*tip, *rotation, opening, self.closedness], np.float32)
+
+    def observe(self, camera: Camera = HEAD) -> Observation:
         seen = {n: self.where(n) for n in self.names if not any(self.in_drawer(n, d) for d in DRAWERS)}
-        return Observation(self.render(camera), state, self.place, self.held(), seen)
+        return Observation(self.render(camera), self.state(), self.place, self.held(), seen)
 
     def render(self, camera: Camera) -> np.ndarray:
         return render(self.model, self.data, camera)
@@ -241,7 +245,6 @@ class World:
             px, py, pyaw = PLACES[at.place]
             xy = np.array([px, py]) + rotation_z(pyaw)[:2, :2] @ [x, at.y]
             self._set_object(name, np.array([*xy, z]), pyaw + at.yaw)
-        self._target, self._target_rotation = np.array(scene.tip, float), rotation_z(scene.yaw)
         d.qpos[self._arm_q] = self._solve(np.array(ARM_HOME), self._target, self._target_rotation, 200)
         d.ctrl[: len(ARM_JOINTS)] = d.qpos[self._arm_q]
         width = FINGER_TRAVEL

@@ -1,0 +1,200 @@
+"""What all algorithms share: a network and its moving average, and the way from observations to tensors."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from saycan_qt.backbone import NetworkConfig, PolicyNetwork
+from saycan_qt.tokens import TERMINATE, ActionTokenizer, TextEncoder
+from skills.types import Observation
+
+Metrics = dict[str, Tensor]
+
+
+@dataclass
+class Batch:
+    """B transitions. Windows hold h + 1 frames: the first h end at time t, the last h at t + 1."""
+
+    frames: Tensor  # (B, h + 1, K, 4 + F) perceived, or (B, h + 1, H, W, 3) uint8
+    states: Tensor  # (B, h + 1, 8)
+    text: Tensor  # (B, E) instruction embeddings
+    tokens: Tensor  # (B, D) action bins at t
+    next_tokens: Tensor  # (B, D) at t + 1; of no meaning where terminated
+    reward: Tensor  # (B,) at t
+    terminated: Tensor  # (B,) in {0, 1}; time-outs count, with reward 0 [Q-Transformer]
+    returns: Tensor  # (B,) Monte-Carlo return-to-go from t
+    demonstrates: Tensor  # (B,) in {0, 1}: from an episode that succeeded at this very instruction
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def now(self) -> tuple[Tensor, Tensor, Tensor]:
+        return self.frames[:, :-1], self.states[:, :-1], self.text
+
+    def next(self) -> tuple[Tensor, Tensor, Tensor]:
+        return self.frames[:, 1:], self.states[:, 1:], self.text
+
+
+def smoothed_targets(tokens: Tensor, bins: int, deviation: float) -> Tensor:
+    """(B, D) -> (B, D, bins) Gaussians around the dataset's bins; terminate stays a single bin."""
+    hard = F.one_hot(tokens, bins).float()
+    if deviation <= 0:
+        return hard
+    distance = torch.arange(bins, device=tokens.device) - tokens[..., None]
+    soft = torch.exp(-0.5 * (distance / deviation).square())
+    soft = soft / soft.sum(-1, keepdim=True)
+    soft[:, TERMINATE] = hard[:, TERMINATE]
+    return soft
+
+
+def behavior_loss(logits: Tensor, tokens: Tensor, weight: Tensor, deviation: float) -> tuple[Tensor, Metrics]:
+    """Cross-entropy of the behaviour head (B, D, bins), mean over dimensions and over rows of weight 1."""
+    surprise = -(smoothed_targets(tokens, logits.shape[-1], deviation) * logits.log_softmax(-1)).sum(-1)  # (B, D)
+    count = weight.sum().clamp_min(1.0)
+    loss = (surprise.mean(-1) * weight).sum() / count
+    hit = ((logits.detach().argmax(-1) == tokens).float() * weight[:, None]).sum(0) / count
+    each = (surprise.detach() * weight[:, None]).sum(0) / count
+    return loss, {"behavior": loss.detach(), "behavior_of_each_dimension": each, "accuracy_of_each_dimension": hit}
+
+
+def smooth_probabilities(probabilities: Tensor, dim: int, deviation: float) -> Tensor:
+    """(B, bins) averaged over neighbouring bins with a Gaussian; terminate is left as it is."""
+    if deviation <= 0 or dim == TERMINATE:
+        return probabilities
+    reach = int(3 * deviation) + 1
+    offsets = torch.arange(-reach, reach + 1, device=probabilities.device)
+    kernel = torch.exp(-0.5 * (offsets / deviation).square())
+    padded = F.pad(probabilities[:, None], (reach, reach), mode="replicate")
+    return F.conv1d(padded, (kernel / kernel.sum())[None, None])[:, 0]
+
+
+class Policy(ABC):
+    """An Actor with a `loss`. Exported, and acting while it trains, is the moving average of the weights."""
+
+    name: ClassVar[str]
+    config_type: ClassVar[type]
+    only_successes: ClassVar[bool] = False  # train on successful episodes alone
+
+    def __init__(self, network: NetworkConfig, config: Any, heads: Sequence[str], texts: TextEncoder) -> None:
+        self.config, self.network_config, self.texts = config, network, texts
+        self.tokenizer = ActionTokenizer(network.bins)
+        self.network = PolicyNetwork(network, heads)
+        self.target_network: PolicyNetwork | None = None  # the moving average; while training
+        self.device = torch.device("cpu")
+
+    @property
+    def discount(self) -> float:
+        """Per time step, of Monte-Carlo returns."""
+        return 1.0
+
+    @abstractmethod
+    def loss(self, batch: Batch) -> tuple[Tensor, Metrics]: ...
+
+    @abstractmethod
+    def choose(self, network: PolicyNetwork, hidden: Tensor, dim: int) -> Tensor:
+        """Bins (B,) of one action dimension, from its hidden states (B, width)."""
+
+    # Training
+
+    def prepare(self, device: str, freeze_trunk: bool) -> None:
+        """Call once before training."""
+        self.to(device)
+        if freeze_trunk and hasattr(self.network.encoder, "trunk"):
+            self.network.encoder.trunk.requires_grad_(False)
+        self.target_network = copy.deepcopy(self.network).requires_grad_(False).eval()
+
+    def after_step(self, rate: float) -> None:
+        """Move the average by `rate` towards the weights."""
+        assert self.target_network is not None
+        with torch.no_grad():
+            pairs = list(zip(self.network.parameters(), self.target_network.parameters(), strict=True))
+            trained = [(p, target) for p, target in pairs if p.requires_grad]
+            torch._foreach_lerp_([target for _, target in trained], [p.detach() for p, _ in trained], rate)
+            for target, buffer in zip(self.target_network.buffers(), self.network.buffers(), strict=True):
+                target.copy_(buffer)
+
+    def to(self, device: str | torch.device) -> Policy:
+        self.device = torch.device(device)
+        self.network.to(self.device)
+        return self
+
+    # Acting
+
+    @property
+    def acting(self) -> PolicyNetwork:
+        return self.network if self.target_network is None else self.target_network
+
+    @torch.inference_mode()
+    def act_many(self, histories: Sequence[Sequence[Observation]], instructions: Sequence[str]) -> np.ndarray:
+        """(N, 8) actions, one for each history and instruction, in one batch."""
+        network = self.acting.eval()
+        frames, states = self.observe(histories)
+        memory = network.encode(frames, states, self.texts.encode(instructions).to(self.device))
+        tokens = network.decode(memory, lambda hidden, dim: self.choose(network, hidden, dim))
+        return self.tokenizer.decode(tokens).cpu().numpy()
+
+    def act(self, history: Sequence[Observation], instruction: str) -> np.ndarray:
+        """One action, (8,) float32 within ACTION_LOW..ACTION_HIGH; history is oldest first."""
+        return self.act_many([history], [instruction])[0]
+
+    def observe(self, histories: Sequence[Sequence[Observation]]) -> tuple[Tensor, Tensor]:
+        """Perceived frames (N, h, ...) and states (N, h, 8); a short history is filled with its first observation."""
+        length = self.network_config.history
+        windows = []
+        for history in histories:
+            if not history:
+                raise ValueError("the history is empty; it needs at least the present observation")
+            recent = list(history)[-length:]
+            windows.append([recent[0]] * (length - len(recent)) + recent)
+        expected = (*self.network_config.encoder.image, 3)
+        for window in windows:
+            for observation in window:
+                if observation.image.shape != expected or observation.image.dtype != np.uint8:
+                    raise ValueError(
+                        f"the image is {observation.image.shape} {observation.image.dtype}; "
+                        f"this policy wants {expected} uint8 (height, width, RGB)"
+                    )
+        images = torch.from_numpy(np.stack([o.image for window in windows for o in window])).to(self.device)
+        states = np.stack([np.stack([np.asarray(o.state, np.float32) for o in window]) for window in windows])
+        frames = self.acting.perceive(images)
+        return frames.unflatten(0, (len(windows), length)), torch.from_numpy(states).to(self.device)
+
+    # Checkpoints
+
+    def describe(self, texts: Sequence[str]) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """Config and tensors that `from_checkpoint` takes; `texts` are the instructions whose embeddings go along."""
+        config = {
+            "algorithm": self.name,
+            "config": dataclasses.asdict(self.config),
+            "network": self.network_config.to_dict(),
+            "texts": list(texts),
+        }
+        tensors = {f"network.{key}": value.detach().cpu() for key, value in self.acting.state_dict().items()}
+        return config, tensors | {"texts": self.texts.encode(texts)}
+
+    @classmethod
+    def from_checkpoint(cls, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Policy:
+        texts = TextEncoder(dict(zip(config["texts"], tensors["texts"].numpy(), strict=True)))
+        policy = cls(NetworkConfig.from_dict(config["network"]), cls.config_type(**config["config"]), texts=texts)  # type: ignore[call-arg]
+        prefix = "network."
+        policy.network.load_state_dict({k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})
+        policy.network.eval().requires_grad_(False)
+        return policy
+
+    def start_from(self, tensors: Mapping[str, Tensor], prefix: str, within: str = "") -> list[str]:
+        """Copy another network's weights where name and shape agree; returns the names of ours that found none."""
+        own = self.network.state_dict()
+        found = {within + key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+        found = {key: value for key, value in found.items() if key in own and own[key].shape == value.shape}
+        self.network.load_state_dict(found, strict=False)
+        return [key for key in own if key.startswith(within) and key not in found]

@@ -1,0 +1,175 @@
+"""Q-Transformer: offline Q-learning with one autoregressive token per action dimension.
+
+The losses are pure functions of Q-values, so that a table can take the network's place (and does, in the tests).
+Equations, sections and appendices are the paper's (arXiv 2309.10150).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from saycan_qt.algorithms.policy import Batch, Metrics, Policy, behavior_loss, smooth_probabilities
+from saycan_qt.backbone import NetworkConfig, PolicyNetwork
+from saycan_qt.tokens import TERMINATE, TextEncoder
+from skills.types import Observation
+
+Conservatism = Literal["paper", "softmax", "none"]
+Loss = Literal["squared", "cross_entropy"]
+
+
+@dataclass(frozen=True)
+class QTransformerConfig:
+    """Q-learning. The defaults are the paper's."""
+
+    discount: float = 0.98  # per time step [D.1]
+    conservative_weight: float = 1.0  # alpha, pull of the bins absent from the data towards 0 [4.2, D.2]
+    conservatism: Conservatism = "paper"  # "softmax" is CQL's, "none" leaves it out [ablations, 5.3]
+    monte_carlo: bool = True  # targets are at least the return-to-go [4.3]
+    n_step: bool = True  # every dimension's target is that of the last one [4.3]; false: Eq. 1
+    loss: Loss = "squared"  # "cross_entropy" departs: per-bin, its gradient does not vanish where the sigmoid saturates
+    behavior_weight: float = 0.0  # of a second, softmax head that clones successes. Departs (paper: 0), see below
+    behavior_threshold: float = 0.0  # tau: act with the best Q among bins of at least tau times the likeliest's density
+    # Both together are discrete batch-constrained Q-learning [Fujimoto et al. 2019]. Departs, because after CPU-hours
+    # rather than months of training the arg max over many bins of nearly equal value picks noise.
+    label_deviation: float = 1.0  # [bins] width of the behaviour head's labels
+    smoothing: float = 1.0  # [bins] behaviour densities are averaged over neighbours before they are compared
+
+
+def dimension_targets(
+    q_best: Tensor, next_value: Tensor, reward: Tensor, terminated: Tensor, discount: float, n_step: bool
+) -> Tensor:
+    """Targets (B, D) for each action dimension of one transition [Eq. 1, sec. 4.3].
+
+    q_best (B, D): max Q over each dimension's bins, given the dataset's earlier dimensions; next_value (B,): max Q over
+    the next observation's first dimension, or over its last with n_step; reward, terminated (B,). Only the last
+    dimension crosses time, and only there are reward and discount applied; with n_step all dimensions jump there."""
+    across = (reward + discount * (1 - terminated) * next_value)[:, None]
+    if n_step:
+        return across.expand_as(q_best)
+    return torch.cat([q_best[:, 1:], across], dim=1)
+
+
+def q_loss(
+    logits: Tensor, tokens: Tensor, targets: Tensor, weight: float, conservatism: Conservatism, loss: Loss
+) -> tuple[Tensor, Metrics]:
+    """TD error on the dataset's bins, pull towards 0 on all others [Eq. 2, D.2, algorithm 1]; mean over B and D.
+
+    logits (B, D, bins), their sigmoid is Q; tokens (B, D); targets (B, D) in [0, 1]."""
+    chosen = logits.gather(-1, tokens[..., None])[..., 0]
+    others = logits.shape[-1] - 1
+    if loss == "squared":
+        q = logits.sigmoid()
+        q_chosen = chosen.sigmoid()
+        td = 0.5 * (q_chosen - targets).square()
+        pull = 0.5 * (q.square().sum(-1) - q_chosen.square()) / others
+    else:
+        td = F.binary_cross_entropy_with_logits(chosen, targets, reduction="none")
+        pull = (F.softplus(logits).sum(-1) - F.softplus(chosen)) / others
+    if conservatism == "softmax":
+        pull = F.cross_entropy(logits.flatten(0, -2), tokens.flatten(), reduction="none").view_as(td)
+    elif conservatism == "none":
+        pull = torch.zeros_like(td)
+    total = (td + weight * pull).mean()
+    return total, {
+        "td": td.detach().mean(),
+        "conservative": pull.detach().mean(),
+        "q_data": chosen.detach().sigmoid().mean(),
+        "q_target": targets.mean(),
+    }
+
+
+class QTransformer(Policy):
+    """Judges with the value of the first dimension, acts with the arg max of each."""
+
+    name = "q-transformer"
+    config_type = QTransformerConfig
+
+    def __init__(self, network: NetworkConfig, config: QTransformerConfig, texts: TextEncoder) -> None:
+        super().__init__(network, config, ["q", "behavior"] if config.behavior_weight > 0 else ["q"], texts)
+
+    @property
+    def discount(self) -> float:
+        return self.config.discount
+
+    @torch.no_grad()
+    def targets(self, batch: Batch) -> Tensor:
+        """(B, D) from the target network; never above 1, the most that a success can return."""
+        network, config = self.target_network, self.config
+        assert network is not None
+        after = network.encode(*batch.next())
+        if config.n_step:  # the dataset's next action leads to its last dimension
+            hidden, _ = network.read(after, batch.next_tokens[:, :-1])
+            next_value = network.outputs["q"](hidden[:, -1:], network.dims - 1).amax(-1)[:, 0].sigmoid()
+            q_best = batch.reward[:, None].expand(-1, network.dims)  # not used
+        else:
+            hidden, _ = network.read(after, batch.next_tokens[:, :0])
+            next_value = network.outputs["q"](hidden).amax(-1)[:, 0].sigmoid()
+            hidden, _ = network.read(network.encode(*batch.now()), batch.tokens[:, :-1])
+            q_best = network.outputs["q"](hidden).amax(-1).sigmoid()
+        targets = dimension_targets(q_best, next_value, batch.reward, batch.terminated, config.discount, config.n_step)
+        if config.monte_carlo:
+            targets = torch.maximum(targets, batch.returns[:, None])
+        return targets.clamp(0.0, 1.0)
+
+    def loss(self, batch: Batch) -> tuple[Tensor, Metrics]:
+        config = self.config
+        targets = self.targets(batch)
+        hidden, _ = self.network.read(self.network.encode(*batch.now()), batch.tokens[:, :-1])
+        logits = self.network.outputs["q"](hidden)
+        loss, metrics = q_loss(
+            logits, batch.tokens, targets, config.conservative_weight, config.conservatism, config.loss
+        )
+        success = batch.demonstrates.sum().clamp_min(1.0)
+        value = logits.detach()[:, 0].amax(-1).sigmoid()
+        metrics["value_success"] = (value * batch.demonstrates).sum() / success
+        metrics["value_other"] = (value * (1 - batch.demonstrates)).sum() / (len(batch) - success).clamp_min(1.0)
+        if config.behavior_weight > 0:
+            clone, clone_metrics = behavior_loss(
+                self.network.outputs["behavior"](hidden), batch.tokens, batch.demonstrates, config.label_deviation
+            )
+            loss, metrics = loss + config.behavior_weight * clone, metrics | clone_metrics
+        return loss, {"loss": loss.detach(), **metrics}
+
+    def choose(self, network: PolicyNetwork, hidden: Tensor, dim: int) -> Tensor:
+        q_values = network.outputs["q"](hidden[:, None], dim)[:, 0]
+        if self.config.behavior_threshold > 0 and "behavior" in network.outputs:
+            density = network.outputs["behavior"](hidden[:, None], dim)[:, 0].softmax(-1)
+            density = smooth_probabilities(density, dim, self.config.smoothing)
+            rare = density < self.config.behavior_threshold * density.amax(-1, keepdim=True)
+            q_values = q_values.masked_fill(rare, -torch.inf)
+        if dim == TERMINATE:  # padded to all bins; only the first and the last mean anything [D.3]
+            last = self.network_config.bins - 1
+            return torch.where(q_values[:, last] > q_values[:, 0], last, 0)
+        return q_values.argmax(-1)
+
+    @torch.inference_mode()
+    def value(self, history: Sequence[Observation], instructions: Sequence[str]) -> np.ndarray:
+        """Affordances (N,) float32 in [0, 1]: the maximum over the first action dimension, which by Eq. 1 is the value
+        of the whole action. The image is perceived once for all instructions."""
+        return self.value_many([history], [list(instructions)])[0]
+
+    @torch.inference_mode()
+    def value_many(
+        self, histories: Sequence[Sequence[Observation]], instructions: Sequence[Sequence[str]], chunk: int = 512
+    ) -> list[np.ndarray]:
+        """Affordances of several histories, each with its own instructions."""
+        network = self.acting.eval()
+        frames, states = self.observe(histories)
+        rows = torch.tensor([row for row, texts in enumerate(instructions) for _ in texts], device=self.device)
+        text = self.texts.encode([t for texts in instructions for t in texts]).to(self.device) if len(rows) else None
+        values = []
+        for i in range(0, len(rows), chunk):
+            part = rows[i : i + chunk]
+            assert text is not None
+            memory = network.encode(frames[part], states[part], text[i : i + chunk])
+            hidden, _ = network.read(memory, torch.empty(len(part), 0, dtype=torch.long, device=self.device))
+            values.append(network.outputs["q"](hidden)[:, 0].amax(-1).sigmoid())
+        everything = torch.cat(values).cpu().numpy() if values else np.zeros(0, np.float32)
+        return np.split(everything, np.cumsum([len(texts) for texts in instructions])[:-1])

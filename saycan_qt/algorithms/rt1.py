@@ -1,0 +1,40 @@
+"""Behaviour cloning of the same network on successful episodes [RT-1]: a softmax over the bins of each dimension."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from saycan_qt.algorithms.policy import Batch, Metrics, Policy, behavior_loss, smooth_probabilities
+from saycan_qt.backbone import NetworkConfig, PolicyNetwork
+from saycan_qt.tokens import TextEncoder
+
+
+@dataclass(frozen=True)
+class RT1Config:
+    """Behaviour cloning."""
+
+    label_deviation: float = 1.0  # [bins] labels are Gaussians of this width; 0: the paper's single bin
+    smoothing: float = 1.0  # [bins] probabilities are averaged over neighbours before the arg max
+
+
+class RT1(Policy):
+    """Acts as the demonstrations did."""
+
+    name = "rt1"
+    config_type = RT1Config
+    only_successes = True
+
+    def __init__(self, network: NetworkConfig, config: RT1Config, texts: TextEncoder) -> None:
+        super().__init__(network, config, ["behavior"], texts)
+
+    def loss(self, batch: Batch) -> tuple[Tensor, Metrics]:
+        hidden, _ = self.network.read(self.network.encode(*batch.now()), batch.tokens[:, :-1])
+        logits = self.network.outputs["behavior"](hidden)
+        loss, metrics = behavior_loss(logits, batch.tokens, batch.demonstrates, self.config.label_deviation)
+        return loss, {"loss": loss.detach(), **metrics}
+
+    def choose(self, network: PolicyNetwork, hidden: Tensor, dim: int) -> Tensor:
+        probabilities = network.outputs["behavior"](hidden[:, None], dim)[:, 0].softmax(-1)
+        return smooth_probabilities(probabilities, dim, self.config.smoothing).argmax(-1)

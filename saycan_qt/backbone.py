@@ -1,0 +1,278 @@
+"""Frames and an instruction -> one decoder-only Transformer -> an output for every bin of every action dimension.
+
+Every algorithm uses this network; they differ in the heads they ask for and in their losses. `SMALL` trains on two CPU
+cores, `PAPER` has the paper's sizes. Where SMALL departs from the paper, the field's comment says so.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from saycan_qt.efficientnet import EfficientNetConfig, FilmEfficientNet
+from saycan_qt.keypoints import FEATURE, HEADING, POSITION, PRESENCE, ROLES, Grounding, KeypointTrunk, TrunkConfig
+from saycan_qt.tokens import TEXT_SIZE, ActionTokenizer
+
+STATE_SIZE = 8
+YAW = 5  # index of the gripper's yaw in observation.state
+STATE_SCALE = (0.3, 0.3, 0.3, 1.0, 1.0, 1.0, 0.5, 0.5)  # a typical deviation of each number of observation.state
+WAVELENGTHS = (0.03, 0.08, 0.2, 0.5, 1.2)  # [m] of the Fourier features of positions
+KNEES = (0.01, 0.03, 0.1)  # [m] where tanh features of relative positions saturate; unlike sines they do not repeat
+
+
+@dataclass(frozen=True)
+class NetworkConfig:
+    """Sizes and parts of the network."""
+
+    encoder: TrunkConfig | EfficientNetConfig = field(default_factory=TrunkConfig)
+    # Departs in SMALL: a keypoint trunk without FiLM, so that all skills and all epochs share one pass over an image
+    tokens: int = 8  # per frame, from TokenLearner or its text-conditioned counterpart
+    history: int = 1  # frames seen. Departs in SMALL (paper: 6): a kitchen step shows nearly all that matters
+    width: int = 128  # of a token
+    layers: int = 3  # paper: 8
+    heads: int = 4
+    mlp: int = 4  # hidden width of a layer's MLP in widths
+    state_token: bool = True  # proprioception as a token. Departs: the paper sees the gripper in the image alone
+    text_token: bool = True  # the instruction as a token too. Departs: in the paper it enters by FiLM alone
+    bins: int = 256  # per action dimension
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> NetworkConfig:
+        kind = TrunkConfig if "keypoints" in values["encoder"] else EfficientNetConfig
+        return cls(**{**values, "encoder": kind.from_dict(values["encoder"])})
+
+    def to_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+
+SMALL = NetworkConfig()
+PAPER = NetworkConfig(
+    encoder=EfficientNetConfig(), history=6, width=512, layers=8, heads=8, state_token=False, text_token=False
+)
+DEBUG = NetworkConfig(
+    encoder=TrunkConfig(channels=(8, 8, 8, 8), blocks=(1, 1, 1), hidden=16, feature=8), width=32, layers=2, heads=2
+)
+PRESETS = {"small": SMALL, "paper": PAPER, "debug": DEBUG}
+
+
+def waves(meters: Tensor) -> Tensor:
+    """(..., 3) [m] -> (..., 6 * wavelengths) sines and cosines."""
+    phase = (meters[..., None] * (2 * math.pi / torch.tensor(WAVELENGTHS, device=meters.device))).flatten(-2)
+    return torch.cat([phase.sin(), phase.cos()], dim=-1)
+
+
+def turned(heading: Tensor, yaw: Tensor) -> Tensor:
+    """Cosine and sine of twice an angle (..., 2), seen from a gripper turned by yaw (...,) [rad]."""
+    c, s = (2 * yaw).cos(), (2 * yaw).sin()
+    return torch.stack([heading[..., 0] * c + heading[..., 1] * s, heading[..., 1] * c - heading[..., 0] * s], dim=-1)
+
+
+class StateEncoder(nn.Module):
+    """observation.state -> one token."""
+
+    scale: Tensor
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Linear(STATE_SIZE + 6 * len(WAVELENGTHS), width), nn.GELU(), nn.Linear(width, width)
+        )
+        self.register_buffer("scale", torch.tensor(STATE_SCALE), persistent=False)
+
+    def forward(self, states: Tensor) -> Tensor:
+        return self.layers(torch.cat([states / self.scale, waves(states[..., :3])], dim=-1))
+
+
+class KeypointEncoder(nn.Module):
+    """Keypoint numbers -> tokens: a TokenLearner whose queries come from the instruction.
+
+    The first tokens start with their attention on the keypoints that the instruction names (`Grounding`); the others
+    learn where to look. Departs from the paper, and says the policy a lot: its attention is over named things."""
+
+    def __init__(self, config: TrunkConfig, tokens: int, width: int) -> None:
+        super().__init__()
+        self.tokens, self.key_size = tokens, 32
+        self.trunk = KeypointTrunk(config)
+        self.grounding = Grounding(config.keypoints, TEXT_SIZE)
+        self.feature_norm = nn.LayerNorm(config.feature)
+        numbers = 1 + 3 + 3 + 2 + 3 * len(KNEES) + 6 * len(WAVELENGTHS) + config.feature
+        self.content = nn.Linear(numbers, width)
+        self.identity = nn.Parameter(torch.randn(config.keypoints, width) * 0.3)
+        self.keys = nn.Linear(width, self.key_size)
+        self.identity_keys = nn.Parameter(torch.randn(config.keypoints, self.key_size) * 0.3)
+        self.queries = nn.Linear(TEXT_SIZE, tokens * self.key_size)
+        self.nothing_key = nn.Parameter(torch.randn(self.key_size) * 0.3)
+        self.nothing = nn.Parameter(torch.randn(width) * 0.3)
+        self.output = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Linear(width, width))
+        with torch.no_grad():  # the grounded tokens begin with the grounding alone
+            self.queries.weight[: len(ROLES) * self.key_size].zero_()
+            self.queries.bias[: len(ROLES) * self.key_size].zero_()
+
+    def perceive(self, images: Tensor) -> Tensor:
+        """(N, H, W, 3) uint8 -> (N, K, 6 + F), without the instruction."""
+        return self.trunk(images).numbers()
+
+    def forward(self, frames: Tensor, states: Tensor, text: Tensor) -> Tensor:
+        """frames (B, h, K, 6 + F), states (B, h, 8), text (B, E) -> (B, h, tokens, width)."""
+        position = frames[..., POSITION]
+        relative = position - states[..., None, :3]  # to the gripper
+        knees = torch.tanh(relative[..., None] / torch.tensor(KNEES, device=frames.device)).flatten(-2)
+        numbers = [frames[..., PRESENCE] * 2 - 1, position / 0.3, relative / 0.2, knees, waves(relative)]
+        numbers += [turned(frames[..., HEADING], states[..., None, YAW]), self.feature_norm(frames[..., FEATURE])]
+        content = F.gelu(self.content(torch.cat(numbers, dim=-1)) + self.identity)  # (B, h, K, width)
+        keys = self.keys(content) + self.identity_keys
+        nothing_key = self.nothing_key.to(keys.dtype).expand(*keys.shape[:2], 1, -1)
+        nothing = self.nothing.to(content.dtype).expand(*content.shape[:2], 1, -1)
+        keys, content = torch.cat([keys, nothing_key], dim=2), torch.cat([content, nothing], dim=2)
+        queries = self.queries(text).unflatten(-1, (self.tokens, self.key_size))[:, None]  # (B, 1, T, key)
+        scores = (queries @ keys.transpose(-1, -2)).float() / math.sqrt(self.key_size)  # (B, h, T, K + 1)
+        named = F.pad(self.grounding(text).float().log_softmax(-1), (0, 0, 0, self.tokens - len(ROLES)))
+        attention = (scores + named[:, None]).softmax(-1)
+        return self.output(attention.to(content.dtype) @ content)
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    """Scaled dot-product attention. For two dozen tokens on a CPU, plain products are several times faster than the
+    fused kernel, whose backward pass took two thirds of a training step."""
+    if q.device.type != "cpu":
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
+    if mask is not None:
+        scores = scores + torch.zeros_like(mask, dtype=scores.dtype).masked_fill_(~mask, -torch.inf)
+    return scores.softmax(-1).to(v.dtype) @ v
+
+
+class Layer(nn.Module):
+    """Pre-norm Transformer layer over new tokens, which also see the keys and values of earlier ones."""
+
+    def __init__(self, width: int, heads: int, mlp: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.mlp = nn.Sequential(nn.Linear(width, mlp * width), nn.GELU(), nn.Linear(mlp * width, width))
+
+    def split(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+
+    def keys_values(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Of tokens whose own output nobody needs."""
+        width = x.shape[-1]
+        k, v = F.linear(self.norm1(x), self.qkv.weight[width:], self.qkv.bias[width:]).chunk(2, dim=-1)
+        return self.split(k), self.split(v)
+
+    def forward(
+        self, x: Tensor, past: tuple[Tensor, Tensor] | None = None, mask: Tensor | None = None
+    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        q, k, v = map(self.split, self.qkv(self.norm1(x)).chunk(3, dim=-1))
+        if past is not None:
+            k, v = torch.cat([past[0], k], dim=2), torch.cat([past[1], v], dim=2)
+        attended = attend(q, k, v, mask)
+        x = x + self.out(attended.transpose(1, 2).flatten(2))
+        return x + self.mlp(self.norm2(x)), (k, v)
+
+
+class BinHead(nn.Module):
+    """Outputs for each bin of each action dimension, from that dimension's hidden state."""
+
+    def __init__(self, dims: int, width: int, bins: int, bias: float = 0.0) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(dims, width, bins) * 0.02)
+        self.bias = nn.Parameter(torch.full((dims, 1, bins), bias))
+
+    def forward(self, hidden: Tensor, first: int = 0) -> Tensor:
+        """hidden (B, k, width) of dimensions first .. first + k -> (B, k, bins) logits, float32."""
+        rows = slice(first, first + hidden.shape[1])
+        return torch.baddbmm(self.bias[rows], hidden.float().transpose(0, 1), self.weight[rows]).transpose(0, 1)
+
+
+Memory = list[tuple[Tensor, Tensor]]  # keys and values (B, heads, tokens, size) of each layer
+LOW_Q = -4.0  # a Q-head's first bias: sigmoid(-4) = 0.018, near the value of what never succeeded
+
+
+class PolicyNetwork(nn.Module):
+    """Frame tokens attend to each other fully (nothing there is predicted), action tokens to them and backwards."""
+
+    mask: Tensor
+
+    def __init__(self, config: NetworkConfig, heads: Sequence[str]) -> None:
+        """heads: "q" (sigmoid) and "behavior" (softmax)."""
+        super().__init__()
+        self.config, self.dims = config, ActionTokenizer(config.bins).dims
+        width = config.width
+        self.encoder: KeypointEncoder | FilmEfficientNet
+        if isinstance(config.encoder, TrunkConfig):
+            self.encoder = KeypointEncoder(config.encoder, config.tokens, width)
+        else:
+            self.encoder = FilmEfficientNet(config.encoder, config.tokens, width, TEXT_SIZE)
+        self.state = StateEncoder(width) if config.state_token else None
+        self.text = nn.Linear(TEXT_SIZE, width) if config.text_token else None
+        prefix = int(config.text_token) + config.history * (config.tokens + int(config.state_token))
+        self.places = nn.Parameter(torch.randn(prefix, width) * 0.1)
+        self.dimensions = nn.Parameter(torch.randn(self.dims, width) * 0.1)
+        self.actions = nn.Embedding((self.dims - 1) * config.bins, width)
+        nn.init.normal_(self.actions.weight, std=0.2)
+        self.layers = nn.ModuleList(Layer(width, config.heads, config.mlp) for _ in range(config.layers))
+        self.norm = nn.LayerNorm(width)
+        self.outputs = nn.ModuleDict(
+            {name: BinHead(self.dims, width, config.bins, LOW_Q if name == "q" else 0.0) for name in heads}
+        )
+        mask = torch.ones(self.dims, prefix + self.dims, dtype=torch.bool).tril(prefix)
+        self.register_buffer("mask", mask, persistent=False)
+
+    def perceive(self, images: Tensor) -> Tensor:
+        """(N, H, W, 3) uint8 -> what an image says whatever the instruction; shared by all of them."""
+        return self.encoder.perceive(images)
+
+    def encode(self, frames: Tensor, states: Tensor, text: Tensor) -> Memory:
+        """frames (B, h, ...) perceived, or images as uint8; states (B, h, 8); text (B, E)."""
+        if frames.dtype == torch.uint8:
+            frames = self.perceive(frames.flatten(0, 1)).unflatten(0, frames.shape[:2])
+        tokens = self.encoder(frames, states, text)
+        if self.state is not None:
+            tokens = torch.cat([tokens, self.state(states)[:, :, None]], dim=2)
+        x = tokens.flatten(1, 2)
+        if self.text is not None:
+            x = torch.cat([self.text(text)[:, None] * math.sqrt(TEXT_SIZE) / 4, x], dim=1)
+        x = x + self.places
+        memory: Memory = []
+        for layer in self.layers[:-1]:
+            x, past = layer(x)
+            memory.append(past)
+        return [*memory, self.layers[-1].keys_values(x)]  # type: ignore[operator]
+
+    def read(self, memory: Memory, previous: Tensor, first: int = 0) -> tuple[Tensor, Memory]:
+        """Hidden states (B, k, width) of dimensions first .. first + k.
+
+        previous (B, k or k - 1) are the bins of the dimensions before each of them (dimension 0 has none); memory
+        holds the frames' tokens and those of the dimensions before `first`."""
+        count = previous.shape[1] + (first == 0)
+        x = self.dimensions[first : first + count].expand(len(memory[0][0]), -1, -1)
+        if previous.shape[1]:
+            offsets = self.config.bins * torch.arange(max(first - 1, 0), first + count - 1, device=previous.device)
+            chosen = self.actions(previous + offsets)
+            x = x + (F.pad(chosen, (0, 0, 1, 0)) if first == 0 else chosen)
+        seen = memory[0][0].shape[2] + count
+        mask = None if count == 1 else self.mask[first : first + count, :seen]
+        grown: Memory = []
+        for layer, past in zip(self.layers, memory, strict=True):
+            x, both = layer(x, past, mask)
+            grown.append(both)
+        return self.norm(x), grown
+
+    def decode(self, memory: Memory, choose: Callable[[Tensor, int], Tensor]) -> Tensor:
+        """Action bins (B, D), one dimension after the other, each token computed once (key-value cache).
+
+        choose(hidden (B, width), dimension) -> (B,) bins."""
+        bins = torch.empty(len(memory[0][0]), 0, dtype=torch.long, device=memory[0][0].device)
+        for dim in range(self.dims):
+            hidden, memory = self.read(memory, bins[:, dim - 1 : dim] if dim else bins, first=dim)
+            bins = torch.cat([bins, choose(hidden[:, 0], dim)[:, None]], dim=1)
+        return bins

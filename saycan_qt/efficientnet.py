@@ -1,0 +1,136 @@
+"""FiLM-EfficientNet with TokenLearner: the paper's image encoder, conditioned on the instruction throughout."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+# EfficientNet-B0's stages [Tan and Le 2019, table 1]: expansion, channels, repeats, stride, kernel
+STAGES = (
+    (1, 16, 1, 1, 3),
+    (6, 24, 2, 2, 3),
+    (6, 40, 2, 2, 5),
+    (6, 80, 3, 2, 3),
+    (6, 112, 3, 1, 5),
+    (6, 192, 4, 2, 5),
+    (6, 320, 1, 1, 3),
+)
+
+
+@dataclass(frozen=True)
+class EfficientNetConfig:
+    """Sizes of the FiLM-EfficientNet; B3 by default, as in RT-1."""
+
+    image: tuple[int, int] = (256, 320)  # height, width [pixels]
+    width_multiplier: float = 1.2
+    depth_multiplier: float = 1.4
+    film_from: int = 0  # first stage with FiLM; stages before it run once for all instructions
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> EfficientNetConfig:
+        """From JSON, which has no tuples."""
+        fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        return cls(**fields)
+
+
+def rounded(channels: float) -> int:
+    """To a multiple of 8, never more than a tenth below."""
+    near = max(8, int(channels + 4) // 8 * 8)
+    return near + 8 if near < 0.9 * channels else near
+
+
+class Film(nn.Module):
+    """Scale and shift each channel as the instruction says; starts as the identity [RT-1, sec. 5.1]."""
+
+    def __init__(self, text: int, channels: int) -> None:
+        super().__init__()
+        self.layer = nn.Linear(text, 2 * channels)
+        nn.init.zeros_(self.layer.weight)
+        nn.init.zeros_(self.layer.bias)
+
+    def forward(self, x: Tensor, text: Tensor) -> Tensor:
+        scale, shift = self.layer(text)[:, :, None, None].chunk(2, dim=1)
+        return x * (1 + scale) + shift
+
+
+class MBConv(nn.Module):
+    """Inverted residual with squeeze-and-excitation."""
+
+    def __init__(self, inputs: int, outputs: int, expansion: int, stride: int, kernel: int) -> None:
+        super().__init__()
+        hidden = inputs * expansion
+        expand = [nn.Conv2d(inputs, hidden, 1, bias=False), nn.BatchNorm2d(hidden), nn.SiLU()] if expansion > 1 else []
+        depthwise = nn.Conv2d(hidden, hidden, kernel, stride, kernel // 2, groups=hidden, bias=False)
+        self.inner = nn.Sequential(*expand, depthwise, nn.BatchNorm2d(hidden), nn.SiLU())
+        squeezed = max(1, inputs // 4)
+        self.squeeze = nn.Sequential(
+            nn.Conv2d(hidden, squeezed, 1), nn.SiLU(), nn.Conv2d(squeezed, hidden, 1), nn.Sigmoid()
+        )
+        self.project = nn.Sequential(nn.Conv2d(hidden, outputs, 1, bias=False), nn.BatchNorm2d(outputs))
+        self.residual = stride == 1 and inputs == outputs
+
+    def forward(self, x: Tensor) -> Tensor:
+        inner = self.inner(x)
+        projected = self.project(inner * self.squeeze(inner.mean(dim=(2, 3), keepdim=True)))
+        return x + projected if self.residual else projected
+
+
+class TokenLearner(nn.Module):
+    """Spatial attention maps pool a feature map into few tokens [Ryoo et al. 2021]."""
+
+    def __init__(self, channels: int, tokens: int, hidden: int = 64) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(channels)
+        self.maps = nn.Sequential(nn.Linear(channels, hidden), nn.GELU(), nn.Linear(hidden, tokens))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) -> (N, tokens, C)."""
+        cells = x.flatten(2).transpose(1, 2)
+        return self.maps(self.norm(cells)).softmax(dim=1).transpose(1, 2) @ cells
+
+
+class FilmEfficientNet(nn.Module):
+    """Images and an instruction -> tokens."""
+
+    def __init__(self, config: EfficientNetConfig, tokens: int, width: int, text: int) -> None:
+        super().__init__()
+        self.config = config
+        channels = rounded(32 * config.width_multiplier)
+        self.stem = nn.Sequential(nn.Conv2d(3, channels, 3, 2, 1, bias=False), nn.BatchNorm2d(channels), nn.SiLU())
+        self.shared, self.blocks, self.films = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
+        for stage, (expansion, base, repeats, stride, kernel) in enumerate(STAGES):
+            outputs = rounded(base * config.width_multiplier)
+            for i in range(math.ceil(repeats * config.depth_multiplier)):
+                block = MBConv(channels, outputs, expansion, stride if i == 0 else 1, kernel)
+                channels = outputs
+                if stage < config.film_from:
+                    self.shared.append(block)
+                else:
+                    self.blocks.append(block)
+                    self.films.append(Film(text, channels))
+        self.last = nn.Conv2d(channels, width, 1)
+        self.last_film = Film(text, width)
+        self.learner = TokenLearner(width, tokens)
+
+    def perceive(self, images: Tensor) -> Tensor:
+        """(N, H, W, 3) uint8 -> maps before the first FiLM."""
+        x = images.permute(0, 3, 1, 2).float().div(127.5).sub(1.0).contiguous(memory_format=torch.channels_last)
+        x = self.stem(x)
+        for block in self.shared:
+            x = block(x)
+        return x
+
+    def forward(self, frames: Tensor, states: Tensor, text: Tensor) -> Tensor:
+        """frames (B, h, C, H, W), text (B, E) -> (B, h, tokens, width); states are not used."""
+        batch, history = frames.shape[:2]
+        x, text = frames.flatten(0, 1), text.repeat_interleave(history, dim=0)
+        for block, film in zip(self.blocks, self.films, strict=True):
+            x = film(block(x), text)
+        x = F.silu(self.last_film(self.last(x), text))
+        return self.learner(x).unflatten(0, (batch, history))

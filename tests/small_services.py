@@ -1,0 +1,141 @@
+"""The three commands with small parts: real processes and real gRPC, a kitchen of symbols, a scripted language model.
+
+    python tests/small_services.py run "bring me an apple"        # as python -m saycan_qt.run; likewise serve and robot
+
+Environment: SMALL_PERIOD [s] of a control step, SMALL_FAILS (this skill never succeeds), SMALL_PLAN (steps, by comma),
+SMALL_THINKS [s] that the language model takes, SMALL_BREAKS ("serve" or "robot" cannot start).
+"""
+
+import os
+import re
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+from planners.prompts import Example, Prompt
+from planners.symbolic import SymbolicKitchen
+from saycan_qt import robot, run, serve
+from saycan_qt.options import parse
+from skills.types import Status
+
+SKILLS = Path(__file__).with_name("small_skills.yaml")
+PLAN = "find the apple,pick up the apple,bring it to you,put it down,done"
+CONTROL_STEPS = 5  # after which a learnt skill terminates
+
+
+class ScriptedScorer:
+    """Finds the next line of the plan sensible, by the number that the prompt ends with."""
+
+    def score(self, prompt, candidates):
+        time.sleep(float(os.environ.get("SMALL_THINKS", "0")))
+        plan = os.environ.get("SMALL_PLAN", PLAN).split(",")
+        wanted = plan[min(int(re.findall(r"(\d+)\.", prompt)[-1]), len(plan)) - 1]
+        return np.array([0.0 if text.strip() == wanted else -6.0 for text in candidates])
+
+
+class WordsEmbedder:
+    def encode(self, inputs, **options):
+        return np.array([[len(text), 1.0] for text in inputs]) / 100
+
+
+class SmallPolicy:
+    """Judges by the semantic map; acts until the robot's first number says that enough was done."""
+
+    def value(self, history, instructions):
+        seen = history[-1]
+        return np.array([0.9 * (seen.objects.get(name.removeprefix("pick ")) == seen.place) for name in instructions])
+
+    def act(self, history, instruction):
+        action = np.zeros(8, np.float32)
+        action[-1] = float(history[-1].state[0] >= CONTROL_STEPS - 1)
+        return action
+
+
+class SmallRobot:
+    """A kitchen of symbols with a clock; SMALL_LOG collects the calls to stop."""
+
+    name = "small robot"
+
+    def __init__(self, seed):
+        self.kitchen = SymbolicKitchen({"apple": "close counter", "sponge": "table"}, place="table")
+        self.seed, self.count, self.period = seed, 0, float(os.environ.get("SMALL_PERIOD", "0.01"))
+
+    def observe(self):
+        seen = self.kitchen.observe()
+        state = np.array([self.count, *[0.0] * 7], np.float32)
+        return type(seen)(np.full((8, 10, 3), self.seed, np.uint8), state, seen.place, seen.held, seen.objects)
+
+    def apply(self, action):
+        time.sleep(self.period)
+        self.count += 1
+
+    def stop(self):
+        if log := os.environ.get("SMALL_LOG"):
+            Path(log).touch()
+
+    def start(self, skill):
+        self.count = 0
+
+    def perform(self, skill, canceled):
+        for _ in range(3):
+            time.sleep(self.period)
+            canceled()
+        if self.kitchen.execute(skill).status is not Status.SUCCEEDED:
+            raise ValueError(f"{skill.name} is not possible here")
+
+    def succeeded(self, skill):
+        if skill.name == os.environ.get("SMALL_FAILS"):
+            return False
+        return not skill.learned or self.kitchen.execute(skill).succeeded
+
+    def satisfied(self, instruction):
+        return self.kitchen.where["apple"] == "operator" if instruction == "bring me an apple" else None
+
+    def view(self, name):
+        colour = {"head": (200, 0, 0), "room": (0, 0, 200)}[name]
+        return np.broadcast_to(np.array(colour, np.uint8), (64, 80, 3))
+
+
+def choose_models(config):
+    def load():
+        broken("serve")
+        time.sleep(0.3)
+        return SmallPolicy(), SmallPolicy()
+
+    return serve.Models("small critic", "small actor", load)
+
+
+def make_robot(config, library):
+    broken("robot")
+    return SmallRobot(config.seed)
+
+
+def broken(name):
+    if os.environ.get("SMALL_BREAKS") == name:
+        raise RuntimeError("broken on purpose")
+
+
+def load_language():
+    examples = [Example("bring me a sponge", ("find the sponge", "done"))]
+    return run.Language(ScriptedScorer(), Prompt(WordsEmbedder(), examples, things=["sponge"]), "scripted")
+
+
+def main():
+    command = sys.argv.pop(1)
+    me = (sys.executable, __file__)
+    match command:
+        case "serve":
+            config = parse(serve.ServeConfig, command, "")
+            return serve.serve(config, choose_models)
+        case "robot":
+            config = parse(robot.RobotConfig, command, "")
+            return robot.release(config.release) if config.release else robot.serve(config, make_robot)
+        case "run":
+            parts = run.Parts(load_language, (*me, "serve", "--skills", str(SKILLS)), (*me, "robot"))
+            return run.run(parse(run.RunConfig, command, ""), parts)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

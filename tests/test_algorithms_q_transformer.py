@@ -1,0 +1,176 @@
+"""The paper's equations: Eq. 1 and 2, sections 4.1-4.3, appendices A-D, on numbers worked by hand and on tables."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from tiny_policies import TEXTS, batch_for, make, observation
+
+from saycan_qt.algorithms.q_transformer import QTransformerConfig, dimension_targets, q_loss
+
+GAMMA = 0.9
+Q_BEST = torch.tensor([[0.2, 0.5, 0.4], [0.3, 0.1, 0.6]])  # two transitions, three action dimensions
+NEXT = torch.tensor([0.7, 0.8])
+
+
+def test_targets_of_each_dimension_worked_by_hand():
+    """The first row goes on, the second one ends in success."""
+    targets = dimension_targets(Q_BEST, NEXT, torch.tensor([0.0, 1.0]), torch.tensor([0.0, 1.0]), GAMMA, n_step=False)
+    torch.testing.assert_close(targets, torch.tensor([[0.5, 0.4, 0.63], [0.1, 0.6, 1.0]]))
+
+
+def test_only_the_last_action_dimension_sees_the_next_step_and_the_reward():
+    one = dimension_targets(Q_BEST, NEXT, torch.zeros(2), torch.zeros(2), GAMMA, n_step=False)
+    two = dimension_targets(Q_BEST, NEXT / 2, torch.full((2,), 0.1), torch.zeros(2), GAMMA, n_step=False)
+    assert torch.equal(one[:, :-1], two[:, :-1]) and (one[:, -1] != two[:, -1]).all()
+
+
+def test_termination_masks_the_bootstrap_so_a_timed_out_failure_is_worth_nothing():
+    for n_step in (False, True):
+        targets = dimension_targets(Q_BEST, NEXT, torch.zeros(2), torch.ones(2), GAMMA, n_step)
+        assert torch.equal(targets[:, -1], torch.zeros(2))
+
+
+def test_n_step_gives_every_dimension_the_target_of_the_last():
+    targets = dimension_targets(Q_BEST, NEXT, torch.zeros(2), torch.zeros(2), GAMMA, n_step=True)
+    torch.testing.assert_close(targets, (GAMMA * NEXT)[:, None].expand(2, 3))
+
+
+# A chain of four states; an action has two dimensions of three bins, and its pair decides where it leads.
+
+
+def chain(state, first, second):
+    """(next state, reward, terminated). (2, 0) goes right, (0, 1) back, others stay; right of the last is success."""
+    if (first, second) == (2, 0):
+        return (state, 1.0, 1.0) if state == 3 else (state + 1, 0.0, 0.0)
+    return (max(state - 1, 0) if (first, second) == (0, 1) else state), 0.0, 0.0
+
+
+EVERY = [(s, a, b, *chain(s, a, b)) for s in range(4) for a in range(3) for b in range(3)]
+STATE, FIRST, SECOND, AFTER = (torch.tensor([row[i] for row in EVERY]) for i in range(4))
+REWARD, ENDS = (torch.tensor([row[i] for row in EVERY]) for i in (4, 5))
+
+
+def backed_up(q_first, q_second, gamma):
+    """One sweep of Eq. 1 over tables Q(s, a1) and Q(s, a1, a2)."""
+    q_best = torch.stack([q_first.amax(-1)[STATE], q_second.amax(-1)[STATE, FIRST]], dim=1)
+    targets = dimension_targets(q_best, q_first.amax(-1)[AFTER], REWARD, ENDS, gamma, n_step=False)
+    return targets[:, 0].view(4, 3, 3)[:, :, 0], targets[:, 1].view(4, 3, 3)
+
+
+def test_values_match_value_iteration_on_a_four_state_chain():
+    """Appendix A: the best value over the first dimension is the value of the whole action."""
+    q_first, q_second = torch.rand(4, 3), torch.rand(4, 3, 3)
+    values = np.zeros(4)
+    for _ in range(300):
+        q_first, q_second = backed_up(q_first, q_second, GAMMA)
+        outcomes = [[chain(s, a, b) for a in range(3) for b in range(3)] for s in range(4)]
+        values = np.array([max(r + GAMMA * (1 - end) * values[after] for after, r, end in row) for row in outcomes])
+    np.testing.assert_allclose(q_first.amax(-1), values, atol=1e-6)
+    np.testing.assert_allclose(values, [GAMMA**3, GAMMA**2, GAMMA, 1.0])
+
+
+def test_the_backup_is_a_contraction_after_as_many_sweeps_as_dimensions():
+    """Appendix B: never an expansion, and by gamma once every dimension has been passed."""
+    torch.manual_seed(0)
+    one, two = ((torch.rand(4, 3), torch.rand(4, 3, 3)) for _ in range(2))
+    distances = []
+    for _ in range(7):
+        distances.append(max(float((a - b).abs().max()) for a, b in zip(one, two, strict=True)))
+        one, two = backed_up(*one, GAMMA), backed_up(*two, GAMMA)
+    for now, later, after_both in zip(distances, distances[1:], distances[2:], strict=False):
+        assert later <= now + 1e-6 and after_both <= GAMMA * now + 1e-6
+
+
+@pytest.mark.parametrize("alpha", [0.3, 1.0, 20.0])
+def test_the_tabular_fixed_point_is_the_behaviour_weighted_backup(alpha):
+    """Appendix C, Eq. 4: Q = m B*Q with m = pi / (pi + alpha pi~), pi~ = (1 - pi) / (N - 1)."""
+    tokens = torch.tensor([0] * 5 + [1] * 3 + [2] * 2)[:, None]  # behaviour .5, .3, .2
+    pi, backup = torch.tensor([0.5, 0.3, 0.2]), torch.tensor([0.9, 0.5, 1.0])
+    logits = torch.zeros(3, requires_grad=True)
+    optimizer = torch.optim.LBFGS([logits], max_iter=500, tolerance_grad=1e-9, line_search_fn="strong_wolfe")
+
+    def closure():
+        optimizer.zero_grad()
+        loss, _ = q_loss(logits.expand(10, 1, 3), tokens, backup[tokens], alpha, "paper", "squared")
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    expected = pi / (pi + alpha * (1 - pi) / 2) * backup
+    torch.testing.assert_close(logits.detach().sigmoid(), expected, atol=1e-3, rtol=0)
+
+
+def test_the_loss_worked_by_hand():
+    """Algorithm 1: half the squared error at the dataset's bin, half the mean square of the N - 1 others."""
+    q = torch.tensor([[[0.5, 0.2, 0.4]]])
+    loss, _ = q_loss(q.logit(), torch.tensor([[0]]), torch.tensor([[0.8]]), 1.0, "paper", "squared")
+    assert float(loss) == pytest.approx(0.5 * 0.3**2 + 0.5 * (0.2**2 + 0.4**2) / 2)
+
+
+def test_without_conservatism_other_bins_are_left_alone_and_softmax_lifts_the_dataset_bin():
+    logits = torch.zeros(1, 1, 4, requires_grad=True)
+    for kind in ("none", "softmax"):
+        loss, _ = q_loss(logits, torch.tensor([[1]]), torch.tensor([[0.5]]), 1.0, kind, "squared")
+        gradient = torch.autograd.grad(loss, logits)[0][0, 0]
+        assert gradient[1] <= 0 and (gradient[[0, 2, 3]].abs().sum() == 0) == (kind == "none")
+
+
+def test_reward_moves_the_loss():
+    policy = make("q-transformer")
+    policy.prepare("cpu", freeze_trunk=True)
+    batch = replace(batch_for(policy), returns=torch.zeros(16), reward=torch.zeros(16), terminated=torch.ones(16))
+    rewarded = replace(batch, reward=torch.ones(16))
+    assert policy.targets(batch).max() == 0 and policy.targets(rewarded).min() == 1
+    assert policy.loss(rewarded)[0] > policy.loss(batch)[0] + 0.3
+
+
+def test_targets_are_at_least_the_monte_carlo_return():
+    policy = make("q-transformer")
+    policy.prepare("cpu", freeze_trunk=True)
+    batch = batch_for(policy)
+    assert (policy.targets(batch) >= batch.returns[:, None]).all()
+    policy.config = replace(policy.config, monte_carlo=False)
+    assert (policy.targets(batch) < batch.returns[:, None]).any()
+
+
+@pytest.mark.parametrize("kind", ["q-transformer", "q-transformer, efficientnet"])
+def test_values_lie_in_0_to_1_and_do_not_depend_on_company(kind):
+    policy = make(kind)
+    histories = [[observation(policy, seed)] for seed in range(2)]
+    together = policy.value(histories[0], TEXTS)
+    assert ((together >= 0) & (together <= 1)).all() and together.dtype == np.float32
+    alone = [policy.value(histories[0], [text])[0] for text in TEXTS]
+    np.testing.assert_allclose(together, alone, atol=1e-6)
+    many = policy.value_many(histories, [TEXTS, TEXTS[:1]])
+    np.testing.assert_allclose(many[0], together, atol=1e-6)
+    assert len(many[1]) == 1 and policy.value(histories[0], []).shape == (0,)
+
+
+def test_the_value_is_the_best_q_of_the_first_dimension():
+    policy = make("q-transformer")
+    batch = batch_for(policy, 1)
+    with torch.no_grad():
+        hidden, _ = policy.network.read(policy.network.encode(*batch.now()), batch.tokens[:, :-1])
+        expected = policy.network.outputs["q"](hidden)[0, 0].max().sigmoid()
+        policy.observe = lambda histories: batch.now()[:2]
+        value = policy.value([None], [TEXTS[0]])
+    np.testing.assert_allclose(value, [expected], atol=1e-6)
+
+
+def test_constrained_acting_picks_the_best_q_among_likely_bins():
+    """Batch-constrained: the best bin of all is unlikely, so the second best is taken."""
+    policy = make("q-transformer, constrained")
+    policy.config = replace(policy.config, smoothing=0.0)
+    q_values, density = torch.zeros(1, 1, 256), torch.full((1, 1, 256), -9.0)
+    q_values[..., [10, 20, 30]] = torch.tensor([3.0, 2.0, 1.0])
+    density[..., [20, 30]] = torch.tensor([1.0, 1.2])
+    network = make("q-transformer, constrained").network
+    network.outputs["q"].forward = lambda hidden, first: q_values
+    network.outputs["behavior"].forward = lambda hidden, first: density
+    assert policy.choose(network, torch.zeros(1, 32), dim=0).item() == 20
+    policy.config = QTransformerConfig()
+    assert policy.choose(network, torch.zeros(1, 32), dim=0).item() == 10

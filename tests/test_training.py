@@ -1,0 +1,195 @@
+"""Training runs: repeatable, resumable, exported; and the perception that comes before them."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from tiny_policies import TEXTS, make
+
+from saycan_qt import checkpoint, pretrain, train
+from saycan_qt.batches import BatchConfig, Transitions
+from saycan_qt.data.episodes import Episode, EpisodeDataset, EpisodeWriter
+from saycan_qt.keypoints import Grounding
+from skills.library import SkillLibrary
+from skills.types import ACTION_HIGH, ACTION_LOW
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """24 random episodes of 5 to 8 steps; half succeed."""
+    rng, folder = np.random.default_rng(0), tmp_path_factory.mktemp("learning") / "data"
+    with EpisodeWriter(folder, image_size=(80, 96)) as writer:
+        for number in range(24):
+            steps = int(rng.integers(5, 9))
+            writer.add(
+                Episode(
+                    images=rng.integers(0, 255, (steps, 80, 96, 3), dtype=np.uint8),
+                    states=rng.normal(0, 0.3, (steps, 8)).astype(np.float32),
+                    actions=rng.uniform(ACTION_LOW, ACTION_HIGH, (steps, 8)).astype(np.float32),
+                    task=TEXTS[number % 3],
+                    success=number % 2 == 0 or number == 19,
+                )
+            )
+    return folder
+
+
+@pytest.fixture(scope="module")
+def perception(tmp_path_factory):
+    """An untrained trunk, with the embeddings of the texts."""
+    policy, folder = make("rt1"), tmp_path_factory.mktemp("learning") / "perception"
+    encoder = policy.network.encoder
+    config = {"algorithm": "perception", "trunk": checkpoint.plain(encoder.trunk.config), "texts": TEXTS}
+    tensors = {f"trunk.{k}": v for k, v in encoder.trunk.state_dict().items()}
+    tensors |= {f"grounding.{k}": v for k, v in encoder.grounding.state_dict().items()}
+    checkpoint.save(folder, config, tensors | {"texts": policy.texts.encode(TEXTS)}, {})
+    return folder
+
+
+def run_command(algorithm, data, perception, out, *more):
+    flags = ["--data", data, "--perception", perception, "--out", out, "--debug", *more]
+    return [algorithm, *map(str, flags)]
+
+
+def curve(out):
+    """The metrics of a run, without the clock's."""
+    rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in row.items() if k not in ("seconds", "samples_per_second")} for row in rows]
+
+
+def weights(out):
+    return checkpoint.read(out / "checkpoint")[1]
+
+
+@pytest.mark.parametrize("algorithm", ["rt1", "q-transformer"])
+def test_a_killed_run_continues_as_if_nothing_had_happened(algorithm, data, perception, tmp_path):
+    train.main(train.command(run_command(algorithm, data, perception, tmp_path / "whole", "--relabel", "0.5")))
+    killed = run_command(algorithm, data, perception, tmp_path / "killed", "--relabel", "0.5")
+    process = subprocess.Popen([sys.executable, "-m", "saycan_qt.train", *killed], stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "killed" / "state").exists() and time.monotonic() < deadline:
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    train.main(train.command(killed))
+    assert curve(tmp_path / "killed") == curve(tmp_path / "whole")
+    whole, continued = weights(tmp_path / "whole"), weights(tmp_path / "killed")
+    assert all(torch.equal(whole[key], continued[key]) for key in whole)
+
+
+def test_a_run_is_not_continued_under_other_settings(data, perception, tmp_path):
+    train.main(train.command(run_command("rt1", data, perception, tmp_path / "run", "--steps", "2")))
+    with pytest.raises(ValueError, match="learning_rate"):
+        train.main(train.command(run_command("rt1", data, perception, tmp_path / "run", "--learning-rate", "0.1")))
+
+
+def test_a_q_transformer_starts_from_a_clone(data, perception, tmp_path):
+    """Every weight but the Q-head's, which the clone has not."""
+    train.main(train.command(run_command("rt1", data, perception, tmp_path / "clone", "--steps", "4")))
+    init = ("--init", tmp_path / "clone" / "checkpoint", "--behavior-weight", "1.0")
+    config = train.command(run_command("q-transformer", data, perception, tmp_path / "q", *init))
+    network, clone = train.new_policy(train.debug_config(config))[0].network, weights(tmp_path / "clone")
+    own = network.state_dict()
+    same = {key for key in own if f"network.{key}" in clone and torch.equal(own[key], clone[f"network.{key}"])}
+    assert own.keys() - same == {"outputs.q.weight", "outputs.q.bias"}
+
+
+def test_an_exported_run_judges_and_acts_without_a_sentence_model(data, perception, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "planners.weights", None)
+    train.main(train.command(run_command("q-transformer", data, perception, tmp_path / "run", "--steps", "2")))
+    policy = checkpoint.load(tmp_path / "run" / "checkpoint")
+    dataset = EpisodeDataset(data)
+    policy.observe = lambda histories: (
+        torch.zeros(1, 1, 27, policy.network_config.encoder.outputs),
+        torch.zeros(1, 1, 8),
+    )
+    assert policy.value([None], dataset.tasks).shape == (3,) and policy.act([None], dataset.tasks[0]).shape == (8,)
+
+
+def transitions(data, kind="q-transformer", **settings):
+    dataset = EpisodeDataset(data)
+    frames = np.zeros((dataset.num_frames, 27, 14), np.float16)
+    return dataset, Transitions(BatchConfig(batch_size=8, **settings), dataset, frames, make(kind))
+
+
+def test_reward_and_return_to_go_come_from_the_last_step_of_a_success(data):
+    dataset, batches = transitions(data)
+    start, end = dataset.episode_start[0], dataset.episode_start[1]
+    batch = batches.batch(np.arange(start, end), np.random.default_rng(0), augment=False)
+    steps = end - start
+    assert batch.reward.tolist() == batch.terminated.tolist() == [0.0] * (steps - 1) + [1.0]
+    np.testing.assert_allclose(batch.returns, 0.98 ** np.arange(steps - 1, -1, -1), rtol=1e-6)
+    failed = batches.batch(np.arange(*dataset.episode_start[1:3]), np.random.default_rng(0), augment=False)
+    assert failed.reward.sum() == failed.returns.sum() == 0 and failed.terminated[-1] == 1
+
+
+def test_a_relabelled_transition_has_another_instruction_and_no_reward(data):
+    dataset, batches = transitions(data, relabel=1.0)
+    rows = np.arange(*dataset.episode_start[0:2])
+    batch = batches.batch(rows, np.random.default_rng(0), augment=False)
+    own = batches.text[dataset.episode_task[0]]
+    assert batch.reward.sum() == batch.returns.sum() == batch.demonstrates.sum() == 0
+    assert not any(torch.equal(text, own) for text in batch.text)
+
+
+def test_an_epoch_passes_every_training_transition_once_and_none_held_out(data):
+    dataset, batches = transitions(data)
+    count = len(batches.train)
+    rows = np.concatenate([batches.rows(step) for step in range(count // 8 + 1)])
+    assert sorted(rows[:count]) == sorted(batches.train)
+    assert not set(rows) & set(range(*dataset.episode_start[19:21])) and len(batches.validation) > 0
+
+
+def test_cloning_uses_successful_episodes_alone(data):
+    dataset, batches = transitions(data, kind="rt1")
+    assert dataset.success[dataset.frame_episode[batches.train]].all()
+
+
+def fake_frames(count, seed):
+    """Two squares, a red and a green one; where one is in the image tells its position."""
+    rng = np.random.default_rng(seed)
+    frames = {
+        "images": np.zeros((count, 40, 48, 3), np.uint8),
+        "heatmaps": np.zeros((count, 2, 10, 12), np.uint8),
+        "positions": np.zeros((count, 2, 3), np.float32),
+        "headings": np.zeros((count, 2, 2), np.float32),
+        "visible": np.ones((count, 2), bool),
+    }
+    for i in range(count):
+        for k in range(2):
+            y, x = rng.integers(0, 9), rng.integers(0, 11)
+            frames["images"][i, 4 * y : 4 * y + 8, 4 * x : 4 * x + 8, k] = 255
+            frames["heatmaps"][i, k, y : y + 2, x : x + 2] = 255
+            frames["positions"][i, k] = [x / 50, y / 50, 0.0]
+    return frames
+
+
+def test_pretraining_finds_things_and_continues_after_a_kill(tmp_path):
+    config = pretrain.debug_config(pretrain.PretrainConfig(out=tmp_path))
+    config = replace(config, epochs=16, learning_rate=5e-3)
+    frames = pretrain.gather(tmp_path / "frames", 512, 0, 1, fake_frames)
+    small = replace(config.trunk, keypoints=2, image=(40, 48), channels=(8, 16, 8, 8))
+    torch.manual_seed(0)
+    trunk, again = pretrain.KeypointTrunk(small), pretrain.KeypointTrunk(small)
+    pretrain.train_trunk(config, frames, trunk)
+    report = pretrain.figures(trunk, frames, ["red", "green"], 2, "cpu")
+    assert report["objects"]["median_cm"] < 1.5 and report["objects"]["presence_f1"] > 0.9
+    pretrain.train_trunk(config, frames, again)  # nothing is left to do
+    assert all(torch.equal(a, b) for a, b in zip(trunk.parameters(), again.parameters(), strict=True))
+
+
+def test_grounding_learns_which_things_a_skill_names():
+    names = ["coke can", "apple", "top handle"]
+    library = [skill for skill in SkillLibrary.load() if skill.arguments.get("object") in names[:2]][:12]
+    targets = torch.tensor([pretrain.named_keypoints(skill, names) for skill in library])
+    texts = torch.nn.functional.normalize(torch.randn(len(library), 384), dim=-1)
+    assert pretrain.teach_grounding(Grounding(3), texts, targets, seed=0, steps=150) == 1.0
+    by_name = {skill.name: tuple(row) for skill, row in zip(library, targets.tolist(), strict=True)}
+    assert by_name["pick coke can"] == (0, 3)

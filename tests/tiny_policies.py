@@ -1,0 +1,73 @@
+"""Tiny policies and batches that the learning tests share."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from saycan_qt.algorithms.policy import Batch, Policy
+from saycan_qt.algorithms.q_transformer import QTransformer, QTransformerConfig
+from saycan_qt.algorithms.rt1 import RT1, RT1Config
+from saycan_qt.backbone import DEBUG
+from saycan_qt.efficientnet import EfficientNetConfig
+from saycan_qt.tokens import TextEncoder
+from skills.types import Observation
+
+torch.set_num_threads(1)  # threads of tiny networks only wait for each other
+TEXTS = ("pick coke can", "open top drawer", "pick apple")
+CONSTRAINED = QTransformerConfig(behavior_weight=1.0, behavior_threshold=0.5)
+PAPER_LIKE = replace(
+    DEBUG,
+    encoder=EfficientNetConfig(image=(32, 32), width_multiplier=0.1, depth_multiplier=0.1, film_from=2),
+    tokens=2,
+    history=2,
+    state_token=False,
+    text_token=False,
+)
+KINDS = {
+    "rt1": (RT1, RT1Config(), DEBUG),
+    "q-transformer": (QTransformer, QTransformerConfig(), DEBUG),
+    "q-transformer, one-step": (QTransformer, QTransformerConfig(n_step=False, loss="cross_entropy"), DEBUG),
+    "q-transformer, constrained": (QTransformer, CONSTRAINED, DEBUG),
+    "q-transformer, efficientnet": (QTransformer, QTransformerConfig(), PAPER_LIKE),
+}
+
+
+def texts() -> TextEncoder:
+    vectors = np.random.default_rng(0).normal(size=(len(TEXTS), 384)).astype(np.float32)
+    return TextEncoder(dict(zip(TEXTS, vectors / np.linalg.norm(vectors, axis=1, keepdims=True), strict=True)))
+
+
+def make(kind: str, seed: int = 0) -> Policy:
+    torch.manual_seed(seed)
+    algorithm, config, network = KINDS[kind]
+    return algorithm(network, config, texts())
+
+
+def batch_for(policy: Policy, size: int = 16, seed: int = 0) -> Batch:
+    rng = np.random.default_rng(seed)
+    network = policy.network_config
+    if network.text_token:
+        frames = torch.from_numpy(rng.normal(0, 0.3, (size, 2, 27, network.encoder.outputs)).astype(np.float32))
+    else:
+        frames = torch.from_numpy(rng.integers(0, 255, (size, 3, *network.encoder.image, 3), dtype=np.uint8))
+    success, last = torch.arange(size) % 2, torch.arange(size) % 4 == 1
+    return Batch(
+        frames=frames,
+        states=torch.from_numpy(rng.normal(0, 0.3, (size, network.history + 1, 8)).astype(np.float32)),
+        text=policy.texts.encode([TEXTS[i % len(TEXTS)] for i in range(size)]),
+        tokens=torch.from_numpy(rng.integers(0, 256, (size, 8))),
+        next_tokens=torch.from_numpy(rng.integers(0, 256, (size, 8))),
+        reward=(last * success).float(),
+        terminated=last.float(),
+        returns=success * 0.9,
+        demonstrates=success.float(),
+    )
+
+
+def observation(policy: Policy, seed: int = 0) -> Observation:
+    rng = np.random.default_rng(seed)
+    image = rng.integers(0, 255, (*policy.network_config.encoder.image, 3), dtype=np.uint8)
+    return Observation(image, rng.normal(0, 0.3, 8).astype(np.float32))
