@@ -65,8 +65,8 @@ class Prompt:
     """Builds prompts; the `nearest` examples are chosen by sentence embedding, the nearest last.
 
     Things' names are masked before embedding, so that the way to ask decides rather than the thing asked for. Of the
-    fillings of one way to ask, the one that shares most words comes first, and is made to be about the same things:
-    a small model copies better than it generalises.
+    fillings of one way to ask, the one that shares most words comes first, and is made to be about the same things (a
+    small model copies better than it generalises); the next are about other things, and show what is to be copied.
     """
 
     def __init__(
@@ -77,14 +77,15 @@ class Prompt:
         nearest: int = 8,  # examples in a prompt
         per_way: int = 2,  # of them with the same way to ask...
         per_open_way: int = 4,  # ... if it leaves open which thing is meant: shows what may be chosen
-        spread: float = 0.2,  # an example less similar than the nearest one by more than this is left out
+        spread: float = 0.12,  # a way to ask that is less similar than the nearest by more than this is left out...
+        fewest: int = 2,  # ... if there are this many without it
     ) -> None:
         self.embedder = embedder
         self.examples = list(examples if examples is not None else load_examples())
         things = things if things is not None else load_words()["thing"]
         self._things = re.compile(r"\b(" + "|".join(map(re.escape, sorted(things, key=len, reverse=True))) + r")\b")
         self.nearest, self.per_way, self.per_open_way = nearest, per_way, per_open_way
-        self.spread = spread
+        self.spread, self.fewest = spread, fewest
         self._by_way: dict[str, list[Example]] = {}
         for example in self.examples:
             self._by_way.setdefault(self._mask(example.instruction), []).append(example)
@@ -100,26 +101,30 @@ class Prompt:
         return np.asarray(self.embedder.encode(texts, normalize_embeddings=True, show_progress_bar=False))
 
     def choose(self, instruction: str, feasible: Collection[str] = ()) -> list[Example]:
-        """The nearest examples, nearest last; those that could begin now (`feasible`: skill texts) before others."""
+        """The nearest examples, nearest last; where the thing is left open, those that `feasible` skills allow."""
         words = set(_words(instruction))
         things = self._things.findall(instruction.lower())
         masked = self._mask(instruction)
         similarity = self._vectors @ self._encode([masked])[0]
         similarity -= OTHER_COUNT * np.abs(self._things_said - _count_things(masked))
         ways = list(self._by_way.values())
-        chosen: list[Example] = []
+        alike: list[Example] = []
+        others: list[Example] = []  # about other things
         for index in np.argsort(-similarity, kind="stable"):
-            room = self.nearest - len(chosen)
-            if room <= 0 or similarity[index] < similarity.max() - self.spread:
+            room = self.nearest - len(alike) - len(others)
+            similar = similarity[index] >= similarity.max() - self.spread
+            if room <= 0 or (not similar and len(alike) >= self.fewest):
                 break
-            shown = self.per_way if self._things_said[index] else self.per_open_way
-            ranked = sorted(
-                ways[index],
-                key=lambda e: (-len(words.intersection(_words(e.instruction))), e.plan[0] not in feasible),
-            )
-            first = self._about(ranked[0], things)
-            chosen += [first, *(e for e in ranked if e != first)][: min(shown, room)]
-        return chosen[::-1]
+            ranked = sorted(ways[index], key=lambda e: -len(words.intersection(_words(e.instruction))))
+            if self._things_said[index]:
+                alike.append(self._about(ranked[0], things))
+                different = [e for e in ranked[1:] if not set(things).intersection(self._things.findall(e.instruction))]
+                others += different[len(others) :][: min(self.per_way, room) - 1]
+            else:
+                possible = [sum(step in feasible for step in e.plan) for e in ranked]
+                allowed = [e for e, count in zip(ranked, possible, strict=True) if count == max(possible)]
+                alike += allowed[: min(self.per_open_way, room)]
+        return [*others[::-1], *alike[::-1]]
 
     def _about(self, example: Example, things: list[str]) -> Example:
         """The example with its things replaced by these, in the order in which they are named, if as many are named."""
@@ -136,8 +141,8 @@ class Prompt:
     def build(self, instruction: str, steps_done: Sequence[str], feasible: Collection[str] = ()) -> str:
         """The prompt up to the number of the next step; ` text\\n` is what continues it.
 
-        feasible: the skill texts that are possible now. The examples are chosen at the first step of an instruction
-        and kept while steps are added, so that the beginning of the prompt stays the same.
+        feasible: texts of skills that are possible now; they tell which things are there. The examples are chosen at
+        the first step of an instruction and kept while steps are added, so that the prompt's beginning stays the same.
         """
         instruction = one_line(instruction)
         if not steps_done or self._chosen[0] != instruction:

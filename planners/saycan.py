@@ -121,7 +121,7 @@ class SayCanPlanner:
         affordance[[skill.name == DONE for skill in self.skills]] = config.done_affordance
         lowered = np.array([self._lowered(skill, history) for skill in self.skills])
         asked = np.flatnonzero(affordance >= config.affordance_floor)
-        feasible = {self.skills[i].text for i in asked}
+        feasible = {self.skills[i].text for i in asked if not self.skills[i].learned}  # by rule, hence reliable
         steps_done = [step.skill.text for step in history if step.outcome.succeeded]
         prompt = self.prompt.build(instruction, steps_done, feasible)
         language = np.full(len(self.skills), -np.inf)

@@ -155,13 +155,15 @@ class Run:
         if not orderly:
             self._stop_robot()
             print(ERROR + " ".join(ending.reason.split()), file=sys.stderr, flush=True)
+            for service in self._services:
+                service.end()
         success = ending.code == SUCCEEDED
         self.folder.finish(success, ending.reason, ending.ended, ending.judge)
         if self._recorder.frames:
             self._recorder.add({}, "carried out" if success else "not carried out", ending.reason, seconds=2.0)
         self._recorder.close()
         for service in reversed(self._services):  # the robot before the server it leans on
-            service.close(grace=5.0 if orderly else 0.6)
+            service.close(grace=5.0 if orderly else 0.3)
         if ending.code == MISTAKE:
             self.folder.discard()
             return

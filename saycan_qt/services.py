@@ -71,12 +71,17 @@ class ServiceProcess:
     def wait_until_ready(self, timeout: float) -> None:
         self._await(lambda: self._ready, timeout, "become ready")
 
-    def close(self, grace: float = 5.0) -> None:
-        """SIGTERM, then after `grace` seconds SIGKILL; returns when the process is gone."""
+    def end(self) -> None:
+        """SIGTERM, without waiting."""
         with self._changed:
             self._closing = True
         if self._process.poll() is None:
             self._process.terminate()
+
+    def close(self, grace: float = 5.0) -> None:
+        """SIGTERM, then after `grace` seconds SIGKILL; returns when the process is gone."""
+        self.end()
+        if self._process.poll() is None:
             try:
                 self._process.wait(grace)
             except subprocess.TimeoutExpired:
@@ -163,8 +168,11 @@ class RemoteService:
             self._watching = True
             threading.Thread(target=self._watch, daemon=True).start()
 
-    def close(self, grace: float = 0) -> None:
+    def end(self) -> None:
         self._closing = True
+
+    def close(self, grace: float = 0) -> None:
+        self.end()
         self._channel.close()
 
     def _watch(self) -> None:

@@ -31,7 +31,7 @@ from saycan_qt import checkpoint
 from saycan_qt.algorithms.policy import Policy
 from saycan_qt.algorithms.q_transformer import QTransformer, QTransformerConfig
 from saycan_qt.algorithms.rt1 import RT1, RT1Config
-from saycan_qt.backbone import PRESETS, KeypointEncoder
+from saycan_qt.backbone import PRESETS, KeypointEncoder, NetworkConfig
 from saycan_qt.batches import BatchConfig, Episodes, Transitions, cached_features
 from saycan_qt.data.episodes import DatasetError, EpisodeDataset
 from saycan_qt.keypoints import TrunkConfig
@@ -51,11 +51,11 @@ class TrainConfig:
     algorithm: QTransformerConfig | RT1Config
     preset: Literal["small", "paper", "debug"] = "small"
     perception: Path | None = None  # checkpoint of saycan_qt.pretrain; default: the one that ships
-    init: Path | None = None  # checkpoint whose network this one starts from
+    init: Path | None = None  # checkpoint whose network, eyes included, this one starts from
     batches: BatchConfig = field(default_factory=BatchConfig)
     steps: int = 20000  # optimiser steps
     minutes: float = 0.0  # train for as long instead; the schedule follows the clock, so the run cannot be repeated
-    learning_rate: float = 1e-3
+    learning_rate: float = 1e-3  # its peak
     warmup: int = 200  # steps
     weight_decay: float = 1e-4
     average: float = 0.01  # rate of the moving average of the weights, which is also the target network [D.1]
@@ -87,28 +87,33 @@ def debug_config(config: TrainConfig) -> TrainConfig:
 def new_policy(config: TrainConfig) -> tuple[Policy, list[str]]:
     """The policy before its first step, and texts whose embeddings are known without a sentence model."""
     torch.manual_seed(config.batches.seed)
-    network, texts = PRESETS[config.preset], TextEncoder()
-    tensors: dict[str, torch.Tensor] = {}
+    network, table = PRESETS[config.preset], dict[str, np.ndarray]()
+    eyes: dict[str, torch.Tensor] = {}
+    start: dict[str, torch.Tensor] = {}
     perception = config.perception or (SHIPPED_PERCEPTION if SHIPPED_PERCEPTION.exists() else None)
     if config.preset != "paper" and perception is not None:
-        described, tensors = checkpoint.read(perception)
-        texts = TextEncoder(dict(zip(described["texts"], tensors["texts"].numpy(), strict=True)))
+        described, eyes = checkpoint.read(perception)
         network = dataclasses.replace(network, encoder=TrunkConfig.from_dict(described["trunk"]))
-    elif config.preset == "small" and config.init is None:
+        table |= zip(described["texts"], eyes["texts"].numpy(), strict=True)
+    if config.init is not None:
+        described, start = checkpoint.read(config.init)
+        network = NetworkConfig.from_dict(described["network"])
+        table |= zip(described["texts"], start["texts"].numpy(), strict=True)
+    if config.preset == "small" and not (eyes or start):
         raise ValueError("the small preset needs --perception DIR, a checkpoint of `python -m saycan_qt.pretrain`")
     policy: Policy
     match config.algorithm:
         case QTransformerConfig():
-            policy = QTransformer(network, config.algorithm, texts)
+            policy = QTransformer(network, config.algorithm, TextEncoder(table))
         case RT1Config():
-            policy = RT1(network, config.algorithm, texts)
-    for part in ("trunk", "grounding") if tensors else ():
-        if fresh := policy.start_from(tensors, f"{part}.", f"encoder.{part}."):
+            policy = RT1(network, config.algorithm, TextEncoder(table))
+    for part in ("trunk", "grounding") if eyes and not start else ():
+        if fresh := policy.start_from(eyes, f"{part}.", f"encoder.{part}."):
             raise ValueError(f"{perception} does not fit this network: it lacks {', '.join(fresh[:3])}")
-    if config.init is not None:
-        fresh = policy.start_from(checkpoint.read(config.init)[1], "network.")
+    if start:
+        fresh = policy.start_from(start, "network.")
         log.info("started from %s%s", config.init, f"; new: {', '.join(fresh)}" if fresh else "")
-    return policy, list(texts.table)
+    return policy, list(table)
 
 
 class Run:

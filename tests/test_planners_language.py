@@ -1,6 +1,5 @@
 """The language scorer on the real model, and the weights it comes from."""
 
-import copy
 import sys
 
 import numpy as np
@@ -58,11 +57,11 @@ def test_a_candidate_that_merges_with_the_prompts_last_word_is_cut_as_the_whole_
         assert prompt_ids + tail == scorer.tokenizer(text).input_ids
 
 
-def test_candidates_given_up_early_are_hopeless_and_the_others_unchanged(scorer):
+def test_candidates_given_up_early_are_hopeless_and_the_others_unchanged(scorer, monkeypatch):
     prompt = PROMPT + "open the top drawer\n1."
-    glancing = copy.copy(scorer)
-    glancing.negligible = 1e-3
-    scores, exact = glancing.score(prompt, CANDIDATES), scorer.score(prompt, CANDIDATES)
+    exact = scorer.score(prompt, CANDIDATES)
+    monkeypatch.setattr(scorer, "negligible", 1e-3)
+    scores = scorer.score(prompt, CANDIDATES)
     kept = np.isfinite(scores)
     assert 0 < kept.sum() < len(kept)
     np.testing.assert_allclose(scores[kept], exact[kept], atol=1e-4)
