@@ -10,10 +10,14 @@ from typing import Protocol
 
 import numpy as np
 import torch
+from torch import Tensor
 
+from saycan_qt import atomic
 from saycan_qt.algorithms.policy import Batch, Policy
 from saycan_qt.data.relabel import relabel
 from saycan_qt.keypoints import POSITION, KeypointTrunk
+from saycan_qt.tokens import TERMINATE
+from skills.types import TERMINATE_THRESHOLD
 
 HELD_OUT = 20  # every twentieth episode is kept for validation
 
@@ -40,6 +44,9 @@ class BatchConfig:
     relabel: float = 0.0  # share of transitions given a random other instruction and reward 0 [Q-Transformer, app. G]
     jitter_common: float = 0.005  # [m] noise on the positions of all keypoints of a transition together (small preset)
     jitter_each: float = 0.003  # [m] and on each of them; about what perception gets wrong
+    # Scripted demonstrations end standing exactly still. Told apart by that, the end would be chosen with the first
+    # motion bin rather than with the terminate dimension, and too early: a sharp peak wins every arg max.
+    terminal_motion: float = 0.015  # [m] noise on the motion of a terminating action; rotations get 6 times that in rad
     seed: int = 0
 
 
@@ -50,7 +57,7 @@ class Transitions:
         """frames (N, ...): perceived ones, or the dataset's images."""
         self.config, self.dataset, self.frames, self.policy = config, dataset, frames, policy
         self.text = policy.texts.encode(dataset.tasks)
-        self.tokens = policy.tokenizer.encode(torch.from_numpy(np.array(dataset.actions)))
+        self.actions = torch.from_numpy(np.array(dataset.actions))
         self.states = torch.from_numpy(np.array(dataset.states))
         episode = np.asarray(dataset.frame_episode)
         self.first, self.last = dataset.episode_start[:-1][episode], dataset.episode_start[1:][episode] - 1
@@ -96,13 +103,22 @@ class Transitions:
             frames=frames.to(device),
             states=self.states[window].to(device),
             text=self.text[torch.from_numpy(tasks)].to(device),
-            tokens=self.tokens[rows].to(device),
-            next_tokens=self.tokens[window[:, -1]].to(device),
+            tokens=self.tokens(rows, rng if augment else None).to(device),
+            next_tokens=self.tokens(window[:, -1], rng if augment else None).to(device),
             reward=reward.to(device),
             terminated=terminated.to(device),
             returns=returns.to(device),
             demonstrates=demonstrates.to(device),
         )
+
+    def tokens(self, rows: np.ndarray, rng: np.random.Generator | None) -> Tensor:
+        """(B, D) action bins; with a generator, terminating actions get `terminal_motion`."""
+        actions = self.actions[rows]
+        if rng is not None:
+            noise = rng.normal(0, self.config.terminal_motion, (len(rows), 6)) * [1, 1, 1, 6, 6, 6]
+            ends = actions[:, TERMINATE] > TERMINATE_THRESHOLD
+            actions[ends, :6] += torch.from_numpy(noise.astype(np.float32))[ends]
+        return self.policy.tokenizer.encode(actions)
 
     def jitter(self, count: int, keypoints: int, rng: np.random.Generator) -> np.ndarray:
         """(B, 1, K, 3) [m], the same for all frames of a transition."""
@@ -116,12 +132,18 @@ def cached_features(folder: Path, dataset: Episodes, trunk: KeypointTrunk, devic
     for key, value in sorted(trunk.state_dict().items()):
         digest.update(key.encode() + value.cpu().contiguous().numpy().tobytes())
     path = folder / f"features-{digest.hexdigest()[:12]}-{dataset.digest[:12]}.npy"
-    if path.exists():
-        return np.load(path, mmap_mode="r")
-    count, image = len(dataset.images), dataset.images.shape[1:3]
+    image = dataset.images.shape[1:3]
     if image != trunk.config.image:
         raise ValueError(f"the images are {image} (height, width), the trunk wants {trunk.config.image}")
     folder.mkdir(parents=True, exist_ok=True)
+    with atomic.lock(folder / ".features.lock", wait=True):  # a second run waits, then finds them
+        if not path.exists():
+            _perceive(path, dataset, trunk, device, bfloat16)
+    return np.load(path, mmap_mode="r")
+
+
+def _perceive(path: Path, dataset: Episodes, trunk: KeypointTrunk, device: str, bfloat16: bool) -> None:
+    count = len(dataset.images)
     temporary, start, shown = path.with_suffix(".tmp"), time.monotonic(), time.monotonic()
     shape = (count, trunk.config.keypoints, trunk.config.outputs)
     features = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.float16, shape=shape)
@@ -136,4 +158,3 @@ def cached_features(folder: Path, dataset: Episodes, trunk: KeypointTrunk, devic
             print(f"features: {i:,} of {count:,} frames, {rate:.0f} frames/s, {left:.1f} min left", flush=True)
     features.flush()
     temporary.replace(path)
-    return np.load(path, mmap_mode="r")

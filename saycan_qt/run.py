@@ -21,7 +21,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
 from types import FrameType
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 from rich.console import Console
 
@@ -46,7 +46,7 @@ from saycan_qt.services import (
     refuse,
 )
 from skills.client import RobotClient, SkillClient
-from skills.errors import SkillError, Stopped
+from skills.errors import ServerFault, SkillError, Stopped
 from skills.library import SkillLibrary
 from skills.wire import split_address
 
@@ -132,10 +132,6 @@ class Run:
         self._close(ending)
         return ending.code
 
-    @property
-    def still_working(self) -> bool:
-        return self._worker.is_alive()
-
     # -- the end -----------------------------------------------------------------------------------------------------
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
@@ -189,6 +185,8 @@ class Run:
             self._endings.put(Ending(MISTAKE if error.mistake else NOT_DONE, "error", str(error)))
         except WeightsError as error:
             self._endings.put(Ending(MISTAKE, "error", str(error)))
+        except ServerFault as error:
+            self._endings.put(Ending(NOT_DONE, "error", f"{error} (logs: {self.folder.path}/*.log)"))
         except SkillError as error:
             self._endings.put(Ending(NOT_DONE, "error", str(error)))
         except Exception as error:
@@ -303,30 +301,33 @@ def load_language() -> Language:
 
 
 def run(config: RunConfig, parts: Parts) -> int:
-    """Check, run, report; the exit code. Ends the process itself where a thread still computes."""
+    """Check, run, report; the exit code. A thread may still compute afterwards: end with `leave`."""
     if (mistake := check(config)) is not None:
         return refuse(mistake)
     path = config.out or new_folder(config.instruction)
     try:
-        folder = RunFolder(path, config.instruction, config.seed)
+        seed = config.seed if config.robot is None else None  # somebody else's robot has a kitchen of its own
+        folder = RunFolder(path, config.instruction, seed)
     except OSError as error:
         return refuse(f"results cannot be written to {path}: {error.strerror}")
     display = Display(Console(stderr=config.json))
     display.title(config.instruction, str(path))
-    one = Run(config, parts, display, folder)
-    code = one.run()
+    code = Run(config, parts, display, folder).run()
     if config.json and code != MISTAKE:
         print(json.dumps(folder.content()), flush=True)
-    if one.still_working:  # a thread cannot be told to stop: a model computes, or a call waits
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
     return code
 
 
-def main() -> int:
-    return run(parse(RunConfig, "python -m saycan_qt.run", __doc__), Parts(load_language))
+def leave(code: int) -> NoReturn:
+    """End the process now: everything is written, a thread may still compute, and torch takes seconds to unload."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def main() -> NoReturn:
+    leave(run(parse(RunConfig, "python -m saycan_qt.run", __doc__), Parts(load_language)))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -134,7 +134,7 @@ def main():
             return robot.release(config.release) if config.release else robot.serve(config, make_robot)
         case "run":
             parts = run.Parts(load_language, (*me, "serve", "--skills", str(SKILLS)), (*me, "robot"))
-            return run.run(parse(run.RunConfig, command, ""), parts)
+            run.leave(run.run(parse(run.RunConfig, command, ""), parts))
 
 
 if __name__ == "__main__":

@@ -38,8 +38,8 @@ class QTransformerConfig:
     behavior_threshold: float = 0.0  # tau: act with the best Q among bins of at least tau times the likeliest's density
     # Both together are discrete batch-constrained Q-learning [Fujimoto et al. 2019]. Departs, because after CPU-hours
     # rather than months of training the arg max over many bins of nearly equal value picks noise.
-    label_deviation: float = 1.0  # [bins] width of the behaviour head's labels
-    smoothing: float = 1.0  # [bins] behaviour densities are averaged over neighbours before they are compared
+    label_deviation: float = 3.0  # [bins] width of the behaviour head's labels
+    smoothing: float = 4.0  # [bins] behaviour densities are averaged over neighbours before they are compared
 
 
 def dimension_targets(

@@ -15,8 +15,8 @@ from saycan_qt.tokens import TextEncoder
 class RT1Config:
     """Behaviour cloning."""
 
-    label_deviation: float = 1.0  # [bins] labels are Gaussians of this width; 0: the paper's single bin
-    smoothing: float = 1.0  # [bins] probabilities are averaged over neighbours before the arg max
+    label_deviation: float = 3.0  # [bins] labels are Gaussians of this width; 0: the paper's single bin
+    smoothing: float = 4.0  # [bins] probabilities are averaged over neighbours before the arg max
 
 
 class RT1(Policy):
