@@ -123,7 +123,7 @@ class KitchenRobot:
             raise ValueError(f"there is no place {place!r}; this kitchen has {', '.join(PLACES)}")
         self._carry(canceled)
         if not canceled() and place != self.world.place:
-            self.world.drive(place)
+            self.world.drive(place, canceled)
 
     def _put_down(self, canceled: Callable[[], bool]) -> None:
         world, name = self.world, self.world.held()

@@ -210,9 +210,9 @@ class World:
         """Hold still: the arm's targets become where it is. Safe from any thread."""
         self._stopped = True
 
-    def drive(self, place: str, frame: Callable[[], None] = lambda: None, pieces: int = 10) -> None:
-        """Drive the base to a place along a straight line, what the gripper holds staying in it; `frame` is called
-        on the way."""
+    def drive(self, place: str, canceled: Callable[[], bool] = lambda: False, pieces: int = 8) -> None:
+        """Drive the base to a place along a straight line, what the gripper holds staying in it. `canceled` is asked
+        on the way; told so, the base stands still where it is, at no place."""
         start, goal = np.array(self._pose), np.array(PLACES[place])
         turn = (goal[2] - start[2] + math.pi) % (2 * math.pi) - math.pi
         back = np.array([BASE_BACK, 0.0, 0.0])
@@ -222,9 +222,10 @@ class World:
             f = i / pieces
             yaw = start[2] + turn * f
             xy = center + (center_goal - center) * f - (rotation_z(yaw) @ back)[:2]
-            self._carry_base((*map(float, xy), yaw) if i < pieces else PLACES[place], held)
-            frame()
-        self.place = place
+            self._carry_base((float(xy[0]), float(xy[1]), yaw) if i < pieces else PLACES[place], held)
+            self.place = place if i == pieces else ""
+            if i < pieces and canceled():
+                break
         mujoco.mj_step(self.model, self.data, nstep=20)
         mujoco.mj_forward(self.model, self.data)
 
