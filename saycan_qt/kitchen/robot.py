@@ -12,7 +12,7 @@ from saycan_qt.kitchen.camera import HEAD_FOR_PEOPLE, ROOM
 from saycan_qt.kitchen.experts import Expert
 from saycan_qt.kitchen.objects import THINGS
 from saycan_qt.kitchen.scene import PLACES, WORKTOPS
-from saycan_qt.kitchen.world import CARRY, Scene, World, grasp_height, rotation_vector
+from saycan_qt.kitchen.world import CARRY, Scene, World, rotation_vector
 from skills.library import Skill
 from skills.types import CONTROL_HZ, Observation
 
@@ -29,8 +29,8 @@ class KitchenRobot:
     def __init__(self, seed: int = 0, real_time: bool = False, scene: Scene | None = None):
         self.seed, self.real_time = seed, real_time
         self.world = World(scene or tasks.random_kitchen(np.random.default_rng(seed)))
-        self._skill: Skill | None = None
         self._start_height = 0.0
+        self._released = ""  # what was put down last
         self._next_period = 0.0
 
     # ---- the Robot protocol -------------------------------------------------------------------------------------
@@ -49,7 +49,7 @@ class KitchenRobot:
 
     def start(self, skill: Skill) -> None:
         """Before a learnt skill the arm returns to where demonstrations start, keeping what it holds."""
-        self._skill = skill
+        self._released = ""
         if skill.learned:
             self._carry()
         name = skill.arguments.get("object", "")
@@ -85,7 +85,7 @@ class KitchenRobot:
             case "bring it to you":
                 return world.place == "operator" and bool(world.held())
             case "put down":
-                return not world.held()
+                return bool(self._released) and goals.holds(world, {"at": world.place, "object": self._released})
             case "done":
                 return True
         return tasks.succeeded(world, skill, self._start_height)
@@ -130,7 +130,9 @@ class KitchenRobot:
         if not name:
             raise ValueError("nothing is held")
         self._carry(canceled)
-        x, y, z = *HAND_OVER, grasp_height(name) + THINGS[name].half_height + 0.006
+        self._released = name
+        (x, y), grip = HAND_OVER, float(world.tip()[2] - world.position(name)[2])  # how it really lies in the fingers
+        z = grip + THINGS[name].half_height + 0.006
         if world.place == "trash can":
             z = 0.12
         elif world.place in WORKTOPS:

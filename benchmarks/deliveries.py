@@ -1,0 +1,63 @@
+"""How often does a whole run reach its goal? Runs `python -m saycan_qt.run` over kitchens and counts.
+
+    python benchmarks/deliveries.py                                   # "bring me a snack", seeds 0 to 9
+    python benchmarks/deliveries.py "throw away the apple" "I am thirsty" --seeds 5 --out runs/deliveries
+
+Prints a line for each run and a rate with its 95 % Wilson interval for each instruction; the runs' folders stay.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from saycan_qt.evaluate import wilson
+
+
+@dataclass(frozen=True)
+class DeliveriesConfig:
+    """Count the runs that reach their goal."""
+
+    instructions: Annotated[tuple[str, ...], tyro.conf.Positional] = ("bring me a snack",)
+    seeds: int = 10  # kitchens for each instruction
+    first_seed: int = 0
+    out: Path | None = None  # folder for the runs; default: a new one under runs/
+
+
+def one(instruction: str, seed: int, folder: Path) -> dict:
+    command = [sys.executable, "-m", "saycan_qt.run", instruction, "--seed", str(seed), "--out", str(folder), "--json"]
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, check=False)
+    if done.returncode not in (0, 1):
+        raise RuntimeError(f"{' '.join(command)} ended with {done.returncode}: {done.stderr[-500:]}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def main(config: DeliveriesConfig) -> None:
+    out = config.out or Path("runs") / time.strftime("deliveries-%Y%m%d-%H%M%S")
+    for instruction in config.instructions:
+        wins = 0
+        for seed in range(config.first_seed, config.first_seed + config.seeds):
+            began = time.monotonic()
+            plan = one(instruction, seed, out / f"{instruction.replace(' ', '-')}-{seed}")
+            wins += plan["success"]
+            steps = ", ".join(
+                f"{s['skill']}{'' if s['outcome'] == 'succeeded' else ' (' + str(s['outcome']) + ')'}"
+                for s in plan["steps"]
+            )
+            print(
+                f"  seed {seed}: {'reached' if plan['success'] else 'MISSED '}  {time.monotonic() - began:4.0f} s  {steps}",
+                flush=True,
+            )
+        low, high = wilson(wins, config.seeds)
+        print(f"{instruction!r}: {wins} of {config.seeds}, 95 % interval {low:.2f} - {high:.2f}", flush=True)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(DeliveriesConfig, description=__doc__))
