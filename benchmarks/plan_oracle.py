@@ -189,6 +189,7 @@ def start(task: Task, library: SkillLibrary, rng: np.random.Generator) -> Symbol
 class Config:
     layouts: int = 3  # random kitchens for each instruction
     six: bool = False  # the six sentences alone
+    only: str = ""  # instructions that hold these words
     noisy: bool = False  # feasible skills score U(0.5, 1), others U(0, 0.4)
     pick_fails: float = 0.0  # share of picks that fail
     seed: int = 0
@@ -208,11 +209,11 @@ def main(config: Config) -> None:
     prompt = Prompt(text_embedder(), load_examples(), library.objects, config.nearest, config.per_way)
     planner = SayCanPlanner(scorer, prompt, library, config.planner)
     seconds, reached, rows = [], 0, []
-    tasks = SIX if config.six else SIX + TASKS
-    for number, task in enumerate(tasks):
+    tasks = [task for task in (SIX if config.six else SIX + TASKS) if config.only in task.instruction]
+    for task in tasks:
         right = 0
         for layout in range(config.layouts):
-            rng = np.random.default_rng([config.seed, number, layout])
+            rng = np.random.default_rng([config.seed, layout, *task.instruction.encode()])
             kitchen = start(task, library, rng)
             judge = OracleJudge(kitchen, library, rng, config.noisy)
             events = list(planner.plan(task.instruction, judge, ClumsyWorld(kitchen, rng, config.pick_fails)))

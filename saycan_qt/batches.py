@@ -41,7 +41,7 @@ class BatchConfig:
     """How batches are drawn."""
 
     batch_size: int = 512  # transitions
-    relabel: float = 0.0  # share of transitions given a random other instruction and reward 0 [Q-Transformer, app. G]
+    relabel: float = 0.0  # share of transitions given another episode's task and reward 0 [Q-Transformer, app. G]
     jitter_common: float = 0.005  # [m] noise on the positions of all keypoints of a transition together (small preset)
     jitter_each: float = 0.003  # [m] and on each of them; about what perception gets wrong
     # Scripted demonstrations end standing exactly still. Told apart by that, the end would be chosen with the first
@@ -90,7 +90,8 @@ class Transitions:
         device, history = self.policy.device, self.policy.network_config.history
         window = rows[:, None] + np.arange(1 - history, 2)  # t - h + 1 .. t + 1, within the episode
         window = np.clip(window, self.first[rows, None], self.last[rows, None])
-        tasks, success = relabel(self.task[rows], self.success[rows], rng, self.config.relabel, len(self.dataset.tasks))
+        share, count, pool = self.config.relabel, len(self.dataset.tasks), self.dataset.episode_task
+        tasks, success = relabel(self.task[rows], self.success[rows], rng, share, count, pool=pool)
         to_go = self.last[rows] - rows
         frames = torch.from_numpy(np.ascontiguousarray(self.frames[window]))
         if frames.dtype != torch.uint8:

@@ -30,7 +30,7 @@ class Display:
         self._moving: Spinner | Progress | None = None
 
     def title(self, instruction: str, folder: str) -> None:
-        self.console.print(f"[bold]“{escape(instruction)}”[/bold]   [dim]{escape(folder)}[/dim]")
+        self.line(f"[bold]“{escape(instruction)}”[/bold]   [dim]{escape(folder)}[/dim]")
 
     def line(self, text: str) -> None:
         self.console.print(text, highlight=False, soft_wrap=True)

@@ -58,7 +58,7 @@ def check(skill: Skill) -> None:
         )
     for slot, value in skill.arguments.items():
         if value not in SLOTS.get(slot, ()):
-            nearest = difflib.get_close_matches(value, SLOTS.get(slot, ()), n=1, cutoff=0.0)
+            nearest = difflib.get_close_matches(value, SLOTS.get(slot, ()), n=1)
             hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
             raise LibraryError(f"the kitchen robot cannot do {skill.name!r}: it knows no {slot} {value!r}{hint}")
 

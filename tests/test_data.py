@@ -313,6 +313,12 @@ def test_a_task_of_equal_meaning_is_no_negative():
         relabel(tasks, success, np.random.default_rng(0), 1.0, 5, np.zeros(5))
 
 
+def test_relabelling_from_a_pool_draws_each_task_as_often_as_it_occurs():
+    tasks, pool = np.zeros(20_000, int), [0, 0, 0, 1, 2, 2, 2]
+    new_tasks, _ = relabel(tasks, np.ones(20_000, bool), np.random.default_rng(0), 1.0, 3, pool=pool)
+    assert np.bincount(new_tasks, minlength=3) / 20_000 == pytest.approx([0, 0.25, 0.75], abs=0.02)
+
+
 def test_relabelling_follows_from_the_generator_alone():
     tasks, success = np.arange(50) % 5, np.ones(50, bool)
     a, b = (relabel(tasks, success, np.random.default_rng(3), 0.5, 5) for _ in range(2))

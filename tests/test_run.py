@@ -358,3 +358,8 @@ def test_the_real_kitchen_takes_a_sentence(tmp_path):
     plan = json.loads(found.stdout.splitlines()[-1])
     assert plan == plan_of(tmp_path / "out") and plan["judge"] == "goal" and plan["steps"]
     assert plan["success"] == (found.returncode == 0)
+
+
+def test_the_commands_import_torch_late_enough_to_set_how_its_threads_wait():
+    code = "import sys, saycan_qt.run, saycan_qt.serve, saycan_qt.robot; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
