@@ -10,7 +10,9 @@ same command writes the same data with any number of workers, and after an inter
 
 from __future__ import annotations
 
+import json
 import multiprocessing
+import queue
 import sys
 import time
 from dataclasses import dataclass
@@ -20,6 +22,7 @@ import numpy as np
 import tyro
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from saycan_qt import atomic
 from saycan_qt.data.episodes import Episode, EpisodeWriter
 from saycan_qt.kitchen import rollouts
 from saycan_qt.kitchen.camera import HEAD
@@ -88,10 +91,27 @@ def _work(config: CollectConfig, worker: int, done: multiprocessing.Queue) -> No
             done.put(1)
 
 
-def main(config: CollectConfig) -> int:
+def begin(config: CollectConfig) -> None:
+    """Refuse what cannot be collected, and to continue a collection with settings that would mix two; ValueError."""
     known = set(FAMILY_WEIGHTS)
     if unknown := set(config.families) - known:
-        print(f"error: no family {sorted(unknown)}; the learnt families are {sorted(known)}", file=sys.stderr)
+        raise ValueError(f"no family {sorted(unknown)}; the learnt families are {sorted(known)}")
+    settings = {"seed": config.seed, "failures": config.failures, "families": list(config.families)}
+    settings["workers"] = config.workers  # decides which episode lies in which shard
+    path = config.out / "collect.json"
+    if not path.exists():
+        config.out.mkdir(parents=True, exist_ok=True)
+        atomic.write(path, atomic.to_json(settings))
+    elif (there := json.loads(path.read_bytes())) != settings:
+        differing = ", ".join(f"--{key} {there.get(key)}" for key in settings if there.get(key) != settings[key])
+        raise ValueError(f"{config.out} holds a collection made with {differing}; use that, or another --out")
+
+
+def main(config: CollectConfig) -> int:
+    try:
+        begin(config)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
         return 2
     started, context = time.monotonic(), multiprocessing.get_context("spawn")
     done: multiprocessing.Queue = context.Queue()
@@ -111,7 +131,7 @@ def main(config: CollectConfig) -> int:
         while total < config.episodes:
             try:
                 total += done.get(timeout=1.0)
-            except Exception:
+            except queue.Empty:
                 if failed := [w for w in workers if w.exitcode not in (None, 0)]:
                     print(
                         f"error: a worker ended with exit code {failed[0].exitcode}; run again to go on",

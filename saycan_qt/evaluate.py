@@ -17,7 +17,6 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
 
 import numpy as np
 import tyro
@@ -141,10 +140,21 @@ def skills(config: SkillsConfig) -> int:
     return 0
 
 
+COMMANDS = {"skills": (SkillsConfig, skills)}
+
+
 def main(arguments: list[str] | None = None) -> int:
-    Commands = Annotated[SkillsConfig, tyro.conf.subcommand("skills")] | Annotated[None, tyro.conf.subcommand("help")]
-    config = tyro.cli(Commands, description=__doc__, args=arguments)  # type: ignore[call-overload]
-    return skills(config) if config is not None else main(["--help"])
+    arguments = sys.argv[1:] if arguments is None else arguments
+    name, rest = (arguments or [""])[0], arguments[1:]
+    if name not in COMMANDS:
+        asked = name in ("-h", "--help")
+        print(
+            f"{__doc__}\nusage: python -m saycan_qt.evaluate {{{','.join(COMMANDS)}}} [--help]",
+            file=sys.stdout if asked else sys.stderr,
+        )
+        return 0 if asked else 2
+    kind, command = COMMANDS[name]
+    return command(tyro.cli(kind, prog=f"python -m saycan_qt.evaluate {name}", args=rest))
 
 
 if __name__ == "__main__":
