@@ -10,6 +10,7 @@ was not; 2: a mistake in use; 130: interrupted, the robot stopped.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -151,7 +152,8 @@ class Run:
         self.display.clear()
         if not orderly:
             self._stop_robot()
-            print(ERROR + " ".join(ending.reason.split()), file=sys.stderr, flush=True)
+            with contextlib.suppress(OSError):  # nobody may read it
+                print(ERROR + " ".join(ending.reason.split()), file=sys.stderr, flush=True)
             for service in self._services:
                 service.end()
         success = ending.code == SUCCEEDED
@@ -190,6 +192,8 @@ class Run:
             self._endings.put(Ending(NOT_DONE, "error", f"{error} (logs: {self.folder.path}/*.log)"))
         except SkillError as error:
             self._endings.put(Ending(NOT_DONE, "error", str(error)))
+        except SystemExit:  # so rich tells that the pipe it writes to was closed
+            self._endings.put(Ending(NOT_DONE, "error", "nobody reads the output any more"))
         except Exception as error:
             if not self._over:  # after the end everything may break, and nobody needs to know
                 log.exception("the run broke")

@@ -202,6 +202,17 @@ def test_interrupting_stops_the_robot_and_ends_cleanly(tmp_path, number):
     assert not any(alive(pid) for pid in services.values())
 
 
+def test_a_reader_that_leaves_ends_the_run(tmp_path):
+    """As in `python -m saycan_qt.run ... | head`; rich raises SystemExit then, in the thread that works."""
+    process = start("run", INSTRUCTION, "--out", tmp_path / "out", SMALL_PERIOD="3")
+    process.stdout.readline()
+    services = children_of(process.pid)
+    process.stdout.close()
+    assert process.wait(20) == 1
+    assert plan_of(tmp_path / "out")["reason"] == "nobody reads the output any more"
+    assert not any(alive(pid) for pid in services.values())
+
+
 def test_services_end_when_the_run_is_killed(tmp_path):
     folder = tmp_path / "out"
     process = start("run", INSTRUCTION, "--out", folder, SMALL_PERIOD="3")
