@@ -33,7 +33,7 @@ class DeliveriesConfig:
 
 def one(instruction: str, seed: int, folder: Path) -> dict:
     command = [sys.executable, "-m", "saycan_qt.run", instruction, "--seed", str(seed), "--out", str(folder), "--json"]
-    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode not in (0, 1):
         raise RuntimeError(f"{' '.join(command)} ended with {done.returncode}: {done.stderr[-500:]}")
     return json.loads(done.stdout.splitlines()[-1])
@@ -48,13 +48,10 @@ def main(config: DeliveriesConfig) -> None:
             plan = one(instruction, seed, out / f"{instruction.replace(' ', '-')}-{seed}")
             wins += plan["success"]
             steps = ", ".join(
-                f"{s['skill']}{'' if s['outcome'] == 'succeeded' else ' (' + str(s['outcome']) + ')'}"
-                for s in plan["steps"]
+                s["skill"] if s["outcome"] == "succeeded" else f"{s['skill']} ({s['outcome']})" for s in plan["steps"]
             )
-            print(
-                f"  seed {seed}: {'reached' if plan['success'] else 'MISSED '}  {time.monotonic() - began:4.0f} s  {steps}",
-                flush=True,
-            )
+            end, seconds = "reached" if plan["success"] else "MISSED ", time.monotonic() - began
+            print(f"  seed {seed}: {end}  {seconds:4.0f} s  {steps}", flush=True)
         low, high = wilson(wins, config.seeds)
         print(f"{instruction!r}: {wins} of {config.seeds}, 95 % interval {low:.2f} - {high:.2f}", flush=True)
 

@@ -22,7 +22,6 @@ from saycan_qt.services import SKILL_SERVER, EndWhenTold, announce, announce_rea
 from skills.errors import SkillError, Unavailable
 from skills.library import SkillLibrary
 from skills.server import serve as serve_skills
-from skills.serving import NOT_SERVING, SERVING
 from skills.types import STATE_NAMES, Actor, Critic, Observation
 
 KITCHEN_IMAGE = (80, 96)  # height, width of what the kitchen robot observes [pixels]
@@ -133,10 +132,10 @@ def serve(config: ServeConfig, choose: Callable[[ServeConfig], Models]) -> int:
             critic_id=models.critic_id,
             actor_id=models.actor_id,
             address=f"{config.host}:{config.port}",
+            ready=False,
         )
     except (SkillError, Unreadable) as error:
         return refuse(str(error))
-    server._set_health(NOT_SERVING)
     announce(SKILL_SERVER, server.address)
     try:
         critic, actor = models.load()
@@ -145,7 +144,7 @@ def serve(config: ServeConfig, choose: Callable[[ServeConfig], Models]) -> int:
         return refuse(str(error))
     warm_up(critic, actor, library)
     warming.models = critic, actor
-    server._set_health(SERVING)
+    server.set_ready()
     announce_ready(SKILL_SERVER, f"{len(library)} skills, judged by {models.critic_id}, done by {models.actor_id}")
     end.wait()
     server.stop(grace=5.0)

@@ -168,6 +168,7 @@ def serve(
     critic_id: str = "",
     actor_id: str = "",
     address: str = "127.0.0.1:0",
+    ready: bool = True,  # False: health says NOT_SERVING until `Server.set_ready`, while models load
 ) -> Server:
     """A running skill server; port 0 takes a free port, `.address` says which."""
     servicer = SkillServicer(library, critic, actor, critic_id or model_id, actor_id or model_id)
@@ -175,4 +176,4 @@ def serve(
     def add(server: grpc.Server) -> None:
         skills_pb2_grpc.add_SkillServiceServicer_to_server(servicer, server)
 
-    return Server(add, SERVICE, address, on_stop=servicer.close)
+    return Server(add, SERVICE, address, on_stop=servicer.close, ready=ready)

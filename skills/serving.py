@@ -33,6 +33,7 @@ class Server:
         service: str,  # its full name, for health and reflection
         address: str = "127.0.0.1:0",  # HOST:PORT; port 0 takes a free one
         on_stop: Callable[[], None] = lambda: None,  # called once, before running calls are ended
+        ready: bool = True,  # False: health says NOT_SERVING until `set_ready`
     ) -> None:
         host, port = split_address(address)
         _refuse_occupied(host, port, address)
@@ -49,6 +50,10 @@ class Server:
             raise Unavailable(f"cannot listen on {address}") from None
         self.address = f"[{host}]:{self.port}" if ":" in host else f"{host}:{self.port}"
         self._server.start()
+        self._set_health(SERVING if ready else NOT_SERVING)
+
+    def set_ready(self) -> None:
+        """From now on health says SERVING."""
         self._set_health(SERVING)
 
     def stop(self, grace: float = 1.0) -> None:
