@@ -100,11 +100,12 @@ class KitchenRobot:
     # ---- scripted motion ----------------------------------------------------------------------------------------
 
     def _toward(self, goal: np.ndarray) -> None:
-        """One control period towards a tip position with the gripper level."""
+        """One control period towards a tip position with the gripper level; gently, when something is held."""
         world = self.world
+        reach, swing = (0.08, 0.5) if world.closedness < 0.5 else (0.03, 0.15)
         change = np.asarray(goal) - world.tip()
-        change *= min(1.0, 0.08 / max(float(np.abs(change).max()), 1e-9))
-        turn = np.clip(rotation_vector(world.tip_rotation().T), -0.5, 0.5)
+        change *= min(1.0, reach / max(float(np.abs(change).max()), 1e-9))
+        turn = np.clip(rotation_vector(world.tip_rotation().T), -swing, swing)
         self.apply(np.array([*change, *turn, world.closedness, 0.0]))
 
     def _carry(self, canceled: Callable[[], bool] = lambda: False) -> None:
@@ -113,7 +114,7 @@ class KitchenRobot:
         if not world.held():
             world.closedness = 0.0
         for waypoint in (np.array([*world.tip()[:2], CARRY[2]]), CARRY):
-            for _ in range(12):
+            for _ in range(24):
                 if canceled() or np.abs(world.tip() - waypoint).max() < 0.015:
                     break
                 self._toward(waypoint)
