@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -75,8 +75,7 @@ class Prompt:
         examples: Sequence[Example] | None = None,
         things: Sequence[str] | None = None,  # the names to mask; by default `words: thing` of examples.yaml
         nearest: int = 8,  # examples in a prompt
-        per_way: int = 2,  # of them with the same way to ask...
-        per_open_way: int = 4,  # ... if it leaves open which thing is meant: shows what may be chosen
+        per_way: int = 2,  # of them with the same way to ask
         spread: float = 0.12,  # a way to ask that is less similar than the nearest by more than this is left out...
         fewest: int = 2,  # ... if there are this many without it
     ) -> None:
@@ -84,7 +83,7 @@ class Prompt:
         self.examples = list(examples if examples is not None else load_examples())
         things = things if things is not None else load_words()["thing"]
         self._things = re.compile(r"\b(" + "|".join(map(re.escape, sorted(things, key=len, reverse=True))) + r")\b")
-        self.nearest, self.per_way, self.per_open_way = nearest, per_way, per_open_way
+        self.nearest, self.per_way = nearest, per_way
         self.spread, self.fewest = spread, fewest
         self._by_way: dict[str, list[Example]] = {}
         for example in self.examples:
@@ -108,22 +107,25 @@ class Prompt:
         similarity = self._vectors @ self._encode([masked])[0]
         similarity -= OTHER_COUNT * np.abs(self._things_said - _count_things(masked))
         ways = list(self._by_way.values())
+        order = np.argsort(-similarity, kind="stable")
+
+        def shared(example: Example) -> int:
+            return len(words.intersection(_words(example.instruction)))
+
+        if not self._things_said[order[0]]:
+            two = [e for index in order[:2] for e in _possible(_most(ways[index], shared), feasible)[:2]][:2]
+            return [*two[::-1], *two[::-1]]  # twice: four different answers to one question call for a fifth
         alike: list[Example] = []
         others: list[Example] = []  # about other things
-        for index in np.argsort(-similarity, kind="stable"):
+        for index in order:
             room = self.nearest - len(alike) - len(others)
             similar = similarity[index] >= similarity.max() - self.spread
             if room <= 0 or (not similar and len(alike) >= self.fewest):
                 break
-            ranked = sorted(ways[index], key=lambda e: -len(words.intersection(_words(e.instruction))))
-            if self._things_said[index]:
-                alike.append(self._about(ranked[0], things))
-                different = [e for e in ranked[1:] if not set(things).intersection(self._things.findall(e.instruction))]
-                others += different[len(others) :][: min(self.per_way, room) - 1]
-            else:
-                possible = [sum(step in feasible for step in e.plan) for e in ranked]
-                allowed = [e for e, count in zip(ranked, possible, strict=True) if count == max(possible)]
-                alike += allowed[: min(self.per_open_way, room)]
+            ranked = sorted(ways[index], key=shared, reverse=True)
+            alike.append(self._about(ranked[0], things))
+            different = [e for e in ranked[1:] if not set(things).intersection(self._things.findall(e.instruction))]
+            others += different[len(others) :][: min(self.per_way, room) - 1]
         return [*others[::-1], *alike[::-1]]
 
     def _about(self, example: Example, things: list[str]) -> Example:
@@ -149,6 +151,17 @@ class Prompt:
             self._chosen = (instruction, self.choose(instruction, feasible))
         shown = [_numbered(e.instruction, e.plan) + "\n\n" for e in self._chosen[1]]
         return "".join(shown) + _numbered(instruction, steps_done) + f"\n{len(steps_done) + 1}."
+
+
+def _most(examples: list[Example], count: Callable[[Example], int]) -> list[Example]:
+    """Those of which the count is greatest."""
+    counts = [count(example) for example in examples]
+    return [example for example, number in zip(examples, counts, strict=True) if number == max(counts)]
+
+
+def _possible(examples: list[Example], feasible: Collection[str]) -> list[Example]:
+    """Those with the most steps that are feasible now: they are about things that are there."""
+    return _most(examples, lambda example: sum(step in feasible for step in example.plan))
 
 
 def _count_things(masked: str) -> int:

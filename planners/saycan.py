@@ -26,7 +26,7 @@ class SayCanConfig:
 
     done_affordance: float = 0.2  # the planner's own: no critic judges "done"
     affordance_floor: float = 0.05  # what is less feasible is not scored by the language model; 0 scores all
-    failure_factor: float = 0.5  # a skill's score is lowered by this for each failure since the last success of any
+    failure_factor: float = 0.7  # a skill's score is lowered by this for each failure since the last success of any
     repeat_factor: float = 0.1  # ... and by this for each time that it has just succeeded in a row
     max_steps: int = 20  # skills executed for one instruction
 
