@@ -82,10 +82,10 @@ def acting(folder):
 
 
 def children_of(pid):
-    found = subprocess.run(["ps", "-o", "pid=,args=", "--ppid", str(pid)], capture_output=True, text=True).stdout
-    return {
-        name: int(line.split()[0]) for line in found.splitlines() for name in ("serve", "robot") if f" {name} " in line
-    }
+    """Its services that run: name -> process id."""
+    command = ["ps", "-ww", "-o", "pid=,args=", "--ppid", str(pid)]  # -ww: long paths are not cut off
+    lines = subprocess.run(command, capture_output=True, text=True).stdout.splitlines()
+    return {name: int(line.split()[0]) for line in lines for name in ("serve", "robot") if f" {name} " in line}
 
 
 def alive(pid):
@@ -194,6 +194,7 @@ def test_interrupting_stops_the_robot_and_ends_cleanly(tmp_path, number):
     process = start("run", INSTRUCTION, "--out", folder, SMALL_PERIOD="3", SMALL_LOG=str(tmp_path / "stopped"))
     until(lambda: acting(folder))
     services = children_of(process.pid)
+    assert set(services) == {"serve", "robot"}
     process.send_signal(number)
     code, _, err = finish(process, 10)
     assert (code, "Traceback" in err) == (130, False)
@@ -218,6 +219,7 @@ def test_services_end_when_the_run_is_killed(tmp_path):
     process = start("run", INSTRUCTION, "--out", folder, SMALL_PERIOD="3")
     until(lambda: acting(folder))
     services = children_of(process.pid)
+    assert set(services) == {"serve", "robot"}
     process.kill()
     process.communicate()
     until(lambda: not any(alive(pid) for pid in services.values()), 5)
