@@ -113,46 +113,41 @@ class Expert:
             return self._go(tip, 1.0, stop=True)
         return self._go(tip + [0, 0, STEP], 1.0)
 
+    def _handle(self, drawer: str) -> tuple[float, float, float]:
+        """How far the drawer is open, and x and z of its handle's bar [m]."""
+        opening = self.world.opening(drawer)
+        return opening, -0.05 - opening, DRAWER_Z[drawer] + 0.02
+
+    def _reach(self, x: float, z: float) -> np.ndarray:
+        """Towards a point before the drawers, fingers shut and leaning forward."""
+        return self._go([x, float(np.clip(self.world.tip()[1], -0.05, 0.05)), z], 1.0, 0.0, PITCH)
+
     def _open(self, drawer: str) -> np.ndarray:
-        world, tip = self.world, self.world.tip()
-        opening = world.opening(drawer)
-        bar_x, bar_z = -0.05 - opening, DRAWER_Z[drawer] + 0.02
-        y = float(np.clip(tip[1], -0.05, 0.05))
-
-        def go(x: float, z: float, stop: bool = False) -> np.ndarray:
-            return self._go([x, y, z], 1.0, 0.0, PITCH, stop)
-
+        tip, (opening, bar_x, bar_z) = self.world.tip(), self._handle(drawer)
         if opening > 0.21:
             return self._go(tip, 1.0, 0.0, PITCH, stop=True)
         hook_x, hook_z, over = bar_x + 0.026, bar_z - 0.012, bar_z + 0.042
         if abs(tip[0] - hook_x) < 0.02 and tip[2] < bar_z + 0.012:  # hooked: pull
-            return go(tip[0] - 0.07, hook_z)
+            return self._reach(tip[0] - 0.07, hook_z)
         if abs(tip[0] - hook_x) < 0.014 and tip[2] < over + 0.03:  # behind the bar: down
-            return go(hook_x, hook_z)
+            return self._reach(hook_x, hook_z)
         if abs(tip[2] - over) < 0.015:  # over the bar: forward
-            return go(hook_x, over)
+            return self._reach(hook_x, over)
         if tip[0] < bar_x - 0.045:  # in front of all bars: down, or up
-            return go(bar_x - 0.07, over)
-        return go(bar_x - 0.07, max(tip[2], over))  # out
+            return self._reach(bar_x - 0.07, over)
+        return self._reach(bar_x - 0.07, max(tip[2], over))  # out
 
     def _close(self, drawer: str) -> np.ndarray:
-        world, tip = self.world, self.world.tip()
-        opening = world.opening(drawer)
-        bar_x, bar_z = -0.05 - opening, DRAWER_Z[drawer] + 0.02
-        y = float(np.clip(tip[1], -0.05, 0.05))
-
-        def go(x: float, z: float, stop: bool = False) -> np.ndarray:
-            return self._go([x, y, z], 1.0, 0.0, PITCH, stop)
-
+        tip, (opening, bar_x, bar_z) = self.world.tip(), self._handle(drawer)
         if opening < 0.02:
             return self._go(tip, 1.0, 0.0, PITCH, stop=True)
         if tip[0] < bar_x - 0.008 and abs(tip[2] - bar_z) < 0.025:
-            return go(tip[0] + STEP, bar_z)
+            return self._reach(tip[0] + STEP, bar_z)
         if tip[2] < bar_z + 0.05 and tip[0] < bar_x - 0.02:
-            return go(tip[0], bar_z)
+            return self._reach(tip[0], bar_z)
         if tip[0] > bar_x - 0.025:
-            return go(bar_x - 0.06, max(tip[2], bar_z + 0.07))
-        return go(min(tip[0], bar_x - 0.04), bar_z)
+            return self._reach(bar_x - 0.06, max(tip[2], bar_z + 0.07))
+        return self._reach(min(tip[0], bar_x - 0.04), bar_z)
 
     def _move_near(self, target: str) -> np.ndarray:
         world, tip = self.world, self.world.tip()
