@@ -70,12 +70,23 @@ def sentence_model_path() -> Path:
 
 
 @cache
-def text_embedder() -> SentenceTransformer:
-    """The sentence-embedding model on the CPU, loaded once: `.encode(texts, normalize_embeddings=True)` -> (N, 384)."""
+def text_embedder(name: str = "") -> SentenceTransformer:
+    """A sentence-embedding model on the CPU, loaded once: `.encode(texts, normalize_embeddings=True)` -> (N, E).
+
+    name: a folder or a model of sentence-transformers in the Hugging Face cache; "" is the pinned MiniLM, E = 384.
+    Raises WeightsError."""
     from sentence_transformers import SentenceTransformer
 
     with without_progress_bars():
-        return SentenceTransformer(str(sentence_model_path()), device="cpu", local_files_only=True)
+        if not name:
+            return SentenceTransformer(str(sentence_model_path()), device="cpu", local_files_only=True)
+        try:
+            return SentenceTransformer(name, device="cpu", local_files_only=True)
+        except (OSError, ValueError) as error:
+            raise WeightsError(
+                f"no sentence model {name!r}: neither a folder nor in the Hugging Face cache "
+                f"(`hf download {name}` fetches it)"
+            ) from error
 
 
 @contextmanager

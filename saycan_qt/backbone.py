@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from saycan_qt.efficientnet import EfficientNetConfig, FilmEfficientNet
 from saycan_qt.keypoints import FEATURE, HEADING, POSITION, PRESENCE, ROLES, Grounding, KeypointTrunk, TrunkConfig
-from saycan_qt.tokens import TEXT_SIZE, ActionTokenizer
+from saycan_qt.tokens import TEXT_SIZE
+from skills.types import ACTION_NAMES
 
 STATE_SIZE = 8
 YAW = 5  # index of the gripper's yaw in observation.state
@@ -42,6 +43,8 @@ class NetworkConfig:
     state_token: bool = True  # proprioception as a token. Departs: the paper sees the gripper in the image alone
     text_token: bool = True  # the instruction as a token too. Departs: in the paper it enters by FiLM alone
     bins: int = 256  # per action dimension
+    text_size: int = TEXT_SIZE  # numbers of an instruction's embedding
+    text_model: str = ""  # a sentence-transformers model by name or folder; "" is the pinned MiniLM
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> NetworkConfig:
@@ -56,10 +59,15 @@ SMALL = NetworkConfig()
 PAPER = NetworkConfig(
     encoder=EfficientNetConfig(), history=6, width=512, layers=8, heads=8, state_token=False, text_token=False
 )
+COMPACT = (
+    NetworkConfig(  # the paper's encoder at a size that two CPU cores can train; for robots without a keypoint trunk
+        encoder=EfficientNetConfig(image=(128, 160), width_multiplier=0.5, depth_multiplier=0.5, film_from=3)
+    )
+)
 DEBUG = NetworkConfig(
     encoder=TrunkConfig(channels=(8, 8, 8, 8), blocks=(1, 1, 1), hidden=16, feature=8), width=32, layers=2, heads=2
 )
-PRESETS = {"small": SMALL, "paper": PAPER, "debug": DEBUG}
+PRESETS = {"small": SMALL, "compact": COMPACT, "paper": PAPER, "debug": DEBUG}
 
 
 def waves(meters: Tensor) -> Tensor:
@@ -96,18 +104,18 @@ class KeypointEncoder(nn.Module):
     The first tokens start with their attention on the keypoints that the instruction names (`Grounding`); the others
     learn where to look. Departs from the paper, and says the policy a lot: its attention is over named things."""
 
-    def __init__(self, config: TrunkConfig, tokens: int, width: int) -> None:
+    def __init__(self, config: TrunkConfig, tokens: int, width: int, text: int) -> None:
         super().__init__()
         self.tokens, self.key_size = tokens, 32
         self.trunk = KeypointTrunk(config)
-        self.grounding = Grounding(config.keypoints, TEXT_SIZE)
+        self.grounding = Grounding(config.keypoints, text)
         self.feature_norm = nn.LayerNorm(config.feature)
         numbers = 1 + 3 + 3 + 2 + 3 * len(KNEES) + 6 * len(WAVELENGTHS) + config.feature
         self.content = nn.Linear(numbers, width)
         self.identity = nn.Parameter(torch.randn(config.keypoints, width) * 0.3)
         self.keys = nn.Linear(width, self.key_size)
         self.identity_keys = nn.Parameter(torch.randn(config.keypoints, self.key_size) * 0.3)
-        self.queries = nn.Linear(TEXT_SIZE, tokens * self.key_size)
+        self.queries = nn.Linear(text, tokens * self.key_size)
         self.nothing_key = nn.Parameter(torch.randn(self.key_size) * 0.3)
         self.nothing = nn.Parameter(torch.randn(width) * 0.3)
         self.output = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Linear(width, width))
@@ -205,15 +213,15 @@ class PolicyNetwork(nn.Module):
     def __init__(self, config: NetworkConfig, heads: Sequence[str]) -> None:
         """heads: "q" (sigmoid) and "behavior" (softmax)."""
         super().__init__()
-        self.config, self.dims = config, ActionTokenizer(config.bins).dims
+        self.config, self.dims = config, len(ACTION_NAMES)
         width = config.width
         self.encoder: KeypointEncoder | FilmEfficientNet
         if isinstance(config.encoder, TrunkConfig):
-            self.encoder = KeypointEncoder(config.encoder, config.tokens, width)
+            self.encoder = KeypointEncoder(config.encoder, config.tokens, width, config.text_size)
         else:
-            self.encoder = FilmEfficientNet(config.encoder, config.tokens, width, TEXT_SIZE)
+            self.encoder = FilmEfficientNet(config.encoder, config.tokens, width, config.text_size)
         self.state = StateEncoder(width) if config.state_token else None
-        self.text = nn.Linear(TEXT_SIZE, width) if config.text_token else None
+        self.text = nn.Linear(config.text_size, width) if config.text_token else None
         prefix = int(config.text_token) + config.history * (config.tokens + int(config.state_token))
         self.places = nn.Parameter(torch.randn(prefix, width) * 0.1)
         self.dimensions = nn.Parameter(torch.randn(self.dims, width) * 0.1)
@@ -240,7 +248,7 @@ class PolicyNetwork(nn.Module):
             tokens = torch.cat([tokens, self.state(states)[:, :, None]], dim=2)
         x = tokens.flatten(1, 2)
         if self.text is not None:
-            x = torch.cat([self.text(text)[:, None] * math.sqrt(TEXT_SIZE) / 4, x], dim=1)
+            x = torch.cat([self.text(text)[:, None] * math.sqrt(text.shape[-1]) / 4, x], dim=1)
         x = x + self.places
         memory: Memory = []
         for layer in self.layers[:-1]:

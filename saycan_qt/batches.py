@@ -6,7 +6,7 @@ import hashlib
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 import torch
@@ -32,6 +32,7 @@ class Episodes(Protocol):
     episode_start: np.ndarray
     episode_task: np.ndarray
     success: np.ndarray
+    rewards: np.ndarray
     tasks: list[str]
     digest: str
 
@@ -41,6 +42,9 @@ class BatchConfig:
     """How batches are drawn."""
 
     batch_size: int = 512  # transitions
+    # "success": 1 at the last step of a success, else 0, as in the paper; "dataset": what was recorded with each step,
+    # for which --value-low and --value-high give the range of returns
+    reward: Literal["success", "dataset"] = "success"
     relabel: float = 0.0  # share of transitions given another episode's task and reward 0 [Q-Transformer, app. G]
     jitter_common: float = 0.005  # [m] noise on the positions of all keypoints of a transition together (small preset)
     jitter_each: float = 0.003  # [m] and on each of them; about what perception gets wrong
@@ -50,6 +54,50 @@ class BatchConfig:
     seed: int = 0
 
 
+class Frames:
+    """The frames of some episodes, numbered from 0; memory grows with the episodes, not with their frames."""
+
+    def __init__(self, episode_start: np.ndarray, episodes: np.ndarray) -> None:
+        self.first = np.asarray(episode_start)[episodes]
+        lengths = np.asarray(episode_start)[episodes + 1] - self.first
+        self.ends = np.cumsum(lengths)
+        self.begins = self.ends - lengths
+
+    def __len__(self) -> int:
+        return int(self.ends[-1]) if len(self.ends) else 0
+
+    def __getitem__(self, numbers: np.ndarray) -> np.ndarray:
+        """(N,) numbers below len(self) -> (N,) rows of the dataset."""
+        episode = np.searchsorted(self.ends, numbers, "right")
+        return self.first[episode] + numbers - self.begins[episode]
+
+
+class Shuffle:
+    """A random permutation of 0 .. count - 1 that is computed, not stored: a Feistel network over the numbers' bits,
+    walked until it falls below `count` [Black and Rogaway 2002]."""
+
+    ROUNDS = 6
+
+    def __init__(self, count: int, seed: list[int]) -> None:
+        self.count, self.half = count, max(1, (max(count - 1, 1).bit_length() + 1) // 2)
+        self.keys = np.random.default_rng(seed).integers(1, 2**63, (self.ROUNDS, 2), dtype=np.uint64) | np.uint64(1)
+
+    def __call__(self, numbers: np.ndarray) -> np.ndarray:
+        """(N,) in 0 .. count - 1 -> (N,) int64, each its own."""
+        found = self._mixed(np.asarray(numbers, np.uint64))
+        while (outside := found >= self.count).any():
+            found[outside] = self._mixed(found[outside])
+        return found.astype(np.int64)
+
+    def _mixed(self, numbers: np.ndarray) -> np.ndarray:
+        half, mask = np.uint64(self.half), np.uint64((1 << self.half) - 1)
+        left, right = numbers >> half, numbers & mask
+        for multiplier, offset in self.keys:
+            mixed = (right + offset) * multiplier  # wraps, as intended
+            left, right = right, left ^ ((mixed ^ (mixed >> np.uint64(29))) >> np.uint64(17) & mask)
+        return left << half | right
+
+
 class Transitions:
     """The batch of a step depends on seed and step alone, so that a run can be repeated and resumed."""
 
@@ -57,64 +105,80 @@ class Transitions:
         """frames (N, ...): perceived ones, or the dataset's images."""
         self.config, self.dataset, self.frames, self.policy = config, dataset, frames, policy
         self.text = policy.texts.encode(dataset.tasks)
-        self.actions = torch.from_numpy(np.array(dataset.actions))
-        self.states = torch.from_numpy(np.array(dataset.states))
-        episode = np.asarray(dataset.frame_episode)
-        self.first, self.last = dataset.episode_start[:-1][episode], dataset.episode_start[1:][episode] - 1
-        self.success = np.asarray(dataset.success)[episode]
-        self.task = np.asarray(dataset.episode_task)[episode]
-        held_out = episode % HELD_OUT == HELD_OUT - 1
-        usable = self.success if policy.only_successes else np.ones_like(held_out)
-        self.train, self.validation = (np.flatnonzero(usable & part) for part in (~held_out, held_out))
+        episodes = np.arange(len(dataset.success))
+        held_out = episodes % HELD_OUT == HELD_OUT - 1
+        usable = np.asarray(dataset.success) if policy.only_successes else np.ones_like(held_out)
+        self.train, self.validation = (
+            Frames(dataset.episode_start, episodes[usable & part]) for part in (~held_out, held_out)
+        )
         if not len(self.train):
             raise ValueError(f"{policy.name} has nothing to train on: none of the episodes succeeded")
-        self._epoch: tuple[int, np.ndarray] = (-1, self.train)
+        self._epoch = (-1, Shuffle(1, [0]))
 
     def rows(self, step: int) -> np.ndarray:
         """Frames of one step's batch; every epoch is a new permutation."""
         places = np.arange(step * self.config.batch_size, (step + 1) * self.config.batch_size)
-        epochs = places // len(self.train)
-        return np.concatenate([self._order(e)[places[epochs == e] % len(self.train)] for e in np.unique(epochs)])
+        epochs, places = np.divmod(places, len(self.train))
+        return self.train[np.concatenate([self._shuffle(e)(places[epochs == e]) for e in np.unique(epochs)])]
 
-    def _order(self, epoch: int) -> np.ndarray:
+    def _shuffle(self, epoch: int) -> Shuffle:
         if self._epoch[0] != epoch:
-            order = np.random.default_rng([self.config.seed, epoch]).permutation(len(self.train))
-            self._epoch = (epoch, self.train[order])
+            self._epoch = (epoch, Shuffle(len(self.train), [self.config.seed, int(epoch)]))
         return self._epoch[1]
 
-    def step_batch(self, step: int) -> Batch:
-        """What step `step` trains on."""
-        return self.batch(self.rows(step), np.random.default_rng([self.config.seed, step, 1]), augment=True)
+    def validation_rows(self, count: int) -> np.ndarray:
+        """At most `count` frames of held-out episodes, always the same ones."""
+        return self.validation[Shuffle(len(self.validation), [0])(np.arange(min(count, len(self.validation))))]
 
-    def batch(self, rows: np.ndarray, rng: np.random.Generator, augment: bool) -> Batch:
-        device, history = self.policy.device, self.policy.network_config.history
-        window = rows[:, None] + np.arange(1 - history, 2)  # t - h + 1 .. t + 1, within the episode
-        window = np.clip(window, self.first[rows, None], self.last[rows, None])
-        share, count, pool = self.config.relabel, len(self.dataset.tasks), self.dataset.episode_task
-        tasks, success = relabel(self.task[rows], self.success[rows], rng, share, count, pool=pool)
-        to_go = self.last[rows] - rows
-        frames = torch.from_numpy(np.ascontiguousarray(self.frames[window]))
+    def step_batch(self, step: int, mine: slice = slice(None)) -> Batch:
+        """What step `step` trains on, or one process's part of it."""
+        rng = np.random.default_rng([self.config.seed, step, 1])
+        return self.batch(self.rows(step), rng, augment=True, mine=mine)
+
+    def batch(self, rows: np.ndarray, rng: np.random.Generator, augment: bool, mine: slice = slice(None)) -> Batch:
+        """Random numbers are drawn for all rows, so that processes which share a batch agree on them."""
+        data, device = self.dataset, self.policy.device
+        episode = np.asarray(data.frame_episode[rows])
+        first, last = data.episode_start[episode], data.episode_start[episode + 1] - 1
+        window = rows[:, None] + np.arange(1 - self.policy.network_config.history, 2)  # t - h + 1 .. t + 1
+        window = np.clip(window, first[:, None], last[:, None])
+        share, count, pool = self.config.relabel, len(data.tasks), data.episode_task
+        tasks, success = relabel(data.episode_task[episode], data.success[episode], rng, share, count, pool=pool)
+        terminated = rows == last
+        relabelled = tasks != data.episode_task[episode]
+        reward, returns = self.rewards(rows, last, success, relabelled)
+        now, after = (self.tokens(part, rng if augment else None) for part in (rows, window[:, -1]))
+        frames = torch.from_numpy(np.ascontiguousarray(self.frames[window[mine]]))
         if frames.dtype != torch.uint8:
             frames = frames.float()
             if augment:
-                frames[..., POSITION] += torch.from_numpy(self.jitter(len(rows), frames.shape[2], rng))
-        numbers = (success * (to_go == 0), to_go == 0, success * self.policy.discount**to_go, success)
-        reward, terminated, returns, demonstrates = (torch.from_numpy(n.astype(np.float32)) for n in numbers)
-        return Batch(
-            frames=frames.to(device),
-            states=self.states[window].to(device),
-            text=self.text[torch.from_numpy(tasks)].to(device),
-            tokens=self.tokens(rows, rng if augment else None).to(device),
-            next_tokens=self.tokens(window[:, -1], rng if augment else None).to(device),
-            reward=reward.to(device),
-            terminated=terminated.to(device),
-            returns=returns.to(device),
-            demonstrates=demonstrates.to(device),
-        )
+                frames[..., POSITION] += torch.from_numpy(self.jitter(len(rows), frames.shape[2], rng)[mine])
+        tensors = {
+            "frames": frames,
+            "states": torch.from_numpy(np.asarray(data.states[window[mine]])),
+            "text": self.text[torch.from_numpy(tasks[mine])],
+            "tokens": now[mine],
+            "next_tokens": after[mine],
+        }
+        numbers = {"reward": reward, "terminated": terminated, "returns": returns, "demonstrates": success}
+        tensors |= {name: torch.from_numpy(value[mine].astype(np.float32)) for name, value in numbers.items()}
+        return Batch(**{name: value.to(device) for name, value in tensors.items()})
+
+    def rewards(
+        self, rows: np.ndarray, last: np.ndarray, success: np.ndarray, relabelled: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """(B,) rewards and (B,) discounted returns-to-go of transitions, the last ones of whose episodes are `last`."""
+        discount, to_go = self.policy.discount, last - rows
+        if self.config.reward == "success":
+            return success * (to_go == 0), success * discount**to_go
+        later = rows[:, None] + np.arange(int(to_go.max()) + 1)
+        each = np.asarray(self.dataset.rewards[np.minimum(later, last[:, None])]) * (later <= last[:, None])
+        each = np.where(relabelled[:, None], np.minimum(each, 0), each)  # costs stay, what was earned does not
+        return each[:, 0], (each * discount ** np.arange(each.shape[1])).sum(axis=1)
 
     def tokens(self, rows: np.ndarray, rng: np.random.Generator | None) -> Tensor:
         """(B, D) action bins; with a generator, terminating actions get `terminal_motion`."""
-        actions = self.actions[rows]
+        actions = torch.from_numpy(np.array(self.dataset.actions[rows]))
         if rng is not None:
             noise = rng.normal(0, self.config.terminal_motion, (len(rows), 6)) * [1, 1, 1, 6, 6, 6]
             ends = actions[:, TERMINATE] > TERMINATE_THRESHOLD

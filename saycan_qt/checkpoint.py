@@ -89,6 +89,11 @@ def load(name_or_path: str | Path, device: str | torch.device = "cpu") -> Any:
     return policy.to(device)
 
 
+def exists(folder: Path) -> bool:
+    """Is there something that `save` wrote, whole?"""
+    return (atomic.newest(folder) / MANIFEST).exists()
+
+
 def resolve(name_or_path: str | Path) -> Path:
     """The folder of a checkpoint: a path, or the name of one that ships."""
     path = Path(name_or_path)

@@ -43,6 +43,7 @@ class PretrainConfig:
     """Teach the keypoint trunk to see the kitchen."""
 
     out: Path  # folder of the run; the checkpoint is written to it
+    init: Path | None = None  # a perception checkpoint to go on from, such as the one that ships
     frames: int = 16000  # labelled frames, held-out ones included
     epochs: int = 24
     batch_size: int = 64  # frames
@@ -289,6 +290,9 @@ def main(config: PretrainConfig) -> dict[str, Any]:
     train, held_out = ({k: v[part] for k, v in frames.items()} for part in (slice(cut), slice(cut, None)))
     torch.manual_seed(config.seed)
     trunk, grounding = KeypointTrunk(config.trunk).to(config.device), Grounding(config.trunk.keypoints)
+    if config.init is not None:
+        _, before = checkpoint.read(config.init)
+        trunk.load_state_dict({k.removeprefix("trunk."): v for k, v in before.items() if k.startswith("trunk.")})
     train_trunk(config, train, trunk)
     report = figures(trunk.eval(), held_out, KEYPOINTS, len(THINGS), config.device)
     texts = sorted({text for skill in library for text in (skill.name, skill.text)})

@@ -3,22 +3,26 @@
     python -m saycan_qt.train rt1 --data data/kitchen --out runs/clone
     python -m saycan_qt.train q-transformer --data data/kitchen --init runs/clone/checkpoint --out runs/actor
     python -m saycan_qt.train q-transformer --data data/kitchen --relabel 0.5 --out runs/critic
+    python -m saycan_qt.train finetune --init execution --data data/new data/kitchen --out runs/finetuned
     python -m saycan_qt.train rt1 --data data/kitchen --out /tmp/run --debug      # tiny model; what the tests run
+    torchrun --nproc-per-node 2 -m saycan_qt.train rt1 ...                        # the same run on two processes
+
+Your own data, a LeRobotDataset v3 or Open X-Embodiment's TFRecords, with a mapping of its columns:
+
+    python -m saycan_qt.train q-transformer --preset compact --data DIR --mapping FILE.yaml --bounds data --out runs/own
 
 Killed and started again with the same command, it continues from its last state; with --steps the loss curve and the
-weights are those of an uninterrupted run. OUT/checkpoint holds the moving average of the weights, ready to serve.
+weights are those of an uninterrupted run. OUT/checkpoint holds the moving average of the weights, ready to serve;
+OUT/metrics.jsonl and OUT/tensorboard the numbers, which `python -m saycan_qt.figures training OUT` draws.
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 import logging
-import math
 import sys
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -26,20 +30,24 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import torch
 import tyro
+import yaml
 
-from saycan_qt import checkpoint
-from saycan_qt.algorithms.policy import Policy
+from saycan_qt import checkpoint, distributed
+from saycan_qt.algorithms import ALGORITHMS
+from saycan_qt.algorithms.policy import Policy, tokenizer_of
 from saycan_qt.algorithms.q_transformer import QTransformer, QTransformerConfig
 from saycan_qt.algorithms.rt1 import RT1, RT1Config
-from saycan_qt.backbone import PRESETS, KeypointEncoder, NetworkConfig
-from saycan_qt.batches import BatchConfig, Episodes, Transitions, cached_features
+from saycan_qt.backbone import PRESETS, NetworkConfig
+from saycan_qt.batches import BatchConfig, Episodes
 from saycan_qt.data.episodes import DatasetError, EpisodeDataset
 from saycan_qt.keypoints import TrunkConfig
-from saycan_qt.tokens import TextEncoder
+from saycan_qt.loop import STATE, Run
+from saycan_qt.tokens import ActionTokenizer, TextEncoder, bounds_of
+from skills.types import ACTION_HIGH, ACTION_LOW, ACTION_NAMES
 
 log = logging.getLogger(__name__)
-STATE = "state"  # folder in a run's folder from which it resumes
 SHIPPED_PERCEPTION = checkpoint.SHIPPED / "perception"
+SAMPLE = 200_000  # actions that bounds and adaptive bins are computed from
 
 
 @dataclass(frozen=True)
@@ -48,10 +56,18 @@ class TrainConfig:
 
     data: tuple[Path, ...]  # folders of recorded episodes
     out: Path  # folder of the run
-    algorithm: QTransformerConfig | RT1Config
-    preset: Literal["small", "paper", "debug"] = "small"
+    # Which columns mean what, where the data is not ours: a YAML file, or "fractal", "bridge"
+    mapping: str = ""
+    # small: keypoints, for the kitchen; compact: a small FiLM-EfficientNet; paper: the paper's sizes
+    preset: Literal["small", "compact", "paper", "debug"] = "small"
     perception: Path | None = None  # checkpoint of saycan_qt.pretrain; default: the one that ships
-    init: Path | None = None  # checkpoint whose network, eyes included, this one starts from
+    init: Path | None = None  # checkpoint, or the name of a shipped one, whose network, eyes included, it starts from
+    text_model: str = ""  # sentence-transformers model by name or folder; "" is the pinned MiniLM
+    # Range of each action dimension: "robot" is what skills.types says, "data" comes from the episodes' percentiles; or
+    # a YAML file with eight numbers each under `low` and `high`
+    bounds: str = "robot"
+    # "adaptive": narrow where the data's motion is fine. Beyond the paper, which names uniform bins as a limitation
+    bins: Literal["uniform", "adaptive"] = "uniform"
     batches: BatchConfig = field(default_factory=BatchConfig)
     steps: int = 20000  # optimiser steps
     minutes: float = 0.0  # train for as long instead; the schedule follows the clock, so the run cannot be repeated
@@ -62,11 +78,59 @@ class TrainConfig:
     freeze_trunk: bool = True  # small preset: keep the pre-trained trunk, so that its features are computed once
     log_every: int = 100  # steps
     validate_every: int = 2000  # steps; the checkpoint is written then, too
+    keep: Literal["last", "best"] = "last"  # best: write the checkpoint only when the held-out loss has fallen
     save_seconds: float = 60.0  # between states to resume from
+    max_bad_share: float = 0.05  # of episodes that cannot be used; training refuses to start above it
     device: str = "cpu"
     threads: int = 2
     bfloat16: bool = True  # autocast
+    compile: bool = False  # torch.compile, which takes a minute or two at first
     debug: bool = False  # tiny, for tests
+
+    @property
+    def algorithm(self) -> QTransformerConfig | RT1Config:
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class TrainQTransformer(TrainConfig):
+    """Q-learning: judges and acts."""
+
+    q: QTransformerConfig = field(default_factory=QTransformerConfig)
+
+    @property
+    def algorithm(self) -> QTransformerConfig:
+        return self.q
+
+
+@dataclass(frozen=True)
+class TrainRT1(TrainConfig):
+    """Behaviour cloning of successful episodes: acts."""
+
+    rt1: RT1Config = field(default_factory=RT1Config)
+
+    @property
+    def algorithm(self) -> RT1Config:
+        return self.rt1
+
+
+@dataclass(frozen=True)
+class Finetune(TrainConfig):
+    """Go on with a checkpoint, on newly recorded episodes: its algorithm, settings and action bins, all weights.
+
+    Give the older data too, or the policy forgets what the new data lacks. Beyond the paper, which leaves it open."""
+
+    steps: int = 2000
+    learning_rate: float = 2e-4
+
+    @property
+    def algorithm(self) -> QTransformerConfig | RT1Config:
+        if self.init is None:
+            raise ValueError("finetune needs --init, a checkpoint's folder or the name of one that ships")
+        described, _ = checkpoint.read(self.init)
+        if described.get("algorithm") not in ALGORITHMS:
+            raise ValueError(f"{self.init} is no policy: its algorithm is {described.get('algorithm')!r}")
+        return ALGORITHMS[described["algorithm"]].config_type(**described["config"])
 
 
 def debug_config(config: TrainConfig) -> TrainConfig:
@@ -84,14 +148,19 @@ def debug_config(config: TrainConfig) -> TrainConfig:
     )
 
 
-def new_policy(config: TrainConfig) -> tuple[Policy, list[str]]:
+def new_policy(config: TrainConfig, dataset: Episodes) -> tuple[Policy, list[str]]:
     """The policy before its first step, and texts whose embeddings are known without a sentence model."""
     torch.manual_seed(config.batches.seed)
     network, table = PRESETS[config.preset], dict[str, np.ndarray]()
     eyes: dict[str, torch.Tensor] = {}
     start: dict[str, torch.Tensor] = {}
     perception = config.perception or (SHIPPED_PERCEPTION if SHIPPED_PERCEPTION.exists() else None)
-    if config.preset != "paper" and perception is not None:
+    if config.text_model:
+        size = len(TextEncoder(model=config.text_model).encode(["a"])[0])
+        network = dataclasses.replace(network, text_model=config.text_model, text_size=size)
+    if isinstance(network.encoder, TrunkConfig) and perception is not None and not config.init:
+        if config.text_model:
+            raise ValueError("the small preset's eyes know MiniLM alone; --text-model needs another --preset")
         described, eyes = checkpoint.read(perception)
         network = dataclasses.replace(network, encoder=TrunkConfig.from_dict(described["trunk"]))
         table |= zip(described["texts"], eyes["texts"].numpy(), strict=True)
@@ -101,13 +170,15 @@ def new_policy(config: TrainConfig) -> tuple[Policy, list[str]]:
         table |= zip(described["texts"], start["texts"].numpy(), strict=True)
     if config.preset == "small" and not (eyes or start):
         raise ValueError("the small preset needs --perception DIR, a checkpoint of `python -m saycan_qt.pretrain`")
+    texts = TextEncoder(table, network.text_model)
+    tokenizer = tokenizer_of(start) or new_tokenizer(config, network.bins, dataset.actions)
     policy: Policy
     match config.algorithm:
-        case QTransformerConfig():
-            policy = QTransformer(network, config.algorithm, TextEncoder(table))
-        case RT1Config():
-            policy = RT1(network, config.algorithm, TextEncoder(table))
-    for part in ("trunk", "grounding") if eyes and not start else ():
+        case QTransformerConfig() as q:
+            policy = QTransformer(network, q, texts, tokenizer)
+        case RT1Config() as rt1:
+            policy = RT1(network, rt1, texts, tokenizer)
+    for part in ("trunk", "grounding") if eyes else ():
         if fresh := policy.start_from(eyes, f"{part}.", f"encoder.{part}."):
             raise ValueError(f"{perception} does not fit this network: it lacks {', '.join(fresh[:3])}")
     if start:
@@ -116,157 +187,38 @@ def new_policy(config: TrainConfig) -> tuple[Policy, list[str]]:
     return policy, list(table)
 
 
-class Run:
-    """One training run: a policy, its data, its optimiser, and where it stands."""
-
-    def __init__(self, config: TrainConfig, dataset: Episodes) -> None:
-        self.config, self.dataset = config, dataset
-        self.policy, known = new_policy(config)
-        self.policy.prepare(config.device, config.freeze_trunk)
-        self.texts = sorted({*known, *dataset.tasks})
-        encoder, frames = self.policy.network.encoder, dataset.images
-        if isinstance(encoder, KeypointEncoder) and config.freeze_trunk:
-            cache = config.data[0] / ".cache"
-            frames = cached_features(cache, dataset, encoder.trunk, config.device, config.bfloat16)
-        self.transitions = Transitions(config.batches, dataset, frames, self.policy)
-        self.parameters = [p for p in self.policy.network.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.AdamW(
-            self.parameters, config.learning_rate, betas=(0.9, 0.98), weight_decay=config.weight_decay, fused=True
-        )
-        assert self.policy.target_network is not None
-        self.modules = {"network": self.policy.network, "target": self.policy.target_network}
-        self.state = config.out / STATE
-        self.step, self.earlier = 0, 0.0  # earlier: seconds trained before this process began
-        if self.state.exists():
-            position = checkpoint.load_training_state(self.state, self.modules, self.optimizer)
-            self.step, self.earlier = position["step"], position["seconds"]
-        self.first, self.begun, self.saved = self.step, time.monotonic(), time.monotonic()
-        self.sums: dict[str, torch.Tensor] = {}
-
-    @property
-    def seconds(self) -> float:
-        return self.earlier + time.monotonic() - self.begun
-
-    @property
-    def progress(self) -> float:
-        """From 0 to 1."""
-        return self.seconds / (self.config.minutes * 60) if self.config.minutes > 0 else self.step / self.config.steps
-
-    @property
-    def learning_rate(self) -> float:
-        """Linear warm-up, then a cosine down to a hundredth."""
-        cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, self.progress)))
-        return self.config.learning_rate * min(1.0, (self.step + 1) / self.config.warmup) * (0.01 + 0.99 * cosine)
-
-    def autocast(self) -> torch.autocast:
-        return torch.autocast(self.config.device, torch.bfloat16, enabled=self.config.bfloat16)
-
-    def train(self) -> dict[str, Any]:
-        """To the end; returns the last validation."""
-        while self.progress < 1.0:
-            self.train_step()
-            if self.step % self.config.log_every == 0:
-                self.report()
-                if self.step % self.config.validate_every == 0:
-                    self.validate_and_export()
-                if time.monotonic() - self.saved >= self.config.save_seconds:
-                    self.save()
-        validation = self.validate_and_export()
-        self.save()
-        return validation
-
-    def train_step(self) -> None:
-        self.policy.network.train()
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.learning_rate
-        batch = self.transitions.step_batch(self.step)
-        with self.autocast():
-            loss, metrics = self.policy.loss(batch)
-        self.optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
-        self.optimizer.step()
-        self.policy.after_step(max(self.config.average, 1 / (self.step + 2)))
-        self.step += 1
-        for key, value in metrics.items():
-            self.sums[key] = self.sums.get(key, torch.zeros(())) + value.float().cpu() / self.config.log_every
-
-    def report(self) -> None:
-        rate = (self.step - self.first) * self.config.batches.batch_size / (time.monotonic() - self.begun)
-        epochs = self.step * self.config.batches.batch_size / len(self.transitions.train)
-        left = self.seconds / max(self.progress, 1e-6) * (1 - self.progress) / 60
-        row = {key: rounded(value, 6) for key, value in self.sums.items()}
-        self.write(row | {"samples_per_second": round(rate), "seconds": round(self.seconds, 1)})
-        self.sums = {}
-        print(
-            f"step {self.step}  {brief(row)}  {epochs:.1f} epochs  {rate:.0f} samples/s  {left:.1f} min left",
-            flush=True,
-        )
-
-    def validate_and_export(self, count: int = 4096) -> dict[str, Any]:
-        """Metrics on transitions of held-out episodes, always the same ones; then the checkpoint."""
-        rng = np.random.default_rng(0)
-        rows = rng.permutation(self.transitions.validation)[:count]
-        sums: dict[str, torch.Tensor] = {}
-        for part in np.array_split(rows, math.ceil(len(rows) / 512)) if len(rows) else ():
-            with averaged(self.policy), torch.no_grad(), self.autocast():
-                _, metrics = self.policy.loss(self.transitions.batch(part, rng, augment=False))
-            for key, value in metrics.items():
-                sums[key] = sums.get(key, torch.zeros(())) + value.float().cpu() * len(part) / len(rows)
-        validation = {key: rounded(value, 4) for key, value in sums.items()}
-        self.write({f"held_out_{key}": value for key, value in validation.items()})
-        print(f"  held out: {brief(validation)}", flush=True)
-        described, tensors = self.policy.describe(self.texts)
-        provenance = {
-            "command": "python -m saycan_qt.train " + " ".join(sys.argv[1:]),
-            "data_digest": self.dataset.digest,
-            "episodes": len(self.dataset.success),
-            "step": self.step,
-            "seconds": round(self.seconds),
-            "held_out": validation,
-        }
-        checkpoint.save(self.config.out / "checkpoint", described, tensors, provenance=provenance)
-        return validation
-
-    def save(self) -> None:
-        position = {"step": self.step, "seconds": self.seconds}
-        checkpoint.save_training_state(self.state, self.modules, self.optimizer, position)
-        self.saved = time.monotonic()
-
-    def write(self, row: dict[str, Any]) -> None:
-        with (self.config.out / "metrics.jsonl").open("a") as file:
-            file.write(json.dumps({"step": self.step, **row}) + "\n")
+def new_tokenizer(config: TrainConfig, bins: int, actions: np.ndarray) -> ActionTokenizer:
+    """Action bins as `bounds` and `bins` say, from at most SAMPLE actions spread over the data."""
+    sample = np.asarray(actions[:: max(1, len(actions) // SAMPLE)])
+    if config.bounds == "robot":
+        low, high = ACTION_LOW, ACTION_HIGH
+        if (beyond := np.mean((sample < low - 1e-3) | (sample > high + 1e-3))) > 0.01:
+            log.warning(
+                "%.0f %% of the data's action values lie beyond the robot's range; try --bounds data", 100 * beyond
+            )
+    elif config.bounds == "data":
+        low, high = bounds_of(sample)
+    else:
+        low, high = read_bounds(Path(config.bounds))
+    if config.bins == "adaptive":
+        return ActionTokenizer.adaptive(sample, bins, low, high)
+    return ActionTokenizer.uniform(bins, low, high)
 
 
-@contextlib.contextmanager
-def averaged(policy: Policy) -> Iterator[None]:
-    """Losses are those of the moving average."""
-    assert policy.target_network is not None
-    mine, policy.network = policy.network, policy.target_network
+def read_bounds(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Lowest and highest action (8,) from a YAML file."""
     try:
-        yield
-    finally:
-        policy.network = mine
-
-
-def rounded(values: torch.Tensor, digits: int) -> Any:
-    return np.round(values.double().numpy(), digits).tolist()
-
-
-def brief(row: dict[str, Any]) -> str:
-    """Numbers for people; of those given for each action dimension two digits are enough."""
-    return "  ".join(
-        f"{key} {value:.4f}" if isinstance(value, float) else f"{key} [{' '.join(f'{v:.2f}' for v in value)}]"
-        for key, value in row.items()
-        if isinstance(value, float) or key.startswith("accuracy")
-    )
-
-
-def forget_after(path: Path, step: int) -> None:
-    """Drop metrics that a killed run wrote after its last state."""
-    if path.exists():
-        lines = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
-        path.write_text("".join(line for line in lines if json.loads(line)["step"] <= step))
+        given = yaml.safe_load(path.read_text())
+        low, high = (np.array(given[key], np.float32) for key in ("low", "high"))
+    except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"--bounds {path}: not a YAML file with `low` and `high`, eight numbers each: {error}"
+        ) from None
+    if low.shape != (len(ACTION_NAMES),) or high.shape != low.shape or not (low < high).all():
+        raise ValueError(
+            f"--bounds {path}: `low` and `high` need eight numbers each ({', '.join(ACTION_NAMES)}), low < high"
+        )
+    return low, high
 
 
 def remember(config: TrainConfig) -> None:
@@ -274,9 +226,9 @@ def remember(config: TrainConfig) -> None:
     described = {"kind": type(config.algorithm).__name__, **dataclasses.asdict(config)}
     described = json.loads(json.dumps(described, default=str))
     path = config.out / "config.json"
-    if path.exists() and (config.out / STATE).exists():
-        before = json.loads(path.read_text())
-        free = {"out", "steps", "minutes", "threads", "save_seconds", "validate_every"}
+    if path.exists() and checkpoint.exists(config.out / STATE):
+        before: Mapping[str, Any] = json.loads(path.read_text())
+        free = {"out", "steps", "minutes", "threads", "save_seconds", "validate_every", "device", "compile"}
         if changed := [key for key in described if key not in free and described[key] != before.get(key)]:
             raise ValueError(f"{config.out} holds a run with another {', '.join(changed)}; choose another --out")
     path.write_text(json.dumps(described, indent=1) + "\n")
@@ -288,39 +240,26 @@ def main(config: TrainConfig) -> dict[str, Any]:
         config = debug_config(config)
     torch.set_num_threads(config.threads)
     config.out.mkdir(parents=True, exist_ok=True)
-    remember(config)
-    dataset = EpisodeDataset(list(config.data))
-    run = Run(config, dataset)
-    forget_after(config.out / "metrics.jsonl", run.step)
-    print(
-        f"{run.policy.name}: {sum(p.numel() for p in run.parameters):,} trained weights; "
-        f"{len(run.transitions.train):,} transitions of {len(dataset.success):,} episodes "
-        f"({np.mean(dataset.success):.0%} succeeded), {len(dataset.tasks)} instructions"
-        + (f"; continuing at step {run.step}" if run.step else ""),
-        flush=True,
-    )
-    validation = run.train()
-    print(f"finished at step {run.step}; checkpoint in {config.out / 'checkpoint'}", flush=True)
+    with distributed.joined(config.device) as device:
+        if distributed.rank() == 0:
+            remember(config)
+        dataset = EpisodeDataset(list(config.data), max_bad_share=config.max_bad_share)
+        run = Run(dataclasses.replace(config, device=device), dataset, *new_policy(config, dataset))
+        run.say(
+            f"{run.policy.name}: {sum(p.numel() for p in run.parameters):,} trained weights; "
+            f"{len(run.transitions.train):,} transitions of {len(dataset.success):,} episodes "
+            f"({np.mean(dataset.success):.0%} succeeded), {len(dataset.tasks)} instructions"
+            + (f"; continuing at step {run.step}" if run.step else "")
+        )
+        validation = run.train()
+        run.say(f"finished at step {run.step}; checkpoint in {config.out / 'checkpoint'}")
     return validation
-
-
-@dataclass(frozen=True)
-class TrainQTransformer(TrainConfig):
-    """Q-learning: judges and acts."""
-
-    algorithm: QTransformerConfig = field(default_factory=QTransformerConfig)
-
-
-@dataclass(frozen=True)
-class TrainRT1(TrainConfig):
-    """Behaviour cloning of successful episodes: acts."""
-
-    algorithm: RT1Config = field(default_factory=RT1Config)
 
 
 Command = (
     Annotated[TrainQTransformer, tyro.conf.subcommand("q-transformer", prefix_name=False)]
     | Annotated[TrainRT1, tyro.conf.subcommand("rt1", prefix_name=False)]
+    | Annotated[Finetune, tyro.conf.subcommand("finetune", prefix_name=False)]
 )
 
 

@@ -128,6 +128,24 @@ def test_reward_moves_the_loss():
     assert policy.loss(rewarded)[0] > policy.loss(batch)[0] + 0.3
 
 
+def test_with_other_rewards_the_pull_is_towards_the_smallest_possible_return():
+    """Section 4.2: R_min * T. A step costs 1 and success brings 10 within ten steps; Q is the sigmoid between."""
+    policy = make("q-transformer")
+    policy.prepare("cpu", freeze_trunk=True)
+    policy.config = replace(policy.config, value_low=-10.0, value_high=10.0)
+    ends = replace(
+        batch_for(policy), reward=torch.full((16,), -1.0), returns=torch.full((16,), -1.0), terminated=torch.ones(16)
+    )
+    torch.testing.assert_close(policy.targets(ends), torch.full((16, 8), 0.45))
+    going = replace(ends, terminated=torch.zeros(16), returns=torch.full((16,), -99.0))
+    network, batch = policy.target_network, going
+    with torch.no_grad():
+        hidden, _ = network.read(network.encode(*batch.next()), batch.next_tokens[:, :-1])
+        after = -10 + 20 * network.outputs["q"](hidden)[:, -1].amax(-1).sigmoid()
+    expected = ((-1 + 0.98 * after + 10) / 20).clamp(0, 1)
+    torch.testing.assert_close(policy.targets(going)[:, 0], expected)
+
+
 def test_targets_are_at_least_the_monte_carlo_return():
     policy = make("q-transformer")
     policy.prepare("cpu", freeze_trunk=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import signal
 import subprocess
@@ -14,8 +15,8 @@ import pytest
 import torch
 from tiny_policies import TEXTS, make
 
-from saycan_qt import checkpoint, pretrain, train
-from saycan_qt.batches import BatchConfig, Transitions
+from saycan_qt import checkpoint, figures, pretrain, train
+from saycan_qt.batches import BatchConfig, Shuffle, Transitions
 from saycan_qt.data.episodes import Episode, EpisodeDataset, EpisodeWriter
 from saycan_qt.keypoints import Grounding
 from skills.library import SkillLibrary
@@ -72,16 +73,99 @@ def test_a_killed_run_continues_as_if_nothing_had_happened(data, perception, tmp
     settings = ("--relabel", "0.5", "--behavior-weight", "1.0")
     train.main(train.command(run_command("q-transformer", data, perception, tmp_path / "whole", *settings)))
     killed = run_command("q-transformer", data, perception, tmp_path / "killed", *settings)
-    process = subprocess.Popen([sys.executable, "-m", "saycan_qt.train", *killed], stdout=subprocess.DEVNULL)
-    deadline = time.monotonic() + 60
-    while not (tmp_path / "killed" / "state").exists() and time.monotonic() < deadline:
-        time.sleep(0.005)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
+    for wait in np.random.default_rng().uniform(0, 0.3, 2):  # [s] after something new lies on the disk
+        manifest, before = tmp_path / "killed" / "state" / "manifest.json", b""
+        if manifest.exists():
+            before = manifest.read_bytes()
+        process = subprocess.Popen([sys.executable, "-m", "saycan_qt.train", *killed], stdout=subprocess.DEVNULL)
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline and process.poll() is None:
+            time.sleep(0.005)
+            with contextlib.suppress(OSError):
+                if manifest.read_bytes() != before:
+                    break
+        time.sleep(wait)
+        process.send_signal(signal.SIGKILL)
+        assert process.wait() in (-signal.SIGKILL, 0)
     train.main(train.command(killed))
     assert curve(tmp_path / "killed") == curve(tmp_path / "whole")
     whole, continued = weights(tmp_path / "whole"), weights(tmp_path / "killed")
     assert all(torch.equal(whole[key], continued[key]) for key in whole)
+
+
+def test_two_processes_train_as_one_does(data, perception, tmp_path):
+    """Half a batch each, gradients averaged: the same weights but for rounding."""
+    settings = ("--relabel", "0.5", "--behavior-weight", "1.0", "--steps", "6")
+    train.main(train.command(run_command("q-transformer", data, perception, tmp_path / "one", *settings)))
+    command = run_command("q-transformer", data, perception, tmp_path / "two", *settings)
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "saycan_qt.train"]
+    finished = subprocess.run([sys.executable, *torchrun, *command], capture_output=True, text=True)
+    assert finished.returncode == 0, finished.stderr[-2000:]
+    one, two = weights(tmp_path / "one"), weights(tmp_path / "two")
+    for key in one:
+        if key.endswith(
+            "qkv.bias"
+        ):  # a key's bias changes no attention: its gradient is rounding, which Adam scales up
+            one[key][32:64] = two[key][32:64] = 0
+        torch.testing.assert_close(two[key], one[key], atol=1e-6, rtol=0, msg=lambda text, key=key: f"{key}: {text}")
+    losses = [[row["loss"] for row in curve(tmp_path / run) if "loss" in row] for run in ("one", "two")]
+    assert losses[0] == pytest.approx(losses[1], abs=2e-6) and len(losses[0]) == 3
+
+
+def test_finetuning_goes_on_with_a_checkpoint_its_settings_and_its_bins(data, perception, tmp_path):
+    before = ("--steps", "4", "--bins", "adaptive", "--discount", "0.9")
+    train.main(train.command(run_command("q-transformer", data, perception, tmp_path / "old", *before)))
+    init = ("--init", tmp_path / "old" / "checkpoint")
+    config = train.debug_config(train.command(run_command("finetune", data, perception, tmp_path / "new", *init)))
+    policy, _ = train.new_policy(config, EpisodeDataset(data))
+    tensors = policy.describe(sorted(TEXTS))[1]
+    assert policy.config.discount == 0.9
+    assert all(torch.equal(tensors[key], value) for key, value in weights(tmp_path / "old").items())
+    train.main(config)
+    assert not torch.equal(weights(tmp_path / "new")["network.outputs.q.bias"], tensors["network.outputs.q.bias"])
+
+
+def test_finetuning_without_a_checkpoint_says_what_to_give(data, perception, tmp_path):
+    with pytest.raises(ValueError, match="--init"):
+        train.main(train.command(run_command("finetune", data, perception, tmp_path / "new")))
+
+
+def test_bounds_come_from_a_file_and_a_wrong_one_is_named(data, perception, tmp_path):
+    (tmp_path / "good.yaml").write_text("low: [-2, -2, -2, -1, -1, -1, 0, 0]\nhigh: [2, 2, 2, 1, 1, 1, 1, 1]\n")
+    (tmp_path / "bad.yaml").write_text("low: [0, 0]\nhigh: [1, 1]\n")
+    run = (data, perception, tmp_path / "run", "--steps", "2", "--bounds")
+    train.main(train.command(run_command("rt1", *run, tmp_path / "good.yaml")))
+    assert weights(tmp_path / "run")["action_edges"][:, -1].tolist() == [2, 2, 2, 1, 1, 1, 1, 1]
+    with pytest.raises(ValueError, match=r"bad\.yaml.*eight numbers"):
+        train.new_tokenizer(train.command(run_command("rt1", *run, tmp_path / "bad.yaml")), 256, np.zeros((9, 8)))
+
+
+def test_the_best_checkpoint_is_kept_when_the_held_out_loss_rises(data, perception, tmp_path):
+    high = ("--learning-rate", "0.3", "--keep", "best")
+    train.main(train.command(run_command("rt1", data, perception, tmp_path / "run", *high)))
+    rows = {row["step"]: row["held_out_loss"] for row in curve(tmp_path / "run") if "held_out_loss" in row}
+    kept = json.loads((tmp_path / "run" / "checkpoint" / "provenance.json").read_text())["step"]
+    assert rows[kept] == min(rows.values()) and len(rows) == 2
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own
+def test_a_compiled_loss_is_the_same_loss(data, perception, tmp_path):
+    for name in ("plain", "compiled"):
+        more = ("--steps", "2", *(["--compile"] if name == "compiled" else []))
+        train.main(train.command(run_command("rt1", data, perception, tmp_path / name, *more)))
+    plain, compiled = (
+        [row["loss"] for row in curve(tmp_path / name) if "loss" in row] for name in ("plain", "compiled")
+    )
+    assert plain == pytest.approx(compiled, abs=1e-5)
+
+
+def test_a_picture_shows_every_number_of_a_run(data, perception, tmp_path, capsys):
+    train.main(train.command(run_command("rt1", data, perception, tmp_path / "run", "--steps", "4")))
+    assert figures.main(["training", str(tmp_path / "run")]) == 0
+    assert (tmp_path / "run" / "training.png").stat().st_size > 10_000
+    assert list((tmp_path / "run" / "tensorboard").glob("events*"))
+    assert figures.main(["training", str(tmp_path)]) == 2 and "metrics.jsonl" in capsys.readouterr().err
 
 
 def test_a_run_is_not_continued_under_other_settings(data, perception, tmp_path):
@@ -95,7 +179,10 @@ def test_a_q_transformer_starts_from_a_clone(data, perception, tmp_path):
     train.main(train.command(run_command("rt1", data, perception, tmp_path / "clone", "--steps", "4")))
     init = ("--init", tmp_path / "clone" / "checkpoint", "--behavior-weight", "1.0")
     config = train.command(run_command("q-transformer", data, perception, tmp_path / "q", *init))
-    network, clone = train.new_policy(train.debug_config(config))[0].network, weights(tmp_path / "clone")
+    network, clone = (
+        train.new_policy(train.debug_config(config), EpisodeDataset(data))[0].network,
+        weights(tmp_path / "clone"),
+    )
     own = network.state_dict()
     same = {key for key in own if f"network.{key}" in clone and torch.equal(own[key], clone[f"network.{key}"])}
     assert own.keys() - same == {"outputs.q.weight", "outputs.q.bias"}
@@ -139,17 +226,39 @@ def test_a_relabelled_transition_has_another_instruction_and_no_reward(data):
     assert not any(torch.equal(text, own) for text in batch.text)
 
 
+def test_recorded_rewards_give_returns_to_go_and_relabelling_leaves_their_costs(data):
+    dataset, batches = transitions(data, reward="dataset")
+    steps = np.arange(*dataset.episode_start[0:2])
+    dataset.rewards = np.full(dataset.num_frames, -0.1, np.float32)
+    dataset.rewards[steps[-1]] = 1.0
+    batch = batches.batch(steps, np.random.default_rng(0), augment=False)
+    assert batch.reward.tolist() == pytest.approx([-0.1] * (len(steps) - 1) + [1.0])
+    assert float(batch.returns[-3]) == pytest.approx(-0.1 - 0.98 * 0.1 + 0.98**2)
+    batches.config = replace(batches.config, relabel=1.0)
+    batch = batches.batch(steps, np.random.default_rng(0), augment=False)
+    assert batch.reward[-1] == 0 and float(batch.returns[-3]) == pytest.approx(-0.1 - 0.98 * 0.1)
+
+
+@pytest.mark.parametrize("count", [1, 2, 7, 1000, 4097])
+def test_a_shuffle_is_a_permutation_that_mixes(count):
+    order = Shuffle(count, [3, 1])(np.arange(count))
+    assert sorted(order) == list(range(count))
+    if count >= 1000:
+        assert abs(np.corrcoef(order, np.arange(count))[0, 1]) < 0.1
+        assert not np.array_equal(order, Shuffle(count, [3, 2])(np.arange(count)))
+
+
 def test_an_epoch_passes_every_training_transition_once_and_none_held_out(data):
     dataset, batches = transitions(data)
     count = len(batches.train)
     rows = np.concatenate([batches.rows(step) for step in range(count // 8 + 1)])
-    assert sorted(rows[:count]) == sorted(batches.train)
+    assert sorted(rows[:count]) == sorted(batches.train[np.arange(count)])
     assert not set(rows) & set(range(*dataset.episode_start[19:21])) and len(batches.validation) > 0
 
 
 def test_cloning_uses_successful_episodes_alone(data):
     dataset, batches = transitions(data, kind="rt1")
-    assert dataset.success[dataset.frame_episode[batches.train]].all()
+    assert dataset.success[dataset.frame_episode[batches.train[np.arange(len(batches.train))]]].all()
 
 
 def fake_frames(count, seed):

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from saycan_qt.backbone import NetworkConfig, PolicyNetwork
+from saycan_qt.distributed import shared_count
 from saycan_qt.tokens import TERMINATE, ActionTokenizer, TextEncoder
 from skills.types import Observation
 
@@ -60,7 +61,7 @@ def smoothed_targets(tokens: Tensor, bins: int, deviation: float) -> Tensor:
 def behavior_loss(logits: Tensor, tokens: Tensor, weight: Tensor, deviation: float) -> tuple[Tensor, Metrics]:
     """Cross-entropy of the behaviour head (B, D, bins), mean over dimensions and over rows of weight 1."""
     surprise = -(smoothed_targets(tokens, logits.shape[-1], deviation) * logits.log_softmax(-1)).sum(-1)  # (B, D)
-    count = weight.sum().clamp_min(1.0)
+    count = shared_count(weight)
     loss = (surprise.mean(-1) * weight).sum() / count
     hit = ((logits.detach().argmax(-1) == tokens).float() * weight[:, None]).sum(0) / count
     each = (surprise.detach() * weight[:, None]).sum(0) / count
@@ -78,6 +79,11 @@ def smooth_probabilities(probabilities: Tensor, dim: int, deviation: float) -> T
     return F.conv1d(padded, (kernel / kernel.sum())[None, None])[:, 0]
 
 
+def tokenizer_of(tensors: Mapping[str, Tensor]) -> ActionTokenizer | None:
+    """The action bins of a checkpoint; None for one that does not say, whose bins are the default ones."""
+    return ActionTokenizer(tensors["action_edges"]) if "action_edges" in tensors else None
+
+
 class Policy(ABC):
     """An Actor with a `loss`. Exported, and acting while it trains, is the moving average of the weights."""
 
@@ -85,9 +91,16 @@ class Policy(ABC):
     config_type: ClassVar[type]
     only_successes: ClassVar[bool] = False  # train on successful episodes alone
 
-    def __init__(self, network: NetworkConfig, config: Any, heads: Sequence[str], texts: TextEncoder) -> None:
+    def __init__(
+        self,
+        network: NetworkConfig,
+        config: Any,
+        heads: Sequence[str],
+        texts: TextEncoder,
+        tokenizer: ActionTokenizer | None = None,  # uniform bins over ACTION_LOW..ACTION_HIGH when None
+    ) -> None:
         self.config, self.network_config, self.texts = config, network, texts
-        self.tokenizer = ActionTokenizer(network.bins)
+        self.tokenizer = tokenizer or ActionTokenizer.uniform(network.bins)
         self.network = PolicyNetwork(network, heads)
         self.target_network: PolicyNetwork | None = None  # the moving average; while training
         self.device = torch.device("cpu")
@@ -180,12 +193,13 @@ class Policy(ABC):
             "texts": list(texts),
         }
         tensors = {f"network.{key}": value.detach().cpu() for key, value in self.acting.state_dict().items()}
-        return config, tensors | {"texts": self.texts.encode(texts)}
+        return config, tensors | {"texts": self.texts.encode(texts), "action_edges": self.tokenizer.edges}
 
     @classmethod
     def from_checkpoint(cls, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Policy:
-        texts = TextEncoder(dict(zip(config["texts"], tensors["texts"].numpy(), strict=True)))
-        policy = cls(NetworkConfig.from_dict(config["network"]), cls.config_type(**config["config"]), texts=texts)  # type: ignore[call-arg]
+        network = NetworkConfig.from_dict(config["network"])
+        texts = TextEncoder(dict(zip(config["texts"], tensors["texts"].numpy(), strict=True)), network.text_model)
+        policy = cls(network, cls.config_type(**config["config"]), texts, tokenizer_of(tensors))  # type: ignore[arg-type,call-arg]
         prefix = "network."
         policy.network.load_state_dict({k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})
         policy.network.eval().requires_grad_(False)

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from saycan_qt.algorithms.policy import Batch, Metrics, Policy, behavior_loss, smooth_probabilities
 from saycan_qt.backbone import NetworkConfig, PolicyNetwork
-from saycan_qt.tokens import TERMINATE, TextEncoder
+from saycan_qt.distributed import shared_count
+from saycan_qt.tokens import TERMINATE, ActionTokenizer, TextEncoder
 from skills.types import Observation
 
 Conservatism = Literal["paper", "softmax", "none"]
@@ -29,6 +30,10 @@ class QTransformerConfig:
     """Q-learning. The defaults are the paper's."""
 
     discount: float = 0.98  # per time step [D.1]
+    # The returns that the sigmoid's 0 and 1 stand for. Unseen actions are pulled towards 0, the smallest possible return
+    # R_min * T [4.2]; with rewards beyond {0, 1} give the smallest and the largest return an episode can have
+    value_low: float = 0.0
+    value_high: float = 1.0
     conservative_weight: float = 1.0  # alpha, pull of the bins absent from the data towards 0 [4.2, D.2]
     conservatism: Conservatism = "paper"  # "softmax" is CQL's, "none" leaves it out [ablations, 5.3]
     monte_carlo: bool = True  # targets are at least the return-to-go [4.3]
@@ -91,8 +96,15 @@ class QTransformer(Policy):
     name = "q-transformer"
     config_type = QTransformerConfig
 
-    def __init__(self, network: NetworkConfig, config: QTransformerConfig, texts: TextEncoder) -> None:
-        super().__init__(network, config, ["q", "behavior"] if config.behavior_weight > 0 else ["q"], texts)
+    def __init__(
+        self,
+        network: NetworkConfig,
+        config: QTransformerConfig,
+        texts: TextEncoder,
+        tokenizer: ActionTokenizer | None = None,
+    ) -> None:
+        heads = ["q", "behavior"] if config.behavior_weight > 0 else ["q"]
+        super().__init__(network, config, heads, texts, tokenizer)
 
     @property
     def discount(self) -> float:
@@ -100,23 +112,28 @@ class QTransformer(Policy):
 
     @torch.no_grad()
     def targets(self, batch: Batch) -> Tensor:
-        """(B, D) from the target network; never above 1, the most that a success can return."""
+        """(B, D) in [0, 1], from the target network; returns, put between value_low and value_high."""
         network, config = self.target_network, self.config
+        low, span = config.value_low, config.value_high - config.value_low
         assert network is not None
+
+        def best(hidden: Tensor, first: int) -> Tensor:
+            return low + span * network.outputs["q"](hidden, first).amax(-1).sigmoid()
+
         after = network.encode(*batch.next())
         if config.n_step:  # the dataset's next action leads to its last dimension
             hidden, _ = network.read(after, batch.next_tokens[:, :-1])
-            next_value = network.outputs["q"](hidden[:, -1:], network.dims - 1).amax(-1)[:, 0].sigmoid()
+            next_value = best(hidden[:, -1:], network.dims - 1)[:, 0]
             q_best = batch.reward[:, None].expand(-1, network.dims)  # not used
         else:
             hidden, _ = network.read(after, batch.next_tokens[:, :0])
-            next_value = network.outputs["q"](hidden).amax(-1)[:, 0].sigmoid()
+            next_value = best(hidden, 0)[:, 0]
             hidden, _ = network.read(network.encode(*batch.now()), batch.tokens[:, :-1])
-            q_best = network.outputs["q"](hidden).amax(-1).sigmoid()
+            q_best = best(hidden, 0)
         targets = dimension_targets(q_best, next_value, batch.reward, batch.terminated, config.discount, config.n_step)
         if config.monte_carlo:
             targets = torch.maximum(targets, batch.returns[:, None])
-        return targets.clamp(0.0, 1.0)
+        return ((targets - low) / span).clamp(0.0, 1.0)
 
     def loss(self, batch: Batch) -> tuple[Tensor, Metrics]:
         config = self.config
@@ -126,10 +143,9 @@ class QTransformer(Policy):
         loss, metrics = q_loss(
             logits, batch.tokens, targets, config.conservative_weight, config.conservatism, config.loss
         )
-        success = batch.demonstrates.sum().clamp_min(1.0)
         value = logits.detach()[:, 0].amax(-1).sigmoid()
-        metrics["value_success"] = (value * batch.demonstrates).sum() / success
-        metrics["value_other"] = (value * (1 - batch.demonstrates)).sum() / (len(batch) - success).clamp_min(1.0)
+        for name, rows in (("value_success", batch.demonstrates), ("value_other", 1 - batch.demonstrates)):
+            metrics[name] = (value * rows).sum() / shared_count(rows)
         if config.behavior_weight > 0:
             clone, clone_metrics = behavior_loss(
                 self.network.outputs["behavior"](hidden), batch.tokens, batch.demonstrates, config.label_deviation

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from saycan_qt.algorithms.policy import Batch, Metrics, Policy, behavior_loss, smooth_probabilities
 from saycan_qt.backbone import NetworkConfig, PolicyNetwork
-from saycan_qt.tokens import TextEncoder
+from saycan_qt.tokens import ActionTokenizer, TextEncoder
 
 
 @dataclass(frozen=True)
@@ -26,8 +26,10 @@ class RT1(Policy):
     config_type = RT1Config
     only_successes = True
 
-    def __init__(self, network: NetworkConfig, config: RT1Config, texts: TextEncoder) -> None:
-        super().__init__(network, config, ["behavior"], texts)
+    def __init__(
+        self, network: NetworkConfig, config: RT1Config, texts: TextEncoder, tokenizer: ActionTokenizer | None = None
+    ) -> None:
+        super().__init__(network, config, ["behavior"], texts, tokenizer)
 
     def loss(self, batch: Batch) -> tuple[Tensor, Metrics]:
         hidden, _ = self.network.read(self.network.encode(*batch.now()), batch.tokens[:, :-1])

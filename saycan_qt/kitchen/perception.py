@@ -17,6 +17,7 @@ from skills.library import SkillLibrary
 KEYPOINTS = (*THINGS, "left finger", "right finger", "hand", *(f"{d} handle" for d in DRAWERS))
 STRIDE = 4  # pixels a heatmap cell spans
 MIN_PIXELS = 3.0  # fewer than this count as not visible
+MODES, SHARES = ("demonstration", "noisy", "offset", "wrong", "elsewhere"), (0.23, 0.23, 0.23, 0.23, 0.08)
 
 
 def _geom_keypoint(world: World) -> np.ndarray:
@@ -86,7 +87,7 @@ def labelled_frames(
     done = 0
     while done < count:
         skill = rollouts.random_skill(rng, library)
-        mode = str(rng.choice(["demonstration", "noisy", "offset", "wrong"]))
+        mode = str(rng.choice(MODES, p=SHARES))
         run = rollouts.start(rng, skill, library, mode, max_steps=int(rng.integers(6, 30)), observing=False)
         table = _geom_keypoint(run.world)
         for i, _ in enumerate(run):

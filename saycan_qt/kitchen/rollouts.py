@@ -9,12 +9,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from saycan_qt.kitchen.experts import Expert
-from saycan_qt.kitchen.tasks import feasible, practice, succeeded
+from saycan_qt.kitchen.tasks import away, feasible, practice, succeeded
 from saycan_qt.kitchen.world import World
 from skills.library import Skill, SkillLibrary
 from skills.types import ACTION_HIGH, ACTION_LOW, Observation
 
-MODES = ("demonstration", "offset", "wrong", "early", "noisy", "endless")
+MODES = ("demonstration", "offset", "wrong", "early", "noisy", "endless", "elsewhere")
 MAX_STEPS = 45  # the policy's limit
 
 
@@ -30,7 +30,8 @@ class Rollout:
 
     mode: "demonstration" follows the expert, a quarter of its steps disturbed (2 cm, 0.08 rad), which it then
     corrects; "offset" grasps 2.5-6 cm beside the object; "wrong" does another skill than the task names; "early"
-    terminates before success; "noisy" is disturbed at most steps; "endless" never terminates."""
+    terminates before success; "noisy" is disturbed at most steps; "endless" never terminates; "elsewhere" reaches
+    for a few steps where there is no worktop."""
 
     world: World
     skill: Skill
@@ -52,6 +53,8 @@ class Rollout:
         name = self.skill.arguments.get("object", "")
         start_height = float(world.position(name)[2]) if name in world.names else 0.0
         stop_at = int(rng.integers(2, 12)) if self.mode == "early" else -1
+        if self.mode == "elsewhere":
+            stop_at = int(rng.integers(0, 6))
         for step in range(self.max_steps):
             observation = world.observe() if self.observing else None
             action = expert.act()
@@ -89,8 +92,8 @@ def random_skill(rng: np.random.Generator, library: SkillLibrary, weights: dict[
 def start(
     rng: np.random.Generator, skill: Skill, library: SkillLibrary, mode: str = "demonstration", **kwargs
 ) -> Rollout:
-    """A rollout in a fresh practice scene of the skill."""
-    world = World(practice(rng, skill))
+    """A rollout in a fresh practice scene of the skill, or, for "elsewhere", in a kitchen where it cannot succeed."""
+    world = World(away(rng, skill) if mode == "elsewhere" else practice(rng, skill))
     wrong = None
     if mode == "wrong":
         others = [s for s in library if s.learned and s != skill and feasible(world, s)]

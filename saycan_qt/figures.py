@@ -1,0 +1,110 @@
+"""Pictures of what was measured.
+
+    python -m saycan_qt.figures training runs/clone                    # writes runs/clone/training.png
+    python -m saycan_qt.figures training runs/clone runs/actor --out curves.png
+
+training: every number of one or several runs over their steps, and the same on held-out episodes. Needs matplotlib
+(`pip install 'saycan-qt[train]'`).
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+from saycan_qt import metrics
+
+HELD_OUT = "held_out_"
+HIDDEN = ("seconds", "epochs", "step", "samples_per_second")
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """Curves of training runs."""
+
+    runs: tyro.conf.Positional[tuple[Path, ...]]  # folders of `python -m saycan_qt.train`
+    out: Path | None = None  # picture to write, PNG, SVG or PDF; default: training.png in the first run's folder
+
+
+def curves(rows: Sequence[dict[str, Any]]) -> dict[str, tuple[list[int], list[float]]]:
+    """Steps and values of each number; of lists, with one number for each action dimension, their mean."""
+    found: dict[str, tuple[list[int], list[float]]] = {}
+    for row in rows:
+        for key, value in row.items():
+            if key in HIDDEN:
+                continue
+            steps, values = found.setdefault(key, ([], []))
+            steps.append(row["step"])
+            values.append(sum(value) / len(value) if isinstance(value, list) else value)
+    return found
+
+
+def training(config: TrainingConfig) -> Path:
+    """Draws the picture and returns where it lies. Raises ValueError for a folder without metrics."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    runs = {}
+    for run in config.runs:
+        if not (run / metrics.FILE).exists():
+            raise ValueError(f"{run}: no {metrics.FILE} in it; give the --out folder of `python -m saycan_qt.train`")
+        if not (rows := metrics.read(run)):
+            raise ValueError(f"{run}: nothing has been measured yet; the first numbers come after --log-every steps")
+        runs[run] = curves(rows)
+    names = list(dict.fromkeys(key.removeprefix(HELD_OUT) for found in runs.values() for key in found))
+    columns = min(3, len(names))
+    figure, axes = plt.subplots(math.ceil(len(names) / columns), columns, squeeze=False, layout="constrained")
+    figure.set_size_inches(4.5 * columns, 2.8 * len(axes))
+    for axis in axes.flat[len(names) :]:
+        axis.set_axis_off()
+    for name, axis in zip(names, axes.flat, strict=False):
+        axis.set_title(name.replace("_", " "), fontsize=10)
+        axis.set_xlabel("step", fontsize=8)
+        for number, (run, found) in enumerate(runs.items()):
+            label = run.name if len(runs) > 1 else "training"
+            if name in found:
+                axis.plot(*found[name], color=f"C{number}", alpha=0.6, linewidth=1, label=label)
+            if HELD_OUT + name in found:
+                style = {"marker": "o", "markersize": 3, "linestyle": "--"}
+                axis.plot(*found[HELD_OUT + name], color=f"C{number}", label=f"{label}, held out", **style)
+        axis.grid(alpha=0.3)
+    axes.flat[0].legend(fontsize=7)
+    out = config.out or config.runs[0] / "training.png"
+    figure.savefig(out, dpi=110)
+    plt.close(figure)
+    return out
+
+
+COMMANDS = {"training": (TrainingConfig, training)}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    arguments = sys.argv[1:] if arguments is None else arguments
+    name, rest = (arguments or [""])[0], arguments[1:]
+    if name not in COMMANDS:
+        asked = name in ("-h", "--help")
+        usage = f"usage: python -m saycan_qt.figures {{{','.join(COMMANDS)}}} [--help]"
+        print(f"{__doc__}\n{usage}", file=sys.stdout if asked else sys.stderr)
+        return 0 if asked else 2
+    kind, command = COMMANDS[name]
+    try:
+        print(command(tyro.cli(kind, prog=f"python -m saycan_qt.figures {name}", args=rest)))
+    except ImportError as error:
+        print(f"error: {error}; `pip install 'saycan-qt[train]'` brings what pictures need", file=sys.stderr)
+        return 2
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,216 @@
+"""The loop that trains every algorithm: steps, progress, validation, a checkpoint to serve, a state to resume from."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from saycan_qt import checkpoint, distributed
+from saycan_qt.algorithms.policy import Batch, Metrics, Policy
+from saycan_qt.backbone import KeypointEncoder
+from saycan_qt.batches import Episodes, Transitions, cached_features
+from saycan_qt.metrics import MetricsLog
+
+if TYPE_CHECKING:
+    from saycan_qt.train import TrainConfig
+
+STATE, CHECKPOINT = "state", "checkpoint"  # folders in a run's folder: to resume from, and to serve
+VALIDATION = 4096  # transitions
+
+
+class PolicyLoss(nn.Module):
+    """A policy's loss as a module, which is what DistributedDataParallel and torch.compile take."""
+
+    def __init__(self, policy: Policy) -> None:
+        super().__init__()
+        self.network, self.policy = policy.network, policy
+
+    def forward(self, batch: Batch) -> tuple[Tensor, Metrics]:
+        return self.policy.loss(batch)
+
+
+class Run:
+    """One training run: a policy, its data, its optimiser, and where it stands."""
+
+    def __init__(self, config: TrainConfig, dataset: Episodes, policy: Policy, texts: Sequence[str]) -> None:
+        """texts: instructions, beside the dataset's, whose embeddings the checkpoint carries."""
+        self.config, self.dataset, self.policy = config, dataset, policy
+        self.policy.prepare(config.device, config.freeze_trunk)
+        self.texts = sorted({*texts, *dataset.tasks})
+        encoder, frames = self.policy.network.encoder, dataset.images
+        if isinstance(encoder, KeypointEncoder) and config.freeze_trunk:
+            cache = config.data[0] / ".cache"
+            frames = cached_features(cache, dataset, encoder.trunk, config.device, config.bfloat16)
+        self.transitions = Transitions(config.batches, dataset, frames, self.policy)
+        self.mine = share_of(config.batches.batch_size)
+        self.parameters = [p for p in self.policy.network.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.AdamW(
+            self.parameters, config.learning_rate, betas=(0.9, 0.98), weight_decay=config.weight_decay, fused=True
+        )
+        assert self.policy.target_network is not None
+        self.modules = {"network": self.policy.network, "target": self.policy.target_network}
+        self.state = config.out / STATE
+        self.step, self.earlier = 0, 0.0  # earlier: seconds trained before this process began
+        self.best = math.inf  # lowest held-out loss so far
+        self.validated, self.validation = -1, dict[str, Any]()  # the last one: at which step, and what it gave
+        if checkpoint.exists(self.state):
+            position = checkpoint.load_training_state(self.state, self.modules, self.optimizer)
+            self.step, self.earlier, self.best = position["step"], position["seconds"], position["best"] or math.inf
+        self.loss = parallel(self.policy, config.compile)
+        self.first, self.begun, self.saved = self.step, time.monotonic(), time.monotonic()
+        self.clock = self.earlier  # seconds trained; the same in all processes
+        self.sums: dict[str, Tensor] = {}
+        self.log = MetricsLog(config.out, self.step) if distributed.rank() == 0 else None
+
+    @property
+    def progress(self) -> float:
+        """From 0 to 1."""
+        return self.clock / (self.config.minutes * 60) if self.config.minutes > 0 else self.step / self.config.steps
+
+    @property
+    def learning_rate(self) -> float:
+        """Linear warm-up, then a cosine down to a hundredth."""
+        cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, self.progress)))
+        return self.config.learning_rate * min(1.0, (self.step + 1) / self.config.warmup) * (0.01 + 0.99 * cosine)
+
+    def autocast(self) -> torch.autocast:
+        return torch.autocast(self.policy.device.type, torch.bfloat16, enabled=self.config.bfloat16)
+
+    def train(self) -> dict[str, Any]:
+        """To the end; returns the last validation."""
+        while self.progress < 1.0:
+            self.train_step()
+            if self.step % self.config.log_every == 0:
+                self.report()
+                if self.step % self.config.validate_every == 0:
+                    self.validate_and_export()
+                if distributed.first_ones(time.monotonic() - self.saved) >= self.config.save_seconds:
+                    self.save()
+        if self.validated != self.step:
+            self.validate_and_export()
+        self.save()
+        if self.log is not None:
+            self.log.close()
+        return self.validation
+
+    def train_step(self) -> None:
+        self.policy.network.train()
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.learning_rate
+        batch = self.transitions.step_batch(self.step, self.mine)
+        with self.autocast():
+            loss, metrics = self.loss(batch)
+        self.optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
+        self.optimizer.step()
+        self.policy.after_step(max(self.config.average, 1 / (self.step + 2)))
+        self.step += 1
+        seconds = self.earlier + time.monotonic() - self.begun
+        self.clock = distributed.first_ones(seconds) if self.config.minutes > 0 else seconds
+        for key, value in metrics.items():
+            self.sums[key] = self.sums.get(key, torch.zeros(())) + value.float().cpu() / self.config.log_every
+
+    def report(self) -> None:
+        row = {key: rounded(distributed.mean(value), 6) for key, value in self.sums.items()}
+        self.sums = {}
+        rate = (self.step - self.first) * self.config.batches.batch_size / (time.monotonic() - self.begun)
+        epochs = self.step * self.config.batches.batch_size / len(self.transitions.train)
+        left = self.clock / max(self.progress, 1e-6) * (1 - self.progress) / 60
+        clock = {"samples_per_second": round(rate), "seconds": round(self.clock, 1)}
+        self.write(row | {"learning_rate": self.learning_rate, "epochs": round(epochs, 3)} | clock)
+        self.say(f"step {self.step}  {brief(row)}  {epochs:.1f} epochs  {rate:.0f} samples/s  {left:.1f} min left")
+
+    def validate_and_export(self) -> None:
+        """Metrics on transitions of held-out episodes, always the same ones; then the checkpoint."""
+        rng, rows = np.random.default_rng(0), self.transitions.validation_rows(VALIDATION)
+        sums: dict[str, Tensor] = {}
+        for part in np.array_split(rows, math.ceil(len(rows) / 512)) if len(rows) else ():
+            with averaged(self.policy), torch.no_grad(), self.autocast():
+                _, metrics = self.policy.loss(self.transitions.batch(part, rng, augment=False))
+            for key, value in metrics.items():
+                sums[key] = sums.get(key, torch.zeros(())) + value.float().cpu() * len(part) / len(rows)
+        self.validated, self.validation = self.step, {key: rounded(value, 4) for key, value in sums.items()}
+        self.write({f"held_out_{key}": value for key, value in self.validation.items()})
+        self.say(f"  held out: {brief(self.validation)}")
+        worse = self.validation.get("loss", 0.0) > self.best
+        self.best = min(self.best, self.validation.get("loss", math.inf))
+        if distributed.rank() == 0 and not (worse and self.config.keep == "best"):
+            self.export()
+
+    def export(self) -> None:
+        described, tensors = self.policy.describe(self.texts)
+        provenance = {
+            "command": "python -m saycan_qt.train " + " ".join(sys.argv[1:]),
+            "data_digest": self.dataset.digest,
+            "episodes": len(self.dataset.success),
+            "step": self.step,
+            "seconds": round(self.clock),
+            "held_out": self.validation,
+        }
+        checkpoint.save(self.config.out / CHECKPOINT, described, tensors, provenance=provenance)
+
+    def save(self) -> None:
+        self.saved = time.monotonic()
+        if distributed.rank() == 0:
+            best = self.best if math.isfinite(self.best) else None
+            position = {"step": self.step, "seconds": self.clock, "best": best}
+            checkpoint.save_training_state(self.state, self.modules, self.optimizer, position)
+
+    def write(self, row: dict[str, Any]) -> None:
+        if self.log is not None:
+            self.log.write(self.step, row)
+
+    def say(self, line: str) -> None:
+        if distributed.rank() == 0:
+            print(line, flush=True)
+
+
+def share_of(batch_size: int) -> slice:
+    """This process's rows of a batch."""
+    count, number = distributed.world(), distributed.rank()
+    if batch_size % count:
+        raise ValueError(f"--batch-size {batch_size} cannot be divided among {count} processes")
+    return slice(batch_size * number // count, batch_size * (number + 1) // count)
+
+
+def parallel(policy: Policy, compiled: bool) -> Callable[[Batch], tuple[Tensor, Metrics]]:
+    """The policy's loss; its gradients become the mean over all processes."""
+    loss: Any = PolicyLoss(policy)
+    if distributed.world() > 1:
+        if policy.device.type == "cuda":  # elsewhere each process normalises its own part of a batch
+            nn.SyncBatchNorm.convert_sync_batchnorm(policy.network)
+        loss = nn.parallel.DistributedDataParallel(loss)
+    return torch.compile(loss) if compiled else loss
+
+
+@contextlib.contextmanager
+def averaged(policy: Policy) -> Iterator[None]:
+    """Losses are those of the moving average."""
+    assert policy.target_network is not None
+    mine, policy.network = policy.network, policy.target_network
+    try:
+        yield
+    finally:
+        policy.network = mine
+
+
+def rounded(values: Tensor, digits: int) -> Any:
+    return np.round(values.double().numpy(), digits).tolist()
+
+
+def brief(row: dict[str, Any]) -> str:
+    """Numbers for people; of those given for each action dimension two digits are enough."""
+    return "  ".join(
+        f"{key} {value:.4f}" if isinstance(value, float) else f"{key} [{' '.join(f'{v:.2f}' for v in value)}]"
+        for key, value in row.items()
+        if isinstance(value, float) or key.startswith("accuracy")
+    )
