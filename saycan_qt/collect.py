@@ -1,11 +1,18 @@
-"""Collect episodes of the kitchen's scripted experts, successful and failed, as a LeRobotDataset v3.
+"""Collect what is learnt from, and what is measured with, from the kitchen's scripted experts.
 
     python -m saycan_qt.collect --out data/kitchen --episodes 6000
     python -m saycan_qt.collect --out data/small --episodes 40 --families pick      # a quick look
+    python -m saycan_qt.collect affordance --out data/scenes --scenes 1000
 
-Two thirds are demonstrations; the rest are failures that look like near successes (grasps beside the object, the wrong
-skill, ending too early, heavy noise, never ending). Every episode follows from the seed and its number alone, so the
-same command writes the same data with any number of workers, and after an interruption it continues where it was.
+Episodes, as a LeRobotDataset v3: two thirds are demonstrations; the rest are failures that look like near successes
+(grasps beside the object, the wrong skill, ending too early, heavy noise, never ending) or happen where the skill is
+impossible.
+
+Labelled scenes, for `python -m saycan_qt.evaluate affordance`: what the robot sees, and for every learnt skill whether
+it could be done; `affordance --help` says more.
+
+Every episode and every scene follows from the seed and its number alone, so the same command writes the same data with
+any number of workers, and after an interruption it continues where it was.
 """
 
 from __future__ import annotations
@@ -15,19 +22,23 @@ import multiprocessing
 import queue
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tyro
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from saycan_qt import atomic
-from saycan_qt.data.episodes import Episode, EpisodeWriter
-from saycan_qt.kitchen import rollouts
+from saycan_qt.data import scenes
+from saycan_qt.data.episodes import DatasetError, Episode, EpisodeWriter
+from saycan_qt.kitchen import affordances, rollouts
 from saycan_qt.kitchen.camera import HEAD
 from skills.library import SkillLibrary
 
+PROGRAM = "python -m saycan_qt.collect"
 FAMILY_WEIGHTS = {
     "pick": 2.5,
     "move near": 2.0,
@@ -107,15 +118,54 @@ def begin(config: CollectConfig) -> None:
         raise ValueError(f"{config.out} holds a collection made with {differing}; use that, or another --out")
 
 
-def main(config: CollectConfig) -> int:
-    try:
-        begin(config)
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+@dataclass(frozen=True)
+class AffordanceConfig:
+    """Labelled scenes: what the robot sees, and for every learnt skill whether its precondition holds and whether the
+    scripted expert succeeds from that very state (tried where the precondition holds).
+
+    Two fifths are scenes to practise a skill in, a tenth whole kitchens; in the others a skill was made impossible: an
+    object absent, out of reach, on another worktop or in a closed drawer, the hand full, a drawer so already or blocked
+    by one above, the robot elsewhere. In three fifths the arm rests, in a quarter it has just ended a skill, in the
+    others it is on its way to one. A scene follows from the seed and its number alone; an interrupted collection goes
+    on where it was."""
+
+    out: Path  # the folder; more scenes can be added to it later
+    scenes: int = 1000  # how many in all
+    seed: int = 20_000  # decides every scene; episodes to learn from use small seeds
+    workers: int = 2  # processes
+
+
+def _label(config: AffordanceConfig, worker: int, done: multiprocessing.Queue) -> None:
+    library = SkillLibrary.load()
+    for first in range(worker * scenes.PER_FILE, config.scenes, config.workers * scenes.PER_FILE):
+        file = scenes.path(config.out, first // scenes.PER_FILE)
+        there = scenes.count(file)
+        done.put(there)
+        found = []
+        for number in range(first + there, min(first + scenes.PER_FILE, config.scenes)):
+            found.append(affordances.labelled_scene(config.seed, number, library))
+            done.put(1)
+        if found:
+            scenes.extend(file, found)
+
+
+def episodes(config: CollectConfig) -> int:
+    begin(config)
+    return _in_parallel(_work, config, config.workers, config.episodes, "episodes", config.out)
+
+
+def affordance(config: AffordanceConfig) -> int:
+    if config.scenes < 1 or config.workers < 1:
+        raise ValueError("--scenes and --workers must be at least 1")
+    scenes.begin(config.out, config.seed, {s.name: s.family for s in SkillLibrary.load() if s.learned})
+    return _in_parallel(_label, config, config.workers, config.scenes, "scenes", config.out)
+
+
+def _in_parallel(work: Callable, config: Any, count: int, wanted: int, what: str, out: Path) -> int:
+    """Run work(config, worker, queue) in `count` processes, which report on the queue what they have done."""
     started, context = time.monotonic(), multiprocessing.get_context("spawn")
     done: multiprocessing.Queue = context.Queue()
-    workers = [context.Process(target=_work, args=(config, w, done), daemon=True) for w in range(config.workers)]
+    workers = [context.Process(target=work, args=(config, w, done), daemon=True) for w in range(count)]
     for worker in workers:
         worker.start()
     total = 0
@@ -123,12 +173,12 @@ def main(config: CollectConfig) -> int:
         TextColumn("collecting"),
         BarColumn(),
         MofNCompleteColumn(),
-        TextColumn("episodes"),
+        TextColumn(what),
         TimeRemainingColumn(),
     )
     with Progress(*columns) as progress:
-        bar = progress.add_task("", total=config.episodes)
-        while total < config.episodes:
+        bar = progress.add_task("", total=wanted)
+        while total < wanted:
             try:
                 total += done.get(timeout=1.0)
             except queue.Empty:
@@ -143,9 +193,23 @@ def main(config: CollectConfig) -> int:
             progress.update(bar, completed=total)
     for worker in workers:
         worker.join()
-    print(f"{total} episodes in {config.out} after {time.monotonic() - started:.0f} s")
+    if any(worker.exitcode for worker in workers):
+        print("error: a worker ended while writing; run again to go on", file=sys.stderr)
+        return 1
+    print(f"{total} {what} in {out} after {time.monotonic() - started:.0f} s")
     return 0
 
 
+def main(arguments: list[str] | None = None) -> int:
+    arguments = sys.argv[1:] if arguments is None else arguments
+    try:
+        if arguments[:1] == ["affordance"]:
+            return affordance(tyro.cli(AffordanceConfig, prog=f"{PROGRAM} affordance", args=arguments[1:]))
+        return episodes(tyro.cli(CollectConfig, prog=PROGRAM, description=__doc__, args=arguments))
+    except (ValueError, DatasetError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
 if __name__ == "__main__":
-    sys.exit(main(tyro.cli(CollectConfig, description=__doc__)))
+    sys.exit(main())

@@ -3,9 +3,13 @@
     python -m saycan_qt.evaluate skills                              # the shipped execution model, every family
     python -m saycan_qt.evaluate skills --episodes 20 --families pick --json
     python -m saycan_qt.evaluate skills --checkpoint runs/q/checkpoint --seed 7
+    python -m saycan_qt.evaluate affordance --data data/scenes       # does it know what is possible? Offline
+    python -m saycan_qt.evaluate affordance --data data/scenes --checkpoint affordance runs/critic/checkpoint --json
 
-Closed loop in fresh kitchen scenes: the policy sees camera and proprioception only, and an episode counts when it
-terminates itself with the task's goal reached. Rates come with 95 % Wilson intervals.
+skills: closed loop in fresh kitchen scenes: the policy sees camera and proprioception only, and an episode counts when
+it terminates itself with the task's goal reached. Rates come with 95 % Wilson intervals.
+affordance: a value function scores every learnt skill in labelled scenes (`python -m saycan_qt.collect affordance`);
+precision, recall, F1 and more, with bootstrap intervals. `affordance --help` says how pairs are weighted.
 """
 
 from __future__ import annotations
@@ -14,9 +18,10 @@ import json
 import math
 import multiprocessing
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tyro
@@ -24,6 +29,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from saycan_qt.affordance import AffordanceConfig, affordance
 from saycan_qt.kitchen.env import KitchenEnv
 from saycan_qt.kitchen.rollouts import random_skill
 from saycan_qt.kitchen.tasks import FAMILIES
@@ -140,7 +146,10 @@ def skills(config: SkillsConfig) -> int:
     return 0
 
 
-COMMANDS = {"skills": (SkillsConfig, skills)}
+COMMANDS: dict[str, tuple[type, Callable[[Any], int]]] = {
+    "skills": (SkillsConfig, skills),
+    "affordance": (AffordanceConfig, affordance),
+}
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -40,6 +40,7 @@ from saycan_qt.algorithms.rt1 import RT1, RT1Config
 from saycan_qt.backbone import PRESETS, NetworkConfig
 from saycan_qt.batches import BatchConfig, Episodes
 from saycan_qt.data.episodes import DatasetError, EpisodeDataset
+from saycan_qt.efficientnet import EfficientNetConfig
 from saycan_qt.keypoints import TrunkConfig
 from saycan_qt.loop import STATE, Run
 from saycan_qt.tokens import ActionTokenizer, TextEncoder, bounds_of
@@ -58,7 +59,8 @@ class TrainConfig:
     out: Path  # folder of the run
     # Which columns mean what, where the data is not ours: a YAML file, or "fractal", "bridge"
     mapping: str = ""
-    # small: keypoints, for the kitchen; compact: a small FiLM-EfficientNet; paper: the paper's sizes
+    # small: keypoints, for the kitchen; compact: a small FiLM-EfficientNet; paper: the paper's sizes. The last two take
+    # images of whatever size the data has
     preset: Literal["small", "compact", "paper", "debug"] = "small"
     perception: Path | None = None  # checkpoint of saycan_qt.pretrain; default: the one that ships
     init: Path | None = None  # checkpoint, or the name of a shipped one, whose network, eyes included, it starts from
@@ -170,6 +172,15 @@ def new_policy(config: TrainConfig, dataset: Episodes) -> tuple[Policy, list[str
         table |= zip(described["texts"], start["texts"].numpy(), strict=True)
     if config.preset == "small" and not (eyes or start):
         raise ValueError("the small preset needs --perception DIR, a checkpoint of `python -m saycan_qt.pretrain`")
+    height, width = dataset.images.shape[1:3]
+    if isinstance(network.encoder, EfficientNetConfig) and not start:  # it takes images of any size: those of the data
+        network = dataclasses.replace(network, encoder=dataclasses.replace(network.encoder, image=(height, width)))
+    if (height, width) != network.encoder.image:
+        wanted = list(network.encoder.image)
+        raise ValueError(
+            f"the data's images are {height} pixels high and {width} wide, this network's eyes want {wanted}; "
+            f"resize them with `image_size: {wanted}` in a --mapping file, or train another --preset"
+        )
     texts = TextEncoder(table, network.text_model)
     tokenizer = tokenizer_of(start) or new_tokenizer(config, network.bins, dataset.actions)
     policy: Policy
@@ -243,7 +254,7 @@ def main(config: TrainConfig) -> dict[str, Any]:
     with distributed.joined(config.device) as device:
         if distributed.rank() == 0:
             remember(config)
-        dataset = EpisodeDataset(list(config.data), max_bad_share=config.max_bad_share)
+        dataset = EpisodeDataset(list(config.data), config.max_bad_share, mapping=config.mapping or None)
         run = Run(dataclasses.replace(config, device=device), dataset, *new_policy(config, dataset))
         run.say(
             f"{run.policy.name}: {sum(p.numel() for p in run.parameters):,} trained weights; "

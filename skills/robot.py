@@ -249,6 +249,8 @@ class RobotServicer(skills_pb2_grpc.RobotServiceServicer):
             self._robot.stop()
             return Status.ABORTED, str(error), steps
         reached = self._do(self._robot.succeeded, goal.skill)
+        if not goal.canceled.is_set():
+            self._do(self._robot.finish, goal.skill, goal.canceled.is_set)
         if reached if reached is not None else terminated:
             return Status.SUCCEEDED, "", steps
         return Status.FAILED, "the goal was not reached" if terminated else f"no end within {steps} steps", steps

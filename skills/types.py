@@ -102,6 +102,10 @@ class Robot(Protocol):
     def succeeded(self, skill: Skill) -> bool | None:
         """Did the skill that just ended reach its goal? None when the robot cannot tell."""
 
+    def finish(self, skill: Skill, canceled: Callable[[], bool]) -> None:
+        """Called once after a learnt skill was judged, unless it was canceled: back to where the next one is decided
+        from. The planner's affordances were learnt from there."""
+
     def satisfied(self, instruction: str) -> bool | None:
         """Does the world now meet the instruction's goal? None when the robot knows no goal for it."""
 

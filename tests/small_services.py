@@ -90,6 +90,8 @@ class SmallRobot:
             return False
         return not skill.learned or self.kitchen.execute(skill).succeeded
 
+    def finish(self, skill, canceled): ...
+
     def satisfied(self, instruction):
         return self.kitchen.where["apple"] == "operator" if instruction == "bring me an apple" else None
 

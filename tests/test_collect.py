@@ -4,22 +4,24 @@ from pathlib import Path
 
 import numpy as np
 
-from saycan_qt.collect import CollectConfig, episode, main
+from saycan_qt.collect import CollectConfig, episode, episodes, main
 from saycan_qt.data.episodes import EpisodeDataset
+from saycan_qt.data.scenes import SceneDataset
+from saycan_qt.kitchen.affordances import labelled_scene
 from skills.library import SkillLibrary
 
 
 def test_a_collection_continues_where_it_was_and_refuses_other_settings(tmp_path, capsys):
-    config = CollectConfig(tmp_path / "data", episodes=2, workers=1, families=("open drawer",))
-    assert main(config) == 0
+    command = ["--out", str(tmp_path / "data"), "--workers", "1", "--families", "open drawer", "--episodes"]
+    assert main([*command, "2"]) == 0
     more = CollectConfig(tmp_path / "data", episodes=4, workers=1, families=("open drawer",))
-    assert main(more) == 0
+    assert episodes(more) == 0
     dataset = EpisodeDataset(tmp_path / "data")
     assert dataset.num_episodes == 4
     fresh = episode(more, 3, SkillLibrary.load())
     assert (dataset.images[dataset.frames(3)] == fresh.images).all()
     assert np.allclose(dataset.actions[dataset.frames(3)], fresh.actions)
-    assert main(CollectConfig(tmp_path / "data", episodes=4, workers=1, seed=1, families=("open drawer",))) == 2
+    assert main([*command, "4", "--seed", "1"]) == 2
     assert "--seed 0" in capsys.readouterr().err
 
 
@@ -29,3 +31,17 @@ def test_failures_fail_and_demonstrations_succeed():
         found = episode(CollectConfig(Path("unused"), failures=0.5), number, library)
         assert found.success == (found.info["mode"] == "demonstration")
         assert len(found.images) == len(found.actions) <= 45
+
+
+def test_scenes_do_not_depend_on_workers_and_a_collection_continues(tmp_path, capsys):
+    command = ["affordance", "--out", str(tmp_path / "scenes"), "--seed", "7", "--scenes"]
+    assert main([*command, "1", "--workers", "1"]) == 0
+    assert main([*command, "3", "--workers", "2"]) == 0
+    dataset = SceneDataset.open(tmp_path / "scenes")
+    fresh = labelled_scene(7, 2, SkillLibrary.load())
+    images, states = dataset.observations(dataset.files[0])
+    assert dataset.numbers.tolist() == [0, 1, 2]
+    assert (images[2] == fresh.image).all() and (states[2] == fresh.state).all()
+    assert (dataset.labels("succeeds")[2] == fresh.succeeds).all() and dataset.labels("precondition").any()
+    assert main(["affordance", "--out", str(tmp_path / "scenes"), "--seed", "8"]) == 2
+    assert "--seed 7" in capsys.readouterr().err

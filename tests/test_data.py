@@ -257,7 +257,7 @@ def lost_frame(table):
         (no_label, "no success label"),
         (small_image, r"image at step 0 has shape \(4, 4, 3\)"),
         (no_png, "image at step 0 cannot be decoded"),
-        (lost_frame, "3 frames, 4 in a row are listed"),
+        (lost_frame, "3 frames in a row, 4 are listed"),
     ],
 )
 def test_a_bad_episode_is_named_with_its_file_and_left_out(tmp_path, damage, reason):

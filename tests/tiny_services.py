@@ -58,6 +58,8 @@ class LineRobot:
     def succeeded(self, skill):
         return self.x >= GOAL if skill.learned else None
 
+    def finish(self, skill, canceled): ...
+
     def satisfied(self, instruction):
         return self.x >= GOAL if instruction == "walk" else None
 

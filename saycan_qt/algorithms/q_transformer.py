@@ -30,8 +30,8 @@ class QTransformerConfig:
     """Q-learning. The defaults are the paper's."""
 
     discount: float = 0.98  # per time step [D.1]
-    # The returns that the sigmoid's 0 and 1 stand for. Unseen actions are pulled towards 0, the smallest possible return
-    # R_min * T [4.2]; with rewards beyond {0, 1} give the smallest and the largest return an episode can have
+    # The returns that the sigmoid's 0 and 1 stand for. Unseen actions are pulled towards 0, which has to be the
+    # smallest possible return, R_min * T [4.2]; with rewards beyond {0, 1}, give an episode's smallest and largest
     value_low: float = 0.0
     value_high: float = 1.0
     conservative_weight: float = 1.0  # alpha, pull of the bins absent from the data towards 0 [4.2, D.2]

@@ -3,6 +3,7 @@
 meta/info.json  meta/stats.json  meta/tasks.parquet  meta/manifest.json (ours: SHA-256 of every file)
 meta/episodes/chunk-000/file-000.parquet      one row an episode
 data/chunk-000/file-000.parquet               one row a frame, images as PNG
+videos/<image>/chunk-000/file-000.mp4         or the images of a data file as a video
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import json
 import struct
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ VERSION = "v3.0"
 IMAGE, STATE, ACTION = "observation.images.head", "observation.state", "action"
 DATA_PATH = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
 EPISODES_PATH = "meta/episodes/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
+VIDEO_PATH = "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4"
 INFO, STATS, TASKS, MANIFEST = "meta/info.json", "meta/stats.json", "meta/tasks.parquet", "meta/manifest.json"
 CHUNK_FILES = 1000  # files in one chunk folder
 INFO_PREFIX = "info/"  # columns of meta/episodes that hold Episode.info
@@ -35,9 +37,13 @@ class DatasetError(Exception):
     """A dataset that cannot be used: file, episode where known, reason."""
 
 
+class BadEpisode(Exception):
+    """Why one episode is left out."""
+
+
 @dataclass(frozen=True)
 class Episode:
-    """One try at one task. The reward is 1 at the last step of a success, 0 elsewhere."""
+    """One try at one task."""
 
     images: np.ndarray  # (T, H, W, 3) uint8 RGB
     states: np.ndarray  # (T, 8) float32, skills.types.STATE_NAMES
@@ -45,9 +51,18 @@ class Episode:
     task: str  # the skill's name
     success: bool
     info: Mapping[str, str | int | float] = field(default_factory=dict)  # seed, mode, truncated; same keys in all
+    rewards: np.ndarray | None = None  # (T,) float32; None: 1 at the last step of a success, 0 elsewhere
 
     def __len__(self) -> int:
         return len(self.actions)
+
+    def step_rewards(self) -> np.ndarray:
+        """(T,) float32."""
+        if self.rewards is not None:
+            return np.asarray(self.rewards, np.float32)
+        rewards = np.zeros(len(self), np.float32)
+        rewards[-1:] = self.success
+        return rewards
 
     def problem(self) -> str:
         """What is wrong with the arrays; "" when nothing is."""
@@ -61,6 +76,9 @@ class Episode:
                 return f"{name} have shape {vectors.shape}, not ({length}, D)"
             if not np.isfinite(vectors).all():
                 return f"{name} are not finite at step {int(np.flatnonzero(~np.isfinite(vectors).all(axis=1))[0])}"
+        rewards = self.step_rewards()
+        if rewards.shape != (length,) or not np.isfinite(rewards).all():
+            return f"rewards are not {length} finite numbers"
         return ""
 
 
@@ -84,14 +102,15 @@ def read_manifest(root: Path) -> dict[str, Any]:
 
 
 def read_info(root: Path) -> dict[str, Any]:
-    """meta/info.json, checked for the version and the features that are needed."""
+    """meta/info.json, checked for the version."""
     info = read_json(root / INFO)
     if info.get("codebase_version") != VERSION:
-        raise DatasetError(f"{root / INFO}: LeRobot format {info.get('codebase_version')!r}, only {VERSION!r} is read")
+        raise DatasetError(
+            f"{root / INFO}: LeRobot format {info.get('codebase_version')!r}, only {VERSION!r} is read; "
+            "LeRobot's own convert_dataset_v21_to_v30 makes it of an older one"
+        )
     if missing := [key for key in ("fps", "data_path", "features") if key not in info]:
         raise DatasetError(f"{root / INFO}: damaged: it has no {' and no '.join(missing)}")
-    if missing := [key for key in (STATE, ACTION) if key not in info["features"]]:
-        raise DatasetError(f"{root / INFO}: no feature {' and no '.join(missing)} among {sorted(info['features'])}")
     return info
 
 
@@ -103,7 +122,7 @@ def check_file(path: Path, digest: str | Iterable[str]) -> None:
         raise DatasetError(f"{path}: truncated or altered, its SHA-256 is not the one in {MANIFEST}")
 
 
-def read_table(path: Path, columns: Sequence[str], optional: Sequence[str] = ()) -> pa.Table:
+def read_table(path: Path, columns: Iterable[str], optional: Iterable[str] = ()) -> pa.Table:
     """Columns of a Parquet file, its page check-sums verified; those of `optional` that it has."""
     try:
         file = pq.ParquetFile(path, page_checksum_verification=True)
@@ -138,14 +157,21 @@ def encode_png(image: np.ndarray) -> bytes:
     )
 
 
-def dataset_info(image_size: tuple[int, int], fps: float, robot_type: str) -> dict[str, Any]:
+def dataset_info(image_size: tuple[int, int], fps: float, robot_type: str, video: bool = False) -> dict[str, Any]:
     """meta/info.json of an empty dataset."""
+    fps = int(fps) if float(fps).is_integer() else fps
+    image: dict[str, Any] = {"dtype": "video" if video else "image", "shape": [*image_size, 3]}
+    image["names"] = ["height", "width", "channels"]
+    if video:
+        size = {"video.height": image_size[0], "video.width": image_size[1], "video.channels": 3}
+        coding = {"video.codec": "h264", "video.pix_fmt": "yuv420p", "video.is_depth_map": False, "has_audio": False}
+        image["info"] = {**size, **coding, "video.fps": fps}
 
     def scalar(dtype: str) -> dict[str, Any]:
         return {"dtype": dtype, "shape": [1], "names": None}
 
     features = {
-        IMAGE: {"dtype": "image", "shape": [*image_size, 3], "names": ["height", "width", "channels"]},
+        IMAGE: image,
         STATE: {"dtype": "float32", "shape": [len(STATE_NAMES)], "names": list(STATE_NAMES)},
         ACTION: {"dtype": "float32", "shape": [len(ACTION_NAMES)], "names": list(ACTION_NAMES)},
         "next.reward": scalar("float32"),
@@ -164,10 +190,10 @@ def dataset_info(image_size: tuple[int, int], fps: float, robot_type: str) -> di
         "chunks_size": CHUNK_FILES,
         "data_files_size_in_mb": 100,
         "video_files_size_in_mb": 200,
-        "fps": int(fps) if float(fps).is_integer() else fps,
+        "fps": fps,
         "splits": {"train": "0:0"},
         "data_path": DATA_PATH,
-        "video_path": None,
+        "video_path": VIDEO_PATH if video else None,
         "features": features,
     }
 
@@ -182,7 +208,8 @@ def hugging_face_schema(features: Mapping[str, Any]) -> dict[str, Any]:
         (length,) = feature["shape"]
         return value if length == 1 else {"feature": value, "length": length, "_type": "Sequence"}
 
-    return {"info": {"features": {key: described(feature) for key, feature in features.items()}}}
+    columns = {key: described(feature) for key, feature in features.items() if feature["dtype"] != "video"}
+    return {"info": {"features": columns}}
 
 
 def tasks_parquet(tasks: Mapping[str, int]) -> bytes:

@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 from saycan_qt import atomic
 from saycan_qt.data import lerobot
 from saycan_qt.data.lerobot import ACTION, IMAGE, STATE, DatasetError, Episode
+from saycan_qt.data.video import write_video
 from skills.types import ACTION_NAMES, CONTROL_HZ, STATE_NAMES
 
 log = logging.getLogger(__name__)
@@ -30,14 +31,15 @@ ARROW_TYPES = {str: pa.string(), int: pa.int64(), float: pa.float64(), bool: pa.
 
 @dataclass(frozen=True)
 class _Waiting:
-    """An episode that is not on disk yet; a copy, images encoded."""
+    """An episode that is not on disk yet; a copy."""
 
     task: str
     success: bool
     info: Mapping[str, Any]
-    png: list[bytes]
+    frames: list[bytes] | np.ndarray  # PNGs; the images themselves where they become a video
     states: np.ndarray
     actions: np.ndarray
+    rewards: np.ndarray
     pixels: np.ndarray  # (n, 3) in [0, 1], a sample for the statistics
 
 
@@ -56,9 +58,12 @@ class EpisodeWriter:
         fps: float = CONTROL_HZ,
         episodes_per_file: int = 100,  # flushed to disk together; a crash loses fewer than this
         robot_type: str = "kitchen",
+        video: bool = False,  # images as H.264: smaller, not exactly as they were; height and width must be even
     ) -> None:
-        self.root, self.episodes_per_file = Path(root), episodes_per_file
-        self.info = lerobot.dataset_info(image_size, fps, robot_type)
+        if video and (image_size[0] % 2 or image_size[1] % 2):
+            raise ValueError(f"images of a video need an even height and width, not {image_size}")
+        self.root, self.episodes_per_file, self.video = Path(root), episodes_per_file, video
+        self.info = lerobot.dataset_info(image_size, fps, robot_type, video)
         self.manifest: dict[str, Any] = {"files": {}}
         self.tasks: dict[str, int] = {}
         self.stats: dict[str, dict[str, np.ndarray]] = {}
@@ -81,7 +86,7 @@ class EpisodeWriter:
 
     @property
     def num_frames(self) -> int:
-        return self._on_disk("frames") + sum(len(episode.png) for episode in self._waiting)
+        return self._on_disk("frames") + sum(len(episode.frames) for episode in self._waiting)
 
     def add(self, episode: Episode) -> None:
         """Raises ValueError for an episode that does not belong here: shapes, NaN, other keys in its info."""
@@ -104,9 +109,10 @@ class EpisodeWriter:
                 task=episode.task,
                 success=bool(episode.success),
                 info=info,
-                png=[lerobot.encode_png(image) for image in episode.images],
+                frames=episode.images.copy() if self.video else [lerobot.encode_png(image) for image in episode.images],
                 states=np.array(episode.states, np.float32),
                 actions=np.array(episode.actions, np.float32),
+                rewards=episode.step_rewards().copy(),
                 pixels=episode.images[::8, ::2, ::2].reshape(-1, 3) / np.float32(255),
             )
         )
@@ -122,11 +128,17 @@ class EpisodeWriter:
         tasks = dict(self.tasks)
         for episode in self._waiting:
             tasks.setdefault(episode.task, len(tasks))
-        counts = {"episodes": len(self._waiting), "frames": sum(len(episode.png) for episode in self._waiting)}
+        counts = {"episodes": len(self._waiting), "frames": sum(len(episode.frames) for episode in self._waiting)}
         files = dict(self.manifest["files"])
         paths = (lerobot.DATA_PATH.format(**place), lerobot.EPISODES_PATH.format(**place))
         for path, table in zip(paths, self._tables(place, tasks), strict=True):
             lerobot.write_table(self.root / path, table)
+            files[path] = {"sha256": atomic.sha256(self.root / path), **counts}
+        if self.video:
+            path = lerobot.VIDEO_PATH.format(video_key=IMAGE, **place)
+            with atomic.replacing(self.root / path) as temporary:
+                clips = [np.asarray(episode.frames) for episode in self._waiting]
+                write_video(temporary, clips, self.info["fps"])
             files[path] = {"sha256": atomic.sha256(self.root / path), **counts}
         stats = {key: lerobot.merge_stats(self.stats.get(key), new) for key, new in self._values().items()}
         self._commit(files, tasks, stats)
@@ -152,19 +164,22 @@ class EpisodeWriter:
         """What waits, as the frames of a data file and the rows of an episodes file."""
         waiting = self._waiting
         numbers = self._on_disk("episodes") + np.arange(len(waiting))
-        lengths = np.array([len(episode.png) for episode in waiting])
+        lengths = np.array([len(episode.frames) for episode in waiting])
         starts = self._on_disk("frames") + np.concatenate([[0], np.cumsum(lengths)])
         frame_index = np.concatenate([np.arange(length) for length in lengths])
         last = frame_index == np.repeat(lengths, lengths) - 1
         success = last & np.repeat([episode.success for episode in waiting], lengths)
         truncated = last & np.repeat([bool(episode.info.get("truncated", 0)) for episode in waiting], lengths)
-        png = pa.array([image for episode in waiting for image in episode.png], pa.binary())
-        path = pa.array([f"frame-{i:06d}.png" for i in frame_index], pa.string())
+        images = {}
+        if not self.video:
+            png = pa.array([image for episode in waiting for image in episode.frames], pa.binary())
+            path = pa.array([f"frame-{i:06d}.png" for i in frame_index], pa.string())
+            images = {IMAGE: pa.StructArray.from_arrays([png, path], ["bytes", "path"])}
         frames = {
-            IMAGE: pa.StructArray.from_arrays([png, path], ["bytes", "path"]),
+            **images,
             STATE: lerobot.vectors(np.concatenate([episode.states for episode in waiting])),
             ACTION: lerobot.vectors(np.concatenate([episode.actions for episode in waiting])),
-            "next.reward": pa.array(success.astype(np.float32)),
+            "next.reward": pa.array(np.concatenate([episode.rewards for episode in waiting])),
             "next.done": pa.array(last),
             "next.success": pa.array(success),
             "next.truncated": pa.array(truncated),
@@ -181,9 +196,12 @@ class EpisodeWriter:
             "dataset_from_index": pa.array(starts[:-1]),
             "dataset_to_index": pa.array(starts[1:]),
         }
-        for prefix in ("data", "meta/episodes"):
+        for prefix in ("data", "meta/episodes", *([f"videos/{IMAGE}"] if self.video else [])):
             for key, value in place.items():
                 rows[f"{prefix}/{key}"] = pa.array([value] * len(waiting), pa.int64())
+        if self.video:  # seconds in the file, which begins with this batch
+            for key, frame in (("from", starts[:-1]), ("to", starts[1:])):
+                rows[f"videos/{IMAGE}/{key}_timestamp"] = pa.array((frame - starts[0]) / self.info["fps"])
         for key, kind in (self._info_types or {}).items():
             rows[lerobot.INFO_PREFIX + key] = pa.array([episode.info[key] for episode in waiting], kind)
         schema = {"huggingface": json.dumps(lerobot.hugging_face_schema(self.info["features"]))}
@@ -191,14 +209,11 @@ class EpisodeWriter:
 
     def _values(self) -> dict[str, np.ndarray]:
         """What waits, as rows of numbers for the statistics."""
-        lengths = [len(episode.png) for episode in self._waiting]
-        reward = np.zeros((sum(lengths), 1))
-        reward[np.cumsum(lengths) - 1, 0] = [episode.success for episode in self._waiting]
         return {
             IMAGE: np.concatenate([episode.pixels for episode in self._waiting]),
             STATE: np.concatenate([episode.states for episode in self._waiting]),
             ACTION: np.concatenate([episode.actions for episode in self._waiting]),
-            "next.reward": reward,
+            "next.reward": np.concatenate([episode.rewards for episode in self._waiting])[:, None],
         }
 
     def _commit(self, files: dict[str, Any], tasks: dict[str, int], stats: dict[str, dict[str, np.ndarray]]) -> None:
@@ -261,10 +276,10 @@ class EpisodeWriter:
 
     def _remove_leftovers(self) -> None:
         """Files of a flush that was killed before the manifest listed them."""
-        for folder in ("data", "meta"):
+        for folder in ("data", "meta", "videos"):
             for path in (self.root / folder).rglob("*"):
                 unlisted = path.relative_to(self.root).as_posix() not in self.manifest["files"]
-                if path.suffix == ".tmp" or (path.match("chunk-*/file-*.parquet") and unlisted):
+                if path.suffix == ".tmp" or (path.match("chunk-*/file-*.*") and unlisted):
                     log.warning("removing %s, left by an interrupted collection", path)
                     path.unlink()
 

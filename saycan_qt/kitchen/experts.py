@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import numpy as np
 
 from saycan_qt.kitchen.objects import THINGS
 from saycan_qt.kitchen.scene import DRAWER_Z
 from saycan_qt.kitchen.tasks import inside_drawer, on_worktop
-from saycan_qt.kitchen.world import World, grasp_height, rotation_vector, rotation_z
+from saycan_qt.kitchen.world import CARRY, World, grasp_height, rotation_vector, rotation_z
 from skills.library import Skill
 from skills.types import ACTION_HIGH
 
@@ -20,6 +21,22 @@ PITCH = 0.3  # the gripper leans forward at drawers [rad]
 def _half_turn(angle: float) -> float:
     """The angle modulo pi, in [-pi/2, pi/2): the gripper is symmetric."""
     return (angle + math.pi / 2) % math.pi - math.pi / 2
+
+
+def carry(world: World) -> Iterator[np.ndarray]:
+    """Actions, to be carried out one by one: straight up, then to the carrying pose with the gripper level; gently when
+    something is held, and opening the gripper when nothing is."""
+    if not world.held():
+        world.closedness = 0.0
+    for waypoint in (np.array([*world.tip()[:2], CARRY[2]]), CARRY):
+        for _ in range(24):
+            change = waypoint - world.tip()
+            if np.abs(change).max() < 0.015:
+                break
+            reach, swing = (STEP, 0.5) if world.closedness < 0.5 else (0.03, 0.15)
+            change *= min(1.0, reach / max(float(np.abs(change).max()), 1e-9))
+            turn = np.clip(rotation_vector(world.tip_rotation().T), -swing, swing)
+            yield np.array([*change, *turn, world.closedness, 0.0])
 
 
 class Expert:

@@ -9,10 +9,10 @@ import numpy as np
 
 from saycan_qt.kitchen import goals, tasks
 from saycan_qt.kitchen.camera import HEAD_FOR_PEOPLE, ROOM
-from saycan_qt.kitchen.experts import Expert
+from saycan_qt.kitchen.experts import Expert, carry
 from saycan_qt.kitchen.objects import THINGS
 from saycan_qt.kitchen.scene import PLACES, WORKTOPS
-from saycan_qt.kitchen.world import CARRY, Scene, World, rotation_vector
+from saycan_qt.kitchen.world import Scene, World
 from skills.library import Skill
 from skills.types import CONTROL_HZ, Observation
 
@@ -90,6 +90,9 @@ class KitchenRobot:
                 return True
         return tasks.succeeded(world, skill, self._start_height)
 
+    def finish(self, skill: Skill, canceled: Callable[[], bool]) -> None:
+        self._carry(canceled)
+
     def satisfied(self, instruction: str) -> bool | None:
         goal = goals.find(instruction)
         return None if goal is None else goal(self.world)
@@ -99,25 +102,11 @@ class KitchenRobot:
 
     # ---- scripted motion ----------------------------------------------------------------------------------------
 
-    def _toward(self, goal: np.ndarray) -> None:
-        """One control period towards a tip position with the gripper level; gently, when something is held."""
-        world = self.world
-        reach, swing = (0.08, 0.5) if world.closedness < 0.5 else (0.03, 0.15)
-        change = np.asarray(goal) - world.tip()
-        change *= min(1.0, reach / max(float(np.abs(change).max()), 1e-9))
-        turn = np.clip(rotation_vector(world.tip_rotation().T), -swing, swing)
-        self.apply(np.array([*change, *turn, world.closedness, 0.0]))
-
     def _carry(self, canceled: Callable[[], bool] = lambda: False) -> None:
-        """Straight up, then to the carrying pose; opens the gripper if it holds nothing."""
-        world = self.world
-        if not world.held():
-            world.closedness = 0.0
-        for waypoint in (np.array([*world.tip()[:2], CARRY[2]]), CARRY):
-            for _ in range(24):
-                if canceled() or np.abs(world.tip() - waypoint).max() < 0.015:
-                    break
-                self._toward(waypoint)
+        for action in carry(self.world):
+            if canceled():
+                break
+            self.apply(action)
 
     def _drive(self, place: str, canceled: Callable[[], bool]) -> None:
         if place not in PLACES:

@@ -1,0 +1,141 @@
+"""Labelled scenes on disk: Parquet files of one row a scene, and affordances.json, which names the skills.
+
+affordances.json                 {"format", "seed", "skills": {name: family}}; both label lists follow its order
+scenes-00000.parquet             scenes 0 to 19, and so on
+    number int64, image PNG bytes, state float32[8], precondition bool[N], succeeds bool[N],
+    place, held, skill, kind, moment: text, for people and for finding out what goes wrong
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from PIL import Image
+
+from saycan_qt import atomic
+from saycan_qt.data import lerobot
+from saycan_qt.data.lerobot import DatasetError
+
+FORMAT = "saycan-qt affordance scenes 1"
+DESCRIPTION = "affordances.json"
+PER_FILE = 20  # scenes
+LABELS = ("precondition", "succeeds")
+WORDS = ("place", "held", "skill", "kind", "moment")
+STATE_SIZE = 8
+
+
+@dataclass(frozen=True)
+class LabelledScene:
+    """What the robot perceives at one instant, and what it could do there. Labels follow the order of the skills."""
+
+    number: int
+    image: np.ndarray  # (H, W, 3) uint8 RGB
+    state: np.ndarray  # (8,) float32, skills.types.STATE_NAMES
+    precondition: np.ndarray  # (N,) bool
+    succeeds: np.ndarray  # (N,) bool, the scripted expert's; tried where the precondition holds, elsewhere False
+    place: str
+    held: str
+    skill: str  # around which the scene was drawn
+    kind: str  # what was done to the scene, e.g. "practised" or "hand full"
+    moment: str  # "at rest" or "afterwards", after another skill
+
+
+def begin(folder: Path, seed: int, skills: Mapping[str, str]) -> None:
+    """Describe a new collection, or make sure that `folder` holds the same; ValueError. skills: name -> family."""
+    settings = {"format": FORMAT, "seed": seed, "skills": dict(skills)}
+    if not (folder / DESCRIPTION).exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        atomic.write(folder / DESCRIPTION, atomic.to_json(settings))
+        return
+    there = lerobot.read_json(folder / DESCRIPTION)
+    if there.get("seed") != seed:
+        raise ValueError(f"{folder} holds scenes made with --seed {there.get('seed')}; use that, or another --out")
+    if there != settings or list(there["skills"]) != list(skills):
+        raise ValueError(f"{folder} holds scenes made with another library of skills; use another --out")
+
+
+def path(folder: Path, file: int) -> Path:
+    return folder / f"scenes-{file:05d}.parquet"
+
+
+def count(file: Path) -> int:
+    """Scenes in a file; 0 where it does not exist yet."""
+    return len(lerobot.read_table(file, ["number"])) if file.exists() else 0
+
+
+def extend(file: Path, scenes: Iterable[LabelledScene]) -> None:
+    """Add scenes to a file, which may not exist yet; it is replaced as a whole."""
+    rows = list(scenes)
+    columns = {
+        "number": pa.array([s.number for s in rows], pa.int64()),
+        "image": pa.array([lerobot.encode_png(s.image) for s in rows], pa.binary()),
+        "state": lerobot.vectors(np.stack([s.state for s in rows]).astype(np.float32)),
+        **{key: pa.array([getattr(s, key).tolist() for s in rows], pa.list_(pa.bool_())) for key in LABELS},
+        **{key: pa.array([getattr(s, key) for s in rows], pa.string()) for key in WORDS},
+    }
+    table = pa.table(columns)
+    if file.exists():
+        table = pa.concat_tables([lerobot.read_table(file, list(columns)), table])
+    lerobot.write_table(file, table)
+
+
+@dataclass(frozen=True)
+class SceneDataset:
+    """Labels of all scenes; pictures file by file. Raises DatasetError: what is wrong, and where."""
+
+    folder: Path
+    skills: Mapping[str, str]  # name -> family
+    files: tuple[Path, ...]
+
+    @classmethod
+    def open(cls, folder: Path) -> SceneDataset:
+        make = f"`python -m saycan_qt.collect affordance --out {folder}` makes some"
+        if not (folder / DESCRIPTION).exists():
+            raise DatasetError(f"{folder}: no labelled scenes here (no {DESCRIPTION}); {make}")
+        described = lerobot.read_json(folder / DESCRIPTION)
+        if described.get("format") != FORMAT or not isinstance(described.get("skills"), dict):
+            raise DatasetError(f"{folder / DESCRIPTION}: format {described.get('format')!r}, only {FORMAT!r} is read")
+        files = tuple(sorted(folder.glob("scenes-*.parquet")))
+        if not files:
+            raise DatasetError(f"{folder}: no scenes yet; {make}")
+        return cls(folder, described["skills"], files)
+
+    @cached_property
+    def numbers(self) -> np.ndarray:
+        """(S,) the scenes' own numbers, file after file."""
+        columns = [lerobot.read_table(file, ["number"]).column("number").to_numpy() for file in self.files]
+        return np.concatenate(columns)
+
+    def labels(self, label: str) -> np.ndarray:
+        """(S, N) bool of "precondition" or "succeeds"."""
+        return np.concatenate([self._lists(file, label, len(self.skills)).astype(bool) for file in self.files])
+
+    def words(self, key: str) -> np.ndarray:
+        """(S,) text: one of WORDS of every scene."""
+        return np.array([w for f in self.files for w in lerobot.read_table(f, [key]).column(key).to_pylist()], str)
+
+    def observations(self, file: Path) -> tuple[list[np.ndarray], np.ndarray]:
+        """The images, (H, W, 3) uint8 each, and states (n, 8) float32 of one file."""
+        images = []
+        for row, png in enumerate(lerobot.read_table(file, ["image"]).column("image").to_pylist()):
+            try:
+                images.append(np.asarray(Image.open(io.BytesIO(png)).convert("RGB")))
+            except (OSError, ValueError, TypeError, SyntaxError) as error:
+                raise DatasetError(f"{file}: the image in row {row} cannot be decoded: {error}") from None
+        return images, self._lists(file, "state", STATE_SIZE).astype(np.float32)
+
+    @staticmethod
+    def _lists(file: Path, key: str, length: int) -> np.ndarray:
+        """A column of lists as (n, length)."""
+        column = lerobot.read_table(file, [key]).column(key)
+        values = pc.list_flatten(column)
+        if len(values) != len(column) * length or values.null_count or column.null_count:
+            raise DatasetError(f"{file}: {key} does not hold {length} values in each of its {len(column)} rows")
+        return values.to_numpy(zero_copy_only=False).reshape(len(column), length)
