@@ -15,6 +15,7 @@ import pytest
 import torch
 from tiny_policies import TEXTS, make
 
+from planners.weights import WeightsError, sentence_model_path
 from saycan_qt import checkpoint, figures, pretrain, train
 from saycan_qt.batches import BatchConfig, Shuffle, Transitions
 from saycan_qt.data.episodes import Episode, EpisodeDataset, EpisodeWriter
@@ -138,6 +139,22 @@ def test_bounds_come_from_a_file_and_a_wrong_one_is_named(data, perception, tmp_
     assert weights(tmp_path / "run")["action_edges"][:, -1].tolist() == [2, 2, 2, 1, 1, 1, 1, 1]
     with pytest.raises(ValueError, match=r"bad\.yaml.*eight numbers"):
         train.new_tokenizer(train.command(run_command("rt1", *run, tmp_path / "bad.yaml")), 256, np.zeros((9, 8)))
+
+
+def test_another_preset_takes_the_size_of_the_data_and_any_sentence_model(data, tmp_path):
+    names = ("--preset", "compact", "--text-model", str(sentence_model_path()))
+    config = train.command(["rt1", "--data", str(data), "--out", str(tmp_path), *names])
+    network = train.new_policy(config, EpisodeDataset(data))[0].network_config
+    assert network.encoder.image == (80, 96) and network.text_size == 384 and network.text_model == names[-1]
+    with pytest.raises(WeightsError, match="no sentence model 'nowhere'"):
+        train.new_policy(replace(config, text_model="nowhere"), EpisodeDataset(data))
+
+
+def test_images_of_another_size_are_refused_with_what_to_write(data, perception, tmp_path):
+    dataset = EpisodeDataset(data)
+    dataset.images = np.zeros((dataset.num_frames, 64, 64, 3), np.uint8)
+    with pytest.raises(ValueError, match=r"64 pixels high.*image_size: \[80, 96\]"):
+        train.new_policy(train.command(run_command("rt1", data, perception, tmp_path)), dataset)
 
 
 def test_the_best_checkpoint_is_kept_when_the_held_out_loss_rises(data, perception, tmp_path):
