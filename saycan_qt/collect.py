@@ -1,6 +1,7 @@
 """Collect what is learnt from, and what is measured with, from the kitchen's scripted experts.
 
     python -m saycan_qt.collect --out data/kitchen --episodes 6000
+    python -m saycan_qt.collect --out data/impossible --episodes 4000 --impossible 1 --seed 1
     python -m saycan_qt.collect --out data/small --episodes 40 --families pick      # a quick look
     python -m saycan_qt.collect affordance --out data/scenes --scenes 1000
 
@@ -59,6 +60,9 @@ class CollectConfig:
     episodes: int = 6000  # how many in all
     seed: int = 0  # decides every episode
     failures: float = 0.33  # share of failed episodes
+    # Share of short failed episodes in scenes disturbed so that the skill is impossible: hand full, drawer open
+    # already, object out of reach, ... An affordance model needs them, an execution model does not
+    impossible: float = 0.0
     families: tuple[str, ...] = ()  # only these families; all learnt ones when empty
     workers: int = 2  # processes
 
@@ -69,6 +73,8 @@ def episode(config: CollectConfig, number: int, library: SkillLibrary) -> Episod
     rng = np.random.default_rng([config.seed, number])
     weights = {f: w for f, w in FAMILY_WEIGHTS.items() if not config.families or f in config.families}
     mode = str(rng.choice(FAILURES)) if rng.random() < config.failures else "demonstration"
+    if config.impossible > 0 and rng.random() < config.impossible:
+        mode = rollouts.IMPOSSIBLE
     for _ in range(50):
         skill = rollouts.random_skill(rng, library, {f: weights.get(f, 0.0) for f in FAMILY_WEIGHTS})
         limit = ENDLESS_STEPS if mode == "endless" else rollouts.MAX_STEPS
@@ -109,6 +115,8 @@ def begin(config: CollectConfig) -> None:
         raise ValueError(f"no family {sorted(unknown)}; the learnt families are {sorted(known)}")
     settings = {"seed": config.seed, "failures": config.failures, "families": list(config.families)}
     settings["workers"] = config.workers  # decides which episode lies in which shard
+    if config.impossible > 0:
+        settings["impossible"] = config.impossible
     path = config.out / "collect.json"
     if not path.exists():
         config.out.mkdir(parents=True, exist_ok=True)

@@ -8,13 +8,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from saycan_qt.kitchen.disturbances import at_no_worktop, disturbed
 from saycan_qt.kitchen.experts import Expert
-from saycan_qt.kitchen.tasks import away, feasible, practice, succeeded
+from saycan_qt.kitchen.tasks import feasible, practice, succeeded
 from saycan_qt.kitchen.world import World
 from skills.library import Skill, SkillLibrary
 from skills.types import ACTION_HIGH, ACTION_LOW, Observation
 
 MODES = ("demonstration", "offset", "wrong", "early", "noisy", "endless", "elsewhere")
+IMPOSSIBLE = "impossible"  # drawn only where it is asked for
 MAX_STEPS = 45  # the policy's limit
 
 
@@ -31,7 +33,8 @@ class Rollout:
     mode: "demonstration" follows the expert, a quarter of its steps disturbed (2 cm, 0.08 rad), which it then
     corrects; "offset" grasps 2.5-6 cm beside the object; "wrong" does another skill than the task names; "early"
     terminates before success; "noisy" is disturbed at most steps; "endless" never terminates; "elsewhere" reaches
-    for a few steps where there is no worktop."""
+    for a few steps where there is no worktop; "impossible" does another skill for a few steps where this one cannot be
+    done (`disturbances`)."""
 
     world: World
     skill: Skill
@@ -49,11 +52,11 @@ class Rollout:
         if self.mode == "offset":
             angle = rng.uniform(0, 2 * np.pi)
             offset = rng.uniform(0.025, 0.06) * np.array([np.cos(angle), np.sin(angle)])
-        expert = Expert(world, self.wrong if self.mode == "wrong" and self.wrong else self.skill, offset)
+        expert = Expert(world, self.wrong or self.skill, offset)
         name = self.skill.arguments.get("object", "")
         start_height = float(world.position(name)[2]) if name in world.names else 0.0
         stop_at = int(rng.integers(2, 12)) if self.mode == "early" else -1
-        if self.mode == "elsewhere":
+        if self.mode in ("elsewhere", IMPOSSIBLE):
             stop_at = int(rng.integers(0, 6))
         for step in range(self.max_steps):
             observation = world.observe() if self.observing else None
@@ -72,7 +75,8 @@ class Rollout:
             world.step(action)
             yield Step(observation, action)
             if action[7] > 0.5:
-                self.success = succeeded(world, self.skill, start_height)
+                # a drawer that was open already has not been opened
+                self.success = self.mode != IMPOSSIBLE and succeeded(world, self.skill, start_height)
                 return
         self.truncated = True
 
@@ -92,10 +96,18 @@ def random_skill(rng: np.random.Generator, library: SkillLibrary, weights: dict[
 def start(
     rng: np.random.Generator, skill: Skill, library: SkillLibrary, mode: str = "demonstration", **kwargs
 ) -> Rollout:
-    """A rollout in a fresh practice scene of the skill, or, for "elsewhere", in a kitchen where it cannot succeed."""
-    world = World(away(rng, skill) if mode == "elsewhere" else practice(rng, skill))
-    wrong = None
-    if mode == "wrong":
+    """A rollout in a fresh practice scene of the skill, or, for "elsewhere" and "impossible", in one where it cannot
+    succeed."""
+    match mode:
+        case "elsewhere":
+            scene = at_no_worktop(rng, skill, practice(rng, skill))
+        case "impossible":
+            _, scene = disturbed(rng, skill)
+        case _:
+            scene = practice(rng, skill)
+    world, wrong = World(scene), None
+    if mode in ("wrong", IMPOSSIBLE):
         others = [s for s in library if s.learned and s != skill and feasible(world, s)]
-        wrong = others[int(rng.integers(len(others)))] if others else skill
+        fallback = library["open top drawer"] if mode == IMPOSSIBLE else skill  # a motion that needs no object
+        wrong = others[int(rng.integers(len(others)))] if others else fallback
     return Rollout(world, skill, mode, rng, wrong, **kwargs)

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 
 from saycan_qt.kitchen.objects import THINGS
-from saycan_qt.kitchen.scene import DRAWERS, PLACES, WORKTOPS
+from saycan_qt.kitchen.scene import DRAWERS, WORKTOPS
 from saycan_qt.kitchen.world import Placement, Scene, World
 from skills.library import Skill
 
@@ -151,18 +149,3 @@ def random_kitchen(rng: np.random.Generator, count: int = 10) -> Scene:
     for i, place in enumerate(WORKTOPS):
         objects |= scatter(rng, names[i :: len(WORKTOPS)], place)
     return Scene(objects, place=str(rng.choice(WORKTOPS)))
-
-
-def away(rng: np.random.Generator, skill: Skill) -> Scene:
-    """A practice scene from which the robot has driven to a place without a worktop, at times holding something, so
-    that the skill cannot succeed."""
-    scene = practice(rng, skill)
-    place = str(rng.choice([p for p in PLACES if p not in WORKTOPS]))
-    loose = [name for name, placement in scene.objects.items() if not placement.drawer]
-    held = str(rng.choice(loose)) if loose and rng.random() < 0.5 else ""
-    return replace(scene, place=place, places=tuple(PLACES), held=held)
-
-
-def without(scene: Scene, name: str) -> Scene:
-    """The same scene lacking one object (a negative for affordances)."""
-    return replace(scene, objects={n: p for n, p in scene.objects.items() if n != name})
