@@ -104,6 +104,8 @@ def _work(config: CollectConfig, worker: int, done: multiprocessing.Queue) -> No
     with EpisodeWriter(shard(config, worker), image_size=(HEAD.height, HEAD.width)) as writer:
         done.put(writer.num_episodes)
         for number in numbers[writer.num_episodes :]:
+            if orphaned():
+                return
             writer.add(episode(config, number, library))
             done.put(1)
 
@@ -151,6 +153,8 @@ def _label(config: AffordanceConfig, worker: int, done: multiprocessing.Queue) -
         done.put(there)
         found = []
         for number in range(first + there, min(first + scenes.PER_FILE, config.scenes)):
+            if orphaned():
+                return
             found.append(affordances.labelled_scene(config.seed, number, library))
             done.put(1)
         if found:
@@ -167,6 +171,12 @@ def affordance(config: AffordanceConfig) -> int:
         raise ValueError("--scenes and --workers must be at least 1")
     scenes.begin(config.out, config.seed, {s.name: s.family for s in SkillLibrary.load() if s.learned})
     return _in_parallel(_label, config, config.workers, config.scenes, "scenes", config.out)
+
+
+def orphaned() -> bool:
+    """Is this a worker whose parent has been killed? It must not write beside the next collection."""
+    parent = multiprocessing.parent_process()
+    return parent is not None and not parent.is_alive()
 
 
 def _in_parallel(work: Callable, config: Any, count: int, wanted: int, what: str, out: Path) -> int:

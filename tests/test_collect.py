@@ -1,11 +1,14 @@
 """Collecting is repeatable, resumable, and refuses to mix two collections."""
 
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
 
 from saycan_qt.collect import CollectConfig, episode, episodes, main
-from saycan_qt.data.episodes import EpisodeDataset
+from saycan_qt.data.episodes import DatasetError, EpisodeDataset, EpisodeWriter
 from saycan_qt.data.scenes import SceneDataset
 from saycan_qt.kitchen.affordances import labelled_scene
 from skills.library import SkillLibrary
@@ -23,6 +26,25 @@ def test_a_collection_continues_where_it_was_and_refuses_other_settings(tmp_path
     assert np.allclose(dataset.actions[dataset.frames(3)], fresh.actions)
     assert main([*command, "4", "--seed", "1"]) == 2
     assert "--seed 0" in capsys.readouterr().err
+
+
+def test_workers_end_when_their_parent_is_killed(tmp_path):
+    """They would write beside the next collection; their lock on the shard shows that they are gone."""
+    command = ["--out", str(tmp_path), "--workers", "1", "--families", "open drawer", "--episodes", "10000"]
+    parent = subprocess.Popen([sys.executable, "-m", "saycan_qt.collect", *command], stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "shard-00" / "meta" / "manifest.json").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    parent.kill()
+    parent.wait()
+    while time.monotonic() < deadline:
+        try:
+            EpisodeWriter(tmp_path / "shard-00").close()
+        except DatasetError:
+            time.sleep(0.1)
+        else:
+            return
+    raise AssertionError("the worker still writes")
 
 
 def test_failures_fail_and_demonstrations_succeed():

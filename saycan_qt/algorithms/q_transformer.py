@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from saycan_qt.algorithms.policy import Batch, Metrics, Policy, behavior_loss, smooth_probabilities
-from saycan_qt.backbone import NetworkConfig, PolicyNetwork
+from saycan_qt.backbone import KeypointEncoder, NetworkConfig, PolicyNetwork
 from saycan_qt.distributed import shared_count
 from saycan_qt.tokens import TERMINATE, ActionTokenizer, TextEncoder
 from skills.types import Observation
@@ -173,10 +173,11 @@ class QTransformer(Policy):
 
     @torch.inference_mode()
     def value_many(
-        self, histories: Sequence[Sequence[Observation]], instructions: Sequence[Sequence[str]], chunk: int = 512
+        self, histories: Sequence[Sequence[Observation]], instructions: Sequence[Sequence[str]]
     ) -> list[np.ndarray]:
         """Affordances of several histories, each with its own instructions."""
         network = self.acting.eval()
+        chunk = 512 if isinstance(network.encoder, KeypointEncoder) else 16  # images pass FiLM once for each skill
         frames, states = self.observe(histories)
         rows = torch.tensor([row for row, texts in enumerate(instructions) for _ in texts], device=self.device)
         text = self.texts.encode([t for texts in instructions for t in texts]).to(self.device) if len(rows) else None

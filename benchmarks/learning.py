@@ -1,0 +1,357 @@
+"""How fast the learning is: samples a second in training, milliseconds an action, milliseconds to score 100 skills.
+
+    python benchmarks/learning.py                                     # both presets
+    python benchmarks/learning.py --preset small --seconds 2          # a first look
+    python benchmarks/learning.py --peer peer/bin/python --json       # beside PyPI's q-transformer 0.5.0
+
+A training sample is a transition; a step is `saycan_qt.loop.Run.train_step`: batch, target network, loss, backward
+pass, optimiser and moving average, in bfloat16 autocast. An action is `Policy.act` of one observation history, and
+skills are scored as `Policy.value` does, both with perception, in float32. Images, actions and texts are random.
+
+The share of the peak is the training's matrix products and convolutions, in FLOPs a second, over what large square
+bfloat16 matrix products reach on the same threads in the same minutes. All figures of a preset, ours and the package's,
+are taken in turns, in several rounds, because machines are noisy.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import tyro
+from pypi_q_transformer import PRESETS as PEER_PRESETS
+from pypi_q_transformer import SCORED, flops_of, timed
+
+from saycan_qt.algorithms import ALGORITHMS
+from saycan_qt.algorithms.policy import Policy
+from saycan_qt.algorithms.q_transformer import QTransformer, QTransformerConfig
+from saycan_qt.algorithms.rt1 import RT1Config
+from saycan_qt.backbone import PAPER, SMALL, NetworkConfig
+from saycan_qt.batches import BatchConfig
+from saycan_qt.loop import Run
+from saycan_qt.tokens import TEXT_SIZE, TextEncoder
+from saycan_qt.train import TrainQTransformer
+from skills.types import ACTION_HIGH, ACTION_LOW, Observation
+
+NETWORKS = {"small": SMALL, "paper": PAPER}
+SKILLS = [f"skill {number}" for number in range(SCORED)]
+EPISODES, LENGTH = 40, 12
+FIGURES = ("train", "act", "score")
+MAKE_PEER = """\
+Not measured: PyPI's q-transformer. It needs an environment of its own:
+    python -m venv peer && peer/bin/pip install torch=={torch} q-transformer==0.5.0
+and then --peer peer/bin/python. If torchvision, which comes along, cannot be imported because it was built for another
+torch, `peer/bin/pip uninstall -y torchvision`: it is not needed."""
+
+
+@dataclass(frozen=True)
+class LearningConfig:
+    """Measure the speed of training, acting and scoring."""
+
+    preset: tuple[Literal["small", "paper"], ...] = ("small", "paper")
+    figures: tuple[Literal["train", "act", "score"], ...] = ("train", "act", "score")
+    seconds: float = 10.0  # for each figure, at least; a call that takes longer is made once
+    rounds: int = 3  # turns that those seconds are divided into
+    threads: int = 2
+    batch_cached: int = 512  # transitions; `saycan_qt.train`'s own, for the small preset with cached features
+    batch_small: int = 64  # the small preset from pixels, and the package beside it
+    batch_paper: int = 4
+    float32: bool = False  # train without autocast
+    device: str = "cpu"
+    peer: Path | None = None  # a Python that can import PyPI's q-transformer
+    json: bool = False  # print everything as JSON
+
+
+@dataclass(frozen=True)
+class Case:
+    """One network and algorithm of ours."""
+
+    name: str
+    network: NetworkConfig
+    algorithm: QTransformerConfig | RT1Config
+    batch_size: int
+    frozen: bool = False  # the trunk; its features are computed once
+    figures: tuple[str, ...] = FIGURES
+
+
+@dataclass
+class Row:
+    """What was measured of one case."""
+
+    name: str
+    parameters: int
+    flops_per_sample: float
+    batch_size: int
+    calls: Mapping[str, Callable[[float], list[float]]]  # figure -> seconds to spend -> seconds of each call
+    durations: dict[str, list[float]] = field(default_factory=dict)
+    share: float = 0.0  # of the peak, while training
+
+    @property
+    def samples_per_second(self) -> float:
+        values = self.durations.get("train", [])
+        return self.batch_size * len(values) / sum(values) if values else 0.0
+
+    def milliseconds(self, figure: str, percentile: float = 50) -> float | None:
+        values = self.durations.get(figure)
+        return None if not values else float(np.percentile(values, percentile)) * 1e3
+
+    def as_dict(self) -> dict[str, Any]:
+        kept = ("name", "parameters", "flops_per_sample", "batch_size", "share")
+        times = {"act_ms": self.milliseconds("act"), "act_ms_p90": self.milliseconds("act", 90)}
+        rest = {"samples_per_second": self.samples_per_second, "score_ms": self.milliseconds("score")}
+        return {key: getattr(self, key) for key in kept} | rest | times | {"durations": self.durations}
+
+
+class RandomEpisodes:
+    """Episodes of noise, half of them successes, one for each of the first skills."""
+
+    def __init__(self, image: tuple[int, int]) -> None:
+        rng, count = np.random.default_rng(0), EPISODES * LENGTH
+        self.images = rng.integers(0, 255, (count, *image, 3), dtype=np.uint8)
+        self.states = rng.normal(0, 0.3, (count, 8)).astype(np.float32)
+        self.actions = rng.uniform(ACTION_LOW, ACTION_HIGH, (count, 8)).astype(np.float32)
+        self.rewards = np.zeros(count, np.float32)
+        self.frame_episode = np.arange(count) // LENGTH
+        self.episode_start = np.arange(EPISODES + 1) * LENGTH
+        self.episode_task = np.arange(EPISODES)
+        self.success = np.arange(EPISODES) % 2 == 0
+        self.tasks, self.digest = SKILLS, "random"
+
+
+def cases(preset: str, config: LearningConfig) -> list[Case]:
+    """With a peer there are two more, at the image size that the package takes and, of these, one with the package's
+    targets: each action dimension from the next one [Eq. 1], which is one more pass through the target network."""
+    network = NETWORKS[preset]
+    if preset == "small":
+        batch = config.batch_small
+        ours = [
+            Case("q-transformer, cached features", network, QTransformerConfig(), config.batch_cached, frozen=True),
+            Case("rt1, cached features", network, RT1Config(), config.batch_cached, True, ("train", "act")),
+            Case("q-transformer, from pixels", network, QTransformerConfig(), batch, figures=("train",)),
+            Case("rt1, from pixels", network, RT1Config(), batch, figures=("train",)),
+        ]
+    else:
+        batch = config.batch_paper
+        ours = [
+            Case("q-transformer", network, QTransformerConfig(), batch),
+            Case("rt1", network, RT1Config(), batch, figures=("train", "act")),
+        ]
+    if config.peer is not None:
+        side = PEER_PRESETS[preset]["image"]
+        square = dataclasses.replace(network, encoder=dataclasses.replace(network.encoder, image=(side, side)))
+        name = f"q-transformer, {side} x {side}"
+        ours.append(Case(name, square, QTransformerConfig(), batch))
+        ours.append(Case(f"{name}, Eq. 1", square, QTransformerConfig(n_step=False), batch, figures=("train",)))
+    return ours
+
+
+def start(case: Case, config: LearningConfig, chunk: int, folder: Path) -> Row:
+    """Build the case and warm it up."""
+    torch.manual_seed(0)
+    vectors = np.random.default_rng(0).normal(size=(SCORED, TEXT_SIZE)).astype(np.float32) / TEXT_SIZE**0.5
+    policy_type = next(p for p in ALGORITHMS.values() if p.config_type is type(case.algorithm))
+    policy = policy_type(case.network, case.algorithm, texts=TextEncoder(dict(zip(SKILLS, vectors, strict=True))))  # type: ignore[call-arg, arg-type]
+    folder.mkdir()
+    settings = TrainQTransformer(
+        data=(folder,),
+        out=folder,
+        batches=BatchConfig(batch_size=case.batch_size),
+        freeze_trunk=case.frozen,
+        device=config.device,
+        threads=config.threads,
+        bfloat16=not config.float32,
+    )
+    run = Run(settings, RandomEpisodes(case.network.encoder.image), policy, SKILLS)
+    calls: dict[str, Callable[[], Any]]
+    calls = {"train": run.train_step, "act": partial(act, policy), "score": partial(score, policy, SKILLS, chunk)}
+    row = Row(
+        name=case.name,
+        parameters=sum(p.numel() for p in policy.network.parameters()),
+        flops_per_sample=flops_of(run.train_step) / case.batch_size,
+        batch_size=case.batch_size,
+        calls={figure: partial(timed, calls[figure], device=config.device) for figure in case.figures},
+    )
+    run.train_step()
+    act(policy)
+    if "score" in case.figures:
+        score(policy, SKILLS[:chunk], chunk)
+    return row
+
+
+def history(policy: Policy) -> list[Observation]:
+    rng, network = np.random.default_rng(0), policy.network_config
+    shape = (*network.encoder.image, 3)
+    state = np.zeros(8, np.float32)
+    return [Observation(rng.integers(0, 255, shape, dtype=np.uint8), state) for _ in range(network.history)]
+
+
+def act(policy: Policy) -> None:
+    policy.act(history(policy), SKILLS[0])
+
+
+def score(policy: Policy, skills: list[str], chunk: int) -> None:
+    """`value`, in portions that fit into memory."""
+    assert isinstance(policy, QTransformer)
+    policy.value_many([history(policy)], [skills], chunk=chunk)
+
+
+class Peer:
+    """The package in its own interpreter; see pypi_q_transformer.py."""
+
+    def __init__(self, preset: str, batch_size: int, config: LearningConfig, folder: Path) -> None:
+        script = Path(__file__).with_name("pypi_q_transformer.py")
+        sizes = ["--batch-size", str(batch_size), "--threads", str(config.threads), "--device", config.device]
+        precision = ["--precision", "no" if config.float32 else "bf16"]
+        self.log = folder / "peer.log"
+        self.process = subprocess.Popen(
+            [str(config.peer), str(script), preset, *sizes, *precision],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self.log.open("w"),
+            text=True,
+        )
+
+    def answer(self) -> Any:
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        if not line:
+            code, said = self.process.wait(), self.log.read_text()[-1500:]
+            raise RuntimeError(f"PyPI's q-transformer ended with {code}; does --peer have what it needs?\n{said}")
+        return json.loads(line)
+
+    def ask(self, figure: str, seconds: float) -> list[float]:
+        assert self.process.stdin is not None
+        self.process.stdin.write(json.dumps({"figure": figure, "seconds": seconds}) + "\n")
+        self.process.stdin.flush()
+        return self.answer()
+
+    def row(self) -> Row:
+        built = self.answer()
+        calls = {figure: partial(self.ask, figure) for figure in FIGURES}
+        self.ask("warm-up", 0.0)
+        name = f"PyPI q-transformer, torch {built['torch']}"
+        return Row(name, built["parameters"], built["flops_per_sample"], built["batch_size"], calls)
+
+
+@dataclass
+class MatrixProducts:
+    """Large square matrix products: the most that this machine gives."""
+
+    dtype: torch.dtype
+    device: str
+    durations: list[float] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.size = 2048 if self.device == "cpu" else 8192
+        self.factors = torch.randn(2, self.size, self.size, device=self.device).to(self.dtype)
+        self.measure(0.0)
+        self.durations.clear()
+
+    def measure(self, seconds: float) -> None:
+        self.durations += timed(lambda: self.factors[0] @ self.factors[1], seconds, self.device)
+
+    @property
+    def flops_per_second(self) -> float:
+        return 2 * self.size**3 * len(self.durations) / sum(self.durations)
+
+
+def take_turns(rows: list[Row], peaks: Mapping[str, MatrixProducts], config: LearningConfig) -> None:
+    """One round over everything that has not had its seconds yet."""
+    for products in peaks.values():
+        products.measure(min(1.0, config.seconds / config.rounds))
+    for row, figure in ((row, figure) for figure in config.figures for row in rows if figure in row.calls):
+        spent = row.durations.setdefault(figure, [])
+        if sum(spent) < config.seconds:
+            spent += row.calls[figure](config.seconds / config.rounds)
+
+
+def measure(preset: str, config: LearningConfig, folder: Path) -> dict[str, Any]:
+    folder.mkdir()
+    chunk = PEER_PRESETS[preset]["chunk"]
+    rows = [start(case, config, chunk, folder / str(i)) for i, case in enumerate(cases(preset, config))]
+    peer = None
+    if config.peer is not None:
+        peer = Peer(preset, config.batch_small if preset == "small" else config.batch_paper, config, folder)
+        rows.append(peer.row())
+    peaks = {name: MatrixProducts(getattr(torch, name), config.device) for name in ("float32", "bfloat16")}
+    try:
+        for turn in range(config.rounds):
+            take_turns(rows, peaks, config)
+            print(f"{preset}: round {turn + 1} of {config.rounds}", file=sys.stderr, flush=True)
+    finally:
+        if peer is not None:
+            peer.process.kill()
+    peak = peaks["float32" if config.float32 else "bfloat16"].flops_per_second
+    for row in rows:
+        row.share = row.samples_per_second * row.flops_per_sample / peak
+    rates = {f"{name}_matmul_flops_per_second": products.flops_per_second for name, products in peaks.items()}
+    return rates | {"score_chunk": chunk, "rows": [row.as_dict() for row in rows]} | compared(rows, peer is not None)
+
+
+def compared(rows: list[Row], with_peer: bool) -> dict[str, Any]:
+    """How many times faster ours is than the package, at its image size."""
+    if not with_peer:
+        return {}
+    *_, ours, same_targets, theirs = rows
+    times_faster = {}
+    if theirs.samples_per_second:
+        times_faster["train"] = ours.samples_per_second / theirs.samples_per_second
+        times_faster["train_with_its_targets"] = same_targets.samples_per_second / theirs.samples_per_second
+    for figure in ("act", "score"):
+        mine, other = ours.milliseconds(figure), theirs.milliseconds(figure)
+        if mine and other:
+            times_faster[figure] = other / mine
+    return {"times_faster_than_peer": times_faster}
+
+
+def table(preset: str, config: LearningConfig, result: dict[str, Any]) -> str:
+    network = NETWORKS[preset]
+    height, width = network.encoder.image
+    rates = [f"{result[f'{name}_matmul_flops_per_second'] / 1e9:,.0f} {name}" for name in ("float32", "bfloat16")]
+    lines = [
+        f"{preset}: {height} x {width} pixels, {network.history} frame(s), {config.threads} threads, {config.device}; "
+        f"matrix products reach {' and '.join(rates)} GFLOP/s",
+        f"{'':42}{'weights':>9}{'batch':>7}{'samples/s':>11}{'GFLOP each':>12}{'of peak':>9}"
+        f"{'action ms':>11}{'90 %':>8}{f'{SCORED} skills ms':>15}",
+    ]
+    for row in result["rows"]:
+        times = ["" if row[key] is None else f"{row[key]:,.1f}" for key in ("act_ms", "act_ms_p90", "score_ms")]
+        lines.append(
+            f"{row['name']:42}{row['parameters'] / 1e6:>8.2f}M{row['batch_size']:>7}{row['samples_per_second']:>11,.2f}"
+            f"{row['flops_per_sample'] / 1e9:>12,.3f}{row['share']:>9.1%}{times[0]:>11}{times[1]:>8}{times[2]:>15}"
+        )
+    if times_faster := result.get("times_faster_than_peer"):
+        side = PEER_PRESETS[preset]["image"]
+        said = ", ".join(f"{key.replace('_', ' ')} {value:.2f}" for key, value in times_faster.items())
+        lines.append(f"times faster than the package, both at {side} x {side}: {said}")
+    return "\n".join(lines)
+
+
+def main(config: LearningConfig) -> None:
+    torch.set_num_threads(config.threads)
+    said = {"torch": torch.__version__, "cores": os.cpu_count(), "load_before": os.getloadavg()}
+    results: dict[str, Any] = {"config": dataclasses.asdict(config), "machine": said}
+    with tempfile.TemporaryDirectory() as folder:
+        for preset in config.preset:
+            results[preset] = measure(preset, config, Path(folder) / preset)
+            if not config.json:
+                print(table(preset, config, results[preset]), end="\n\n", flush=True)
+    if config.json:
+        print(json.dumps(results, default=str))
+    if config.peer is None:
+        print(MAKE_PEER.format(torch=torch.__version__.split("+")[0]), file=sys.stderr if config.json else sys.stdout)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(LearningConfig, description=__doc__))
