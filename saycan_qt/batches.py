@@ -46,6 +46,9 @@ class BatchConfig:
     # for which --value-low and --value-high give the range of returns
     reward: Literal["success", "dataset"] = "success"
     relabel: float = 0.0  # share of transitions given another episode's task and reward 0 [Q-Transformer, app. G]
+    # Share of transitions replaced by the first one of their episode. Departs (paper: 0), for affordances: planners ask
+    # from where episodes start, which only one transition in fifteen shows
+    starts: float = 0.0
     jitter_common: float = 0.005  # [m] noise on the positions of all keypoints of a transition together (small preset)
     jitter_each: float = 0.003  # [m] and on each of them; about what perception gets wrong
     # Scripted demonstrations end standing exactly still. Told apart by that, the end would be chosen with the first
@@ -132,8 +135,11 @@ class Transitions:
 
     def step_batch(self, step: int, mine: slice = slice(None)) -> Batch:
         """What step `step` trains on, or one process's part of it."""
-        rng = np.random.default_rng([self.config.seed, step, 1])
-        return self.batch(self.rows(step), rng, augment=True, mine=mine)
+        rng, rows = np.random.default_rng([self.config.seed, step, 1]), self.rows(step)
+        if self.config.starts > 0:
+            first = self.dataset.episode_start[self.dataset.frame_episode[rows]]
+            rows = np.where(rng.random(len(rows)) < self.config.starts, first, rows)
+        return self.batch(rows, rng, augment=True, mine=mine)
 
     def batch(self, rows: np.ndarray, rng: np.random.Generator, augment: bool, mine: slice = slice(None)) -> Batch:
         """Random numbers are drawn for all rows, so that processes which share a batch agree on them."""

@@ -273,6 +273,13 @@ def test_an_epoch_passes_every_training_transition_once_and_none_held_out(data):
     assert not set(rows) & set(range(*dataset.episode_start[19:21])) and len(batches.validation) > 0
 
 
+def test_a_share_of_transitions_can_come_from_where_episodes_start(data):
+    dataset, batches = transitions(data, starts=1.0)
+    states = batches.step_batch(0).states[:, 0].numpy()
+    starts = dataset.states[dataset.episode_start[dataset.frame_episode[batches.rows(0)]]]
+    np.testing.assert_array_equal(states, starts)
+
+
 def test_cloning_uses_successful_episodes_alone(data):
     dataset, batches = transitions(data, kind="rt1")
     assert dataset.success[dataset.frame_episode[batches.train[np.arange(len(batches.train))]]].all()
