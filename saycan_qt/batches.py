@@ -14,9 +14,10 @@ from torch import Tensor
 
 from saycan_qt import atomic
 from saycan_qt.algorithms.policy import Batch, Policy
-from saycan_qt.data.relabel import relabel
+from saycan_qt.data.relabel import meanings, relabel
 from saycan_qt.keypoints import POSITION, KeypointTrunk
 from saycan_qt.tokens import TERMINATE
+from skills.library import SkillLibrary
 from skills.types import TERMINATE_THRESHOLD
 
 HELD_OUT = 20  # every twentieth episode is kept for validation
@@ -108,6 +109,7 @@ class Transitions:
         """frames (N, ...): perceived ones, or the dataset's images."""
         self.config, self.dataset, self.frames, self.policy = config, dataset, frames, policy
         self.text = policy.texts.encode(dataset.tasks)
+        self.meanings = meanings(dataset.tasks, SkillLibrary.load())
         episodes = np.arange(len(dataset.success))
         held_out = episodes % HELD_OUT == HELD_OUT - 1
         usable = np.asarray(dataset.success) if policy.only_successes else np.ones_like(held_out)
@@ -149,9 +151,10 @@ class Transitions:
         window = rows[:, None] + np.arange(1 - self.policy.network_config.history, 2)  # t - h + 1 .. t + 1
         window = np.clip(window, first[:, None], last[:, None])
         share, count, pool = self.config.relabel, len(data.tasks), data.episode_task
-        tasks, success = relabel(data.episode_task[episode], data.success[episode], rng, share, count, pool=pool)
+        task, success = data.episode_task[episode], data.success[episode]
+        tasks, success = relabel(task, success, rng, share, count, self.meanings, pool)
         terminated = rows == last
-        relabelled = tasks != data.episode_task[episode]
+        relabelled = tasks != task
         reward, returns = self.rewards(rows, last, success, relabelled)
         now, after = (self.tokens(part, rng if augment else None) for part in (rows, window[:, -1]))
         frames = torch.from_numpy(np.ascontiguousarray(self.frames[window[mine]]))

@@ -67,7 +67,7 @@ class Run:
         self.loss = parallel(self.policy, config.compile)
         self.first, self.begun, self.saved = self.step, time.monotonic(), time.monotonic()
         self.clock = self.earlier  # seconds trained; the same in all processes
-        self.sums: dict[str, Tensor] = {}
+        self.sums: dict[str, Tensor | float] = {}  # since the last report
         self.log = MetricsLog(config.out, self.step) if distributed.rank() == 0 else None
 
     @property
@@ -117,10 +117,10 @@ class Run:
         seconds = self.earlier + time.monotonic() - self.begun
         self.clock = distributed.first_ones(seconds) if self.config.minutes > 0 else seconds
         for key, value in metrics.items():
-            self.sums[key] = self.sums.get(key, torch.zeros(())) + value.float().cpu() / self.config.log_every
+            self.sums[key] = self.sums.get(key, 0.0) + value.float() / self.config.log_every
 
     def report(self) -> None:
-        row = {key: rounded(distributed.mean(value), 6) for key, value in self.sums.items()}
+        row = {key: rounded(distributed.mean(torch.as_tensor(value)), 6) for key, value in self.sums.items()}
         self.sums = {}
         rate = (self.step - self.first) * self.config.batches.batch_size / (time.monotonic() - self.begun)
         epochs = self.step * self.config.batches.batch_size / len(self.transitions.train)
@@ -132,12 +132,12 @@ class Run:
     def validate_and_export(self) -> None:
         """Metrics on transitions of held-out episodes, always the same ones; then the checkpoint."""
         rng, rows = np.random.default_rng(0), self.transitions.validation_rows(VALIDATION)
-        sums: dict[str, Tensor] = {}
+        sums: dict[str, Tensor | float] = {}
         for part in np.array_split(rows, math.ceil(len(rows) / 512)) if len(rows) else ():
             with averaged(self.policy), torch.no_grad(), self.autocast():
                 _, metrics = self.policy.loss(self.transitions.batch(part, rng, augment=False))
             for key, value in metrics.items():
-                sums[key] = sums.get(key, torch.zeros(())) + value.float().cpu() * len(part) / len(rows)
+                sums[key] = sums.get(key, 0.0) + value.float() * len(part) / len(rows)
         self.validated, self.validation = self.step, {key: rounded(value, 4) for key, value in sums.items()}
         self.write({f"held_out_{key}": value for key, value in self.validation.items()})
         self.say(f"  held out: {brief(self.validation)}")
@@ -203,8 +203,8 @@ def averaged(policy: Policy) -> Iterator[None]:
         policy.network = mine
 
 
-def rounded(values: Tensor, digits: int) -> Any:
-    return np.round(values.double().numpy(), digits).tolist()
+def rounded(values: Tensor | float, digits: int) -> Any:
+    return np.round(torch.as_tensor(values).double().cpu().numpy(), digits).tolist()
 
 
 def brief(row: dict[str, Any]) -> str:

@@ -15,7 +15,8 @@ from PIL import Image
 
 from saycan_qt.data import lerobot
 from saycan_qt.data.episodes import DatasetError, Episode, EpisodeDataset, EpisodeWriter
-from saycan_qt.data.relabel import relabel
+from saycan_qt.data.relabel import meanings, relabel
+from skills.library import Skill
 
 SIZE = (8, 10)
 DATA = "data/chunk-000/file-000.parquet"
@@ -301,6 +302,19 @@ def test_relabelled_episodes_have_another_task_and_no_reward():
     assert not new_success[changed].any() and np.array_equal(new_success[~changed], success[~changed])
     pairs = np.bincount(tasks[changed] * 7 + new_tasks[changed], minlength=49).reshape(7, 7)
     assert np.all(np.diag(pairs) == 0) and pairs[~np.eye(7, dtype=bool)].min() > 20  # every other task is drawn
+
+
+def test_words_that_mean_the_same_have_one_meaning():
+    tasks = [
+        "pick coke can",
+        "Pick up the coke can.",
+        "grab coke can",
+        "pick apple",
+        "move apple near tea",
+        "tea apple",
+    ]
+    skill = Skill("pick coke can", "pick", "grab a coke can")
+    assert meanings(tasks, [skill]).tolist() == [0, 0, 0, 1, 2, 3]
 
 
 def test_a_task_of_equal_meaning_is_no_negative():

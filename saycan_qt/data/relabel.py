@@ -2,8 +2,27 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable, Sequence
+
 import numpy as np
 from numpy.typing import ArrayLike
+
+from skills.library import Skill
+
+FILLERS = {"a", "an", "the", "up", "please"}
+
+
+def meanings(tasks: Sequence[str], skills: Iterable[Skill] = ()) -> np.ndarray:
+    """(N,) int64, equal for tasks that mean the same: the name and the text of one of `skills`, and words that differ
+    in case, punctuation, articles or an "up" ("Pick up the coke can.", "pick coke can")."""
+
+    def plain(text: str) -> str:
+        return " ".join(word for word in re.findall(r"[^\W_]+", text.lower()) if word not in FILLERS)
+
+    same = {plain(skill.text): plain(skill.name) for skill in skills}
+    numbers: dict[str, int] = {}
+    return np.array([numbers.setdefault(same.get(plain(t), plain(t)), len(numbers)) for t in tasks], np.int64)
 
 
 def relabel(
