@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import io
-import re
+import contextlib
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,11 +15,14 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from saycan_qt import atomic
-from saycan_qt.data.scenes import DatasetError, SceneDataset
+from saycan_qt import affordance_judges, affordance_report, atomic
+from saycan_qt import affordance_metrics as am
+from saycan_qt.affordance_data import Label, NotComparable, Questions, ask
+from saycan_qt.affordance_judges import Interrupted, Judge
+from saycan_qt.data.scenes import DatasetError
 
 FIXED = 0.5  # the threshold beside a tuned one
-TUNING = 4  # every fourth scene, by its number, serves to tune the threshold and nothing else
+WIDE = 200  # [characters] of the table where no terminal limits it
 SHOWN = {
     "f1": "F1",
     "precision": "precision",
@@ -44,77 +46,32 @@ class AffordanceConfig:
     "arm" rows tell scenes apart in which the arm rests, is on its way to some skill, or has just ended one. Training
     with relabelled tasks teaches that an arm on its way to one skill fails at the others, whatever is possible.
 
-    Every fourth scene tunes the threshold for the greatest F1 and is used for nothing else. Intervals are 95 %, from
-    drawing scenes again (bootstrap). With --out, scores are kept as they are computed, and used again."""
+    --data may also be episodes, of ours or, with --mapping, of anybody's: then the first frame of each success counts
+    as possible with its own task, and as impossible with another's, as in the paper.
 
-    data: Path  # scenes of `python -m saycan_qt.collect affordance`
-    checkpoint: tuple[str, ...] = ("affordance",)  # shipped checkpoints' names, or folders; all in one table
-    label: Literal["precondition", "succeeds"] = "precondition"  # what counts as possible; the expert's success
+    Every fourth scene tunes the threshold for the greatest F1, fits the calibration, and is used for nothing else.
+    Intervals are 95 %, from drawing scenes again (bootstrap). With --out, scores are kept as they are computed and
+    used again; the answer is in affordance.json and, with curves and the worst mistakes as pictures, in report.html."""
+
+    data: Path  # scenes of `python -m saycan_qt.collect affordance`, or a dataset of episodes
+    mapping: str = ""  # which of the episodes' columns mean what, as in training: a YAML file, "fractal" or "bridge"
+    # Shipped checkpoints' names, or folders; all in one table. `affordance` where neither these nor servers are named
+    checkpoint: tuple[str, ...] = ()
+    server: tuple[str, ...] = ()  # HOST:PORT of running skill servers, in the same table
+    # What counts as possible. Scenes: the precondition (the default), or that the expert succeeds. Episodes: relabelled
+    # (the default), or recorded, which is each episode's own success at its task
+    label: Label = "auto"
     threshold: float | Literal["tuned"] = FIXED  # of the precision, recall and F1 that are shown
+    # Fit a curve that makes a value a probability, keep it beside each checkpoint, and show both. Isotonic: any rising
+    # curve; temperature: one number, for few scenes
+    calibrate: Literal["none", "isotonic", "temperature"] = "none"
     resamples: int = 500  # of the bootstrap
     threads: int = 2  # that the model may use
     json: bool = False  # print the result as JSON on standard output
-    out: Path | None = None  # a folder: keep scores there (delete them to score again), and write affordance.json
-
-
-class NotComparable(ValueError):
-    """The scenes or the model do not allow the measurement: what and why, in one line."""
-
-
-# ---- scores -----------------------------------------------------------------------------------------------------
-
-
-def critic(name: str) -> tuple[Any, str]:
-    """A checkpoint's model and the first digits of its SHA-256. Raises CheckpointError or NotComparable."""
-    from saycan_qt import checkpoint
-
-    policy = checkpoint.load(name)
-    if not hasattr(policy, "value_many"):
-        raise NotComparable(f"checkpoint {name!r} only acts; this needs one that judges, a q-transformer")
-    folder = atomic.newest(checkpoint.resolve(name))
-    return policy, atomic.sha256(folder / checkpoint.MANIFEST)[:12]
-
-
-def scored(policy: Any, dataset: SceneDataset, keep: Path | None, progress: Callable[[int], None]) -> np.ndarray:
-    """Affordances (S, N). keep: a folder in which every file's scores are kept, and found again."""
-    from skills.types import Observation
-
-    names, parts = list(dataset.skills), []
-    for file in dataset.files:
-        kept = keep / f"{file.stem}-{atomic.sha256(file)[:12]}.npy" if keep else None
-        if kept is None or not kept.exists():
-            images, states = dataset.observations(file)
-            parts.append(np.empty((len(images), len(names)), np.float32))
-            for row, (image, state) in enumerate(zip(images, states, strict=True)):
-                try:
-                    parts[-1][row] = policy.value([Observation(image, state)], names)
-                except ValueError as error:
-                    raise NotComparable(f"{file}, row {row}: {error}") from None
-                progress(1)
-            if kept is not None:
-                buffer = io.BytesIO()
-                np.save(buffer, parts[-1])
-                atomic.write(kept, buffer.getvalue())
-        else:
-            parts.append(np.load(kept))
-            progress(len(parts[-1]))
-    return np.concatenate(parts)
+    out: Path | None = None  # a folder for scores (delete them to score again), affordance.json and report.html
 
 
 # ---- figures ----------------------------------------------------------------------------------------------------
-
-
-def split(dataset: SceneDataset, labels: np.ndarray) -> np.ndarray:
-    """(S,) bool, the scenes that tune the threshold. Raises NotComparable where a part has one class only."""
-    tuning = dataset.numbers % TUNING == 0
-    for part in (labels, labels[tuning], labels[~tuning]):
-        if part.all() or not part.any():
-            which = "possible" if part.size and part.all() else "impossible"
-            raise NotComparable(
-                f"{dataset.folder}: every skill is {which} in {'all' if part is labels else 'one part of the'} "
-                f"{len(labels)} scenes; both classes are needed, so collect more scenes"
-            )
-    return tuning
 
 
 def figures(
@@ -127,8 +84,6 @@ def figures(
     resamples: int,
 ) -> dict[str, Any]:
     """Everything about one model, as the JSON has it. labels, scores (S, N); families (N,); moments, tuning (S,)."""
-    from saycan_qt import affordance_metrics as am
-
     equal = partial(am.equal_families, families=families)
     balanced = am.balanced_weights(labels, families)
     tuned = am.best_threshold(labels[tuning], scores[tuning], equal(balanced[tuning]))
@@ -175,11 +130,48 @@ def figures(
             "all_positive_f1": am.all_positive_f1(y, np.ones_like(w)),
         },
         "all_positive_f1": am.all_positive_f1(y, equal(w)),
+        "reliability": am.reliability(y, s, equal(w)),
+        "precision_recall": am.precision_recall(y, s, equal(w)),
     }
 
 
-def table(models: Mapping[str, dict[str, Any]], title: str) -> Table:
-    """The models side by side, and what calling everything possible would give."""
+def calibrated(
+    judge: Judge, questions: Questions, scores: np.ndarray, method: Literal["isotonic", "temperature"]
+) -> tuple[np.ndarray, dict[str, Any]]:
+    """The scores (S, N) as probabilities, by a curve that is fitted here and kept beside the checkpoint; and about it.
+
+    It is fitted to balanced pairs, as those of the headline: a value of 0.5 then means an even chance among them."""
+    from saycan_qt import calibration
+
+    assert judge.folder is not None
+    labels, tuning = questions.labels, questions.tuning
+    weights = am.balanced_weights(labels, questions.families)
+
+    def balanced(part: np.ndarray) -> np.ndarray:
+        return am.equal_families(weights[part], questions.families)
+
+    curve = calibration.fit(method, labels[tuning], scores[tuning], balanced(tuning))
+    after = curve.calibrated(scores)
+    rest = labels[~tuning], balanced(~tuning)
+    about = {
+        "data": questions.digest,
+        "label": questions.label,
+        "pairs": "balanced",
+        "scenes": int(tuning.sum()),
+        "ece_on_other_scenes": {
+            "raw": am.calibration_error(rest[0], scores[~tuning], rest[1]),
+            "calibrated": am.calibration_error(rest[0], after[~tuning], rest[1]),
+        },
+    }
+    path = calibration.save(curve, judge.folder, about)
+    return after, {"method": method, "file": str(path), **about}
+
+
+# ---- the table --------------------------------------------------------------------------------------------------
+
+
+def sections(models: Mapping[str, dict[str, Any]]) -> Iterator[list[tuple[str, list[str], str]]]:
+    """Rows of a table, section by section: what is measured, one cell a model, and calling everything possible."""
 
     def cell(found: Mapping[str, Any], key: str) -> str:
         if key not in found:
@@ -187,82 +179,154 @@ def table(models: Mapping[str, dict[str, Any]], title: str) -> Table:
         low, high = found.get("intervals", {}).get(key, (None, None))
         return f"{found[key]:.2f}" + (f" ({low:.2f} - {high:.2f})" if low is not None else "")
 
-    grid = Table(title=title)
-    for column in ("", *models, "all possible"):
-        grid.add_column(column, justify="right" if column else "left", no_wrap=not column)
+    def row(name: str, key: str, baseline: float | None, *path: str) -> tuple[str, list[str], str]:
+        found: list[Mapping[str, Any]] = []
+        for model in models.values():
+            for step in path:
+                model = model[step]
+            found.append(model)
+        return name, [cell(f, key) for f in found], "" if baseline is None else f"{baseline:.2f}"
+
     first = next(iter(models.values()))
     always = {"f1": first["all_positive_f1"], "recall": 1.0, "precision": 1 / (2 / first["all_positive_f1"] - 1)}
-    for key, name in SHOWN.items():
-        baseline = f"{always[key]:.2f}" if key in always else ""
-        grid.add_row(name, *(cell(m, key) for m in models.values()), baseline)
-    grid.add_row("threshold", *(f"{m['threshold']:.2f}" for m in models.values()), "")
     other = "fixed" if first["threshold"] == first["tuned"]["threshold"] else "tuned"
-    grid.add_row(f"F1, {other} threshold", *(cell(m[other], "f1") for m in models.values()), f"{always['f1']:.2f}")
-    grid.add_row(f"{other} threshold", *(f"{m[other]['threshold']:.2f}" for m in models.values()), "")
-    grid.add_section()
+
+    def thresholds(*path: str) -> list[str]:
+        return [f"{(m[path[0]] if path else m)['threshold']:.2f}" for m in models.values()]
+
+    yield [
+        *(row(name, key, always.get(key)) for key, name in SHOWN.items()),
+        ("threshold", thresholds(), ""),
+        row(f"F1, {other} threshold", "f1", always["f1"], other),
+        (f"{other} threshold", thresholds(other), ""),
+    ]
     for part, prefix in (("families", "F1, "), ("moments", "F1, arm ")):
-        for name, of in first[part].items():
-            cells = [cell(m[part][name], "f1") for m in models.values()]
-            grid.add_row(prefix + name, *cells, f"{of['all_positive_f1']:.2f}")
+        if len(first[part]) > 1:
+            yield [row(prefix + name, "f1", of["all_positive_f1"], part, name) for name, of in first[part].items()]
+    always_all = {"f1": first["all_pairs"]["all_positive_f1"]}
+    if len(first["families"]) > 1:  # else the same again
+        yield [row(f"all pairs: {name}", key, always_all.get(key), "all_pairs") for key, name in SHOWN.items()]
+
+
+def table(models: Mapping[str, dict[str, Any]], title: str) -> Table:
+    """The models side by side, and what calling everything possible would give."""
+    grid = Table(title=title)
+    grid.add_column("", no_wrap=True)
+    for column in (*models, "all possible"):
+        grid.add_column(column.replace(", ", "\n"), justify="right", min_width=18 if column in models else 0)
+    for rows in sections(models):
+        for name, cells, baseline in rows:
+            grid.add_row(name, *cells, baseline)
         grid.add_section()
-    for key, name in SHOWN.items():
-        baseline = f"{first['all_pairs']['all_positive_f1']:.2f}" if key == "f1" else ""
-        grid.add_row(f"all pairs: {name}", *(cell(m["all_pairs"], key) for m in models.values()), baseline)
     return grid
 
 
 # ---- the command ------------------------------------------------------------------------------------------------
 
 
-def evaluate(config: AffordanceConfig, console: Console) -> dict[str, Any]:
-    """The answer, as the JSON has it. Raises DatasetError, CheckpointError, NotComparable or WeightsError."""
+@contextlib.contextmanager
+def judges(config: AffordanceConfig) -> Iterator[list[Judge]]:
+    """All that are named. Raises CheckpointError, NotComparable or SkillError."""
+    from skills.client import SkillClient
+
+    checkpoints = config.checkpoint or (() if config.server else ("affordance",))
+    names: Sequence[str] = [*checkpoints, *config.server]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise NotComparable(f"{twice[0]!r} is named twice")
+    if config.calibrate != "none" and not checkpoints:
+        raise NotComparable("--calibrate keeps a curve beside a checkpoint; name the one that the server has loaded")
+    with contextlib.ExitStack() as stack:
+        found = [affordance_judges.of_checkpoint(name) for name in checkpoints]
+        clients = [stack.enter_context(SkillClient(address)) for address in config.server]
+        yield found + [affordance_judges.of_server(client) for client in clients]
+
+
+def evaluate(config: AffordanceConfig, console: Console) -> tuple[dict[str, Any], Questions]:
+    """The answer, as the JSON has it, and what was asked. Raises DatasetError, CheckpointError, NotComparable,
+    WeightsError, CalibrationError, SkillError or Interrupted."""
     import torch
 
     torch.set_num_threads(config.threads)
-    if twice := [name for name in config.checkpoint if config.checkpoint.count(name) > 1]:
-        raise NotComparable(f"--checkpoint names {twice[0]!r} twice")
-    dataset = SceneDataset.open(config.data)
-    labels, families = dataset.labels(config.label), np.array(list(dataset.skills.values()))
-    moments = dataset.words("moment")
-    tuning = split(dataset, labels)
-    critics = {name: critic(name) for name in config.checkpoint}
-    for name, (policy, _) in critics.items():
-        if strange := [skill for skill in dataset.skills if skill not in policy.texts.table]:
-            console.print(f"note: {name} was not trained on {len(strange)} of the skills, such as {strange[0]!r}")
+    questions = ask(config.data, config.mapping, config.label)
+    labels, tuning = questions.labels, questions.tuning
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("scenes"))
-    models = {}
-    with Progress(*columns, TimeRemainingColumn(), console=console) as progress:
-        for name, (policy, digest) in critics.items():
-            task = progress.add_task(f"scoring {name}", total=len(labels))
-            keep = config.out / "scores" / f"{re.sub(r'[^A-Za-z0-9-]+', '-', name)}-{digest}" if config.out else None
-            scores = scored(policy, dataset, keep, partial(progress.advance, task))
-            progress.update(task, description=f"measuring {name}")
-            models[name] = figures(labels, scores, families, moments, tuning, config.threshold, config.resamples)
-    return {
+    models: dict[str, dict[str, Any]] = {}
+    with judges(config) as found, Progress(*columns, TimeRemainingColumn(), console=console) as progress:
+        for judge in found:
+            if strange := [text for text in questions.instructions if not judge.knows(text)]:
+                console.print(f"note: {judge.name} never met {len(strange)} of the skills, such as {strange[0]!r}")
+            task = progress.add_task(f"scoring {judge.name}", total=len(labels))
+            keep = config.out / "scores" / judge.keeps if config.out else None
+            advance = partial(progress.advance, task)
+            scores = affordance_judges.scored(judge, questions.parts, questions.texts, keep, advance)
+            progress.update(task, description=f"measuring {judge.name}")
+
+            def measured(scores: np.ndarray) -> dict[str, Any]:
+                asked = labels, scores, questions.families, questions.moments, tuning
+                return figures(*asked, config.threshold, config.resamples)
+
+            models[judge.name] = mine = measured(scores)
+            mine["mistakes"] = affordance_report.mistakes(questions, scores, mine["threshold"])
+            if config.calibrate != "none" and judge.folder:
+                after, about = calibrated(judge, questions, scores, config.calibrate)
+                models[f"{judge.name}, {config.calibrate}"] = {**measured(after), "calibration": about}
+    answer = {
         "models": models,
         "all_positive_f1": next(iter(models.values()))["all_positive_f1"],
-        "label": config.label,
+        "title": questions.title,
+        "note": questions.note,
+        "label": questions.label,
+        "data": questions.digest,
         "scenes": int((~tuning).sum()),
         "tuning_scenes": int(tuning.sum()),
         "pairs": int(labels[~tuning].size),
         "positives": int(labels[~tuning].sum()),
     }
+    return answer, questions
 
 
 def affordance(config: AffordanceConfig) -> int:
     from planners.weights import WeightsError
+    from saycan_qt.calibration import CalibrationError
     from saycan_qt.checkpoint import CheckpointError
+    from skills.errors import SkillError
 
     console = Console(stderr=True)
+    ours = DatasetError, CheckpointError, NotComparable, WeightsError, CalibrationError, SkillError, Interrupted
     try:
-        answer = evaluate(config, console)
-    except (DatasetError, CheckpointError, NotComparable, WeightsError) as error:
+        answer, questions = evaluate(config, console)
+        if config.out:
+            atomic.write(config.out / "affordance.json", atomic.to_json(answer))
+            rows = {
+                row["row"] for m in answer["models"].values() for kind in m.get("mistakes", {}).values() for row in kind
+            }
+            page = affordance_report.render(
+                answer, list(sections(answer["models"])), questions.observations(sorted(rows))
+            )
+            atomic.write(config.out / "report.html", page.encode())
+    except ours as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    title = f"{config.label}: balanced pairs of {answer['scenes']} scenes of {config.data}"
-    (console if config.json else Console()).print(table(answer["models"], title))
+    out = sys.stderr if config.json else sys.stdout
+    shown = Console(file=out, width=None if out.isatty() else WIDE)
+    shown.print(
+        table(answer["models"], f"{answer['title']} ({answer['scenes']}, and {answer['tuning_scenes']} to tune)")
+    )
+    if answer["note"]:
+        shown.print(answer["note"])
+    for name, model in answer["models"].items():
+        if about := model.get("calibration"):
+            raw, after = about["ece_on_other_scenes"].values()
+            console.print(
+                f"{name}: calibration error {raw:.3f} before, {after:.3f} after; {about['file']}", soft_wrap=True
+            )
+            if after > raw:
+                console.print(
+                    f"note: that is worse; {about['scenes']} scenes may be too few to fit it, or another method fits",
+                    soft_wrap=True,
+                )
     if config.out:
-        atomic.write(config.out / "affordance.json", atomic.to_json(answer))
+        console.print(f"report: {config.out / 'report.html'}", soft_wrap=True)
     if config.json:
         sys.stdout.write(atomic.to_json(answer).decode())
     return 0

@@ -15,6 +15,7 @@ from sklearn.metrics import roc_auc_score as area_under_roc
 Metrics = dict[str, float]
 Intervals = dict[str, tuple[float, float]]
 BINS = 10  # of equal width, for the calibration error
+CURVE = 101  # points of a precision-recall curve, evenly over recall
 
 
 def balanced_weights(labels: np.ndarray, families: np.ndarray) -> np.ndarray:
@@ -74,6 +75,31 @@ def best_threshold(labels: np.ndarray, scores: np.ndarray, weights: np.ndarray) 
     )
     f1 = 2 * precision * recall / np.maximum(precision + recall, 1e-12)
     return float(thresholds[f1[:-1].argmax()])
+
+
+def reliability(labels: np.ndarray, scores: np.ndarray, weights: np.ndarray) -> list[dict[str, float]]:
+    """Of each of BINS bins that holds any pair: mean score, share of positives, and the bin's share of all weight."""
+    bins = np.minimum((scores * BINS).astype(int), BINS - 1).ravel()
+    total, score, possible = (
+        np.bincount(bins, (weights * x).ravel(), BINS) for x in (np.ones_like(scores), scores, labels)
+    )
+    return [
+        {"score": float(score[i] / total[i]), "possible": float(possible[i] / total[i]), "share": float(share)}
+        for i, share in enumerate(total / total.sum())
+        if share > 0
+    ]
+
+
+def precision_recall(labels: np.ndarray, scores: np.ndarray, weights: np.ndarray) -> list[dict[str, float]]:
+    """The curve from the highest threshold to the lowest, at CURVE recalls the points where they begin and end."""
+    precision, recall, thresholds = precision_recall_curve(
+        labels.ravel(), scores.ravel(), sample_weight=weights.ravel()
+    )
+    rows = np.stack([thresholds, precision[:-1], recall[:-1]], axis=1)[::-1]  # without the last, of no threshold
+    begin = np.searchsorted(rows[:, 2], np.linspace(0, 1, CURVE)).clip(max=len(rows) - 1)
+    end = np.searchsorted(rows[:, 2], rows[begin, 2], "right") - 1
+    chosen = rows[np.unique(np.concatenate([begin, end]))].tolist()
+    return [dict(zip(("threshold", "precision", "recall"), row, strict=True)) for row in chosen]
 
 
 class Ranked:

@@ -5,11 +5,15 @@
     python -m saycan_qt.evaluate skills --checkpoint runs/q/checkpoint --seed 7
     python -m saycan_qt.evaluate affordance --data data/scenes       # does it know what is possible? Offline
     python -m saycan_qt.evaluate affordance --data data/scenes --checkpoint affordance runs/critic/checkpoint --json
+    python -m saycan_qt.evaluate affordance --data data/scenes --server 127.0.0.1:50051 --out runs/judged
+    python -m saycan_qt.evaluate affordance --data DIR --mapping bridge --checkpoint runs/own/checkpoint     # episodes
+    python -m saycan_qt.evaluate affordance --data data/scenes --checkpoint runs/critic/checkpoint --calibrate isotonic
 
 skills: closed loop in fresh kitchen scenes: the policy sees camera and proprioception only, and an episode counts when
 it terminates itself with the task's goal reached. Rates come with 95 % Wilson intervals.
-affordance: a value function scores every learnt skill in labelled scenes (`python -m saycan_qt.collect affordance`);
-precision, recall, F1 and more, with bootstrap intervals. `affordance --help` says how pairs are weighted.
+affordance: value functions, as checkpoints or behind running skill servers, score every learnt skill in labelled scenes
+(`python -m saycan_qt.collect affordance`), or the first frames of anybody's episodes; precision, recall, F1 and more,
+with bootstrap intervals, and calibration. `affordance --help` says how pairs are weighted.
 """
 
 from __future__ import annotations

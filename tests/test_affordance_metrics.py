@@ -13,6 +13,8 @@ from saycan_qt.affordance_metrics import (
     equal_families,
     intervals,
     metrics,
+    precision_recall,
+    reliability,
 )
 
 FAMILIES = np.array(["pick"] * 4 + ["open drawer"] * 2)
@@ -37,6 +39,25 @@ def test_calibration_error_by_hand():
     labels = np.array([False, True, False])
     error = calibration_error(labels, np.array([0.25, 0.95, 0.95]), np.array([1.0, 2.0, 1.0]))
     assert error == pytest.approx((1 * 0.25 + 3 * (0.95 - 2 / 3)) / 4)
+
+
+def test_reliability_adds_up_to_the_calibration_error():
+    labels, scores, weights = random_pairs(6)
+    bins = reliability(labels, scores, weights)
+    assert sum(b["share"] for b in bins) == pytest.approx(1.0)
+    error = sum(b["share"] * abs(b["score"] - b["possible"]) for b in bins)
+    assert error == pytest.approx(calibration_error(labels, scores, weights))
+
+
+@pytest.mark.parametrize("ties", [False, True])
+def test_every_point_of_the_precision_recall_curve_is_what_its_threshold_gives(ties):
+    labels, scores, weights = random_pairs(7, ties)
+    curve = precision_recall(labels, scores, weights)
+    recalls = [point["recall"] for point in curve]
+    assert recalls == sorted(recalls) and recalls[-1] == pytest.approx(1.0)
+    for point in curve[::5]:
+        found = metrics(labels, scores, weights, point["threshold"])
+        assert (point["precision"], point["recall"]) == pytest.approx((found["precision"], found["recall"]))
 
 
 def test_negatives_of_a_scene_and_family_weigh_one_more_than_its_positives():

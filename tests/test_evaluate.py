@@ -1,15 +1,20 @@
 """Evaluation counts honestly and refuses what it cannot measure."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
 import tiny_policies
+from test_data_rlds import fractal, save
 
 from saycan_qt import affordance, checkpoint
+from saycan_qt.algorithms.q_transformer import QTransformer
 from saycan_qt.data import scenes
+from saycan_qt.data.episodes import Episode, EpisodeWriter
 from saycan_qt.evaluate import main, run_episode, wilson
 from skills.library import SkillLibrary
+from skills.server import serve
 
 
 class Quitter:
@@ -89,7 +94,7 @@ def test_affordances_are_measured_family_by_family_and_scores_are_kept(tmp_path,
     found = answer["models"]["affordance"]
     assert {"precision", "recall", "f1", "threshold", "auc", "ap", "ece", "intervals", "families"} <= found.keys()
     assert set(found["families"]) == set(SKILLS.values()) and answer["scenes"] + answer["tuning_scenes"] == 25
-    monkeypatch.setattr(scenes.SceneDataset, "observations", None)  # scoring again would need them
+    monkeypatch.setattr(QTransformer, "value_many", None)  # scoring again would need it
     assert main([*command, "--threshold", "tuned"]) == 0
     tuned = json.loads(capsys.readouterr().out)["models"]["affordance"]
     assert tuned["f1"] == tuned["tuned"]["f1"] and tuned["fixed"] == found["fixed"]
@@ -125,6 +130,10 @@ def test_a_model_that_only_acts_is_refused(tmp_path, capsys):
         ([], {"chance": 1.0}, "possible"),
         ([], {"side": (40, 40)}, "(80, 96, 3)"),
         ([], {"count": 1}, "collect more scenes"),
+        (["--label", "recorded"], {}, "precondition or succeeds"),
+        (["--server", "127.0.0.1:1"], {}, "nothing listens"),
+        (["--server", "somewhere"], {}, "HOST:PORT"),
+        (["--server", "127.0.0.1:1", "--calibrate", "isotonic"], {}, "beside a checkpoint"),
     ],
 )
 def test_what_cannot_be_measured_is_one_line_and_exit_code_2(options, scene, said, tmp_path, capsys):
@@ -132,3 +141,88 @@ def test_what_cannot_be_measured_is_one_line_and_exit_code_2(options, scene, sai
     assert main(["affordance", "--data", data, "--threads", "1", *options]) == 2
     errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1 and said in errors[0]
+
+
+def test_calibration_stays_beside_the_checkpoint_and_both_figures_are_given(tmp_path, capsys):
+    critic = str(shutil.copytree(checkpoint.resolve("affordance"), tmp_path / "critic"))
+    command = ["affordance", "--data", make_scenes(tmp_path / "scenes"), "--checkpoint", critic, "--threads", "1"]
+    assert main([*command, "--json", "--resamples", "5", "--calibrate", "isotonic"]) == 0
+    models = json.loads(capsys.readouterr().out)["models"]
+    raw, after = models[critic], models[f"{critic}, isotonic"]
+    assert after["auc"] == pytest.approx(raw["auc"])
+    assert after["calibration"]["ece_on_other_scenes"] == pytest.approx({"raw": raw["ece"], "calibrated": after["ece"]})
+    assert (tmp_path / "critic.calibration.json").exists()
+
+
+class Tiring:
+    """A critic that fails at its call number `last`, once; values follow from the image."""
+
+    def __init__(self, last):
+        self.last, self.calls = last, 0
+
+    def value(self, history, instructions):
+        self.calls += 1
+        if self.calls == self.last:
+            raise RuntimeError("out of memory")
+        return np.linspace(0.1, 0.9, len(instructions)) * history[-1].image.mean() / 255
+
+
+def test_a_server_that_stops_answering_is_one_line_and_what_was_scored_is_kept(tmp_path, capsys):
+    data, out, critic = make_scenes(tmp_path / "scenes"), str(tmp_path / "out"), Tiring(last=23)
+    with serve(SkillLibrary.load(), critic, model_id="tiring") as server:
+        command = ["affordance", "--data", data, "--out", out, "--server", server.address, "--resamples", "5"]
+        assert main([*command, "--json"]) == 2
+        errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+        assert len(errors) == 1 and "22 of 25 scenes" in errors[0] and out in errors[0]
+        assert main([*command, "--json"]) == 0
+    assert list(json.loads(capsys.readouterr().out)["models"]) == [server.address]
+    assert critic.calls == 25 + 1
+
+
+TASKS = ("pick apple", "pick up the apple", "open top drawer")
+
+
+def make_episodes(folder):
+    """Two frames each; every fourth is a failure."""
+    rng = np.random.default_rng(0)
+    with EpisodeWriter(folder, (80, 96)) as writer:
+        for number in range(24):
+            images = rng.integers(0, 255, (2, 80, 96, 3), dtype=np.uint8)
+            zeros = np.zeros((2, 8), np.float32)
+            writer.add(Episode(images, zeros, zeros, TASKS[number % 3], number % 4 < 3))
+    return folder
+
+
+def test_episodes_are_asked_for_their_own_task_and_for_one_of_another_meaning(tmp_path):
+    questions = affordance.ask(make_episodes(tmp_path / "episodes"), "", "auto")
+    assert questions.labels.tolist() == [[True, False]] * 18
+    for own, other in questions.texts:
+        assert (own == "open top drawer") != (other == "open top drawer")
+    first = questions.observations([0, 17])
+    assert set(first) == {0, 17} and first[17].image.shape == (80, 96, 3)
+
+
+def test_the_episodes_own_success_can_be_the_label(tmp_path):
+    questions = affordance.ask(make_episodes(tmp_path / "episodes"), "", "recorded")
+    assert questions.labels[:, 0].tolist() == [n % 4 < 3 for n in range(24)] and questions.texts[2] == [TASKS[2]]
+
+
+def test_a_label_of_feasibility_in_tfrecords_is_read_through_the_mapping(tmp_path):
+    records = [fractal(n) | {"aspects/feasible": [n in (0, 3)]} for n in range(4)]
+    mapping = tmp_path / "mapping.yaml"
+    mapping.write_text("base: fractal\nsuccess: aspects/feasible\n")
+    questions = affordance.ask(save(tmp_path / "data", records), str(mapping), "recorded")
+    assert questions.labels[:, 0].tolist() == [True, False, False, True]
+    assert questions.instructions == ["pick coke can 0", "pick coke can 1"]
+
+
+def test_the_report_needs_no_other_file_and_shows_each_mistake_once(tmp_path, capsys):
+    out = tmp_path / "out"
+    command = ["affordance", "--data", str(make_episodes(tmp_path / "episodes")), "--out", str(out), "--threads", "1"]
+    assert main([*command, "--resamples", "5"]) == 0
+    page, answer = (out / "report.html").read_text(), json.loads((out / "affordance.json").read_text())
+    wrong = answer["models"]["affordance"]["mistakes"]
+    assert page.count("data:image/png") == len(wrong["false_positives"]) + len(wrong["false_negatives"]) > 0
+    assert "http" not in page and "as in the paper" in page.lower() and 'src="data' in page
+    values = [row["value"] for row in wrong["false_negatives"]]
+    assert values == sorted(values) and max(values) < 0.5
