@@ -34,8 +34,8 @@ from pypi_q_transformer import PRESETS as PEER_PRESETS
 from pypi_q_transformer import SCORED, flops_of, timed
 
 from saycan_qt.algorithms import ALGORITHMS
-from saycan_qt.algorithms.policy import Policy
-from saycan_qt.algorithms.q_transformer import QTransformer, QTransformerConfig
+from saycan_qt.algorithms.policy import Judge, Policy
+from saycan_qt.algorithms.q_transformer import QTransformerConfig
 from saycan_qt.algorithms.rt1 import RT1Config
 from saycan_qt.backbone import PAPER, SMALL, NetworkConfig
 from saycan_qt.batches import BatchConfig
@@ -174,7 +174,7 @@ def start(case: Case, config: LearningConfig, chunk: int, folder: Path) -> Row:
     )
     run = Run(settings, RandomEpisodes(case.network.encoder.image), policy, SKILLS)
     calls: dict[str, Callable[[], Any]]
-    calls = {"train": run.train_step, "act": partial(act, policy), "score": partial(score, policy, SKILLS, chunk)}
+    calls = {"train": run.train_step, "act": partial(act, policy), "score": partial(score, policy)}
     row = Row(
         name=case.name,
         parameters=sum(p.numel() for p in policy.network.parameters()),
@@ -185,7 +185,7 @@ def start(case: Case, config: LearningConfig, chunk: int, folder: Path) -> Row:
     run.train_step()
     act(policy)
     if "score" in case.figures:
-        score(policy, SKILLS[:chunk], chunk)
+        policy.value(history(policy), SKILLS[:chunk])
     return row
 
 
@@ -200,10 +200,9 @@ def act(policy: Policy) -> None:
     policy.act(history(policy), SKILLS[0])
 
 
-def score(policy: Policy, skills: list[str], chunk: int) -> None:
-    """`value`, in portions that fit into memory."""
-    assert isinstance(policy, QTransformer)
-    policy.value_many([history(policy)], [skills], chunk=chunk)
+def score(policy: Policy) -> None:
+    assert isinstance(policy, Judge)
+    policy.value(history(policy), SKILLS)
 
 
 class Peer:

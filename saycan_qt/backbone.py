@@ -186,6 +186,14 @@ class Layer(nn.Module):
         x = x + self.out(attended.transpose(1, 2).flatten(2))
         return x + self.mlp(self.norm2(x)), (k, v)
 
+    def look(self, x: Tensor, past: tuple[Tensor, Tensor]) -> Tensor:
+        """New tokens that see the earlier ones alone, neither each other nor themselves. x (B or 1, n, width)"""
+        width = x.shape[-1]
+        q = self.split(F.linear(self.norm1(x), self.qkv.weight[:width], self.qkv.bias[:width]))
+        attended = attend(q.expand(len(past[0]), -1, -1, -1), *past, None)
+        x = x + self.out(attended.transpose(1, 2).flatten(2))
+        return x + self.mlp(self.norm2(x))
+
 
 class BinHead(nn.Module):
     """Outputs for each bin of each action dimension, from that dimension's hidden state."""

@@ -156,7 +156,7 @@ class Transitions:
         terminated = rows == last
         relabelled = tasks != task
         reward, returns = self.rewards(rows, last, success, relabelled)
-        now, after = (self.tokens(part, rng if augment else None) for part in (rows, window[:, -1]))
+        now, after = (self.actions(part, rng if augment else None) for part in (rows, window[:, -1]))
         frames = torch.from_numpy(np.ascontiguousarray(self.frames[window[mine]]))
         if frames.dtype != torch.uint8:
             frames = frames.float()
@@ -166,12 +166,14 @@ class Transitions:
             "frames": frames,
             "states": torch.from_numpy(np.asarray(data.states[window[mine]])),
             "text": self.text[torch.from_numpy(tasks[mine])],
-            "tokens": now[mine],
-            "next_tokens": after[mine],
+            "actions": now[mine],
+            "tokens": self.policy.tokenizer.encode(now[mine]),
+            "next_tokens": self.policy.tokenizer.encode(after[mine]),
         }
         numbers = {"reward": reward, "terminated": terminated, "returns": returns, "demonstrates": success}
         tensors |= {name: torch.from_numpy(value[mine].astype(np.float32)) for name, value in numbers.items()}
-        return Batch(**{name: value.to(device) for name, value in tensors.items()})
+        seed = int(rng.spawn(1)[0].integers(2**62))  # a stream of its own: nothing is taken from `rng`
+        return Batch(**{name: value.to(device) for name, value in tensors.items()}, seed=seed)
 
     def rewards(
         self, rows: np.ndarray, last: np.ndarray, success: np.ndarray, relabelled: np.ndarray
@@ -185,14 +187,14 @@ class Transitions:
         each = np.where(relabelled[:, None], np.minimum(each, 0), each)  # costs stay, what was earned does not
         return each[:, 0], (each * discount ** np.arange(each.shape[1])).sum(axis=1)
 
-    def tokens(self, rows: np.ndarray, rng: np.random.Generator | None) -> Tensor:
-        """(B, D) action bins; with a generator, terminating actions get `terminal_motion`."""
+    def actions(self, rows: np.ndarray, rng: np.random.Generator | None) -> Tensor:
+        """(B, 8) in physical units; with a generator, terminating actions get `terminal_motion`."""
         actions = torch.from_numpy(np.array(self.dataset.actions[rows]))
         if rng is not None:
             noise = rng.normal(0, self.config.terminal_motion, (len(rows), 6)) * [1, 1, 1, 6, 6, 6]
             ends = actions[:, TERMINATE] > TERMINATE_THRESHOLD
             actions[ends, :6] += torch.from_numpy(noise.astype(np.float32))[ends]
-        return self.policy.tokenizer.encode(actions)
+        return actions
 
     def jitter(self, count: int, keypoints: int, rng: np.random.Generator) -> np.ndarray:
         """(B, 1, K, 3) [m], the same for all frames of a transition."""

@@ -55,8 +55,7 @@ class Run:
         self.optimizer = torch.optim.AdamW(
             self.parameters, config.learning_rate, betas=(0.9, 0.98), weight_decay=config.weight_decay, fused=True
         )
-        assert self.policy.target_network is not None
-        self.modules = {"network": self.policy.network, "target": self.policy.target_network}
+        self.modules = self.policy.modules()
         self.state = config.out / STATE
         self.step, self.earlier = 0, 0.0  # earlier: seconds trained before this process began
         self.best = math.inf  # lowest held-out loss so far

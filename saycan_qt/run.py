@@ -45,7 +45,6 @@ from saycan_qt.services import (
     ServiceProcess,
     StartFailed,
     refuse,
-    share_processors,
 )
 from skills.client import RobotClient, SkillClient
 from skills.errors import ServerFault, SkillError, Stopped
@@ -295,7 +294,6 @@ def check(config: RunConfig) -> str | None:
 
 
 def load_language() -> Language:
-    share_processors()
     from transformers.utils import logging as transformers_logging  # seconds, spent while the services start
 
     from planners.language import LanguageScorer

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from saycan_qt.options import Checkpoint, File, parse
-from saycan_qt.services import SKILL_SERVER, EndWhenTold, announce, announce_ready, refuse, share_processors
+from saycan_qt.services import SKILL_SERVER, EndWhenTold, announce, announce_ready, refuse
 from skills.errors import SkillError, Unavailable
 from skills.library import SkillLibrary
 from skills.server import serve as serve_skills
@@ -73,7 +73,6 @@ class Warming:
 
 def checkpoints(config: ServeConfig) -> Models:
     """The shipped models, or those that were asked for; raises Unreadable."""
-    share_processors()
     import torch
 
     from saycan_qt import checkpoint

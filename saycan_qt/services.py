@@ -190,12 +190,6 @@ class RemoteService:
 Service = ServiceProcess | RemoteService
 
 
-def share_processors() -> None:
-    """Call before torch is imported. By default its idle threads spin: on two busy cores a decision of the language
-    model then took 50 s of wall clock, and 1.5 s with threads that sleep while they wait."""
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-
-
 def refuse(reason: str) -> int:
     """One line for people; returns the exit code of a mistake in use."""
     print(f"{ERROR}{' '.join(reason.split())}", file=sys.stderr, flush=True)

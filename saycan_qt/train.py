@@ -3,6 +3,7 @@
     python -m saycan_qt.train rt1 --data data/kitchen --out runs/clone
     python -m saycan_qt.train q-transformer --data data/kitchen --init runs/clone/checkpoint --out runs/actor
     python -m saycan_qt.train q-transformer --data data/kitchen --relabel 0.5 --out runs/critic
+    python -m saycan_qt.train qt-opt --data data/kitchen --relabel 0.5 --out runs/qt-opt
     python -m saycan_qt.train finetune --init execution --data data/new data/kitchen --out runs/finetuned
     python -m saycan_qt.train rt1 --data data/kitchen --out /tmp/run --debug      # tiny model; what the tests run
     torchrun --nproc-per-node 2 -m saycan_qt.train rt1 ...                        # the same run on two processes
@@ -36,6 +37,7 @@ from saycan_qt import checkpoint, distributed
 from saycan_qt.algorithms import ALGORITHMS
 from saycan_qt.algorithms.policy import Policy, tokenizer_of
 from saycan_qt.algorithms.q_transformer import QTransformer, QTransformerConfig
+from saycan_qt.algorithms.qt_opt import QTOpt, QTOptConfig
 from saycan_qt.algorithms.rt1 import RT1, RT1Config
 from saycan_qt.backbone import PRESETS, NetworkConfig
 from saycan_qt.batches import BatchConfig, Episodes
@@ -48,6 +50,7 @@ from skills.types import ACTION_HIGH, ACTION_LOW, ACTION_NAMES
 
 log = logging.getLogger(__name__)
 SHIPPED_PERCEPTION = checkpoint.SHIPPED / "perception"
+AlgorithmConfig = QTransformerConfig | QTOptConfig | RT1Config
 SAMPLE = 200_000  # actions that bounds and adaptive bins are computed from
 
 
@@ -90,7 +93,7 @@ class TrainConfig:
     debug: bool = False  # tiny, for tests
 
     @property
-    def algorithm(self) -> QTransformerConfig | RT1Config:
+    def algorithm(self) -> AlgorithmConfig:
         raise NotImplementedError
 
 
@@ -102,6 +105,17 @@ class TrainQTransformer(TrainConfig):
 
     @property
     def algorithm(self) -> QTransformerConfig:
+        return self.q
+
+
+@dataclass(frozen=True)
+class TrainQTOpt(TrainConfig):
+    """Q-learning over continuous actions, as a baseline: judges and acts."""
+
+    q: QTOptConfig = field(default_factory=QTOptConfig)
+
+    @property
+    def algorithm(self) -> QTOptConfig:
         return self.q
 
 
@@ -126,7 +140,7 @@ class Finetune(TrainConfig):
     learning_rate: float = 2e-4
 
     @property
-    def algorithm(self) -> QTransformerConfig | RT1Config:
+    def algorithm(self) -> AlgorithmConfig:
         if self.init is None:
             raise ValueError("finetune needs --init, a checkpoint's folder or the name of one that ships")
         described, _ = checkpoint.read(self.init)
@@ -187,6 +201,8 @@ def new_policy(config: TrainConfig, dataset: Episodes) -> tuple[Policy, list[str
     match config.algorithm:
         case QTransformerConfig() as q:
             policy = QTransformer(network, q, texts, tokenizer)
+        case QTOptConfig() as qt_opt:
+            policy = QTOpt(network, qt_opt, texts, tokenizer)
         case RT1Config() as rt1:
             policy = RT1(network, rt1, texts, tokenizer)
     for part in ("trunk", "grounding") if eyes else ():
@@ -269,6 +285,7 @@ def main(config: TrainConfig) -> dict[str, Any]:
 
 Command = (
     Annotated[TrainQTransformer, tyro.conf.subcommand("q-transformer", prefix_name=False)]
+    | Annotated[TrainQTOpt, tyro.conf.subcommand("qt-opt", prefix_name=False)]
     | Annotated[TrainRT1, tyro.conf.subcommand("rt1", prefix_name=False)]
     | Annotated[Finetune, tyro.conf.subcommand("finetune", prefix_name=False)]
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from tiny_policies import KINDS, TEXTS, batch_for, make, observation
+from tiny_policies import AUTOREGRESSIVE, KINDS, TEXTS, batch_for, make, observation
 
 from saycan_qt import checkpoint
 from skills.types import ACTION_HIGH, ACTION_LOW
@@ -64,7 +64,7 @@ def test_actions_stay_in_range_and_a_batch_acts_as_its_rows_do(kind):
         np.testing.assert_array_equal(policy.act(history, text), action)
 
 
-@every_algorithm
+@pytest.mark.parametrize("kind", AUTOREGRESSIVE)
 def test_cached_decoding_equals_the_arg_max_without_a_cache(kind):
     policy = make(kind)
     train(policy, 3)

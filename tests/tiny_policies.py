@@ -9,6 +9,7 @@ import torch
 
 from saycan_qt.algorithms.policy import Batch, Policy
 from saycan_qt.algorithms.q_transformer import QTransformer, QTransformerConfig
+from saycan_qt.algorithms.qt_opt import QTOpt, QTOptConfig
 from saycan_qt.algorithms.rt1 import RT1, RT1Config
 from saycan_qt.backbone import DEBUG
 from saycan_qt.efficientnet import EfficientNetConfig
@@ -32,7 +33,10 @@ KINDS = {
     "q-transformer, one-step": (QTransformer, QTransformerConfig(n_step=False, loss="cross_entropy"), DEBUG),
     "q-transformer, constrained": (QTransformer, CONSTRAINED, DEBUG),
     "q-transformer, efficientnet": (QTransformer, QTransformerConfig(), PAPER_LIKE),
+    "qt-opt": (QTOpt, QTOptConfig(), DEBUG),
+    "qt-opt, efficientnet": (QTOpt, QTOptConfig(cql_weight=0.0), PAPER_LIKE),
 }
+AUTOREGRESSIVE = [kind for kind in KINDS if not kind.startswith("qt-opt")]  # one action dimension after the other
 
 
 def texts() -> TextEncoder:
@@ -54,11 +58,14 @@ def batch_for(policy: Policy, size: int = 16, seed: int = 0) -> Batch:
     else:
         frames = torch.from_numpy(rng.integers(0, 255, (size, 3, *network.encoder.image, 3), dtype=np.uint8))
     success, last = torch.arange(size) % 2, torch.arange(size) % 4 == 1
+    states = rng.normal(0, 0.3, (size, network.history + 1, 8)).astype(np.float32)
+    tokens = torch.from_numpy(rng.integers(0, 256, (size, 8)))
     return Batch(
         frames=frames,
-        states=torch.from_numpy(rng.normal(0, 0.3, (size, network.history + 1, 8)).astype(np.float32)),
+        states=torch.from_numpy(states),
         text=policy.texts.encode([TEXTS[i % len(TEXTS)] for i in range(size)]),
-        tokens=torch.from_numpy(rng.integers(0, 256, (size, 8))),
+        actions=policy.tokenizer.decode(tokens),
+        tokens=tokens,
         next_tokens=torch.from_numpy(rng.integers(0, 256, (size, 8))),
         reward=(last * success).float(),
         terminated=last.float(),

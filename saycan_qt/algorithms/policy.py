@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from saycan_qt.backbone import NetworkConfig, PolicyNetwork
+from saycan_qt.backbone import KeypointEncoder, Memory, NetworkConfig, PolicyNetwork
 from saycan_qt.distributed import shared_count
 from saycan_qt.tokens import TERMINATE, ActionTokenizer, TextEncoder
 from skills.types import Observation
@@ -29,12 +29,14 @@ class Batch:
     frames: Tensor  # (B, h + 1, K, 4 + F) perceived, or (B, h + 1, H, W, 3) uint8
     states: Tensor  # (B, h + 1, 8)
     text: Tensor  # (B, E) instruction embeddings
-    tokens: Tensor  # (B, D) action bins at t
+    actions: Tensor  # (B, 8) at t, in physical units
+    tokens: Tensor  # (B, D) their bins
     next_tokens: Tensor  # (B, D) at t + 1; of no meaning where terminated
     reward: Tensor  # (B,) at t
     terminated: Tensor  # (B,) in {0, 1}; time-outs count, with reward 0 [Q-Transformer]
     returns: Tensor  # (B,) Monte-Carlo return-to-go from t
     demonstrates: Tensor  # (B,) in {0, 1}: from an episode that succeeded at this very instruction
+    seed: int = 0  # of what an algorithm draws itself; follows from the run's seed and step
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -89,6 +91,7 @@ class Policy(ABC):
 
     name: ClassVar[str]
     config_type: ClassVar[type]
+    network_type: ClassVar[type[PolicyNetwork]] = PolicyNetwork
     only_successes: ClassVar[bool] = False  # train on successful episodes alone
 
     def __init__(
@@ -101,7 +104,7 @@ class Policy(ABC):
     ) -> None:
         self.config, self.network_config, self.texts = config, network, texts
         self.tokenizer = tokenizer or ActionTokenizer.uniform(network.bins)
-        self.network = PolicyNetwork(network, heads)
+        self.network = self.network_type(network, heads)
         self.target_network: PolicyNetwork | None = None  # the moving average; while training
         self.device = torch.device("cpu")
 
@@ -113,9 +116,9 @@ class Policy(ABC):
     @abstractmethod
     def loss(self, batch: Batch) -> tuple[Tensor, Metrics]: ...
 
-    @abstractmethod
     def choose(self, network: PolicyNetwork, hidden: Tensor, dim: int) -> Tensor:
-        """Bins (B,) of one action dimension, from its hidden states (B, width)."""
+        """Bins (B,) of one action dimension, from its hidden states (B, width); for those who act bin by bin."""
+        raise NotImplementedError
 
     # Training
 
@@ -136,6 +139,11 @@ class Policy(ABC):
             for target, buffer in zip(self.target_network.buffers(), self.network.buffers(), strict=True):
                 target.copy_(buffer)
 
+    def modules(self) -> dict[str, PolicyNetwork]:
+        """What the state of a training run holds, to be resumed from."""
+        assert self.target_network is not None
+        return {"network": self.network, "target": self.target_network}
+
     def to(self, device: str | torch.device) -> Policy:
         self.device = torch.device(device)
         self.network.to(self.device)
@@ -153,8 +161,11 @@ class Policy(ABC):
         network = self.acting.eval()
         frames, states = self.observe(histories)
         memory = network.encode(frames, states, self.texts.encode(instructions).to(self.device))
-        tokens = network.decode(memory, lambda hidden, dim: self.choose(network, hidden, dim))
-        return self.tokenizer.decode(tokens).cpu().numpy()
+        return self.decide(network, memory).cpu().numpy()
+
+    def decide(self, network: PolicyNetwork, memory: Memory) -> Tensor:
+        """Actions (N, 8) in physical units."""
+        return self.tokenizer.decode(network.decode(memory, lambda hidden, dim: self.choose(network, hidden, dim)))
 
     def act(self, history: Sequence[Observation], instruction: str) -> np.ndarray:
         """One action, (8,) float32 within ACTION_LOW..ACTION_HIGH; history is oldest first."""
@@ -212,3 +223,33 @@ class Policy(ABC):
         found = {key: value for key, value in found.items() if key in own and own[key].shape == value.shape}
         self.network.load_state_dict(found, strict=False)
         return [key for key in own if key.startswith(within) and key not in found]
+
+
+class Judge(Policy):
+    """A policy that is a Critic, too: it knows what a state is worth under an instruction."""
+
+    @abstractmethod
+    def values(self, network: PolicyNetwork, memory: Memory) -> Tensor:
+        """(B,) in [0, 1], of the best action in each state."""
+
+    def value(self, history: Sequence[Observation], instructions: Sequence[str]) -> np.ndarray:
+        """Affordances (N,) float32 in [0, 1]. The image is perceived once for all instructions."""
+        return self.value_many([history], [list(instructions)])[0]
+
+    @torch.inference_mode()
+    def value_many(
+        self, histories: Sequence[Sequence[Observation]], instructions: Sequence[Sequence[str]]
+    ) -> list[np.ndarray]:
+        """Affordances of several histories, each with its own instructions."""
+        network = self.acting.eval()
+        chunk = 512 if isinstance(network.encoder, KeypointEncoder) else 16  # images pass FiLM once for each skill
+        frames, states = self.observe(histories)
+        rows = torch.tensor([row for row, texts in enumerate(instructions) for _ in texts], device=self.device)
+        text = self.texts.encode([t for texts in instructions for t in texts]).to(self.device) if len(rows) else None
+        values = []
+        for i in range(0, len(rows), chunk):
+            part = rows[i : i + chunk]
+            assert text is not None
+            values.append(self.values(network, network.encode(frames[part], states[part], text[i : i + chunk])))
+        everything = torch.cat(values).cpu().numpy() if values else np.zeros(0, np.float32)
+        return np.split(everything, np.cumsum([len(texts) for texts in instructions])[:-1])

@@ -6,20 +6,17 @@ Equations, sections and appendices are the paper's (arXiv 2309.10150).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from saycan_qt.algorithms.policy import Batch, Metrics, Policy, behavior_loss, smooth_probabilities
-from saycan_qt.backbone import KeypointEncoder, NetworkConfig, PolicyNetwork
+from saycan_qt.algorithms.policy import Batch, Judge, Metrics, behavior_loss, smooth_probabilities
+from saycan_qt.backbone import Memory, NetworkConfig, PolicyNetwork
 from saycan_qt.distributed import shared_count
 from saycan_qt.tokens import TERMINATE, ActionTokenizer, TextEncoder
-from skills.types import Observation
 
 Conservatism = Literal["paper", "softmax", "none"]
 Loss = Literal["squared", "cross_entropy"]
@@ -90,7 +87,7 @@ def q_loss(
     }
 
 
-class QTransformer(Policy):
+class QTransformer(Judge):
     """Judges with the value of the first dimension, acts with the arg max of each."""
 
     name = "q-transformer"
@@ -165,28 +162,7 @@ class QTransformer(Policy):
             return torch.where(q_values[:, last] > q_values[:, 0], last, 0)
         return q_values.argmax(-1)
 
-    @torch.inference_mode()
-    def value(self, history: Sequence[Observation], instructions: Sequence[str]) -> np.ndarray:
-        """Affordances (N,) float32 in [0, 1]: the maximum over the first action dimension, which by Eq. 1 is the value
-        of the whole action. The image is perceived once for all instructions."""
-        return self.value_many([history], [list(instructions)])[0]
-
-    @torch.inference_mode()
-    def value_many(
-        self, histories: Sequence[Sequence[Observation]], instructions: Sequence[Sequence[str]]
-    ) -> list[np.ndarray]:
-        """Affordances of several histories, each with its own instructions."""
-        network = self.acting.eval()
-        chunk = 512 if isinstance(network.encoder, KeypointEncoder) else 16  # images pass FiLM once for each skill
-        frames, states = self.observe(histories)
-        rows = torch.tensor([row for row, texts in enumerate(instructions) for _ in texts], device=self.device)
-        text = self.texts.encode([t for texts in instructions for t in texts]).to(self.device) if len(rows) else None
-        values = []
-        for i in range(0, len(rows), chunk):
-            part = rows[i : i + chunk]
-            assert text is not None
-            memory = network.encode(frames[part], states[part], text[i : i + chunk])
-            hidden, _ = network.read(memory, torch.empty(len(part), 0, dtype=torch.long, device=self.device))
-            values.append(network.outputs["q"](hidden)[:, 0].amax(-1).sigmoid())
-        everything = torch.cat(values).cpu().numpy() if values else np.zeros(0, np.float32)
-        return np.split(everything, np.cumsum([len(texts) for texts in instructions])[:-1])
+    def values(self, network: PolicyNetwork, memory: Memory) -> Tensor:
+        """The maximum over the first action dimension, which by Eq. 1 is the value of the whole action."""
+        hidden, _ = network.read(memory, torch.empty(len(memory[0][0]), 0, dtype=torch.long, device=self.device))
+        return network.outputs["q"](hidden)[:, 0].amax(-1).sigmoid()

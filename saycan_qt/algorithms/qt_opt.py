@@ -1,0 +1,261 @@
+"""QT-Opt: Q-learning over continuous actions, whose best one the cross-entropy method looks for.
+
+Encoder and Transformer are those of the siblings, so that a comparison is one of algorithms; the whole action enters
+as a single token. QT-Opt is Kalashnikov et al. 2018 (arXiv 1806.10293), CQL is Kumar et al. 2020 (arXiv 2006.04779).
+Inside this file actions are normalised: each dimension's range is [-1, 1], and terminate is -1 or 1.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from saycan_qt.algorithms.policy import Batch, Judge, Metrics
+from saycan_qt.backbone import LOW_Q, Memory, NetworkConfig, PolicyNetwork
+from saycan_qt.distributed import shared_count
+from saycan_qt.tokens import TERMINATE, ActionTokenizer, TextEncoder
+from skills.types import ACTION_NAMES, TERMINATE_THRESHOLD
+
+CLOSEDNESS = ACTION_NAMES.index("closedness")
+WAVES = (0.5, 1.0, 2.0, 4.0)  # of a sine over an action dimension's range
+STATES_AT_ONCE = 64  # whose candidates are compared together on a CPU: more do not fit into its cache
+
+
+@dataclass(frozen=True)
+class QTOptConfig:
+    """QT-Opt, with CQL's penalty as an option. The defaults of the search are QT-Opt's. It knows no action bins: of
+    --bounds and --bins it takes each dimension's range."""
+
+    discount: float = 0.98  # per time step, as Q-Transformer's
+    # The returns that the sigmoid's 0 and 1 stand for: with rewards beyond {0, 1}, an episode's smallest and largest
+    value_low: float = 0.0
+    value_high: float = 1.0
+    cem_iterations: int = 2  # rounds of the cross-entropy method
+    cem_samples: int = 64  # actions tried in each
+    cem_elites: int = 6  # of them, the best, to which the next round's distribution is fitted
+    cem_deviation: float = 0.5  # of the first round's Gaussian, in halves of a dimension's range
+    # Age of the second target network, in averaging times of the first (1 / --average steps). QT-Opt: 6000 of 10 000
+    target_lag: float = 0.6
+    # Pull of actions absent from the data below those in it [CQL, Eq. 4]. 0 is QT-Opt as published, which collects its
+    # own data; on recorded data the paper compares with "QT-Opt with CQL" [Q-Transformer, 5.2]
+    cql_weight: float = 1.0
+    cql_samples: int = 16  # random actions that it pulls at, beside the elites of the cross-entropy method
+    monte_carlo: bool = False  # targets are at least the return-to-go, as Q-Transformer's. QT-Opt has nothing like it
+
+
+def waves(actions: Tensor) -> Tensor:
+    """(..., 8) -> (..., 72): the numbers and their Fourier features. Departs: QT-Opt takes the numbers alone, from
+    which a small network hardly learns a peak in hundreds of steps; the siblings have an embedding for every bin."""
+    phase = (actions[..., None] * (math.pi * torch.tensor(WAVES, device=actions.device))).flatten(-2)
+    return torch.cat([actions, phase.sin(), phase.cos()], dim=-1)
+
+
+@dataclass(frozen=True)
+class Draws:
+    """Random numbers of one search. All states share them, so that a batch acts as its rows do, on one process or two.
+
+    Departs: QT-Opt draws for each state anew."""
+
+    normal: Tensor  # (iterations, samples, 7)
+    uniform: Tensor  # (iterations, samples, 1) in [0, 1)
+    anywhere: Tensor  # (1, random actions, 8)
+
+
+def draw(config: QTOptConfig, seed: int, device: torch.device) -> Draws:
+    generator, dims = torch.Generator().manual_seed(seed), len(ACTION_NAMES)
+    rounds = config.cem_iterations, config.cem_samples
+    normal = torch.randn(*rounds, dims - 1, generator=generator)
+    uniform = torch.rand(*rounds, 1, generator=generator)
+    anywhere = torch.rand(1, config.cql_samples, dims, generator=generator) * 2 - 1
+    anywhere[..., CLOSEDNESS:] = anywhere[..., CLOSEDNESS:].sign()
+    return Draws(normal.to(device), uniform.to(device), anywhere.to(device))
+
+
+def maximize(
+    score: Callable[[Tensor], Tensor], draws: Draws, elites: int, deviation: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The cross-entropy method [QT-Opt, 4.2]: the best actions (B, 8) of all rounds, their scores (B,), and the last
+    round's elites (B, elites, 8). score: (B or 1, n, 8) -> (B, n).
+
+    A Gaussian for each dimension, clipped to the range, and a coin for terminate, both fitted to the elites."""
+    mean = torch.zeros(1, 1, draws.normal.shape[-1], device=draws.normal.device)
+    spread = torch.full_like(mean, deviation)
+    spread[..., CLOSEDNESS] = 1e6  # clipped: fully open or fully closed, as grippers mostly are. QT-Opt: discrete
+    ends = torch.full_like(mean[..., :1], 0.5)  # share of terminating actions
+    actions, scores = [], []
+    for normal, uniform in zip(draws.normal, draws.uniform, strict=True):
+        motion = (mean + spread * normal).clamp(-1, 1)
+        terminate = torch.where(uniform < ends, 1.0, -1.0)
+        candidates = torch.cat([motion, terminate], dim=-1)
+        found = score(candidates)
+        top = found.topk(elites, dim=1)
+        rows = top.indices[..., None].expand(-1, -1, candidates.shape[-1])
+        best = candidates.expand(len(found), -1, -1).gather(1, rows)
+        mean, spread = best[..., :-1].mean(1, keepdim=True), best[..., :-1].std(1, correction=0, keepdim=True)
+        ends = (best[..., -1:] > 0).float().mean(1, keepdim=True)
+        actions.append(best[:, 0])
+        scores.append(top.values[:, 0])
+    score_best, round_best = torch.stack(scores).max(dim=0)
+    return torch.stack(actions)[round_best, torch.arange(len(round_best))], score_best, best
+
+
+def clipped_double_target(one: Tensor, two: Tensor, reward: Tensor, terminated: Tensor, discount: float) -> Tensor:
+    """r + gamma min(Q1, Q2)(s', a*), where the episode goes on [QT-Opt, 4.2]. All (B,)."""
+    return reward + discount * (1 - terminated) * torch.minimum(one, two)
+
+
+def cql_penalty(logits: Tensor) -> Tensor:
+    """(B, 1 + n) logits of the data's action and of n others -> (B,), 0 where the data's action stands far above.
+
+    CQL(H) [Eq. 4], of logits, as Q-Transformer's ablation with a softmax is: Q itself is held within [0, 1], where a
+    log-sum-exp hardly tells actions apart. Departs from CQL: the data's action is among those summed, so the
+    penalty has a floor; and the others are not weighted by the density that they were drawn with."""
+    return logits.logsumexp(-1) - logits[:, 0]
+
+
+class ActionValueNetwork(PolicyNetwork):
+    """The siblings' network with a token for a whole action in place of one for each dimension, and one output."""
+
+    def __init__(self, config: NetworkConfig, heads: Sequence[str] = ()) -> None:
+        super().__init__(config, heads)
+        del self.dimensions, self.actions, self.outputs, self.mask  # of acting bin by bin
+        width = config.width
+        self.action = nn.Sequential(
+            nn.Linear(self.dims * (1 + 2 * len(WAVES)), width), nn.GELU(), nn.Linear(width, width)
+        )
+        self.q = nn.Linear(width, 1)
+        nn.init.constant_(self.q.bias, LOW_Q)
+
+    def judge(self, memory: Memory, actions: Tensor) -> Tensor:
+        """actions (B or 1, n, 8) -> logits (B, n), whose sigmoid is Q. The state is not encoded again for each."""
+        x = self.action(waves(actions))
+        for layer, past in zip(self.layers, memory, strict=True):
+            x = layer.look(x, past)  # type: ignore[operator]
+        return (self.norm(x).float() * self.q.weight).sum(-1) + self.q.bias  # float32 under autocast too
+
+
+class QTOpt(Judge):
+    """Judges with the greatest Q that the cross-entropy method finds, and acts with its action."""
+
+    name = "qt-opt"
+    config_type = QTOptConfig
+    network_type = ActionValueNetwork
+    network: ActionValueNetwork
+    target_network: ActionValueNetwork | None
+    lagged_network: ActionValueNetwork | None = None  # the second target; while training
+
+    def __init__(
+        self, network: NetworkConfig, config: QTOptConfig, texts: TextEncoder, tokenizer: ActionTokenizer | None = None
+    ) -> None:
+        super().__init__(network, config, (), texts, tokenizer)
+
+    @property
+    def discount(self) -> float:
+        return self.config.discount
+
+    def prepare(self, device: str, freeze_trunk: bool) -> None:
+        super().prepare(device, freeze_trunk)
+        self.lagged_network = copy.deepcopy(self.target_network)
+
+    def after_step(self, rate: float) -> None:
+        """Departs: the second target is an average of the first, with a mean age of `target_lag`, where QT-Opt's is a
+        snapshot as old: it needs no store of snapshots, nor does it jump."""
+        super().after_step(rate)
+        assert self.target_network is not None and self.lagged_network is not None
+        networks = self.network, self.target_network, self.lagged_network
+        parameters = [row for row in zip(*(n.parameters() for n in networks), strict=True) if row[0].requires_grad]
+        with torch.no_grad():
+            _, targets, lagged = map(list, zip(*parameters, strict=True))
+            torch._foreach_lerp_(lagged, targets, rate / max(rate, self.config.target_lag))
+            for behind, buffer in zip(self.lagged_network.buffers(), self.target_network.buffers(), strict=True):
+                behind.copy_(buffer)
+
+    def modules(self) -> dict[str, PolicyNetwork]:
+        assert self.lagged_network is not None
+        return super().modules() | {"lagged": self.lagged_network}
+
+    def normalized(self, actions: Tensor) -> Tensor:
+        """(..., 8) in physical units -> in [-1, 1]; what lies beyond the tokenizer's range is clipped."""
+        low, high = self.bounds()
+        result = ((actions - low) / (high - low) * 2 - 1).clamp(-1, 1)
+        result[..., TERMINATE] = torch.where(actions[..., TERMINATE] > TERMINATE_THRESHOLD, 1.0, -1.0)
+        return result
+
+    def physical(self, actions: Tensor) -> Tensor:
+        """(..., 8) in [-1, 1] -> in physical units."""
+        low, high = self.bounds()
+        return torch.lerp(low, high, (actions + 1) / 2)
+
+    def bounds(self) -> tuple[Tensor, Tensor]:
+        edges = self.tokenizer.edges.to(self.device)
+        return edges[:, 0], edges[:, -1]
+
+    @torch.no_grad()
+    def search(self, network: ActionValueNetwork, memory: Memory, draws: Draws) -> tuple[Tensor, Tensor, Tensor]:
+        """Best actions (B, 8), their logits (B,), and elites (B, elites, 8) of the states in `memory`."""
+        count = len(memory[0][0])
+        step = STATES_AT_ONCE if self.device.type == "cpu" else count
+        found = []
+        for i in range(0, count, step):
+            some = [(k[i : i + step], v[i : i + step]) for k, v in memory]
+            score = partial(network.judge, some)
+            found.append(maximize(score, draws, self.config.cem_elites, self.config.cem_deviation))
+        actions, logits, elites = (torch.cat(parts) for parts in zip(*found, strict=True))
+        return actions, logits, elites
+
+    @torch.no_grad()
+    def targets(self, batch: Batch, draws: Draws) -> Tensor:
+        """(B,) in [0, 1]: returns, put between value_low and value_high."""
+        config, one, two = self.config, self.target_network, self.lagged_network
+        assert one is not None and two is not None
+        low, span = config.value_low, config.value_high - config.value_low
+        actions, logits, _ = self.search(one, one.encode(*batch.next()), draws)
+        second = two.judge(two.encode(*batch.next()), actions[:, None])[:, 0]
+        first, other = (low + span * each.sigmoid() for each in (logits, second))
+        targets = clipped_double_target(first, other, batch.reward, batch.terminated, config.discount)
+        if config.monte_carlo:
+            targets = torch.maximum(targets, batch.returns)
+        return ((targets - low) / span).clamp(0.0, 1.0)
+
+    def loss(self, batch: Batch) -> tuple[Tensor, Metrics]:
+        """Cross-entropy of the logit and its target [QT-Opt, Eq. 1], and the penalty."""
+        config, draws = self.config, draw(self.config, batch.seed, self.device)
+        targets = self.targets(batch, draws)
+        memory = self.network.encode(*batch.now())
+        actions = self.normalized(batch.actions)[:, None]
+        metrics: Metrics = {}
+        if config.cql_weight > 0:
+            _, best, elites = self.search(self.network, memory, draws)
+            actions = torch.cat([actions, elites, draws.anywhere.expand(len(batch), -1, -1)], dim=1)
+            for name, rows in (("value_success", batch.demonstrates), ("value_other", 1 - batch.demonstrates)):
+                metrics[name] = (best.sigmoid() * rows).sum() / shared_count(rows)
+        logits = self.network.judge(memory, actions)
+        td = F.binary_cross_entropy_with_logits(logits[:, 0], targets)
+        penalty = cql_penalty(logits).mean()  # 0 where there are no others
+        loss = td + config.cql_weight * penalty
+        return loss, {
+            "loss": loss.detach(),
+            "td": td.detach(),
+            "conservative": penalty.detach(),
+            "q_data": logits.detach()[:, 0].sigmoid().mean(),
+            "q_target": targets.mean(),
+            **metrics,
+        }
+
+    def decide(self, network: PolicyNetwork, memory: Memory) -> Tensor:
+        return self.physical(self.found(network, memory)[0])
+
+    def values(self, network: PolicyNetwork, memory: Memory) -> Tensor:
+        return self.found(network, memory)[1].sigmoid()
+
+    def found(self, network: PolicyNetwork, memory: Memory) -> tuple[Tensor, Tensor]:
+        """Best actions (B, 8) and their logits (B,), with the same draws every time."""
+        assert isinstance(network, ActionValueNetwork)
+        return self.search(network, memory, draw(self.config, 0, self.device))[:2]
