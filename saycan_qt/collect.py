@@ -2,6 +2,7 @@
 
     python -m saycan_qt.collect --out data/kitchen --episodes 6000
     python -m saycan_qt.collect --out data/impossible --episodes 4000 --impossible 1 --seed 1
+    python -m saycan_qt.collect --out data/anywhere --episodes 4000 --anywhere 1 --seed 2
     python -m saycan_qt.collect --out data/small --episodes 40 --families pick      # a quick look
     python -m saycan_qt.collect affordance --out data/scenes --scenes 1000
 
@@ -63,6 +64,8 @@ class CollectConfig:
     # Share of short failed episodes in scenes disturbed so that the skill is impossible: hand full, drawer open
     # already, object out of reach, ... An affordance model needs them, an execution model does not
     impossible: float = 0.0
+    # Share of episodes in scenes made for another skill, or after one; otherwise a skill is seen in its own scenes only
+    anywhere: float = 0.0
     families: tuple[str, ...] = ()  # only these families; all learnt ones when empty
     workers: int = 2  # processes
 
@@ -75,10 +78,14 @@ def episode(config: CollectConfig, number: int, library: SkillLibrary) -> Episod
     mode = str(rng.choice(FAILURES)) if rng.random() < config.failures else "demonstration"
     if config.impossible > 0 and rng.random() < config.impossible:
         mode = rollouts.IMPOSSIBLE
+    anywhere = config.anywhere > 0 and mode not in rollouts.WITHOUT_HOPE and rng.random() < config.anywhere
     for _ in range(50):
         skill = rollouts.random_skill(rng, library, {f: weights.get(f, 0.0) for f in FAMILY_WEIGHTS})
         limit = ENDLESS_STEPS if mode == "endless" else rollouts.MAX_STEPS
-        run = rollouts.start(rng, skill, library, mode, max_steps=limit)
+        if anywhere:
+            run = affordances.start_anywhere(rng, library, weights, mode, limit)
+        else:
+            run = rollouts.start(rng, skill, library, mode, max_steps=limit)
         steps = list(run)
         if run.success == (mode == "demonstration"):
             break
@@ -88,7 +95,7 @@ def episode(config: CollectConfig, number: int, library: SkillLibrary) -> Episod
         images=np.stack([s.observation.image for s in steps if s.observation]),
         states=np.stack([s.observation.state for s in steps if s.observation]),
         actions=np.stack([s.action for s in steps]),
-        task=skill.name,
+        task=run.skill.name,
         success=run.success,
         info={"number": number, "seed": config.seed, "mode": mode, "truncated": int(run.truncated)},
     )
@@ -119,6 +126,8 @@ def begin(config: CollectConfig) -> None:
     settings["workers"] = config.workers  # decides which episode lies in which shard
     if config.impossible > 0:
         settings["impossible"] = config.impossible
+    if config.anywhere > 0:
+        settings["anywhere"] = config.anywhere
     path = config.out / "collect.json"
     if not path.exists():
         config.out.mkdir(parents=True, exist_ok=True)

@@ -55,6 +55,13 @@ def test_failures_fail_and_demonstrations_succeed():
         assert len(found.images) == len(found.actions) <= 45
 
 
+def test_a_skill_is_demonstrated_in_scenes_made_for_others_too():
+    library, config = SkillLibrary.load(), CollectConfig(Path("unused"), failures=0.0, anywhere=1.0)
+    found = [episode(config, number, library) for number in range(8)]
+    assert all(e.success and e.info["mode"] == "demonstration" for e in found)
+    assert len({e.task for e in found}) > 3
+
+
 def test_scenes_do_not_depend_on_workers_and_a_collection_continues(tmp_path, capsys):
     command = ["affordance", "--out", str(tmp_path / "scenes"), "--seed", "7", "--scenes"]
     assert main([*command, "1", "--workers", "1"]) == 0

@@ -19,7 +19,7 @@ import numpy as np
 from saycan_qt.data.scenes import LabelledScene
 from saycan_qt.kitchen.disturbances import disturbed
 from saycan_qt.kitchen.experts import Expert, carry
-from saycan_qt.kitchen.rollouts import MAX_STEPS, random_skill
+from saycan_qt.kitchen.rollouts import MAX_STEPS, Rollout, random_skill
 from saycan_qt.kitchen.tasks import feasible, practice, random_kitchen, succeeded
 from saycan_qt.kitchen.world import Scene, World
 from skills.library import Skill, SkillLibrary
@@ -89,6 +89,24 @@ def label(world: World, skills: Sequence[Skill]) -> tuple[np.ndarray, np.ndarray
         succeeds[i] = attempt(world, skills[int(i)])
         before.restore()
     return precondition, succeeds
+
+
+def start_anywhere(
+    rng: np.random.Generator, library: SkillLibrary, weights: dict[str, float], mode: str, max_steps: int
+) -> Rollout:
+    """A rollout of some skill that is possible in a scene drawn for another. Practice scenes alone would teach that a
+    drawer which stands open for something to be put in is never closed."""
+    skills = [s for s in library if s.learned]
+    while True:
+        world = World(draw(rng, library)[2])
+        let_time_pass(rng, world, skills)
+        families = {s.family for s, possible in zip(skills, _possible(world, skills), strict=True) if possible}
+        if any(weights.get(family, 0.0) for family in families):
+            break
+    possible = SkillLibrary(s for s in skills if feasible(world, s))
+    skill = random_skill(rng, possible, weights)
+    wrong = possible[int(rng.integers(len(possible)))] if mode == "wrong" else None
+    return Rollout(world, skill, mode, rng, wrong, max_steps)
 
 
 def let_time_pass(rng: np.random.Generator, world: World, skills: Sequence[Skill]) -> str:

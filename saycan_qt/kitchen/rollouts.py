@@ -17,6 +17,7 @@ from skills.types import ACTION_HIGH, ACTION_LOW, Observation
 
 MODES = ("demonstration", "offset", "wrong", "early", "noisy", "endless", "elsewhere")
 IMPOSSIBLE = "impossible"  # drawn only where it is asked for
+WITHOUT_HOPE = ("elsewhere", IMPOSSIBLE)  # a few steps where the skill cannot succeed
 MAX_STEPS = 45  # the policy's limit
 
 
@@ -56,7 +57,7 @@ class Rollout:
         name = self.skill.arguments.get("object", "")
         start_height = float(world.position(name)[2]) if name in world.names else 0.0
         stop_at = int(rng.integers(2, 12)) if self.mode == "early" else -1
-        if self.mode in ("elsewhere", IMPOSSIBLE):
+        if self.mode in WITHOUT_HOPE:
             stop_at = int(rng.integers(0, 6))
         for step in range(self.max_steps):
             observation = world.observe() if self.observing else None
