@@ -23,7 +23,7 @@ import dataclasses
 import json
 import logging
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -91,43 +91,28 @@ class TrainConfig:
     bfloat16: bool = True  # autocast
     compile: bool = False  # torch.compile, which takes a minute or two at first
     debug: bool = False  # tiny, for tests
-
-    @property
-    def algorithm(self) -> AlgorithmConfig:
-        raise NotImplementedError
+    algorithm: tyro.conf.Suppress[AlgorithmConfig | None] = None  # None, to finetune: that of the checkpoint `init`
 
 
 @dataclass(frozen=True)
 class TrainQTransformer(TrainConfig):
     """Q-learning: judges and acts."""
 
-    q: QTransformerConfig = field(default_factory=QTransformerConfig)
-
-    @property
-    def algorithm(self) -> QTransformerConfig:
-        return self.q
+    algorithm: QTransformerConfig = field(default_factory=QTransformerConfig)
 
 
 @dataclass(frozen=True)
 class TrainQTOpt(TrainConfig):
     """Q-learning over continuous actions, as a baseline: judges and acts."""
 
-    q: QTOptConfig = field(default_factory=QTOptConfig)
-
-    @property
-    def algorithm(self) -> QTOptConfig:
-        return self.q
+    algorithm: QTOptConfig = field(default_factory=QTOptConfig)
 
 
 @dataclass(frozen=True)
 class TrainRT1(TrainConfig):
     """Behaviour cloning of successful episodes: acts."""
 
-    rt1: RT1Config = field(default_factory=RT1Config)
-
-    @property
-    def algorithm(self) -> RT1Config:
-        return self.rt1
+    algorithm: RT1Config = field(default_factory=RT1Config)
 
 
 @dataclass(frozen=True)
@@ -138,15 +123,6 @@ class Finetune(TrainConfig):
 
     steps: int = 2000
     learning_rate: float = 2e-4
-
-    @property
-    def algorithm(self) -> AlgorithmConfig:
-        if self.init is None:
-            raise ValueError("finetune needs --init, a checkpoint's folder or the name of one that ships")
-        described, _ = checkpoint.read(self.init)
-        if described.get("algorithm") not in ALGORITHMS:
-            raise ValueError(f"{self.init} is no policy: its algorithm is {described.get('algorithm')!r}")
-        return ALGORITHMS[described["algorithm"]].config_type(**described["config"])
 
 
 def debug_config(config: TrainConfig) -> TrainConfig:
@@ -167,6 +143,7 @@ def debug_config(config: TrainConfig) -> TrainConfig:
 def new_policy(config: TrainConfig, dataset: Episodes) -> tuple[Policy, list[str]]:
     """The policy before its first step, and texts whose embeddings are known without a sentence model."""
     torch.manual_seed(config.batches.seed)
+    algorithm = config.algorithm
     network, table = PRESETS[config.preset], dict[str, np.ndarray]()
     eyes: dict[str, torch.Tensor] = {}
     start: dict[str, torch.Tensor] = {}
@@ -182,8 +159,13 @@ def new_policy(config: TrainConfig, dataset: Episodes) -> tuple[Policy, list[str
         table |= zip(described["texts"], eyes["texts"].numpy(), strict=True)
     if config.init is not None:
         described, start = checkpoint.read(config.init)
+        if described.get("algorithm") not in ALGORITHMS:
+            raise ValueError(f"{config.init} is no policy: its algorithm is {described.get('algorithm')!r}")
+        algorithm = algorithm or ALGORITHMS[described["algorithm"]].config_type(**described["config"])
         network = NetworkConfig.from_dict(described["network"])
         table |= zip(described["texts"], start["texts"].numpy(), strict=True)
+    elif algorithm is None:
+        raise ValueError("finetune needs --init, a checkpoint's folder or the name of one that ships")
     if config.preset == "small" and not (eyes or start):
         raise ValueError("the small preset needs --perception DIR, a checkpoint of `python -m saycan_qt.pretrain`")
     height, width = dataset.images.shape[1:3]
@@ -198,7 +180,7 @@ def new_policy(config: TrainConfig, dataset: Episodes) -> tuple[Policy, list[str
     texts = TextEncoder(table, network.text_model)
     tokenizer = tokenizer_of(start) or new_tokenizer(config, network.bins, dataset.actions)
     policy: Policy
-    match config.algorithm:
+    match algorithm:
         case QTransformerConfig() as q:
             policy = QTransformer(network, q, texts, tokenizer)
         case QTOptConfig() as qt_opt:
@@ -248,13 +230,14 @@ def read_bounds(path: Path) -> tuple[np.ndarray, np.ndarray]:
     return low, high
 
 
-def remember(config: TrainConfig) -> None:
+def remember(config: TrainConfig, kind: str) -> None:
     """Write config.json; refuse to continue a run under other settings."""
-    described = {"kind": type(config.algorithm).__name__, **dataclasses.asdict(config)}
+    described = {"kind": kind, **dataclasses.asdict(config)}
     described = json.loads(json.dumps(described, default=str))
     path = config.out / "config.json"
     if path.exists() and checkpoint.exists(config.out / STATE):
-        before: Mapping[str, Any] = json.loads(path.read_text())
+        before: dict[str, Any] = json.loads(path.read_text())
+        before.setdefault("algorithm", before.get("q", before.get("rt1")))  # older runs call it so
         free = {"out", "steps", "minutes", "threads", "save_seconds", "validate_every", "device", "compile"}
         if changed := [key for key in described if key not in free and described[key] != before.get(key)]:
             raise ValueError(f"{config.out} holds a run with another {', '.join(changed)}; choose another --out")
@@ -268,10 +251,11 @@ def main(config: TrainConfig) -> dict[str, Any]:
     torch.set_num_threads(config.threads)
     config.out.mkdir(parents=True, exist_ok=True)
     with distributed.joined(config.device) as device:
-        if distributed.rank() == 0:
-            remember(config)
         dataset = EpisodeDataset(list(config.data), config.max_bad_share, mapping=config.mapping or None)
-        run = Run(dataclasses.replace(config, device=device), dataset, *new_policy(config, dataset))
+        policy, texts = new_policy(config, dataset)
+        if distributed.rank() == 0:
+            remember(config, kind=type(policy.config).__name__)
+        run = Run(dataclasses.replace(config, device=device), dataset, policy, texts)
         run.say(
             f"{run.policy.name}: {sum(p.numel() for p in run.parameters):,} trained weights; "
             f"{len(run.transitions.train):,} transitions of {len(dataset.success):,} episodes "

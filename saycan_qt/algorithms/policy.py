@@ -226,7 +226,28 @@ class Policy(ABC):
 
 
 class Judge(Policy):
-    """A policy that is a Critic, too: it knows what a state is worth under an instruction."""
+    """A policy that is a Critic, too: it knows what a state is worth under an instruction. Its Q is a sigmoid, whose 0
+    and 1 stand for returns of `value_low` and `value_high`."""
+
+    @property
+    def discount(self) -> float:
+        return self.config.discount
+
+    def as_return(self, logits: Tensor) -> Tensor:
+        low, high = self.config.value_low, self.config.value_high
+        return low + (high - low) * logits.sigmoid()
+
+    def as_q(self, returns: Tensor, monte_carlo: Tensor) -> Tensor:
+        """Targets in [0, 1] from returns; at least the Monte-Carlo ones, where the config wants that."""
+        if self.config.monte_carlo:
+            returns = torch.maximum(returns, monte_carlo)
+        low, high = self.config.value_low, self.config.value_high
+        return ((returns - low) / (high - low)).clamp(0.0, 1.0)
+
+    def mean_values(self, values: Tensor, batch: Batch) -> Metrics:
+        """Of values (B,): their mean over what demonstrates its instruction, and over the rest."""
+        groups = {"value_success": batch.demonstrates, "value_other": 1 - batch.demonstrates}
+        return {name: (values * rows).sum() / shared_count(rows) for name, rows in groups.items()}
 
     @abstractmethod
     def values(self, network: PolicyNetwork, memory: Memory) -> Tensor:

@@ -15,7 +15,6 @@ from torch import Tensor
 
 from saycan_qt.algorithms.policy import Batch, Judge, Metrics, behavior_loss, smooth_probabilities
 from saycan_qt.backbone import Memory, NetworkConfig, PolicyNetwork
-from saycan_qt.distributed import shared_count
 from saycan_qt.tokens import TERMINATE, ActionTokenizer, TextEncoder
 
 Conservatism = Literal["paper", "softmax", "none"]
@@ -103,19 +102,14 @@ class QTransformer(Judge):
         heads = ["q", "behavior"] if config.behavior_weight > 0 else ["q"]
         super().__init__(network, config, heads, texts, tokenizer)
 
-    @property
-    def discount(self) -> float:
-        return self.config.discount
-
     @torch.no_grad()
     def targets(self, batch: Batch) -> Tensor:
         """(B, D) in [0, 1], from the target network; returns, put between value_low and value_high."""
         network, config = self.target_network, self.config
-        low, span = config.value_low, config.value_high - config.value_low
         assert network is not None
 
         def best(hidden: Tensor, first: int) -> Tensor:
-            return low + span * network.outputs["q"](hidden, first).amax(-1).sigmoid()
+            return self.as_return(network.outputs["q"](hidden, first).amax(-1))
 
         after = network.encode(*batch.next())
         if config.n_step:  # the dataset's next action leads to its last dimension
@@ -128,9 +122,7 @@ class QTransformer(Judge):
             hidden, _ = network.read(network.encode(*batch.now()), batch.tokens[:, :-1])
             q_best = best(hidden, 0)
         targets = dimension_targets(q_best, next_value, batch.reward, batch.terminated, config.discount, config.n_step)
-        if config.monte_carlo:
-            targets = torch.maximum(targets, batch.returns[:, None])
-        return ((targets - low) / span).clamp(0.0, 1.0)
+        return self.as_q(targets, batch.returns[:, None])
 
     def loss(self, batch: Batch) -> tuple[Tensor, Metrics]:
         config = self.config
@@ -140,9 +132,7 @@ class QTransformer(Judge):
         loss, metrics = q_loss(
             logits, batch.tokens, targets, config.conservative_weight, config.conservatism, config.loss
         )
-        value = logits.detach()[:, 0].amax(-1).sigmoid()
-        for name, rows in (("value_success", batch.demonstrates), ("value_other", 1 - batch.demonstrates)):
-            metrics[name] = (value * rows).sum() / shared_count(rows)
+        metrics |= self.mean_values(logits.detach()[:, 0].amax(-1).sigmoid(), batch)
         if config.behavior_weight > 0:
             clone, clone_metrics = behavior_loss(
                 self.network.outputs["behavior"](hidden), batch.tokens, batch.demonstrates, config.label_deviation

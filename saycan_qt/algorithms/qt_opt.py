@@ -19,7 +19,6 @@ from torch import Tensor, nn
 
 from saycan_qt.algorithms.policy import Batch, Judge, Metrics
 from saycan_qt.backbone import LOW_Q, Memory, NetworkConfig, PolicyNetwork
-from saycan_qt.distributed import shared_count
 from saycan_qt.tokens import TERMINATE, ActionTokenizer, TextEncoder
 from skills.types import ACTION_NAMES, TERMINATE_THRESHOLD
 
@@ -156,10 +155,6 @@ class QTOpt(Judge):
     ) -> None:
         super().__init__(network, config, (), texts, tokenizer)
 
-    @property
-    def discount(self) -> float:
-        return self.config.discount
-
     def prepare(self, device: str, freeze_trunk: bool) -> None:
         super().prepare(device, freeze_trunk)
         self.lagged_network = copy.deepcopy(self.target_network)
@@ -213,16 +208,13 @@ class QTOpt(Judge):
     @torch.no_grad()
     def targets(self, batch: Batch, draws: Draws) -> Tensor:
         """(B,) in [0, 1]: returns, put between value_low and value_high."""
-        config, one, two = self.config, self.target_network, self.lagged_network
+        one, two = self.target_network, self.lagged_network
         assert one is not None and two is not None
-        low, span = config.value_low, config.value_high - config.value_low
         actions, logits, _ = self.search(one, one.encode(*batch.next()), draws)
         second = two.judge(two.encode(*batch.next()), actions[:, None])[:, 0]
-        first, other = (low + span * each.sigmoid() for each in (logits, second))
-        targets = clipped_double_target(first, other, batch.reward, batch.terminated, config.discount)
-        if config.monte_carlo:
-            targets = torch.maximum(targets, batch.returns)
-        return ((targets - low) / span).clamp(0.0, 1.0)
+        first, other = self.as_return(logits), self.as_return(second)
+        targets = clipped_double_target(first, other, batch.reward, batch.terminated, self.discount)
+        return self.as_q(targets, batch.returns)
 
     def loss(self, batch: Batch) -> tuple[Tensor, Metrics]:
         """Cross-entropy of the logit and its target [QT-Opt, Eq. 1], and the penalty."""
@@ -234,8 +226,7 @@ class QTOpt(Judge):
         if config.cql_weight > 0:
             _, best, elites = self.search(self.network, memory, draws)
             actions = torch.cat([actions, elites, draws.anywhere.expand(len(batch), -1, -1)], dim=1)
-            for name, rows in (("value_success", batch.demonstrates), ("value_other", 1 - batch.demonstrates)):
-                metrics[name] = (best.sigmoid() * rows).sum() / shared_count(rows)
+            metrics = self.mean_values(best.sigmoid(), batch)
         logits = self.network.judge(memory, actions)
         td = F.binary_cross_entropy_with_logits(logits[:, 0], targets)
         penalty = cql_penalty(logits).mean()  # 0 where there are no others
