@@ -22,7 +22,8 @@ DONE = "done"
 
 @dataclass(frozen=True)
 class SayCanConfig:
-    """How language and affordance are weighed."""
+    """How language and affordance are weighed. Chosen with raw Q-values as affordances; calibrated ones lie nearer to
+    0 and 1, so that fewer skills pass the floor."""
 
     done_affordance: float = 0.2  # the planner's own: no critic judges "done"
     affordance_floor: float = 0.05  # what is less feasible is not scored by the language model; 0 scores all

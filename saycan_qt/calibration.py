@@ -3,9 +3,9 @@
     curve = calibration.load("runs/critic/checkpoint")
     curve.calibrated(values)                              # (N,) in [0, 1], in the order of the values
 
-`python -m saycan_qt.evaluate affordance --calibrate isotonic` makes it. It lies in `<checkpoint>.calibration.json`,
-outside of the folder whose manifest lists every file, and names the weights it was fitted to: beside others it is
-refused.
+`python -m saycan_qt.evaluate affordance --calibrate isotonic` makes it, `python -m saycan_qt.serve --calibrated` uses
+it. It lies in `<checkpoint>.calibration.json`, outside of the folder whose manifest lists every file, and names the
+weights it was fitted to: beside others it is refused.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ def load(name_or_path: str | Path) -> Calibration:
     try:
         content = json.loads(path.read_bytes())
         if content["format"] != FORMAT:
-            raise CalibrationError(f"{path}: format {content['format']!r}, only {FORMAT!r} is read")
+            raise CalibrationError(f"{path}: format {content['format']!r}, not {FORMAT!r}; {make} makes it again")
         curve = _read(content)
         if content["checkpoint"] != weights_of(folder):
             raise CalibrationError(f"{path}: fitted to other weights than those of {folder} now; {make} fits it again")

@@ -70,7 +70,7 @@ class Journey:
         stopwatch = Stopwatch()
         observation, jpegs = self.look()
         stopwatch.lap("observe")
-        judged = {score.skill: score for score in self.skills.score([observation])}
+        judged = {score.skill: score for score in self.skills.score([observation]) if score.skill != saycan.DONE}
         stopwatch.lap("affordance")
         affordances = {name: score.affordance for name, score in judged.items()}
         decision = self.planner.step(instruction, self.history, affordances)
@@ -84,6 +84,7 @@ class Journey:
                 short(row.score),
                 row.lowered,
                 judged[row.skill.name].model if row.skill.name in judged else "planner",
+                short(judged[row.skill.name].raw) if row.skill.name in judged else None,
             )
             for row in decision.candidates
         ]
@@ -96,6 +97,7 @@ class Journey:
             rows[0].affordance,
             rows[0].score,
             rows[0].lowered,
+            rows[0].raw,
             observation=observed,
             views=views,
             state=[round(float(number), 5) for number in observation.state],

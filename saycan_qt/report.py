@@ -50,7 +50,7 @@ def bars(candidates: list[dict[str, Any]]) -> list[dict[str, Any]]:
     longest = {kind: max((row[kind] or 0.0 for row in candidates), default=0.0) or 1.0 for kind in kinds}
     longest["affordance"] = 1.0
     return [
-        {**row, "width": {kind: 100 * (row[kind] or 0.0) / longest[kind] for kind in kinds}}
+        {"raw": None, **row, "width": {kind: 100 * (row[kind] or 0.0) / longest[kind] for kind in kinds}}
         for row in candidates[:SHOWN_CANDIDATES]
     ]
 
@@ -64,7 +64,7 @@ def render(folder: Path) -> str:
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
     return environment.from_string(template).render(
-        plan=plan,
+        plan={"affordances": None, **plan},  # runs of earlier versions lack it, and the candidates' raw values
         steps=[
             {**step, "pictures": pictures(folder, step), "bars": bars(step["candidates"])} for step in plan["steps"]
         ],

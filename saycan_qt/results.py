@@ -39,6 +39,7 @@ class Candidate:
     score: float  # language x affordance x lowered; the best is chosen
     lowered: float = 1.0  # below 1 for a skill that has just failed or has just been done
     model: str = ""  # who judged the affordance
+    raw: float | None = None  # the model's own number, before it was calibrated; None: the planner's own affordance
 
 
 @dataclass
@@ -52,6 +53,7 @@ class Step:
     affordance: float
     score: float
     lowered: float = 1.0
+    raw: float | None = None
     outcome: str = "running"  # then succeeded, failed, canceled or aborted
     message: str = ""  # the outcome in a sentence
     seconds: float = 0.0  # wall clock of the skill
@@ -86,6 +88,7 @@ class RunFolder:
             "started": datetime.now().astimezone().isoformat(timespec="seconds"),
             "seconds": 0.0,
             "models": {},
+            "affordances": None,  # "raw" or "calibrated": which of the critic's values the planner multiplied
             "final": {},
             "video": None,
             "report": None,

@@ -69,6 +69,7 @@ class RunConfig:
     server: Address = None  # use this skill server, which already runs
     robot: Address = None  # use this robot, which already runs
     skills: File = None  # what the robot can do (YAML); by default kitchen.yaml
+    calibrated: bool = False  # plan with calibrated affordances in place of raw Q-values, see `serve --help`
     max_steps: int = 15  # give up after this many skills
     out: Folder = None  # a new folder for the results; by default runs/<time>-<words>
     json: bool = False  # print plan.json's content as the last line of standard output
@@ -204,7 +205,8 @@ class Run:
         skills, self._robot = SkillClient(server.address), RobotClient(robot.address)
         language, hosted, body = loading.result(), skills.info(), self._robot.info()
         models = {"language": language.name, "affordance": hosted.critic_id, "execution": hosted.actor_id}
-        self.folder.note(models=models, robot={"name": body.name, "address": robot.address})
+        multiplied = "calibrated" if hosted.calibrated else "raw"
+        self.folder.note(models=models, affordances=multiplied, robot={"name": body.name, "address": robot.address})
         if body.stopped:
             command = f"python -m saycan_qt.robot --release {robot.address}"
             raise Stopped(f"the robot at {robot.address} is stopped; when it is safe, release it with: {command}")
@@ -227,8 +229,8 @@ class Run:
             server: Service = self._add(RemoteService(SKILL_SERVER, config.server, SKILL_SERVICE, self._died))
             server.wait_until_ready(START_TIMEOUT)  # a wrong address is told before anything else is started
         else:
-            options = () if config.skills is None else ("--skills", str(config.skills))
-            command = (*self.parts.serve, *options)
+            skills = () if config.skills is None else ("--skills", str(config.skills))
+            command = (*self.parts.serve, *skills, *(("--calibrated",) if config.calibrated else ()))
             server = self._add(ServiceProcess(SKILL_SERVER, command, folder / "skill-server.log", self._died))
         address = server.wait_for_address(START_TIMEOUT)
         self.display.begin_loading(KITCHEN_ROBOT)
@@ -282,6 +284,8 @@ def check(config: RunConfig) -> str | None:
         return f"--out {config.out} is there already; choose a new folder, results are never overwritten"
     if config.skills is not None and config.server is not None:
         return "--skills is for the skill server that run starts; the one at --server brings its own skills"
+    if config.calibrated and config.server is not None:
+        return "--calibrated is for the skill server that run starts; the one at --server has an option of that name"
     try:
         for address in (config.server, config.robot):
             if address is not None:

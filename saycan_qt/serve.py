@@ -2,6 +2,7 @@
 
     python -m saycan_qt.serve                                       # the models that come with the project, on loopback
     python -m saycan_qt.serve --affordance runs/critic --port 50051
+    python -m saycan_qt.serve --calibrated                          # affordances as probabilities of success
     python -m saycan_qt.serve --skills my_robot.yaml --affordance runs/mine --execution runs/mine
 
 It prints `skill server listening on HOST:PORT` as soon as it can be reached and `skill server ready: ...` when its
@@ -21,6 +22,7 @@ from saycan_qt.options import Checkpoint, File, parse
 from saycan_qt.services import SKILL_SERVER, EndWhenTold, announce, announce_ready, refuse
 from skills.errors import SkillError, Unavailable
 from skills.library import SkillLibrary
+from skills.server import Calibrate
 from skills.server import serve as serve_skills
 from skills.types import STATE_NAMES, Actor, Critic, Observation
 
@@ -33,6 +35,9 @@ class ServeConfig:
 
     affordance: Checkpoint = "affordance"  # checkpoint that judges
     execution: Checkpoint = "execution"  # checkpoint that acts
+    # Affordances are probabilities of success in place of raw Q-values, by the curve that
+    # `python -m saycan_qt.evaluate affordance --calibrate isotonic` left beside the checkpoint that judges
+    calibrated: bool = False
     skills: File = None  # what the robot can do (YAML); by default kitchen.yaml
     host: str = "127.0.0.1"  # address to listen on
     port: int = 0  # 0: a free one, which is printed
@@ -41,7 +46,7 @@ class ServeConfig:
 
 
 class Unreadable(Exception):
-    """A checkpoint that cannot be used."""
+    """A checkpoint, or its calibration, that cannot be used."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +56,7 @@ class Models:
     critic_id: str
     actor_id: str
     load: Callable[[], tuple[Critic, Actor]]  # raises Unreadable
+    calibrate: Calibrate | None = None  # makes affordances of the critic's values; None: they are the values
 
 
 class Warming:
@@ -75,7 +81,7 @@ def checkpoints(config: ServeConfig) -> Models:
     """The shipped models, or those that were asked for; raises Unreadable."""
     import torch
 
-    from saycan_qt import checkpoint
+    from saycan_qt import calibration, checkpoint
 
     torch.set_num_threads(config.threads)
 
@@ -96,11 +102,15 @@ def checkpoints(config: ServeConfig) -> Models:
         return critic, actor
 
     try:
-        return Models(identify(config.affordance), identify(config.execution), load)
-    except checkpoint.CheckpointError as error:
+        critic_id, actor_id = identify(config.affordance), identify(config.execution)
+        curve = calibration.load(config.affordance) if config.calibrated else None
+    except (checkpoint.CheckpointError, calibration.CalibrationError) as error:
         raise Unreadable(str(error)) from None
     except (OSError, ValueError, LookupError, TypeError):  # a damaged manifest: load says what is wrong with it
         return Models(config.affordance, config.execution, load)
+    if curve is None:
+        return Models(critic_id, actor_id, load)
+    return Models(f"{critic_id}+{curve.method}", actor_id, load, curve.calibrated)
 
 
 def warm_up(critic: Critic, actor: Actor, library: SkillLibrary) -> None:
@@ -130,6 +140,7 @@ def serve(config: ServeConfig, choose: Callable[[ServeConfig], Models]) -> int:
             actor=warming,
             critic_id=models.critic_id,
             actor_id=models.actor_id,
+            calibrate=models.calibrate,
             address=f"{config.host}:{config.port}",
             ready=False,
         )

@@ -48,7 +48,7 @@ class SkillScore:
 
     skill: str
     affordance: float  # in [0, 1]
-    raw: float  # the model's own number
+    raw: float  # the model's own number, before it was calibrated
     model: str  # which model said so, "analytic" for scripted skills
     seconds: float  # compute time of its batch
 
@@ -63,6 +63,7 @@ class ServerInfo:
     control_hz: float
     max_history: int  # observations in one request
     schema_version: int
+    calibrated: bool  # learnt skills' affordances are calibrated probabilities, not raw values
 
 
 @dataclass(frozen=True)
@@ -302,7 +303,13 @@ def _read_feedback(message: pb.Feedback) -> Feedback:
 
 def _read_server_info(reply: pb.GetServerInfoResponse) -> ServerInfo:
     return ServerInfo(
-        reply.actor_id, reply.critic_id, reply.skills, reply.control_hz, reply.max_history, reply.schema_version
+        actor_id=reply.actor_id,
+        critic_id=reply.critic_id,
+        skills=reply.skills,
+        control_hz=reply.control_hz,
+        max_history=reply.max_history,
+        schema_version=reply.schema_version,
+        calibrated=reply.calibrated,
     )
 
 

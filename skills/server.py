@@ -7,6 +7,7 @@ with serve(library, critic=policy, actor=policy, model_id="kitchen-1") as server
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections import deque
@@ -34,6 +35,8 @@ from skills.v1 import skills_pb2 as pb
 from skills.v1 import skills_pb2_grpc
 from skills.wire import SCHEMA_VERSION
 
+log = logging.getLogger(__name__)
+
 SERVICE = pb.DESCRIPTOR.services_by_name["SkillService"].full_name
 MAX_STREAMS = 16  # robots controlled at one time
 CONTROL_HISTORY = 16  # [observations] that a control stream remembers; an actor uses the last ones it needs
@@ -41,6 +44,7 @@ ANALYTIC = "analytic"  # model id of scripted skills' affordances
 UNITS = ("m",) * 3 + ("rad",) * 3 + ("",) * 2
 
 T = TypeVar("T")
+Calibrate = Callable[[np.ndarray], np.ndarray]  # a critic's values (N,) -> probabilities of success (N,)
 
 
 class SkillServicer(skills_pb2_grpc.SkillServiceServicer):
@@ -53,12 +57,13 @@ class SkillServicer(skills_pb2_grpc.SkillServiceServicer):
         actor: Actor | None = None,
         critic_id: str = "",
         actor_id: str = "",
+        calibrate: Calibrate | None = None,
     ) -> None:
         for skill in library:
             if not skill.learned:
                 connective.check(skill)
         self._library, self._critic, self._actor = library, critic, actor
-        self._critic_id, self._actor_id = critic_id, actor_id
+        self._critic_id, self._actor_id, self._calibrate = critic_id, actor_id, calibrate
         self._inference = ThreadPoolExecutor(1, thread_name_prefix="inference")
         self._streams = threading.BoundedSemaphore(MAX_STREAMS)
 
@@ -81,26 +86,27 @@ class SkillServicer(skills_pb2_grpc.SkillServiceServicer):
             state=STATE_NAMES,
             control_hz=CONTROL_HZ,
             max_history=MAX_HISTORY,
+            calibrated=self._critic is not None and self._calibrate is not None,
         )
 
     def ScoreSkills(self, request: pb.ScoreSkillsRequest, context: grpc.ServicerContext) -> pb.ScoreSkillsResponse:
         history = read_history(request.history)
         skills = [self._library[name] for name in request.names] or list(self._library)
         learned = [skill.name for skill in skills if skill.learned]
-        values: dict[str, float] = {}
+        judged: dict[str, tuple[float, float]] = {}
         started = time.perf_counter()
         if learned:
-            values = dict(zip(learned, self._values(history, learned, context), strict=True))
+            judged = dict(zip(learned, self._judge(history, learned, context), strict=True))
         seconds = time.perf_counter() - started
         scores = []
         for skill in skills:
             if skill.learned:
-                raw = values[skill.name]
+                raw, affordance = judged[skill.name]
                 score = pb.SkillScore(raw=raw, model_id=self._critic_id, seconds=seconds)
             else:
-                raw = connective.connective_affordance(skill, history[-1])
+                raw = affordance = connective.connective_affordance(skill, history[-1])
                 score = pb.SkillScore(raw=raw, model_id=ANALYTIC)
-            score.skill, score.affordance = skill.name, min(max(raw, 0.0), 1.0)
+            score.skill, score.affordance = skill.name, min(max(affordance, 0.0), 1.0)
             scores.append(score)
         return pb.ScoreSkillsResponse(scores=scores)
 
@@ -136,17 +142,22 @@ class SkillServicer(skills_pb2_grpc.SkillServiceServicer):
         finally:
             self._streams.release()
 
-    def _values(self, history: list[Observation], names: list[str], context: grpc.ServicerContext) -> list[float]:
+    def _judge(
+        self, history: list[Observation], names: list[str], context: grpc.ServicerContext
+    ) -> list[tuple[float, float]]:
+        """(raw value, affordance) of each."""
         critic = self._critic
         if critic is None:
             raise InvalidRequest("this skill server hosts no critic, so it cannot score learnt skills")
-        values = np.asarray(self._infer(context, critic.value, history, names))
-        if values.shape != (len(names),) or not np.isfinite(values).all():
-            raise ServerFault(f"the critic gave no valid values for {len(names)} skills: shape {values.shape}")
-        return [float(value) for value in values]
+        values = _one_for_each(names, self._infer(context, critic.value, history, names), "critic")
+        affordances = values
+        if self._calibrate is not None:
+            affordances = _one_for_each(names, self._calibrate(values), "calibration")
+        return list(zip(values.tolist(), affordances.tolist(), strict=True))
 
     def _infer(self, context: grpc.ServicerContext, compute: Callable[..., T], *arguments: object) -> T:
-        """Run on the inference thread; give up waiting as soon as nobody waits for the answer."""
+        """Run on the inference thread; give up waiting as soon as nobody waits for the answer. A model's ValueError is
+        its word on the request, such as an image of another size than it was trained on."""
         try:
             future = self._inference.submit(compute, *arguments)
         except RuntimeError:
@@ -156,7 +167,18 @@ class SkillServicer(skills_pb2_grpc.SkillServiceServicer):
                 raise Unavailable("the client has left")
         if future.cancelled():
             raise Unavailable("this skill server is shutting down")
-        return future.result()
+        try:
+            return future.result()
+        except ValueError as error:
+            log.info("the model refused a request", exc_info=True)
+            raise InvalidRequest(" ".join(str(error).split())) from error
+
+
+def _one_for_each(names: list[str], values: np.ndarray, who: str) -> np.ndarray:
+    values = np.asarray(values)
+    if values.shape != (len(names),) or not np.isfinite(values).all():
+        raise ServerFault(f"the {who} gave no valid values for {len(names)} skills: shape {values.shape}")
+    return values
 
 
 def serve(
@@ -167,11 +189,12 @@ def serve(
     model_id: str = "",  # of both, unless told apart
     critic_id: str = "",
     actor_id: str = "",
+    calibrate: Calibrate | None = None,  # makes affordances of the critic's values; None: they are the values
     address: str = "127.0.0.1:0",
     ready: bool = True,  # False: health says NOT_SERVING until `Server.set_ready`, while models load
 ) -> Server:
     """A running skill server; port 0 takes a free port, `.address` says which."""
-    servicer = SkillServicer(library, critic, actor, critic_id or model_id, actor_id or model_id)
+    servicer = SkillServicer(library, critic, actor, critic_id or model_id, actor_id or model_id, calibrate)
 
     def add(server: grpc.Server) -> None:
         skills_pb2_grpc.add_SkillServiceServicer_to_server(servicer, server)

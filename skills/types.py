@@ -69,7 +69,8 @@ class Critic(Protocol):
     """Judges: how likely is each instruction to succeed from here?"""
 
     def value(self, history: Sequence[Observation], instructions: Sequence[str]) -> np.ndarray:
-        """Affordances, (N,) float32 in [0, 1], one for each instruction; history is oldest first."""
+        """Affordances, (N,) float32 in [0, 1], one for each instruction; history is oldest first.
+        Raises ValueError, saying why in one line, where it cannot judge from this history."""
         ...
 
 
@@ -77,7 +78,8 @@ class Actor(Protocol):
     """Acts: the next action towards an instruction."""
 
     def act(self, history: Sequence[Observation], instruction: str) -> np.ndarray:
-        """One action, (8,) float32 within ACTION_LOW..ACTION_HIGH; history is oldest first."""
+        """One action, (8,) float32 within ACTION_LOW..ACTION_HIGH; history is oldest first.
+        Raises ValueError, saying why in one line, where it cannot act from this history."""
         ...
 
 

@@ -10,6 +10,7 @@ from sklearn.isotonic import IsotonicRegression
 from saycan_qt import calibration, checkpoint
 from saycan_qt.affordance_metrics import calibration_error
 from saycan_qt.calibration import TIE_BREAK, CalibrationError
+from saycan_qt.serve import ServeConfig, Unreadable, checkpoints
 
 METHODS = ("isotonic", "temperature")
 
@@ -95,3 +96,21 @@ def test_a_damaged_one_is_refused_in_one_line(change, folder):
 def test_where_there_is_none_the_command_is_named(folder):
     with pytest.raises(CalibrationError, match="evaluate affordance --calibrate"):
         calibration.load(folder)
+
+
+@pytest.mark.parametrize("content", [None, "{", '{"format": "saycan-qt calibration 0"}', "of other weights"])
+def test_the_skill_server_refuses_what_it_cannot_use_and_names_the_command_that_makes_it(content, folder):
+    if content == "of other weights":
+        content = calibration.beside(checkpoint.resolve("affordance")).read_text()
+        config, tensors, _ = checkpoint.load_files(folder)
+        checkpoint.save(folder, config, tensors, {"trained": "again"})
+    if content is not None:
+        calibration.beside(folder).write_text(content)
+    with pytest.raises(Unreadable, match=f"affordance --calibrate isotonic --checkpoint {folder}"):
+        checkpoints(ServeConfig(affordance=str(folder), calibrated=True, threads=1))
+
+
+def test_the_shipped_calibration_is_of_the_shipped_weights():
+    raw, calibrated = (checkpoints(ServeConfig(calibrated=on, threads=1)) for on in (False, True))
+    assert raw.calibrate is None and calibrated.calibrate is not None
+    assert calibrated.critic_id == f"{raw.critic_id}+isotonic"

@@ -135,6 +135,24 @@ def test_the_folder_holds_pictures_video_and_report(finished):
     assert "Carried out" in (folder / plan["report"]).read_text()
 
 
+def test_a_calibrated_run_keeps_the_raw_value_of_every_candidate_too(finished, tmp_path):
+    code, _, err = run_small(INSTRUCTION, "--out", tmp_path / "out", "--calibrated")
+    assert code == 0, err
+    raw, calibrated = plan_of(finished[0]), plan_of(tmp_path / "out")
+    assert (raw["affordances"], calibrated["affordances"]) == ("raw", "calibrated")
+    for plan, critic, power in ((raw, "small critic", 1), (calibrated, "small critic+square", 2)):
+        rows = [row for step in plan["steps"] for row in [step, *step["candidates"]]]
+        assert plan["models"]["affordance"] == critic and any(row.get("model") == critic for row in rows)
+        for row in rows:
+            if row["skill"] == "done":  # the planner's own: no critic judges it
+                assert row["raw"] is None
+            else:
+                learned = row["skill"].startswith("pick")
+                assert row["affordance"] == pytest.approx(row["raw"] ** (power if learned else 1))
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "affordance, from calibrated values" in page and "raw 0.9" in page
+
+
 def test_an_unknown_goal_is_judged_by_the_plan(tmp_path):
     code, _, err = run_small("i am hungry", "--out", tmp_path / "out")
     plan = plan_of(tmp_path / "out")
@@ -289,6 +307,7 @@ def test_mistakes_are_told_in_one_line_with_exit_code_2(tmp_path):
             (["--out", tmp_path / "full"], "already"),
             (["--max-steps", 0], "--max-steps"),
             (["--server", "nowhere"], "HOST:PORT"),
+            (["--server", nobody, "--calibrated"], "--calibrated is for the skill server that run starts"),
             (["--server", nobody, "--out", tmp_path / "out"], f"no skill server answers at {nobody}"),
         ]
         for arguments, told in cases:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
+from tiny_policies import make
 from tiny_services import LineRobot, Walker
 
 from skills import robot as robot_service
@@ -76,6 +77,18 @@ def test_scores_come_in_the_order_asked_from_critic_and_rules(skill_client, line
     assert [s.affordance for s in scores] == pytest.approx([1.0, 0.3, 0.0, 0.301])
     assert [s.model for s in scores] == ["analytic", "walker", "analytic", "walker"]
     assert len(skill_client.score([here])) == len(LIBRARY)
+
+
+def test_a_calibrated_server_answers_the_value_and_its_probability(skill_client, line_robot):
+    here = [line_robot.observe()] * 3
+    with (
+        skill_service.serve(LIBRARY, Walker(), model_id="walker", calibrate=np.square) as server,
+        SkillClient(server.address) as client,
+    ):
+        find, pick = client.score(here, ["find tea", "pick apple"])
+        assert client.info().calibrated and not skill_client.info().calibrated
+    assert (find.raw, find.affordance) == (1.0, 1.0)
+    assert (pick.raw, pick.affordance) == pytest.approx((0.3, 0.09))
 
 
 def test_a_control_stream_answers_each_observation(skill_client, line_robot):
@@ -204,6 +217,16 @@ def test_a_broken_image_never_reaches_the_policy(skill_client, line_robot):
         skill_client.score([broken])
     with skill_client.control("pick apple") as control, pytest.raises(InvalidRequest, match="not finite"):
         control.act(broken)
+
+
+def test_an_image_of_another_size_than_the_policys_is_an_invalid_request_with_its_reason(line_robot):
+    policy, here = make("q-transformer"), line_robot.observe()
+    with skill_service.serve(LIBRARY, policy, policy) as server, SkillClient(server.address) as client:
+        with pytest.raises(InvalidRequest, match=r"the image is \(4, 6, 3\) uint8; this policy wants") as judged:
+            client.score([here], ["pick apple"])
+        with client.control("pick apple") as control, pytest.raises(InvalidRequest) as acted:
+            control.act(here)
+    assert str(acted.value) == str(judged.value) and "\n" not in str(judged.value)
 
 
 def test_an_occupied_port_is_refused_in_one_line():

@@ -177,7 +177,7 @@ class GetServerInfoRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class GetServerInfoResponse(_message.Message):
-    __slots__ = ("schema_version", "actor_id", "critic_id", "skills", "action", "state", "control_hz", "max_history")
+    __slots__ = ("schema_version", "actor_id", "critic_id", "skills", "action", "state", "control_hz", "max_history", "calibrated")
     SCHEMA_VERSION_FIELD_NUMBER: _ClassVar[int]
     ACTOR_ID_FIELD_NUMBER: _ClassVar[int]
     CRITIC_ID_FIELD_NUMBER: _ClassVar[int]
@@ -186,6 +186,7 @@ class GetServerInfoResponse(_message.Message):
     STATE_FIELD_NUMBER: _ClassVar[int]
     CONTROL_HZ_FIELD_NUMBER: _ClassVar[int]
     MAX_HISTORY_FIELD_NUMBER: _ClassVar[int]
+    CALIBRATED_FIELD_NUMBER: _ClassVar[int]
     schema_version: int
     actor_id: str
     critic_id: str
@@ -194,7 +195,8 @@ class GetServerInfoResponse(_message.Message):
     state: _containers.RepeatedScalarFieldContainer[str]
     control_hz: float
     max_history: int
-    def __init__(self, schema_version: _Optional[int] = ..., actor_id: _Optional[str] = ..., critic_id: _Optional[str] = ..., skills: _Optional[int] = ..., action: _Optional[_Iterable[_Union[ActionDimension, _Mapping]]] = ..., state: _Optional[_Iterable[str]] = ..., control_hz: _Optional[float] = ..., max_history: _Optional[int] = ...) -> None: ...
+    calibrated: bool
+    def __init__(self, schema_version: _Optional[int] = ..., actor_id: _Optional[str] = ..., critic_id: _Optional[str] = ..., skills: _Optional[int] = ..., action: _Optional[_Iterable[_Union[ActionDimension, _Mapping]]] = ..., state: _Optional[_Iterable[str]] = ..., control_hz: _Optional[float] = ..., max_history: _Optional[int] = ..., calibrated: bool = ...) -> None: ...
 
 class ActionDimension(_message.Message):
     __slots__ = ("name", "low", "high", "unit")
