@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,24 +13,14 @@ from typing import Any, Literal
 import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
 
 from saycan_qt import affordance_judges, affordance_report, atomic
 from saycan_qt import affordance_metrics as am
 from saycan_qt.affordance_data import Label, NotComparable, Questions, ask
+from saycan_qt.affordance_figures import FIXED, figures
 from saycan_qt.affordance_judges import Interrupted, Judge
+from saycan_qt.affordance_table import WIDE, table
 from saycan_qt.data.scenes import DatasetError
-
-FIXED = 0.5  # the threshold beside a tuned one
-WIDE = 200  # [characters] of the table where no terminal limits it
-SHOWN = {
-    "f1": "F1",
-    "precision": "precision",
-    "recall": "recall",
-    "auc": "ROC-AUC",
-    "ap": "average precision",
-    "ece": "calibration error",
-}
 
 
 @dataclass(frozen=True)
@@ -43,8 +33,8 @@ class AffordanceConfig:
     drawing that many at random would give on average; then every family weighs the same. The figures over all pairs,
     each counting 1, stand below. Read F1 beside the column "all possible", which calls every skill possible.
 
-    "arm" rows tell scenes apart in which the arm rests, is on its way to some skill, or has just ended one. Training
-    with relabelled tasks teaches that an arm on its way to one skill fails at the others, whatever is possible.
+    "arm" rows tell scenes apart that are seen with the arm at rest, before any skill, from those that are seen
+    afterwards: an expert has carried out some skill, and the arm is back in its carrying pose.
 
     --data may also be episodes, of ours or, with --mapping, of anybody's: then the first frame of each success counts
     as possible with its own task, and as impossible with another's, as in the paper.
@@ -59,7 +49,8 @@ class AffordanceConfig:
     checkpoint: tuple[str, ...] = ()
     server: tuple[str, ...] = ()  # HOST:PORT of running skill servers, in the same table
     # What counts as possible. Scenes: the precondition (the default), or that the expert succeeds. Episodes: relabelled
-    # (the default), or recorded, which is each episode's own success at its task
+    # (the default), or recorded, which is each episode's own success at its task, or asked: each episode is what a
+    # robot saw until the moment that is asked about, and its success whether its task was possible then
     label: Label = "auto"
     threshold: float | Literal["tuned"] = FIXED  # of the precision, recall and F1 that are shown
     # Fit a curve that makes a value a probability, keep it beside each checkpoint, and show both. Isotonic: any rising
@@ -69,70 +60,6 @@ class AffordanceConfig:
     threads: int = 2  # that the model may use
     json: bool = False  # print the result as JSON on standard output
     out: Path | None = None  # a folder for scores (delete them to score again), affordance.json and report.html
-
-
-# ---- figures ----------------------------------------------------------------------------------------------------
-
-
-def figures(
-    labels: np.ndarray,
-    scores: np.ndarray,
-    families: np.ndarray,
-    moments: np.ndarray,
-    tuning: np.ndarray,
-    threshold: float | Literal["tuned"],
-    resamples: int,
-) -> dict[str, Any]:
-    """Everything about one model, as the JSON has it. labels, scores (S, N); families (N,); moments, tuning (S,)."""
-    equal = partial(am.equal_families, families=families)
-    balanced = am.balanced_weights(labels, families)
-    tuned = am.best_threshold(labels[tuning], scores[tuning], equal(balanced[tuning]))
-    fixed = FIXED if threshold == "tuned" else threshold
-    chosen = tuned if threshold == "tuned" else fixed
-    y, s, w, moments = labels[~tuning], scores[~tuning], balanced[~tuning], moments[~tuning]
-
-    def at(value: float) -> dict[str, Any]:
-        found = am.intervals(y, s, w, value, np.random.default_rng(0), resamples, equal)
-        return {"threshold": value, **am.metrics(y, s, equal(w), value), "intervals": found}
-
-    def of(family: str) -> dict[str, Any]:
-        mine = families == family
-        part = y[:, mine], s[:, mine], w[:, mine], chosen
-        return {
-            **am.metrics(*part),
-            "intervals": am.intervals(*part, np.random.default_rng(0), resamples),
-            "all_positive_f1": am.all_positive_f1(part[0], part[2]),
-            "positives": int(part[0].sum()),
-            "pairs": part[0].size,
-        }
-
-    def during(moment: str) -> dict[str, Any]:
-        now = moments == moment
-        part = y[now], s[now], w[now]
-        found = am.intervals(*part, chosen, np.random.default_rng(0), resamples, equal)
-        weights = equal(part[2])
-        values = am.metrics(*part[:2], weights, chosen)
-        return {
-            **values,
-            "intervals": found,
-            "all_positive_f1": am.all_positive_f1(y[now], weights),
-            "scenes": len(part[0]),
-        }
-
-    both = {"fixed": at(fixed), "tuned": at(tuned)}
-    return {
-        **both["tuned" if threshold == "tuned" else "fixed"],
-        **both,
-        "families": {family: of(family) for family in dict.fromkeys(families)},
-        "moments": {str(moment): during(moment) for moment in np.unique(moments)},
-        "all_pairs": {
-            **am.metrics(y, s, np.ones_like(w), chosen),
-            "all_positive_f1": am.all_positive_f1(y, np.ones_like(w)),
-        },
-        "all_positive_f1": am.all_positive_f1(y, equal(w)),
-        "reliability": am.reliability(y, s, equal(w)),
-        "precision_recall": am.precision_recall(y, s, equal(w)),
-    }
 
 
 def calibrated(
@@ -165,63 +92,6 @@ def calibrated(
     }
     path = calibration.save(curve, judge.folder, about)
     return after, {"method": method, "file": str(path), **about}
-
-
-# ---- the table --------------------------------------------------------------------------------------------------
-
-
-def sections(models: Mapping[str, dict[str, Any]]) -> Iterator[list[tuple[str, list[str], str]]]:
-    """Rows of a table, section by section: what is measured, one cell a model, and calling everything possible."""
-
-    def cell(found: Mapping[str, Any], key: str) -> str:
-        if key not in found:
-            return "-"
-        low, high = found.get("intervals", {}).get(key, (None, None))
-        return f"{found[key]:.2f}" + (f" ({low:.2f} - {high:.2f})" if low is not None else "")
-
-    def row(name: str, key: str, baseline: float | None, *path: str) -> tuple[str, list[str], str]:
-        found: list[Mapping[str, Any]] = []
-        for model in models.values():
-            for step in path:
-                model = model[step]
-            found.append(model)
-        return name, [cell(f, key) for f in found], "" if baseline is None else f"{baseline:.2f}"
-
-    first = next(iter(models.values()))
-    always = {"f1": first["all_positive_f1"], "recall": 1.0, "precision": 1 / (2 / first["all_positive_f1"] - 1)}
-    other = "fixed" if first["threshold"] == first["tuned"]["threshold"] else "tuned"
-
-    def thresholds(*path: str) -> list[str]:
-        return [f"{(m[path[0]] if path else m)['threshold']:.2f}" for m in models.values()]
-
-    yield [
-        *(row(name, key, always.get(key)) for key, name in SHOWN.items()),
-        ("threshold", thresholds(), ""),
-        row(f"F1, {other} threshold", "f1", always["f1"], other),
-        (f"{other} threshold", thresholds(other), ""),
-    ]
-    for part, prefix in (("families", "F1, "), ("moments", "F1, arm ")):
-        if len(first[part]) > 1:
-            yield [row(prefix + name, "f1", of["all_positive_f1"], part, name) for name, of in first[part].items()]
-    always_all = {"f1": first["all_pairs"]["all_positive_f1"]}
-    if len(first["families"]) > 1:  # else the same again
-        yield [row(f"all pairs: {name}", key, always_all.get(key), "all_pairs") for key, name in SHOWN.items()]
-
-
-def table(models: Mapping[str, dict[str, Any]], title: str) -> Table:
-    """The models side by side, and what calling everything possible would give."""
-    grid = Table(title=title)
-    grid.add_column("", no_wrap=True)
-    for column in (*models, "all possible"):
-        grid.add_column(column.replace(", ", "\n"), justify="right", min_width=18 if column in models else 0)
-    for rows in sections(models):
-        for name, cells, baseline in rows:
-            grid.add_row(name, *cells, baseline)
-        grid.add_section()
-    return grid
-
-
-# ---- the command ------------------------------------------------------------------------------------------------
 
 
 @contextlib.contextmanager
@@ -297,13 +167,7 @@ def affordance(config: AffordanceConfig) -> int:
         answer, questions = evaluate(config, console)
         if config.out:
             atomic.write(config.out / "affordance.json", atomic.to_json(answer))
-            rows = {
-                row["row"] for m in answer["models"].values() for kind in m.get("mistakes", {}).values() for row in kind
-            }
-            page = affordance_report.render(
-                answer, list(sections(answer["models"])), questions.observations(sorted(rows))
-            )
-            atomic.write(config.out / "report.html", page.encode())
+            atomic.write(config.out / "report.html", affordance_report.render(answer, questions).encode())
     except ours as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

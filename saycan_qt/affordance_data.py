@@ -22,12 +22,15 @@ from saycan_qt.data.scenes import DatasetError, SceneDataset
 from skills.library import SkillLibrary
 from skills.types import Observation
 
-Label = Literal["auto", "precondition", "succeeds", "relabelled", "recorded"]
+Label = Literal["auto", "precondition", "succeeds", "relabelled", "recorded", "asked"]
 TUNING = 4  # every fourth scene, by its number, serves to tune the threshold and to calibrate, and nothing else
 OF_SCENES: tuple[Label, ...] = ("precondition", "succeeds")
-OF_EPISODES: tuple[Label, ...] = ("relabelled", "recorded")
+OF_EPISODES: tuple[Label, ...] = ("relabelled", "recorded", "asked")
 PART = 20  # frames of episodes that are read together
-TASKS, START = "all tasks", "at the start"  # episodes' one family, and their one moment
+TASKS, START, END = "all tasks", "at the start", "at the end"  # episodes' one family, and their moments
+
+
+History = Sequence[Observation]  # what a robot saw until the moment that is asked about, oldest first
 
 
 class NotComparable(ValueError):
@@ -40,7 +43,7 @@ class Part:
 
     key: str  # says which, with a digest of their content
     count: int
-    read: Callable[[], list[Observation]]
+    read: Callable[[], Sequence[History]]
 
 
 @dataclass(frozen=True)
@@ -81,8 +84,8 @@ class Questions:
                 )
         return tuning
 
-    def observations(self, rows: Sequence[int]) -> dict[int, Observation]:
-        """The frames of some rows."""
+    def histories(self, rows: Sequence[int]) -> dict[int, History]:
+        """What was seen in some rows."""
         found, first = {}, 0
         for part in self.parts:
             if mine := [row for row in rows if first <= row < first + part.count]:
@@ -114,13 +117,9 @@ def ask(folder: Path, mapping: str, label: Label) -> Questions:
 
 def of_scenes(dataset: SceneDataset, label: str) -> Questions:
     """Every learnt skill in every scene."""
-
-    def read(file: Path) -> list[Observation]:
-        return [Observation(image, state) for image, state in zip(*dataset.observations(file), strict=True)]
-
     labels, names = dataset.labels(label), list(dataset.skills)
     parts = [
-        Part(f"{file.stem}-{atomic.sha256(file)[:12]}", scenes.count(file), partial(read, file))
+        Part(f"{file.stem}-{atomic.sha256(file)[:12]}", scenes.count(file), partial(dataset.histories, file))
         for file in dataset.files
     ]
     return Questions(
@@ -139,7 +138,8 @@ def of_scenes(dataset: SceneDataset, label: str) -> Questions:
 
 def of_episodes(dataset: EpisodeDataset, folder: Path, label: str) -> Questions:
     """The first frame of episodes. "relabelled": of each success its own task, which is possible, and another's, taken
-    as impossible [Q-Transformer, app. G]; "recorded": of every episode its own task and its success."""
+    as impossible [Q-Transformer, app. G]; "recorded": of every episode its own task and its success; "asked": the same,
+    but at the last frame, before which the others are what had been seen."""
     tasks, chosen = np.array(dataset.tasks), np.arange(len(dataset))
     if label == "relabelled":
         chosen = np.flatnonzero(dataset.success)
@@ -164,6 +164,13 @@ def of_episodes(dataset: EpisodeDataset, folder: Path, label: str) -> Questions:
             "episode's task is taken as impossible. Some of those are possible too, so that even a perfect judge stays "
             "below 1."
         )
+    elif label == "asked":
+        ids, labels = dataset.episode_task[:, None], dataset.success[:, None]
+        title = f"last frames of {folder}, and whether what is asked about them is possible"
+        note = (
+            "Each episode is a question: what a robot saw, until the moment that is asked about; an instruction; and "
+            "in the column of success whether it was possible then."
+        )
     else:
         ids, labels = dataset.episode_task[:, None], dataset.success[:, None]
         title = f"first frames of episodes of {folder}, their own task and whether it was achieved"
@@ -172,15 +179,20 @@ def of_episodes(dataset: EpisodeDataset, folder: Path, label: str) -> Questions:
             "mapping with `success: COLUMN` reads another label, such as one of feasibility."
         )
 
-    def read(rows: np.ndarray) -> list[Observation]:
+    def history(first: int, last: int) -> History:
+        rows = range(max(first, last + 1 - scenes.HISTORY), last + 1)
         return [Observation(np.array(dataset.images[i]), np.array(dataset.states[i])) for i in rows]
 
-    frames = dataset.episode_start[chosen]
+    def read(episodes: np.ndarray) -> list[History]:
+        firsts, ends = dataset.episode_start[episodes], dataset.episode_start[episodes + 1]
+        lasts = ends - 1 if label == "asked" else firsts
+        return [history(int(first), int(last)) for first, last in zip(firsts, lasts, strict=True)]
+
     version = atomic.sha256((dataset.digest + label).encode())[:12]
     parts = [
-        Part(f"episodes-{first:06d}-{version}", len(rows), partial(read, rows))
-        for first in range(0, len(frames), PART)
-        if len(rows := frames[first : first + PART])
+        Part(f"episodes-{first:06d}-{version}", len(some), partial(read, some))
+        for first in range(0, len(chosen), PART)
+        if len(some := chosen[first : first + PART])
     ]
     return Questions(
         title=title,
@@ -190,7 +202,7 @@ def of_episodes(dataset: EpisodeDataset, folder: Path, label: str) -> Questions:
         labels=labels,
         texts=tasks[ids].tolist(),
         families=np.array([TASKS] * ids.shape[1]),
-        moments=np.array([START] * len(chosen), str),
+        moments=np.array([END if label == "asked" else START] * len(chosen), str),
         parts=tuple(parts),
         about={"episode": np.array([f"episode {number}" for number in chosen], str)},
     )

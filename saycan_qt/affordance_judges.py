@@ -14,9 +14,8 @@ from pathlib import Path
 import numpy as np
 
 from saycan_qt import atomic
-from saycan_qt.affordance_data import NotComparable, Part
+from saycan_qt.affordance_data import History, NotComparable, Part
 from skills.errors import SkillError
-from skills.types import Observation
 
 
 class Interrupted(Exception):
@@ -29,7 +28,7 @@ class Judge:
 
     name: str  # as people gave it
     digest: str  # of what judges: the manifest's SHA-256, or the server's id of its model
-    value: Callable[[Observation, Sequence[str]], np.ndarray]  # affordances (N,) in [0, 1]
+    value: Callable[[History, Sequence[str]], np.ndarray]  # affordances (N,) in [0, 1]
     knows: Callable[[str], bool]  # was it trained on this instruction?
     folder: Path | None = None  # a checkpoint's
 
@@ -42,15 +41,17 @@ class Judge:
 def of_checkpoint(name: str) -> Judge:
     """A shipped checkpoint's name, or a folder. Raises CheckpointError or NotComparable."""
     from saycan_qt import checkpoint
+    from saycan_qt.algorithms import ALGORITHMS
 
     policy = checkpoint.load(name)
-    if not hasattr(policy, "value_many"):
-        raise NotComparable(f"checkpoint {name!r} only acts; this needs one that judges, a q-transformer")
+    if not hasattr(policy, "value"):
+        judging = " or ".join(kind for kind, algorithm in ALGORITHMS.items() if hasattr(algorithm, "value"))
+        raise NotComparable(f"checkpoint {name!r} only acts; this needs one that judges: {judging}")
     folder = checkpoint.resolve(name)
     return Judge(
         name,
         atomic.sha256(atomic.newest(folder) / checkpoint.MANIFEST)[:12],
-        lambda seen, texts: policy.value([seen], texts),
+        policy.value,
         lambda text: text in policy.texts.table,
         folder,
     )
@@ -64,8 +65,8 @@ def of_server(client) -> Judge:
     library = client.list_skills()
     names = {skill.text: skill.name for skill in library} | {skill.name: skill.name for skill in library}
 
-    def value(seen: Observation, texts: Sequence[str]) -> np.ndarray:
-        scores = client.score([seen], [names.get(text, text) for text in texts])
+    def value(seen: History, texts: Sequence[str]) -> np.ndarray:
+        scores = client.score(seen, [names.get(text, text) for text in texts])
         return np.array([score.affordance for score in scores], np.float32)
 
     return Judge(client.address, info.critic_id, value, names.__contains__)

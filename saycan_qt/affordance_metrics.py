@@ -50,9 +50,14 @@ def all_positive_f1(labels: np.ndarray, weights: np.ndarray) -> float:
 
 def calibration_error(labels: np.ndarray, scores: np.ndarray, weights: np.ndarray) -> float:
     """Expected calibration error: |mean score - share of positives| over BINS bins, weighted by what lies in them."""
-    bins = np.minimum((scores * BINS).astype(int), BINS - 1)
-    gaps = np.bincount(bins.ravel(), (weights * (scores - labels)).ravel(), BINS)
+    (gaps,) = _binned(scores, weights * (scores - labels))
     return float(np.abs(gaps).sum() / weights.sum())
+
+
+def _binned(scores: np.ndarray, *amounts: np.ndarray) -> list[np.ndarray]:
+    """Each amount's sum over the pairs of every bin of scores, (BINS,) each."""
+    bins = np.minimum((scores * BINS).astype(int), BINS - 1).ravel()
+    return [np.bincount(bins, amount.ravel(), BINS) for amount in amounts]
 
 
 def metrics(labels: np.ndarray, scores: np.ndarray, weights: np.ndarray, threshold: float) -> Metrics:
@@ -79,10 +84,7 @@ def best_threshold(labels: np.ndarray, scores: np.ndarray, weights: np.ndarray) 
 
 def reliability(labels: np.ndarray, scores: np.ndarray, weights: np.ndarray) -> list[dict[str, float]]:
     """Of each of BINS bins that holds any pair: mean score, share of positives, and the bin's share of all weight."""
-    bins = np.minimum((scores * BINS).astype(int), BINS - 1).ravel()
-    total, score, possible = (
-        np.bincount(bins, (weights * x).ravel(), BINS) for x in (np.ones_like(scores), scores, labels)
-    )
+    total, score, possible = _binned(scores, weights, weights * scores, weights * labels)
     return [
         {"score": float(score[i] / total[i]), "possible": float(possible[i] / total[i]), "share": float(share)}
         for i, share in enumerate(total / total.sum())

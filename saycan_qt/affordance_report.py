@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +16,12 @@ import numpy as np
 from PIL import Image
 
 from saycan_qt.affordance_data import Questions
-from skills.types import Observation
+from saycan_qt.affordance_table import sections
 
 WORST = 12  # mistakes of either kind that are shown
 WIDTH = 384  # [px] small images are enlarged to about as much, by a whole factor: 80 x 96 by 4
 SIDE = 300  # [px] of a plot
 COLORS = 6  # that the template names; more models begin anew
-Row = tuple[str, list[str], str]  # what, a cell a model, the baseline
 
 
 def mistakes(questions: Questions, scores: np.ndarray, threshold: float) -> dict[str, list[dict[str, Any]]]:
@@ -49,9 +48,10 @@ def mistakes(questions: Questions, scores: np.ndarray, threshold: float) -> dict
     return {"false_positives": worst(~labels & called, scores), "false_negatives": worst(labels & ~called, -scores)}
 
 
-def render(answer: Mapping[str, Any], sections: Sequence[Sequence[Row]], frames: Mapping[int, Observation]) -> str:
-    """answer: what affordance.json holds; sections: the table's rows; frames: of all rows that mistakes name."""
+def render(answer: Mapping[str, Any], questions: Questions) -> str:
+    """answer: what affordance.json holds, about these questions."""
     models = list(answer["models"].items())
+    wrong = {row["row"] for _, model in models for kind in model.get("mistakes", {}).values() for row in kind}
     environment = jinja2.Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
@@ -60,9 +60,9 @@ def render(answer: Mapping[str, Any], sections: Sequence[Sequence[Row]], frames:
     return environment.from_string(template).render(
         answer=answer,
         models=[(f"c{i % COLORS}", name, model) for i, (name, model) in enumerate(models)],
-        sections=sections,
+        sections=sections(answer["models"]),
         families=bars(answer["models"]),
-        pictures={row: picture(seen.image) for row, seen in frames.items()},
+        pictures={row: picture(seen[-1].image) for row, seen in questions.histories(sorted(wrong)).items()},
         side=SIDE,
     )
 

@@ -97,13 +97,13 @@ def exists(folder: Path) -> bool:
 def resolve(name_or_path: str | Path) -> Path:
     """The folder of a checkpoint: a path, or the name of one that ships."""
     path = Path(name_or_path)
-    if (SHIPPED / path / MANIFEST).exists() and len(path.parts) == 1:
+    if len(path.parts) == 1 and exists(SHIPPED / path):
         return SHIPPED / path
+    if exists(path):
+        return path
     if atomic.newest(path).exists():
         _refuse_pickles(path)
-        if not (atomic.newest(path) / MANIFEST).exists():
-            raise CheckpointError(f"{path}: no {MANIFEST} in it, so it is not a checkpoint folder")
-        return path
+        raise CheckpointError(f"{path}: no {MANIFEST} in it, so it is not a checkpoint folder")
     shipped = sorted(manifest.parent.name for manifest in SHIPPED.glob(f"*/{MANIFEST}"))
     nearest = difflib.get_close_matches(str(name_or_path), shipped, n=1)
     hint = f"did you mean {nearest[0]!r}? " if nearest else ""

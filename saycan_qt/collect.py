@@ -3,12 +3,14 @@
     python -m saycan_qt.collect --out data/kitchen --episodes 6000
     python -m saycan_qt.collect --out data/impossible --episodes 4000 --impossible 1 --seed 1
     python -m saycan_qt.collect --out data/anywhere --episodes 4000 --anywhere 1 --seed 2
+    python -m saycan_qt.collect --out data/own --episodes 4000 --policy execution --seed 3
     python -m saycan_qt.collect --out data/small --episodes 40 --families pick      # a quick look
     python -m saycan_qt.collect affordance --out data/scenes --scenes 1000
 
 Episodes, as a LeRobotDataset v3: two thirds are demonstrations; the rest are failures that look like near successes
 (grasps beside the object, the wrong skill, ending too early, heavy noise, never ending) or happen where the skill is
-impossible.
+impossible. With --policy, a checkpoint does what it has learnt instead, and its successes and failures are recorded;
+`saycan_qt.train finetune` learns from them.
 
 Labelled scenes, for `python -m saycan_qt.evaluate affordance`: what the robot sees, and for every learnt skill whether
 it could be done; `affordance --help` says more.
@@ -30,7 +32,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tyro
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from saycan_qt import atomic
@@ -38,9 +39,11 @@ from saycan_qt.data import scenes
 from saycan_qt.data.episodes import DatasetError, Episode, EpisodeWriter
 from saycan_qt.kitchen import affordances, rollouts
 from saycan_qt.kitchen.camera import HEAD
+from saycan_qt.kitchen.looks import LookName
+from saycan_qt.options import Command, dispatch
 from skills.library import SkillLibrary
+from skills.types import Actor
 
-PROGRAM = "python -m saycan_qt.collect"
 FAMILY_WEIGHTS = {
     "pick": 2.5,
     "move near": 2.0,
@@ -66,28 +69,34 @@ class CollectConfig:
     impossible: float = 0.0
     # Share of episodes in scenes made for another skill, or after one; otherwise a skill is seen in its own scenes only
     anywhere: float = 0.0
+    # Checkpoint, or a shipped one's name, that acts instead of the experts: autonomous episodes, half of them disturbed
+    policy: str = ""
+    look: LookName = "target"  # "source" differs in colours, light and camera, as a simulator does from the real thing
     families: tuple[str, ...] = ()  # only these families; all learnt ones when empty
     workers: int = 2  # processes
 
 
-def episode(config: CollectConfig, number: int, library: SkillLibrary) -> Episode:
+def episode(config: CollectConfig, number: int, library: SkillLibrary, actor: Actor | None = None) -> Episode:
     """Episode `number` of a collection. Tries again, from the same generator, until the rollout ends as its kind
-    should: a demonstration in success, a failure without."""
+    should: a demonstration in success, a failure without; what `actor` does by itself ends as it may."""
     rng = np.random.default_rng([config.seed, number])
-    weights = {f: w for f, w in FAMILY_WEIGHTS.items() if not config.families or f in config.families}
+    weights = {f: w * (not config.families or f in config.families) for f, w in FAMILY_WEIGHTS.items()}
     mode = str(rng.choice(FAILURES)) if rng.random() < config.failures else "demonstration"
     if config.impossible > 0 and rng.random() < config.impossible:
         mode = rollouts.IMPOSSIBLE
+    if actor is not None:
+        mode = rollouts.AUTONOMOUS
     anywhere = config.anywhere > 0 and mode not in rollouts.WITHOUT_HOPE and rng.random() < config.anywhere
+    limit = ENDLESS_STEPS if mode == "endless" else rollouts.MAX_STEPS
+    how: dict[str, Any] = {"look": config.look, "max_steps": limit, "actor": actor}
     for _ in range(50):
-        skill = rollouts.random_skill(rng, library, {f: weights.get(f, 0.0) for f in FAMILY_WEIGHTS})
-        limit = ENDLESS_STEPS if mode == "endless" else rollouts.MAX_STEPS
+        skill = rollouts.random_skill(rng, library, weights)  # drawn even if unused: then a seed keeps its meaning
         if anywhere:
-            run = affordances.start_anywhere(rng, library, weights, mode, limit)
+            run = affordances.start_anywhere(rng, library, weights, mode, **how)
         else:
-            run = rollouts.start(rng, skill, library, mode, max_steps=limit)
+            run = rollouts.start(rng, skill, library, mode, **how)
         steps = list(run)
-        if run.success == (mode == "demonstration"):
+        if actor is not None or run.success == (mode == "demonstration"):
             break
     else:
         raise RuntimeError(f"no rollout of mode {mode!r} ended as it should in 50 tries (seed {config.seed}, {number})")
@@ -101,19 +110,33 @@ def episode(config: CollectConfig, number: int, library: SkillLibrary) -> Episod
     )
 
 
+def load_actor(name: str) -> Actor:
+    """A policy on one thread, for a process of many. Raises ValueError."""
+    import torch
+
+    from saycan_qt import checkpoint
+
+    torch.set_num_threads(1)
+    try:
+        return checkpoint.load(name)
+    except checkpoint.CheckpointError as error:
+        raise ValueError(str(error)) from None
+
+
 def shard(config: CollectConfig, worker: int) -> Path:
     return config.out / f"shard-{worker:02d}"
 
 
 def _work(config: CollectConfig, worker: int, done: multiprocessing.Queue) -> None:
     library = SkillLibrary.load()
+    actor = load_actor(config.policy) if config.policy else None
     numbers = range(worker, config.episodes, config.workers)
     with EpisodeWriter(shard(config, worker), image_size=(HEAD.height, HEAD.width)) as writer:
         done.put(writer.num_episodes)
         for number in numbers[writer.num_episodes :]:
             if orphaned():
                 return
-            writer.add(episode(config, number, library))
+            writer.add(episode(config, number, library, actor))
             done.put(1)
 
 
@@ -124,10 +147,12 @@ def begin(config: CollectConfig) -> None:
         raise ValueError(f"no family {sorted(unknown)}; the learnt families are {sorted(known)}")
     settings = {"seed": config.seed, "failures": config.failures, "families": list(config.families)}
     settings["workers"] = config.workers  # decides which episode lies in which shard
-    if config.impossible > 0:
-        settings["impossible"] = config.impossible
-    if config.anywhere > 0:
-        settings["anywhere"] = config.anywhere
+    if config.policy:
+        load_actor(config.policy)
+    usual = CollectConfig(config.out)
+    for key in ("impossible", "anywhere", "policy", "look"):  # named where they matter
+        if (value := getattr(config, key)) != getattr(usual, key):
+            settings[key] = value
     path = config.out / "collect.json"
     if not path.exists():
         config.out.mkdir(parents=True, exist_ok=True)
@@ -144,9 +169,9 @@ class AffordanceConfig:
 
     Two fifths are scenes to practise a skill in, a tenth whole kitchens; in the others a skill was made impossible: an
     object absent, out of reach, on another worktop or in a closed drawer, the hand full, a drawer so already or blocked
-    by one above, the robot elsewhere. In three fifths the arm rests, in a quarter it has just ended a skill, in the
-    others it is on its way to one. A scene follows from the seed and its number alone; an interrupted collection goes
-    on where it was."""
+    by one above, the robot elsewhere. In a third of the scenes that allow it, some skill has just been carried out and
+    the arm has returned to its carrying pose. A scene follows from the seed and its number alone; an interrupted
+    collection goes on where it was."""
 
     out: Path  # the folder; more scenes can be added to it later
     scenes: int = 1000  # how many in all
@@ -228,11 +253,12 @@ def _in_parallel(work: Callable, config: Any, count: int, wanted: int, what: str
 
 
 def main(arguments: list[str] | None = None) -> int:
-    arguments = sys.argv[1:] if arguments is None else arguments
+    commands: dict[str, Callable[[], Command]] = {
+        "": lambda: (CollectConfig, episodes),
+        "affordance": lambda: (AffordanceConfig, affordance),
+    }
     try:
-        if arguments[:1] == ["affordance"]:
-            return affordance(tyro.cli(AffordanceConfig, prog=f"{PROGRAM} affordance", args=arguments[1:]))
-        return episodes(tyro.cli(CollectConfig, prog=PROGRAM, description=__doc__, args=arguments))
+        return dispatch("python -m saycan_qt.collect", __doc__, commands, arguments)
     except (ValueError, DatasetError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

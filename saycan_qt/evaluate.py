@@ -22,21 +22,19 @@ import json
 import math
 import multiprocessing
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import tyro
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from saycan_qt.affordance import AffordanceConfig, affordance
 from saycan_qt.kitchen.env import KitchenEnv
 from saycan_qt.kitchen.rollouts import random_skill
 from saycan_qt.kitchen.tasks import FAMILIES
+from saycan_qt.options import Command, dispatch
 from skills.library import SkillLibrary
 from skills.types import Observation
 
@@ -150,24 +148,15 @@ def skills(config: SkillsConfig) -> int:
     return 0
 
 
-COMMANDS: dict[str, tuple[type, Callable[[Any], int]]] = {
-    "skills": (SkillsConfig, skills),
-    "affordance": (AffordanceConfig, affordance),
-}
+def affordance() -> Command:
+    from saycan_qt import affordance  # here: it takes seconds to import, which each process that rolls out would pay
+
+    return affordance.AffordanceConfig, affordance.affordance
 
 
 def main(arguments: list[str] | None = None) -> int:
-    arguments = sys.argv[1:] if arguments is None else arguments
-    name, rest = (arguments or [""])[0], arguments[1:]
-    if name not in COMMANDS:
-        asked = name in ("-h", "--help")
-        print(
-            f"{__doc__}\nusage: python -m saycan_qt.evaluate {{{','.join(COMMANDS)}}} [--help]",
-            file=sys.stdout if asked else sys.stderr,
-        )
-        return 0 if asked else 2
-    kind, command = COMMANDS[name]
-    return command(tyro.cli(kind, prog=f"python -m saycan_qt.evaluate {name}", args=rest))
+    commands = {"skills": lambda: (SkillsConfig, skills), "affordance": affordance}
+    return dispatch("python -m saycan_qt.evaluate", __doc__, commands, arguments)
 
 
 if __name__ == "__main__":

@@ -2,9 +2,11 @@
 
     python -m saycan_qt.figures training runs/clone                    # writes runs/clone/training.png
     python -m saycan_qt.figures training runs/clone runs/actor --out curves.png
+    python -m saycan_qt.figures values --skill "pick coke can"         # writes values.png
 
-training: every number of one or several runs over their steps, and the same on held-out episodes. Needs matplotlib
-(`pip install 'saycan-qt[train]'`).
+training: every number of one or several runs over their steps, and the same on held-out episodes. values: what a skill
+is worth wherever its object might stand, drawn over the camera image [Figure 8].
+Needs matplotlib (`pip install 'saycan-qt[train]'`).
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from typing import Any
 import tyro
 
 from saycan_qt import metrics
+from saycan_qt.options import Command, dispatch
 
 HELD_OUT = "held_out_"
 HIDDEN = ("seconds", "epochs", "step", "samples_per_second")
@@ -45,8 +48,8 @@ def curves(rows: Sequence[dict[str, Any]]) -> dict[str, tuple[list[int], list[fl
     return found
 
 
-def training(config: TrainingConfig) -> Path:
-    """Draws the picture and returns where it lies. Raises ValueError for a folder without metrics."""
+def training(config: TrainingConfig) -> int:
+    """Draws the picture and says where it lies. Raises ValueError for a folder without metrics."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -80,30 +83,25 @@ def training(config: TrainingConfig) -> Path:
     out = config.out or config.runs[0] / "training.png"
     figure.savefig(out, dpi=110)
     plt.close(figure)
-    return out
+    print(out)
+    return 0
 
 
-COMMANDS = {"training": (TrainingConfig, training)}
+def values() -> Command:
+    from saycan_qt import value_map
+
+    return value_map.ValuesConfig, value_map.values
 
 
 def main(arguments: list[str] | None = None) -> int:
-    arguments = sys.argv[1:] if arguments is None else arguments
-    name, rest = (arguments or [""])[0], arguments[1:]
-    if name not in COMMANDS:
-        asked = name in ("-h", "--help")
-        usage = f"usage: python -m saycan_qt.figures {{{','.join(COMMANDS)}}} [--help]"
-        print(f"{__doc__}\n{usage}", file=sys.stdout if asked else sys.stderr)
-        return 0 if asked else 2
-    kind, command = COMMANDS[name]
+    commands = {"training": lambda: (TrainingConfig, training), "values": values}
     try:
-        print(command(tyro.cli(kind, prog=f"python -m saycan_qt.figures {name}", args=rest)))
+        return dispatch("python -m saycan_qt.figures", __doc__, commands, arguments)
     except ImportError as error:
         print(f"error: {error}; `pip install 'saycan-qt[train]'` brings what pictures need", file=sys.stderr)
-        return 2
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return 2
 
 
 if __name__ == "__main__":

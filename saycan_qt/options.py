@@ -1,20 +1,41 @@
-"""Command-line options that several commands share: what their values are called, and no default worth showing."""
+"""What several commands' command lines share: options, how one is parsed, and how one of several commands is chosen."""
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import tyro
 
+# Options: what their values are called, and no default worth showing
 Address = Annotated[str | None, tyro.conf.arg(metavar="HOST:PORT", help_behavior_hint="")]
 File = Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="")]
 Folder = Annotated[Path | None, tyro.conf.arg(metavar="DIR", help_behavior_hint="")]
 Checkpoint = Annotated[str, tyro.conf.arg(metavar="NAME|DIR")]  # a shipped one, or a folder
 Instruction = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="INSTRUCTION", help_behavior_hint="")]
+Command = tuple[type, Callable[[Any], int]]  # a config, and what is done with it: its exit code
 T = TypeVar("T")
 
 
 def parse(kind: type[T], command: str, teaches: str | None) -> T:
     """The command line as a dataclass; prints help and ends where it is asked for or wrong (exit code 2)."""
     return tyro.cli(kind, prog=command, description=teaches, config=(tyro.conf.FlagCreatePairsOff,))
+
+
+def dispatch(
+    program: str, teaches: str | None, commands: Mapping[str, Callable[[], Command]], arguments: Sequence[str] | None
+) -> int:
+    """Runs the command that the first argument names, else the one called "" where there is one. A command is given as
+    a function, so that only the chosen one's modules need be imported. arguments: those of the process if None."""
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    name, rest = (given[0], given[1:]) if given and given[0] in commands else ("", given)
+    if name not in commands:
+        asked = given[:1] in (["-h"], ["--help"])
+        usage = f"usage: {program} {{{','.join(commands)}}} [--help]"
+        print(f"{teaches}\n{usage}", file=sys.stdout if asked else sys.stderr)
+        return 0 if asked else 2
+    config, command = commands[name]()
+    description = None if name else teaches  # None: the config's own
+    return command(tyro.cli(config, prog=f"{program} {name}".strip(), description=description, args=rest))

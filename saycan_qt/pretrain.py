@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -56,6 +56,7 @@ class PretrainConfig:
     threads: int = 2  # that train
     device: str = "cpu"
     debug: bool = False  # tiny, for tests
+    look: Literal["target", "source"] = "target"  # of the kitchen, see `saycan_qt.kitchen.looks`
     trunk: TrunkConfig = field(default_factory=TrunkConfig)
 
 
@@ -67,10 +68,9 @@ def debug_config(config: PretrainConfig) -> PretrainConfig:
 # Frames
 
 
-def gather(
-    folder: Path, count: int, seed: int, workers: int, make: Callable[[int, int], Frames] | None = None
-) -> Frames:
-    """`count` labelled frames, rendered in shards by several processes; shards already there are kept."""
+def gather(folder: Path, count: int, seed: int, workers: int, make: Callable[[int, int], Frames]) -> Frames:
+    """`count` labelled frames, rendered by make(count, seed) in shards and several processes; shards already there are
+    kept."""
     folder.mkdir(parents=True, exist_ok=True)
     shards = [
         (folder / f"shard-{i:04d}.npz", min(SHARD, count - i * SHARD), seed * 100_003 + i)
@@ -91,11 +91,7 @@ def gather(
     return {key: np.concatenate([part[key] for part in parts]) for key in FRAME_KEYS}
 
 
-def _write_shard(shard: tuple[Path, int, int], make: Callable[[int, int], Frames] | None) -> None:
-    if make is None:
-        from saycan_qt.kitchen.perception import labelled_frames
-
-        make = labelled_frames
+def _write_shard(shard: tuple[Path, int, int], make: Callable[[int, int], Frames]) -> None:
     path, count, seed = shard
     temporary = path.with_suffix(".tmp.npz")
     arrays: dict[str, Any] = make(count, seed)
@@ -278,14 +274,15 @@ def train_trunk(config: PretrainConfig, frames: Frames, trunk: KeypointTrunk) ->
 
 def main(config: PretrainConfig) -> dict[str, Any]:
     from saycan_qt.kitchen.objects import THINGS
-    from saycan_qt.kitchen.perception import KEYPOINTS
+    from saycan_qt.kitchen.perception import KEYPOINTS, labelled_frames
 
     if config.debug:
         config = debug_config(config)
     torch.set_num_threads(config.threads)
     config.out.mkdir(parents=True, exist_ok=True)
     library = SkillLibrary.load()
-    frames = gather(config.out / "frames", config.frames, config.seed, config.workers)
+    make = partial(labelled_frames, look=config.look)
+    frames = gather(config.out / f"frames-{config.look}", config.frames, config.seed, config.workers, make)
     cut = len(frames["images"]) - max(1, int(len(frames["images"]) * config.held_out))  # whole rollouts at the end
     train, held_out = ({k: v[part] for k, v in frames.items()} for part in (slice(cut), slice(cut, None)))
     torch.manual_seed(config.seed)

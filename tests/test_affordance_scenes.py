@@ -1,8 +1,11 @@
 """Labelled scenes are what they say: impossible where they should be, tried where possible, the same every time."""
 
+from collections import deque
+
 import numpy as np
 import pytest
 
+from saycan_qt.data.scenes import HISTORY
 from saycan_qt.kitchen.affordances import Snapshot, attempt, label, labelled_scene, let_time_pass
 from saycan_qt.kitchen.disturbances import DISTURBANCES
 from saycan_qt.kitchen.rollouts import random_skill
@@ -54,12 +57,15 @@ def test_afterwards_the_arm_is_back_where_the_planner_looks_from():
     rng, moments = np.random.default_rng(5), set()
     while moments != {"at rest", "afterwards"}:
         world = World(practice(rng, LIBRARY["open top drawer"]))
-        moments.add(moment := let_time_pass(rng, world, SKILLS))
+        seen = deque(maxlen=HISTORY)
+        moments.add(moment := let_time_pass(rng, world, SKILLS, seen))
+        assert len(seen) == (HISTORY if moment == "afterwards" else 0)
         if moment == "afterwards":
             assert np.abs(world.tip() - CARRY).max() < 0.03
 
 
 def test_a_scene_follows_from_seed_and_number():
     one, again, other = (labelled_scene(0, number, LIBRARY) for number in (4, 4, 5))
-    assert (one.image == again.image).all() and (one.succeeds == again.succeeds).all() and one.kind == again.kind
-    assert one.image.shape == (80, 96, 3) and (one.image != other.image).any()
+    assert (one.images == again.images).all() and (one.succeeds == again.succeeds).all() and one.kind == again.kind
+    assert one.images.shape[1:] == (80, 96, 3) and len(one.states) == len(one.images) <= HISTORY
+    assert (one.images[-1] != other.images[-1]).any()

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from saycan_qt.collect import CollectConfig, episode, episodes, main
+from saycan_qt.collect import CollectConfig, episode, episodes, load_actor, main
 from saycan_qt.data.episodes import DatasetError, EpisodeDataset, EpisodeWriter
-from saycan_qt.data.scenes import SceneDataset
+from saycan_qt.data.scenes import HISTORY, SceneDataset
 from saycan_qt.kitchen.affordances import labelled_scene
 from skills.library import SkillLibrary
 
@@ -68,9 +68,28 @@ def test_scenes_do_not_depend_on_workers_and_a_collection_continues(tmp_path, ca
     assert main([*command, "3", "--workers", "2"]) == 0
     dataset = SceneDataset.open(tmp_path / "scenes")
     fresh = labelled_scene(7, 2, SkillLibrary.load())
-    images, states = dataset.observations(dataset.files[0])
-    assert dataset.numbers.tolist() == [0, 1, 2]
-    assert (images[2] == fresh.image).all() and (states[2] == fresh.state).all()
+    seen = dataset.histories(dataset.files[0])
+    assert dataset.numbers.tolist() == [0, 1, 2] and max(map(len, seen)) <= HISTORY
+    assert all((o.image == image).all() for o, image in zip(seen[2], fresh.images, strict=True))
+    assert all((o.state == state).all() for o, state in zip(seen[2], fresh.states, strict=True))
     assert (dataset.labels("succeeds")[2] == fresh.succeeds).all() and dataset.labels("precondition").any()
     assert main(["affordance", "--out", str(tmp_path / "scenes"), "--seed", "8"]) == 2
     assert "--seed 7" in capsys.readouterr().err
+
+
+def test_a_policy_collects_its_own_episodes_successes_and_failures_alike(tmp_path):
+    command = ["--policy", "execution", "--families", "open drawer", "--episodes", "2", "--workers", "1"]
+    assert main([*command, "--out", str(tmp_path / "own")]) == 0
+    dataset = EpisodeDataset([tmp_path / "own"])
+    assert len(dataset.success) == 2 and all(task.startswith("open") for task in dataset.tasks)
+    library = SkillLibrary.load()
+    again = episode(CollectConfig(tmp_path, families=("open drawer",)), 1, library, load_actor("execution"))
+    last = dataset.images[dataset.episode_start[1] :]
+    assert again.info["mode"] == "autonomous" and (again.images == last).all()
+    assert main(["--policy", "nobody", "--out", str(tmp_path / "none")]) == 2
+
+
+def test_only_the_families_asked_for_are_collected_anywhere_too():
+    library = SkillLibrary.load()
+    config = CollectConfig(Path("unused"), failures=0.0, anywhere=1.0, families=("close drawer",))
+    assert {episode(config, number, library).task.split()[0] for number in range(3)} == {"close"}

@@ -2,6 +2,9 @@
 
 import json
 import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -9,10 +12,12 @@ import tiny_policies
 from test_data_rlds import fractal, save
 
 from saycan_qt import affordance, checkpoint
+from saycan_qt.affordance_figures import figures
 from saycan_qt.algorithms.q_transformer import QTransformer
 from saycan_qt.data import scenes
-from saycan_qt.data.episodes import Episode, EpisodeWriter
+from saycan_qt.data.episodes import Episode, EpisodeDataset, EpisodeWriter
 from saycan_qt.evaluate import main, run_episode, wilson
+from saycan_qt.options import dispatch
 from skills.library import SkillLibrary
 from skills.server import serve
 
@@ -54,6 +59,31 @@ def test_a_mistake_is_one_line_and_exit_code_2(flag, value, capsys):
     assert error.startswith("error: ") and error.count("\n") == 1 and value in error
 
 
+def test_rolling_out_does_not_pay_for_the_modules_of_other_commands():
+    code = "import sys, saycan_qt.evaluate; print({'torch', 'sklearn'} & set(sys.modules))"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "set()"
+
+
+@dataclass(frozen=True)
+class Pay:
+    """A bill."""
+
+    euros: int = 0
+
+
+@pytest.mark.parametrize(("named", "result"), [([], 3), (["twice"], 6)])
+def test_the_first_argument_names_the_command_or_an_unnamed_one_runs(named, result):
+    commands = {"": lambda: (Pay, lambda bill: bill.euros), "twice": lambda: (Pay, lambda bill: 2 * bill.euros)}
+    assert dispatch("python -m bills", None, commands, [*named, "--euros", "3"]) == result
+
+
+def test_a_command_that_does_not_exist_gets_the_names_of_those_that_do(capsys):
+    assert (main(["juggle"]), main([]), main(["--help"])) == (2, 2, 0)
+    shown = capsys.readouterr()
+    assert [text.count("{skills,affordance}") for text in (shown.err, shown.out)] == [2, 1]
+
+
 SKILLS = {
     "pick apple": "pick",
     "pick sponge": "pick",
@@ -70,8 +100,8 @@ def make_scenes(folder, side=(80, 96), chance=0.5, count=25):
         rows = [
             scenes.LabelledScene(
                 number,
-                rng.integers(0, 255, (*side, 3), dtype=np.uint8),
-                rng.normal(0, 0.1, 8).astype(np.float32),
+                rng.integers(0, 255, (1, *side, 3), dtype=np.uint8),
+                rng.normal(0, 0.1, (1, 8)).astype(np.float32),
                 rng.random(4) < chance,
                 np.zeros(4, bool),
                 "table",
@@ -104,11 +134,11 @@ def test_a_perfect_judge_scores_one_and_a_constant_one_scores_the_baseline():
     labels = np.random.default_rng(0).random((40, 4)) < 0.4
     families, tuning = np.array(list(SKILLS.values())), np.arange(40) % 4 == 0
     moments = np.array(["at rest", "afterwards"] * 20)
-    perfect = affordance.figures(labels, labels * 0.9, families, moments, tuning, 0.5, 10)
+    perfect = figures(labels, labels * 0.9, families, moments, tuning, 0.5, 10)
     assert perfect["f1"] == 1.0 == perfect["auc"] == perfect["moments"]["afterwards"]["f1"] and perfect["intervals"][
         "f1"
     ] == (1.0, 1.0)
-    constant = affordance.figures(labels, np.full(labels.shape, 0.7), families, moments, tuning, 0.5, 10)
+    constant = figures(labels, np.full(labels.shape, 0.7), families, moments, tuning, 0.5, 10)
     assert constant["f1"] == pytest.approx(constant["all_positive_f1"]) and constant["auc"] == 0.5
 
 
@@ -117,7 +147,8 @@ def test_a_model_that_only_acts_is_refused(tmp_path, capsys):
     checkpoint.save(tmp_path / "actor", config, tensors, {})
     data = make_scenes(tmp_path / "scenes")
     assert main(["affordance", "--data", data, "--threads", "1", "--checkpoint", str(tmp_path / "actor")]) == 2
-    assert "only acts" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "only acts" in error and "q-transformer or qt-opt" in error
 
 
 @pytest.mark.parametrize(
@@ -198,8 +229,16 @@ def test_episodes_are_asked_for_their_own_task_and_for_one_of_another_meaning(tm
     assert questions.labels.tolist() == [[True, False]] * 18
     for own, other in questions.texts:
         assert (own == "open top drawer") != (other == "open top drawer")
-    first = questions.observations([0, 17])
-    assert set(first) == {0, 17} and first[17].image.shape == (80, 96, 3)
+    first = questions.histories([0, 17])
+    assert set(first) == {0, 17} and [len(seen) for seen in first.values()] == [1, 1]
+
+
+def test_an_episode_can_be_one_question_with_what_was_seen_before_it(tmp_path):
+    questions = affordance.ask(make_episodes(tmp_path / "episodes"), "", "asked")
+    seen = questions.histories([5])[5]
+    dataset = EpisodeDataset(tmp_path / "episodes")
+    assert [(o.image == dataset.images[10 + i]).all() for i, o in enumerate(seen)] == [True, True]
+    assert questions.labels[:, 0].tolist() == [n % 4 < 3 for n in range(24)]
 
 
 def test_the_episodes_own_success_can_be_the_label(tmp_path):

@@ -15,7 +15,7 @@ from saycan_qt.kitchen.scene import WORKTOPS
 from saycan_qt.kitchen.tasks import FAMILIES, feasible, practice, random_kitchen
 from saycan_qt.kitchen.world import Placement, Scene, World
 from skills.library import SkillLibrary
-from skills.types import Robot
+from skills.types import ACTION_HIGH, ACTION_LOW, Robot
 
 LIBRARY = SkillLibrary.load()
 EXAMPLES = {
@@ -164,3 +164,14 @@ def test_perception_labels_agree_with_the_image():
     hidden = frames["heatmaps"][~frames["visible"]]
     assert hidden.sum(axis=(1, 2)).max(initial=0) < 3 * 255 / 16 + 1
     assert frames["positions"].shape == (6, len(KEYPOINTS), 3) and apple < 21
+
+
+def test_a_look_changes_what_is_seen_and_nothing_that_happens():
+    scene = practice(np.random.default_rng(0), LIBRARY["pick apple"])
+    target, source = World(scene), World(scene, "source")
+    for action in np.random.default_rng(1).uniform(ACTION_LOW, ACTION_HIGH, (4, 8)):
+        target.step(action)
+        source.step(action)
+    seen, other = target.observe(), source.observe()
+    assert (seen.state == other.state).all() and seen.objects == other.objects
+    assert 8 < np.abs(seen.image.astype(float) - other.image).mean() < 60

@@ -12,12 +12,12 @@ from PIL import Image
 from saycan_qt.data.lerobot import BadEpisode
 
 
-def decode(data: Any, step: int) -> np.ndarray:
-    """PNG or JPEG -> (H, W, 3) uint8."""
+def decode(data: Any, where: str) -> np.ndarray:
+    """PNG or JPEG -> (H, W, 3) uint8. Raises BadEpisode, which says `where`, e.g. "at step 3"."""
     try:
         return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
-    except (OSError, ValueError, SyntaxError) as error:
-        raise BadEpisode(f"the image at step {step} cannot be decoded: {error}") from None
+    except (OSError, ValueError, TypeError, SyntaxError) as error:
+        raise BadEpisode(f"the image {where} cannot be decoded: {error}") from None
 
 
 def stack(images: Iterable[np.ndarray], length: int, shape: tuple[int, ...], resize: bool) -> np.ndarray:

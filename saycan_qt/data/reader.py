@@ -274,7 +274,7 @@ def _images(column: pa.ChunkedArray) -> Iterator[np.ndarray]:
     for step, encoded in enumerate(pc.struct_field(column, "bytes")):
         if not encoded.is_valid:
             raise BadEpisode(f"no image at step {step}")
-        yield images.decode(encoded.as_buffer(), step)
+        yield images.decode(encoded.as_buffer(), f"at step {step}")
 
 
 def _numbers(table: pa.Table, key: str, size: int) -> np.ndarray:

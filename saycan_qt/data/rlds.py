@@ -92,7 +92,7 @@ class Shard:
                 record = _Record(parse_example(data))
                 self.mapping.check(str(self.root), *record.columns())
                 name = self.mapping.image or record.columns()[0][0]
-                return len(data), record, images.decode(record.values(name, "bytes_list")[0], 0)
+                return len(data), record, images.decode(record.values(name, "bytes_list")[0], "at step 0")
             except (BadEpisode, DecodeError) as error:
                 reason = str(error)
         raise DatasetError(f"{self.root}: no episode can be read from its TFRecord files; the last reason: {reason}")
@@ -122,7 +122,7 @@ class Shard:
         rewards = record.numbers(mapping.reward)[:, 0] if record.has(mapping.reward) else None
         numbers = mapping.arrange(record.numbers, length, bool(truncated), rewards)
         kept = list(enumerate(encoded))[numbers.frames]
-        decoded = (images.decode(data, step) for step, data in kept)
+        decoded = (images.decode(data, f"at step {step}") for step, data in kept)
         episode = Episode(
             images=images.stack(decoded, len(kept), self.shapes[0], mapping.image_size is not None),
             states=numbers.states,

@@ -2,13 +2,12 @@
 
 affordances.json                 {"format", "seed", "skills": {name: family}}; both label lists follow its order
 scenes-00000.parquet             scenes 0 to 19, and so on
-    number int64, image PNG bytes, state float32[8], precondition bool[N], succeeds bool[N],
+    number int64, images PNG bytes[h], states float32[8 h], precondition bool[N], succeeds bool[N],
     place, held, skill, kind, moment: text, for people and for finding out what goes wrong
 """
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,27 +16,27 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from PIL import Image
 
 from saycan_qt import atomic
-from saycan_qt.data import lerobot
+from saycan_qt.data import images, lerobot
 from saycan_qt.data.lerobot import DatasetError
+from skills.types import STATE_NAMES, Observation
 
-FORMAT = "saycan-qt affordance scenes 1"
+FORMAT = "saycan-qt affordance scenes 2"
+HISTORY = 6  # frames of a scene at most, as many as the paper's policy sees
 DESCRIPTION = "affordances.json"
 PER_FILE = 20  # scenes
 LABELS = ("precondition", "succeeds")
 WORDS = ("place", "held", "skill", "kind", "moment")
-STATE_SIZE = 8
 
 
 @dataclass(frozen=True)
 class LabelledScene:
-    """What the robot perceives at one instant, and what it could do there. Labels follow the order of the skills."""
+    """What the robot perceives until one instant, and what it could do then. Labels follow the order of the skills."""
 
     number: int
-    image: np.ndarray  # (H, W, 3) uint8 RGB
-    state: np.ndarray  # (8,) float32, skills.types.STATE_NAMES
+    images: np.ndarray  # (h, H, W, 3) uint8 RGB, oldest first, a control period apart; one where nothing went before
+    states: np.ndarray  # (h, 8) float32, skills.types.STATE_NAMES
     precondition: np.ndarray  # (N,) bool
     succeeds: np.ndarray  # (N,) bool, the scripted expert's; tried where the precondition holds, elsewhere False
     place: str
@@ -75,8 +74,8 @@ def extend(file: Path, scenes: Iterable[LabelledScene]) -> None:
     rows = list(scenes)
     columns = {
         "number": pa.array([s.number for s in rows], pa.int64()),
-        "image": pa.array([lerobot.encode_png(s.image) for s in rows], pa.binary()),
-        "state": lerobot.vectors(np.stack([s.state for s in rows]).astype(np.float32)),
+        "images": pa.array([[lerobot.encode_png(i) for i in s.images] for s in rows], pa.list_(pa.binary())),
+        "states": pa.array([s.states.ravel().tolist() for s in rows], pa.list_(pa.float32())),
         **{key: pa.array([getattr(s, key).tolist() for s in rows], pa.list_(pa.bool_())) for key in LABELS},
         **{key: pa.array([getattr(s, key) for s in rows], pa.string()) for key in WORDS},
     }
@@ -121,15 +120,21 @@ class SceneDataset:
         """(S,) text: one of WORDS of every scene."""
         return np.array([w for f in self.files for w in lerobot.read_table(f, [key]).column(key).to_pylist()], str)
 
-    def observations(self, file: Path) -> tuple[list[np.ndarray], np.ndarray]:
-        """The images, (H, W, 3) uint8 each, and states (n, 8) float32 of one file."""
-        images = []
-        for row, png in enumerate(lerobot.read_table(file, ["image"]).column("image").to_pylist()):
+    def histories(self, file: Path) -> list[list[Observation]]:
+        """What the robot saw in each scene of one file, oldest first."""
+        table, found = lerobot.read_table(file, ["images", "states"]), []
+        rows = zip(table.column("images").to_pylist(), table.column("states").to_pylist(), strict=True)
+        for row, (encoded, numbers) in enumerate(rows):
+            states = np.array(numbers or [], np.float32)
+            if not encoded or len(states) != len(encoded) * len(STATE_NAMES):
+                raise DatasetError(f"{file}: row {row} does not hold an image and {len(STATE_NAMES)} numbers a moment")
             try:
-                images.append(np.asarray(Image.open(io.BytesIO(png)).convert("RGB")))
-            except (OSError, ValueError, TypeError, SyntaxError) as error:
-                raise DatasetError(f"{file}: the image in row {row} cannot be decoded: {error}") from None
-        return images, self._lists(file, "state", STATE_SIZE).astype(np.float32)
+                decoded = [images.decode(png, f"in row {row}") for png in encoded]
+            except lerobot.BadEpisode as error:
+                raise DatasetError(f"{file}: {error}") from None
+            pairs = zip(decoded, states.reshape(len(encoded), -1), strict=True)
+            found.append([Observation(image, state) for image, state in pairs])
+        return found
 
     @staticmethod
     def _lists(file: Path, key: str, length: int) -> np.ndarray:

@@ -2,13 +2,14 @@
 
 A scene is drawn around a random skill: as it is practised, in a whole kitchen, or disturbed in one way that makes the
 skill impossible (`disturbances`). Then, at times, an expert carries out some skill and the arm returns to its carrying
-pose, from where a planner asks for affordances.
-`label` tries the scripted expert of every skill whose precondition holds from that very state.
+pose, from where a planner asks for affordances. `label` tries the scripted expert of every skill whose precondition
+holds from that very state.
 """
 
 from __future__ import annotations
 
 import copy
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -16,14 +17,15 @@ from typing import Any
 import mujoco
 import numpy as np
 
-from saycan_qt.data.scenes import LabelledScene
+from saycan_qt.data.scenes import HISTORY, LabelledScene
 from saycan_qt.kitchen.disturbances import disturbed
 from saycan_qt.kitchen.experts import Expert, carry
+from saycan_qt.kitchen.looks import LookName
 from saycan_qt.kitchen.rollouts import MAX_STEPS, Rollout, random_skill
 from saycan_qt.kitchen.tasks import feasible, practice, random_kitchen, succeeded
 from saycan_qt.kitchen.world import Scene, World
 from skills.library import Skill, SkillLibrary
-from skills.types import ACTION_HIGH, ACTION_LOW, TERMINATE_THRESHOLD
+from skills.types import ACTION_HIGH, ACTION_LOW, TERMINATE_THRESHOLD, Observation
 
 WEIGHTS = {  # of the families around which scenes are drawn; a pick is possible in most others' scenes too
     "pick": 0.5,
@@ -42,13 +44,13 @@ def labelled_scene(seed: int, number: int, library: SkillLibrary) -> LabelledSce
     rng = np.random.default_rng([seed, number])
     skills = [s for s in library if s.learned]
     skill, kind, scene = draw(rng, library)
-    world = World(scene)
-    moment = let_time_pass(rng, world, skills)
-    seen = world.observe()
+    world, seen = World(scene), deque[Observation](maxlen=HISTORY)
+    moment = let_time_pass(rng, world, skills, seen)
+    now = world.observe()
+    seen.append(now)
+    images, states = np.stack([o.image for o in seen]), np.stack([o.state for o in seen])
     precondition, succeeds = label(world, skills)
-    return LabelledScene(
-        number, seen.image, seen.state, precondition, succeeds, seen.place, seen.held, skill.name, kind, moment
-    )
+    return LabelledScene(number, images, states, precondition, succeeds, now.place, now.held, skill.name, kind, moment)
 
 
 # ---- labels -----------------------------------------------------------------------------------------------------
@@ -70,12 +72,13 @@ class Snapshot:
         return {k: copy.copy(v) for k, v in fields.items() if not isinstance(v, mujoco.MjModel | mujoco.MjData)}
 
 
-def attempt(world: World, skill: Skill) -> bool:
-    """Does the scripted expert, without noise, reach success from here? Changes the world."""
+def attempt(world: World, skill: Skill, seen: deque[Observation] | None = None) -> bool:
+    """Does the scripted expert, without noise, reach success from here? Changes the world; `seen` gets what the robot
+    sees on the way."""
     expert = Expert(world, skill)
     for _ in range(MAX_STEPS):
         action = _next(expert)
-        world.step(action)
+        _step(world, action, seen)
         if action[7] > TERMINATE_THRESHOLD:
             return succeeded(world, skill, expert.start_height)
     return False
@@ -92,36 +95,52 @@ def label(world: World, skills: Sequence[Skill]) -> tuple[np.ndarray, np.ndarray
 
 
 def start_anywhere(
-    rng: np.random.Generator, library: SkillLibrary, weights: dict[str, float], mode: str, max_steps: int
+    rng: np.random.Generator,
+    library: SkillLibrary,
+    weights: dict[str, float],
+    mode: str,
+    look: LookName = "target",
+    **kwargs,
 ) -> Rollout:
-    """A rollout of some skill that is possible in a scene drawn for another. Practice scenes alone would teach that a
-    drawer which stands open for something to be put in is never closed."""
+    """A rollout of some skill, of a family with a weight above 0, that is possible in a scene drawn for another.
+    Practice scenes alone would teach that a drawer which stands open for something to be put in is never closed."""
     skills = [s for s in library if s.learned]
     while True:
-        world = World(draw(rng, library)[2])
+        world = World(draw(rng, library)[2], look)
         let_time_pass(rng, world, skills)
-        families = {s.family for s, possible in zip(skills, _possible(world, skills), strict=True) if possible}
-        if any(weights.get(family, 0.0) for family in families):
+        possible = _those(skills, _possible(world, skills))
+        if any(weights[skill.family] for skill in possible):
             break
-    possible = SkillLibrary(s for s in skills if feasible(world, s))
     skill = random_skill(rng, possible, weights)
     wrong = possible[int(rng.integers(len(possible)))] if mode == "wrong" else None
-    return Rollout(world, skill, mode, rng, wrong, max_steps)
+    return Rollout(world, skill, mode, rng, wrong, **kwargs)
 
 
-def let_time_pass(rng: np.random.Generator, world: World, skills: Sequence[Skill]) -> str:
+def let_time_pass(
+    rng: np.random.Generator, world: World, skills: Sequence[Skill], seen: deque[Observation] | None = None
+) -> str:
     """At times, carry out a skill that is possible. Returns which moment it is: "at rest" or "afterwards"."""
     possible = _possible(world, skills)
     if rng.random() >= AFTERWARDS or not possible.any():
         return "at rest"
-    attempt(world, random_skill(rng, SkillLibrary(s for s, p in zip(skills, possible, strict=True) if p)))
+    attempt(world, random_skill(rng, _those(skills, possible)), seen)
     for action in carry(world):
-        world.step(action)
+        _step(world, action, seen)
     return "afterwards"
 
 
 def _possible(world: World, skills: Sequence[Skill]) -> np.ndarray:
     return np.array([feasible(world, skill) for skill in skills], bool)
+
+
+def _those(skills: Sequence[Skill], mask: np.ndarray) -> SkillLibrary:
+    return SkillLibrary(skill for skill, wanted in zip(skills, mask, strict=True) if wanted)
+
+
+def _step(world: World, action: np.ndarray, seen: deque[Observation] | None) -> None:
+    if seen is not None:
+        seen.append(world.observe())
+    world.step(action)
 
 
 def _next(expert: Expert) -> np.ndarray:

@@ -9,6 +9,7 @@ import numpy as np
 
 from saycan_qt.kitchen import rollouts
 from saycan_qt.kitchen.camera import HEAD, cast, paint
+from saycan_qt.kitchen.looks import LookName
 from saycan_qt.kitchen.objects import THINGS
 from saycan_qt.kitchen.scene import DRAWER_Z, DRAWERS
 from saycan_qt.kitchen.world import World
@@ -68,7 +69,11 @@ def label(geoms: np.ndarray, table: np.ndarray) -> tuple[np.ndarray, np.ndarray]
 
 
 def labelled_frames(
-    count: int, seed: int, every: int = 3, progress: Callable[[int], None] = lambda done: None
+    count: int,
+    seed: int,
+    every: int = 3,
+    progress: Callable[[int], None] = lambda done: None,
+    look: LookName = "target",
 ) -> dict[str, np.ndarray]:
     """`count` frames, every third step of scripted rollouts (half of them noisy) over all skills.
 
@@ -88,13 +93,14 @@ def labelled_frames(
     while done < count:
         skill = rollouts.random_skill(rng, library)
         mode = str(rng.choice(MODES, p=SHARES))
-        run = rollouts.start(rng, skill, library, mode, max_steps=int(rng.integers(6, 30)), observing=False)
+        run = rollouts.start(rng, skill, library, mode, look, max_steps=int(rng.integers(6, 30)), observing=False)
         table = _geom_keypoint(run.world)
         for i, _ in enumerate(run):
             if (i + 1) % every == 0:
                 world = run.world
-                hits = cast(world.model, world.data, HEAD)
-                out["images"][done], out["states"][done] = paint(world.model, HEAD, *hits), world.state()
+                head, lamp = world.look.head, world.look.lamp
+                hits = cast(world.model, world.data, head)
+                out["images"][done], out["states"][done] = paint(world.model, head, *hits, lamp), world.state()
                 out["positions"][done], out["headings"][done] = positions(world), headings(world)
                 out["heatmaps"][done], out["visible"][done] = label(hits[0], table)
                 done += 1

@@ -1,5 +1,5 @@
-"""Scripted rollouts of a skill: clean and noisy demonstrations, and failures of several kinds that look like near
-successes. What `collect` writes to disk and perception pre-training looks at."""
+"""Rollouts of a skill: clean and noisy demonstrations by a script, failures of several kinds that look like near
+successes, and what a policy does by itself. What `collect` writes to disk and perception pre-training looks at."""
 
 from __future__ import annotations
 
@@ -10,13 +10,15 @@ import numpy as np
 
 from saycan_qt.kitchen.disturbances import at_no_worktop, disturbed
 from saycan_qt.kitchen.experts import Expert
+from saycan_qt.kitchen.looks import LookName
 from saycan_qt.kitchen.tasks import feasible, practice, succeeded
 from saycan_qt.kitchen.world import World
 from skills.library import Skill, SkillLibrary
-from skills.types import ACTION_HIGH, ACTION_LOW, Observation
+from skills.types import ACTION_HIGH, ACTION_LOW, Actor, Observation
 
 MODES = ("demonstration", "offset", "wrong", "early", "noisy", "endless", "elsewhere")
 IMPOSSIBLE = "impossible"  # drawn only where it is asked for
+AUTONOMOUS = "autonomous"  # likewise
 WITHOUT_HOPE = ("elsewhere", IMPOSSIBLE)  # a few steps where the skill cannot succeed
 MAX_STEPS = 45  # the policy's limit
 
@@ -35,7 +37,7 @@ class Rollout:
     corrects; "offset" grasps 2.5-6 cm beside the object; "wrong" does another skill than the task names; "early"
     terminates before success; "noisy" is disturbed at most steps; "endless" never terminates; "elsewhere" reaches
     for a few steps where there is no worktop; "impossible" does another skill for a few steps where this one cannot be
-    done (`disturbances`)."""
+    done (`disturbances`); "autonomous" is what `actor` does, disturbed like a demonstration in every other episode."""
 
     world: World
     skill: Skill
@@ -43,7 +45,8 @@ class Rollout:
     rng: np.random.Generator
     wrong: Skill | None = None
     max_steps: int = MAX_STEPS
-    observing: bool = True  # False yields None for observations, which saves the rendering
+    observing: bool = True  # False yields None for observations, which saves the rendering; an actor needs them
+    actor: Actor | None = None  # of "autonomous"
     success: bool = False
     truncated: bool = False
 
@@ -59,10 +62,15 @@ class Rollout:
         stop_at = int(rng.integers(2, 12)) if self.mode == "early" else -1
         if self.mode in WITHOUT_HOPE:
             stop_at = int(rng.integers(0, 6))
+        share, shift, turn = (0.8, 0.045, 0.2) if self.mode == "noisy" else (0.25, 0.02, 0.08)
+        if self.actor and rng.random() < 0.5:
+            share = 0.0
         for step in range(self.max_steps):
             observation = world.observe() if self.observing else None
-            action = expert.act()
-            share, shift, turn = (0.8, 0.045, 0.2) if self.mode == "noisy" else (0.25, 0.02, 0.08)
+            if self.actor is None or observation is None:
+                action = expert.act()
+            else:
+                action = np.array(self.actor.act([observation], self.skill.name))
             if rng.random() < share and action[7] < 0.5:
                 action[:3] += rng.normal(0, shift, 3)
                 action[3:6] += rng.normal(0, turn, 3)
@@ -95,7 +103,12 @@ def random_skill(rng: np.random.Generator, library: SkillLibrary, weights: dict[
 
 
 def start(
-    rng: np.random.Generator, skill: Skill, library: SkillLibrary, mode: str = "demonstration", **kwargs
+    rng: np.random.Generator,
+    skill: Skill,
+    library: SkillLibrary,
+    mode: str = "demonstration",
+    look: LookName = "target",
+    **kwargs,
 ) -> Rollout:
     """A rollout in a fresh practice scene of the skill, or, for "elsewhere" and "impossible", in one where it cannot
     succeed."""
@@ -106,7 +119,7 @@ def start(
             _, scene = disturbed(rng, skill)
         case _:
             scene = practice(rng, skill)
-    world, wrong = World(scene), None
+    world, wrong = World(scene, look), None
     if mode in ("wrong", IMPOSSIBLE):
         others = [s for s in library if s.learned and s != skill and feasible(world, s)]
         fallback = library["open top drawer"] if mode == IMPOSSIBLE else skill  # a motion that needs no object

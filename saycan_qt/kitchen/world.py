@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 import mujoco
 import numpy as np
 
-from saycan_qt.kitchen.camera import HEAD, Camera, render
+from saycan_qt.kitchen.camera import Camera, render
+from saycan_qt.kitchen.looks import LOOKS, LookName
 from saycan_qt.kitchen.objects import THINGS
 from saycan_qt.kitchen.scene import (
     ARM_HOME,
@@ -92,13 +93,14 @@ def grasp_height(name: str) -> float:
 class World:
     """One kitchen in MuJoCo. The same Scene and the same actions give the same states and pixels."""
 
-    def __init__(self, scene: Scene):
-        self.scene = scene
+    def __init__(self, scene: Scene, look: LookName = "target"):
+        self.scene, self.look = scene, LOOKS[look]
         self.names = tuple(scene.objects)
         self.model = mujoco.MjModel.from_xml_string(kitchen_xml(self.names, scene.places))
         self.data = mujoco.MjData(self.model)
         self._scratch = mujoco.MjData(self.model)  # inverse kinematics thinks here
         m = self.model
+        m.geom_rgba[:, :3] = self.look.painted(m.geom_rgba[:, :3])
         self._tip, self._hand = m.site("tip").id, m.body("hand").id
         self._arm_q = np.array([m.joint(j).qposadr[0] for j in ARM_JOINTS])
         self._arm_v = np.array([m.joint(j).dofadr[0] for j in ARM_JOINTS])
@@ -187,12 +189,12 @@ class World:
         opening = min(self.finger_gap() / (2 * FINGER_TRAVEL), 1.0)
         return np.array([*tip, *rotation, opening, self.closedness], np.float32)
 
-    def observe(self, camera: Camera = HEAD) -> Observation:
+    def observe(self) -> Observation:
         seen = {n: self.where(n) for n in self.names if not any(self.in_drawer(n, d) for d in DRAWERS)}
-        return Observation(self.render(camera), self.state(), self.place, self.held(), seen)
+        return Observation(self.render(self.look.head), self.state(), self.place, self.held(), seen)
 
     def render(self, camera: Camera) -> np.ndarray:
-        return render(self.model, self.data, camera)
+        return render(self.model, self.data, camera, self.look.lamp)
 
     # ---- motion -------------------------------------------------------------------------------------------------
 
