@@ -93,6 +93,10 @@ class LanguageScorer:
         scores[alive] = self._score_tokens(prompt_ids, [candidate_ids[i] for i in alive])
         return scores
 
+    def count_tokens(self, prompt: str, candidates: Sequence[str]) -> np.ndarray:
+        """(N,) how many tokens `score` sums over for each candidate."""
+        return np.array([len(ids) for ids in self._tokenize(prompt, candidates)[1]]) if candidates else np.zeros(0, int)
+
     def _score_tokens(self, prompt_ids: list[int], candidate_ids: list[list[int]]) -> np.ndarray:
         """Log-likelihoods (N,) float64 in one packed pass."""
         trie = TokenTrie.build(candidate_ids)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from itertools import product
+from itertools import islice, product
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -14,6 +14,7 @@ import yaml
 
 EXAMPLES_FILE = Path(__file__).with_name("examples.yaml")
 MASK = "thing"
+NOTHING_SAID = "N/A"
 OTHER_COUNT = 0.15  # taken off an example's similarity for each thing that it names more or less than the instruction
 
 
@@ -88,23 +89,30 @@ class Prompt:
         self._by_way: dict[str, list[Example]] = {}
         for example in self.examples:
             self._by_way.setdefault(self._mask(example.instruction), []).append(example)
-        self._vectors = self._encode(list(self._by_way))
+        self._vectors = self.embed(list(self._by_way))
         self._things_said = np.array([_count_things(way) for way in self._by_way])
         self._chosen: tuple[str, list[Example]] = ("", [])
+        self._last: tuple[str, np.ndarray] = ("", np.zeros(0))
 
     def _mask(self, text: str) -> str:
         return self._things.sub(MASK, text.lower())
 
-    def _encode(self, texts: list[str]) -> np.ndarray:
+    def embed(self, texts: Sequence[str]) -> np.ndarray:
         """(N, width), unit length."""
-        return np.asarray(self.embedder.encode(texts, normalize_embeddings=True, show_progress_bar=False))
+        return np.asarray(self.embedder.encode(list(texts), normalize_embeddings=True, show_progress_bar=False))
+
+    def _similarity(self, masked: str) -> np.ndarray:
+        """Cosines (ways,) of a masked instruction to every way to ask; an instruction is asked about several times."""
+        if self._last[0] != masked:
+            self._last = (masked, self._vectors @ self.embed([masked])[0])
+        return self._last[1].copy()
 
     def choose(self, instruction: str, feasible: Collection[str] = ()) -> list[Example]:
         """The nearest examples, nearest last; where the thing is left open, those that `feasible` skills allow."""
         words = set(_words(instruction))
         things = self._things.findall(instruction.lower())
         masked = self._mask(instruction)
-        similarity = self._vectors @ self._encode([masked])[0]
+        similarity = self._similarity(masked)
         similarity -= OTHER_COUNT * np.abs(self._things_said - _count_things(masked))
         ways = list(self._by_way.values())
         order = np.argsort(-similarity, kind="stable")
@@ -149,8 +157,34 @@ class Prompt:
         instruction = one_line(instruction)
         if not steps_done or self._chosen[0] != instruction:
             self._chosen = (instruction, self.choose(instruction, feasible))
+        return self._write(instruction, steps_done)
+
+    def content_free(self, steps_done: Sequence[str]) -> str:
+        """The last prompt with an instruction that says nothing: what is likely after it is so whatever is asked
+        [contextual calibration, Zhao et al. 2021]."""
+        return self._write(NOTHING_SAID, steps_done)
+
+    def _write(self, instruction: str, steps_done: Sequence[str]) -> str:
         shown = [_numbered(e.instruction, e.plan) + "\n\n" for e in self._chosen[1]]
         return "".join(shown) + _numbered(instruction, steps_done) + f"\n{len(steps_done) + 1}."
+
+    @property
+    def example_steps(self) -> list[str]:
+        """The steps of the last prompt's examples, each once."""
+        return list(dict.fromkeys(step for example in self._chosen[1] for step in example.plan))
+
+    def familiarity(self, instruction: str) -> float:
+        """Cosine of the instruction to the nearest way to ask, things' names masked."""
+        return float(self._similarity(self._mask(one_line(instruction))).max(initial=0.0))
+
+    def suggestions(self, instruction: str, texts: Collection[str], feasible: Collection[str], count: int) -> list[str]:
+        """Instructions near to this one whose plans need these skills alone: one for each way to ask, about things
+        that are there."""
+        ways = list(self._by_way.values())
+        order = np.argsort(-self._similarity(self._mask(one_line(instruction))), kind="stable")
+        servable = ([e for e in ways[index] if set(texts).issuperset(e.plan)] for index in order)
+        first = (_possible(examples, feasible)[0].instruction for examples in servable if examples)
+        return list(islice(first, count))
 
 
 def _most(examples: list[Example], count: Callable[[Example], int]) -> list[Example]:
@@ -173,8 +207,8 @@ def _words(text: str) -> list[str]:
 
 
 def one_line(text: str) -> str:
-    """An instruction stays within its line, whatever it holds."""
-    return " ".join(text.split())
+    """An instruction stays within its line, whatever it holds; halves of letters, which no tokenizer takes, go."""
+    return " ".join(text.encode(errors="replace").decode().split())
 
 
 def _numbered(instruction: str, steps: Sequence[str]) -> str:

@@ -7,17 +7,20 @@ decision = planner.step("bring me a coke can", history=[], affordances={"find co
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol, cast
 
 import numpy as np
 
-from planners.prompts import Prompt
+from planners.prompts import Prompt, one_line
 from skills.library import Skill
 from skills.types import Observation, Outcome
 
 DONE = "done"
+LONGEST = 2000  # letters of an instruction; longer ones are refused, not cut
+HOPELESS = 1e-5  # a content-free prompt finds nothing less likely than this, relative to its likeliest candidate
+SUGGESTED = 3  # things to ask for that a refusal names
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,18 @@ class SayCanConfig:
     failure_factor: float = 0.7  # a skill's score is lowered by this for each failure since the last success of any
     repeat_factor: float = 0.1  # ... and by this for each time that it has just succeeded in a row
     max_steps: int = 20  # skills executed for one instruction
+    normalise: Literal["sum", "mean", "prior"] = "sum"  # a candidate's log-likelihood: the sum over its tokens, their
+    # mean, or the sum less that after a content-free prompt [contextual calibration, Zhao et al. 2021]
+    without: Literal["", "affordance", "language"] = ""  # ablations [SayCan, sec. 5]: the language model alone, or the
+    # affordance and how near a skill's text is to the instruction by sentence embedding
+    preselect: int = 0  # for large libraries: the language model scores only this many of the feasible skills, those
+    # nearest, by sentence embedding, to the instruction and its examples' steps, which are some 20; 0: all of them
+    score_all: bool = False  # score infeasible skills too, which are not chosen: tells what the affordance vetoed
+    # What the robot cannot serve is refused at the first step. Chosen on tests/serviceable.yaml.
+    refuse: bool = True
+    unlike: float = 0.42  # cosine to the nearest way to ask, or skill text, below which an instruction is refused...
+    alike: float = 0.65  # ... from which it is not, and between the two the language model decides: ...
+    likely: float = 0.03  # ... refused if less of the next line's probability than this falls on the whole library
 
 
 @dataclass(frozen=True)
@@ -44,12 +59,23 @@ class Candidate:
 
 
 @dataclass(frozen=True)
+class Refusal:
+    """Nothing that the robot can do serves the instruction."""
+
+    reason: str  # a sentence for people, the nearest things included
+    nearest: tuple[str, ...] = ()  # instructions, or else skills, that the robot can serve
+    similarity: float | None = None  # cosine to the nearest way to ask or skill text
+    likelihood: float | None = None  # of the next line being any skill's text; None: not asked
+
+
+@dataclass(frozen=True)
 class Decision:
-    """All candidates, best first; the first is the one chosen."""
+    """All candidates, best first; the first is the one chosen. Where the instruction is refused, that is "done"."""
 
     candidates: tuple[Candidate, ...]
     prompt: str
     seconds: float  # wall clock
+    refusal: Refusal | None = None
 
     @property
     def skill(self) -> Skill:
@@ -73,6 +99,14 @@ class Scorer(Protocol):
 
     def score(self, prompt: str, candidates: Sequence[str]) -> np.ndarray:
         """Log-likelihoods (N,); -inf for a candidate that has no chance."""
+        ...
+
+
+class TokenCounter(Protocol):
+    """What a scorer offers besides for `normalise="mean"`."""
+
+    def count_tokens(self, prompt: str, candidates: Sequence[str]) -> np.ndarray:
+        """(N,) how many tokens each candidate's log-likelihood is the sum of."""
         ...
 
 
@@ -113,22 +147,42 @@ class SayCanPlanner:
         self.skills = tuple(skills)
         if DONE not in {skill.name for skill in self.skills}:
             raise ValueError(f"a plan ends with the skill {DONE!r}, which this library lacks")
+        if self.config.normalise == "mean" and not hasattr(scorer, "count_tokens"):
+            raise ValueError(f"a {type(scorer).__name__} counts no tokens, so there is no mean over them")
+        self._done = np.array([skill.name == DONE for skill in self.skills])
+        self._texts = {skill.text for skill in self.skills}
+        self._text_vectors: dict[
+            str, np.ndarray
+        ] = {}  # of skills' texts, by sentence embedding, as far as they were needed
 
     def step(self, instruction: str, history: Sequence[Step], affordances: Mapping[str, float]) -> Decision:
         """The next skill. A failed step is not shown to the language model, so that it proposes it anew."""
         started = time.perf_counter()
         config = self.config
+        if config.refuse and len(instruction) > LONGEST:
+            too_long = Refusal(f"an instruction has at most {LONGEST:,} letters, this one has {len(instruction):,}")
+            return self._refused(too_long, "", affordances, started)
         affordance = np.array([affordances.get(skill.name, 0.0) for skill in self.skills])
-        affordance[[skill.name == DONE for skill in self.skills]] = config.done_affordance
+        affordance[self._done] = config.done_affordance
+        weight = np.ones(len(self.skills)) if config.without == "affordance" else affordance
         lowered = np.array([self._lowered(skill, history) for skill in self.skills])
-        asked = np.flatnonzero(affordance >= config.affordance_floor)
-        feasible = {self.skills[i].text for i in asked if not self.skills[i].learned}  # by rule, hence reliable
+        possible = weight >= config.affordance_floor
+        feasible = {s.text for s, may in zip(self.skills, possible, strict=True) if may and not s.learned}  # by rule
         steps_done = [step.skill.text for step in history if step.outcome.succeeded]
         prompt = self.prompt.build(instruction, steps_done, feasible)
-        language = np.full(len(self.skills), -np.inf)
-        language[asked] = self.scorer.score(prompt, [f" {self.skills[i].text}\n" for i in asked])
-        probability, _ = decide(language, affordance)
-        score = probability * affordance * lowered
+        asked = np.arange(len(self.skills)) if config.score_all else self._preselected(instruction, possible)
+        if config.without == "language":
+            language, share = self._nearness(instruction, asked), None
+        else:
+            language = self._score(prompt, asked)
+            share = float(np.exp(language).sum())
+        if config.refuse and not history:
+            refusal = self._refusal(instruction, prompt, feasible, asked, share)
+            if refusal is not None:
+                return self._refused(refusal, prompt, affordances, started)
+        language = self._normalised(language, prompt, asked, steps_done)
+        probability, _ = decide(language, weight)
+        score = probability * weight * lowered * possible
         order = np.lexsort((-affordance, -score))
         table = tuple(
             Candidate(
@@ -141,6 +195,94 @@ class SayCanPlanner:
             for i in order
         )
         return Decision(table, prompt, time.perf_counter() - started)
+
+    # -- how sensible ------------------------------------------------------------------------------------------------
+
+    def _score(self, prompt: str, asked: np.ndarray) -> np.ndarray:
+        """Log-likelihoods (all skills,), -inf for those that are not asked about."""
+        language = np.full(len(self.skills), -np.inf)
+        language[asked] = self.scorer.score(prompt, self._lines(asked))
+        return language
+
+    def _lines(self, asked: np.ndarray) -> list[str]:
+        return [f" {self.skills[i].text}\n" for i in asked]
+
+    def _normalised(
+        self, language: np.ndarray, prompt: str, asked: np.ndarray, steps_done: Sequence[str]
+    ) -> np.ndarray:
+        match self.config.normalise if self.config.without != "language" else "sum":
+            case "mean":
+                language[asked] /= cast(TokenCounter, self.scorer).count_tokens(prompt, self._lines(asked))
+            case "prior":
+                prior = self._score(self.prompt.content_free(steps_done), asked)
+                language -= np.maximum(prior, prior.max() + np.log(HOPELESS))
+        return language
+
+    def _nearness(self, instruction: str, asked: np.ndarray) -> np.ndarray:
+        """What stands in for the log-likelihoods without a language model: the logarithm of the cosine."""
+        cosine = np.full(len(self.skills), -np.inf)
+        cosine[asked] = np.log(np.maximum(self._similarity([instruction], asked), HOPELESS))
+        return cosine
+
+    def _similarity(self, texts: Sequence[str], asked: np.ndarray) -> np.ndarray:
+        """Cosine of each skill's text to the nearest of these (asked,)."""
+        wanted = [*(one_line(text) for text in texts), *(self.skills[i].text for i in asked)]
+        new = [text for text in dict.fromkeys(wanted) if text not in self._text_vectors]
+        known = self._text_vectors | dict(zip(new, self.prompt.embed(new) if new else [], strict=True))
+        self._text_vectors = {text: known[text] for text in known if text in self._texts}
+        vectors = np.stack([known[text] for text in wanted])
+        return (vectors[len(texts) :] @ vectors[: len(texts)].T).max(axis=1)
+
+    def _preselected(self, instruction: str, possible: np.ndarray) -> np.ndarray:
+        """Indices of the feasible skills, of which only the nearest where there are too many; "done" always stays."""
+        asked = np.flatnonzero(possible)
+        most = self.config.preselect
+        if not 0 < most < len(asked):
+            return asked
+        near = self._similarity([instruction], asked) + self._similarity(self.prompt.example_steps, asked)
+        near[self._done[asked]] = np.inf
+        return np.sort(asked[np.argsort(-near, kind="stable")[:most]])
+
+    # -- what cannot be served ---------------------------------------------------------------------------------------
+
+    def _refusal(
+        self, instruction: str, prompt: str, feasible: Collection[str], asked: np.ndarray, share: float | None
+    ) -> Refusal | None:
+        """Why the instruction cannot be served, if so. share: of the next line's probability, on those asked about.
+
+        The cheap questions come first: only what looks odd is held against every skill's text, and the language model
+        asked about all skills (that a thing is not there now is no reason to refuse).
+        """
+        config, everything = self.config, np.arange(len(self.skills))
+
+        def fine(similarity: float, share: float | None) -> bool:
+            return similarity >= config.alike or (
+                similarity >= config.unlike and (share is None or share >= config.likely)
+            )
+
+        similarity = self.prompt.familiarity(instruction)
+        if fine(similarity, share):
+            return None
+        near = self._similarity([instruction], everything)
+        similarity = max(similarity, float(near.max()))
+        if config.unlike <= similarity < config.alike and share is not None and share < config.likely:
+            rest = np.setdiff1d(everything, asked)
+            share += float(np.exp(self._score(prompt, rest)).sum()) if len(rest) else 0.0
+        if fine(similarity, share):
+            return None
+        nearest = self.prompt.suggestions(instruction, self._texts, feasible, SUGGESTED)
+        nearest = nearest or [self.skills[i].text for i in np.argsort(-near)[:SUGGESTED]]
+        offers = ", ".join(f"“{words}”" for words in nearest)
+        reason = f"nothing that the robot can do serves this; the nearest that it can do: {offers}"
+        return Refusal(reason, tuple(nearest), similarity, share)
+
+    def _refused(self, refusal: Refusal, prompt: str, affordances: Mapping[str, float], started: float) -> Decision:
+        """Nothing is weighed, and "done" stands first: whoever does not look at the refusal does nothing."""
+        rows = [Candidate(skill, None, affordances.get(skill.name, 0.0), 1.0, 0.0) for skill in self.skills]
+        rows.sort(key=lambda row: row.skill.name != DONE)
+        return Decision(tuple(rows), prompt, time.perf_counter() - started, refusal)
+
+    # -- what has been done ------------------------------------------------------------------------------------------
 
     def _lowered(self, skill: Skill, history: Sequence[Step]) -> float:
         """Failures count until something succeeds, as that changes the state; repeats count while nothing else does."""
@@ -159,7 +301,7 @@ class SayCanPlanner:
     def plan(self, instruction: str, judge: Judge, world: World) -> Iterator[Decision | Step]:
         """Plan and act by turns: yields each Decision before it is carried out, and the Step when it has been.
 
-        Ends with the Decision "done", or with the Step that reaches max_steps.
+        Ends with the Decision "done", at once where it refuses, or with the Step that reaches max_steps.
         """
         history: list[Step] = []
         while len(history) < self.config.max_steps:

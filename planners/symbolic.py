@@ -7,16 +7,19 @@ kitchen.execute(library["find apple"])
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
-from skills.connective import connective_affordance
+from skills.connective import OPERATOR, connective_affordance
 from skills.library import Skill
 from skills.types import Observation, Outcome, Status
 
 WORKTOPS = ("close counter", "far counter", "table")
+DRAWERS = ("top", "middle", "bottom")  # in the far counter, from above
+IN_HAND, NOTHING = "in hand", "nothing"
 
 
 @dataclass
@@ -27,7 +30,6 @@ class SymbolicKitchen:
     place: str = "table"  # where the robot stands
     open_drawers: set[str] = field(default_factory=set)
     near: set[tuple[str, str]] = field(default_factory=set)
-    seen_inside: set[str] = field(default_factory=set)  # objects in drawers that the robot knows of
 
     @staticmethod
     def random(
@@ -38,44 +40,63 @@ class SymbolicKitchen:
         others = rng.permutation([o for o in objects if o not in needed])[: max(0, count - len(needed))]
         present = rng.permutation([*needed, *others])
         where = {str(o): str(rng.choice(WORKTOPS)) for o in present}
-        return SymbolicKitchen(where, place=str(rng.choice([*WORKTOPS, "operator"])))
+        return SymbolicKitchen(where, place=str(rng.choice([*WORKTOPS, OPERATOR])))
 
     @property
     def held(self) -> str:
-        return next((o for o, place in self.where.items() if place == "in hand"), "")
+        return next((o for o, place in self.where.items() if place == IN_HAND), "")
 
     def observe(self) -> Observation:
-        """What the robot knows; the image and the proprioception are blank."""
-        objects = {}
-        for name, place in self.where.items():
-            if place.endswith("drawer"):
-                if name in self.seen_inside:
-                    objects[name] = "far counter"
-            elif place != "in hand":
-                objects[name] = place
+        """What the robot knows, which is not what drawers hold; the image and the proprioception are blank."""
+        objects = {o: place for o, place in self.where.items() if place != IN_HAND and not place.endswith(" drawer")}
         blank = np.zeros((1, 1, 3), np.uint8), np.zeros(8, np.float32)
         return Observation(*blank, place=self.place, held=self.held, objects=objects)
 
+    def holds(self, condition: Mapping[str, Any]) -> bool:
+        """Does one condition of a goal hold? `planners.instructions` lists them."""
+        match condition:
+            case {"open": drawer}:
+                return drawer in self.open_drawers
+            case {"closed": drawer}:
+                return drawer not in self.open_drawers
+            case {"holding": name}:
+                return (self.held or NOTHING) == name
+            case {"robot": place}:
+                return self.place == place
+            case {"count": number, "at": place}:
+                return list(self.where.values()).count(place) == number
+            case {"object": name, "near": other}:
+                return bool({(name, other), (other, name)} & self.near)
+        names = condition.get("one of") or [condition["object"]]
+        place = condition["at"] if "at" in condition else f"{condition['in']} drawer"
+        return any(self.where.get(name) == place for name in names)
+
+    def reached(self, goal: Iterable[Mapping[str, Any]]) -> bool:
+        return all(self.holds(condition) for condition in goal)
+
     def affordance(self, skill: Skill) -> float:
-        """Of a learnt skill, 1 if it is feasible, else 0; of a scripted one, what a robot would say."""
+        """Of a learnt skill, 1 if it is feasible, else 0, as `saycan_qt.kitchen.tasks.feasible` has it; of a scripted
+        one, what a robot would say."""
         thing, target = skill.arguments.get("object", ""), skill.arguments.get("target", "")
         drawer, held = skill.arguments.get("drawer", ""), self.held
         in_reach = held == thing or (not held and self.where.get(thing) == self.place)
         at_drawers = self.place == "far counter"
+        above = DRAWERS[: DRAWERS.index(drawer)] if drawer else ()
+        accessible = at_drawers and not self.open_drawers.intersection(above)  # an open drawer covers those below
         match skill.family:
             case "pick":
                 feasible = not held and self.where.get(thing) == self.place and self.place in WORKTOPS
             case "move near":
                 feasible = in_reach and self.where.get(target) == self.place and self.place in WORKTOPS
             case "open drawer":
-                feasible = at_drawers and not held and drawer not in self.open_drawers
+                feasible = accessible and not held and drawer not in self.open_drawers
             case "close drawer":
                 feasible = at_drawers and not held and drawer in self.open_drawers
             case "place into drawer":
-                feasible = at_drawers and in_reach and drawer in self.open_drawers
+                feasible = accessible and in_reach and drawer in self.open_drawers
             case "pick from drawer":
                 inside = self.where.get(thing) == f"{drawer} drawer"
-                feasible = at_drawers and not held and inside and drawer in self.open_drawers
+                feasible = accessible and not held and inside and drawer in self.open_drawers
             case _:  # scripted; done is the planner's own
                 return connective_affordance(skill, self.observe())
         return float(feasible)
@@ -87,7 +108,7 @@ class SymbolicKitchen:
         thing, drawer = skill.arguments.get("object", ""), skill.arguments.get("drawer", "")
         match skill.family:
             case "pick":
-                self._move(thing, "in hand")
+                self._move(thing, IN_HAND)
             case "move near":
                 self._move(thing, self.place)
                 self.near.add((thing, skill.arguments["target"]))
@@ -97,7 +118,6 @@ class SymbolicKitchen:
                 self.open_drawers.discard(drawer)
             case "place into drawer":
                 self._move(thing, f"{drawer} drawer")
-                self.seen_inside.add(thing)
             case "pick from drawer":
                 self._move(thing, "far counter")
             case "find":
@@ -105,7 +125,7 @@ class SymbolicKitchen:
             case "go to":
                 self.place = skill.arguments["place"]
             case "bring it to you":
-                self.place = "operator"
+                self.place = OPERATOR
             case "put down":
                 self._move(self.held, self.place)
         return Outcome(Status.SUCCEEDED)

@@ -14,16 +14,17 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.status import Status as Spinner
 from rich.table import Table
 
-from saycan_qt.results import Step
+from saycan_qt.results import Step, vetoes
 from skills.types import Outcome, Status
 
 SHOWN_CANDIDATES = 8
+EXPLAINED_CANDIDATES, SHOWN_VETOES = 10, 5  # with --explain
 COLOURS = {"succeeded": "green", "failed": "yellow", "canceled": "yellow", "aborted": "red"}
 
 
 class Display:
-    def __init__(self, console: Console) -> None:
-        self.console = console
+    def __init__(self, console: Console, explain: bool = False) -> None:
+        self.console, self.explain = console, explain
         self._loading: dict[str, float] = {}
         self._lock = threading.Lock()
         self._spinner: Spinner | None = None
@@ -73,7 +74,8 @@ class Display:
         where = f" at the {step.place}" if step.place else ""
         holding = f", holding the {step.held}" if step.held else ""
         table = Table(box=SIMPLE_HEAD, show_edge=False)
-        best = [row for row in step.candidates[:SHOWN_CANDIDATES] if row.score > 0 or row.skill == step.skill]
+        shown = step.candidates[: EXPLAINED_CANDIDATES if self.explain else SHOWN_CANDIDATES]
+        best = [row for row in shown if self.explain or row.score > 0 or row.skill == step.skill]
         columns = ["language", "affordance", "product"]
         if any(row.lowered < 1 for row in best):  # the product is lowered for what has just failed or was just done
             columns.insert(2, "lowered")
@@ -92,6 +94,22 @@ class Display:
         self.line(f"\n[bold]Step {step.step}[/bold]{escape(where + holding)}")
         self.console.print(table)
         self.line(f"  → {escape(step.text)}")
+        if self.explain:
+            self.vetoes(step)
+
+    def vetoes(self, step: Step) -> None:
+        """What stood against the other skills."""
+        by_affordance, by_language = vetoes(step.candidates)
+        for who, why, rows in (
+            ("affordance", "more sensible than the chosen one, but less possible", by_affordance),
+            ("language", "as possible as the chosen one, but less sensible", by_language),
+        ):
+            self.line(f"  [bold]{who} vetoed[/bold] [dim]({why})[/dim]: {'' if rows else 'nothing'}")
+            for row in rows[:SHOWN_VETOES]:
+                scores = f"language {number(row.language)}, affordance {number(row.affordance)}"
+                self.line(f"    {escape(row.text)} [dim]{scores}[/dim]")
+            if len(rows) > SHOWN_VETOES:
+                self.line(f"    [dim]and {len(rows) - SHOWN_VETOES} more[/dim]")
 
     @contextmanager
     def executing(self, control_steps: int) -> Iterator[Callable[[int], None]]:
@@ -123,7 +141,11 @@ class Display:
             colour = COLOURS.get(step.outcome, "white")
             self.line(f"  {step.step:2d}. {escape(step.text)}  [{colour}]{step.outcome}[/{colour}]")
         word = "[bold green]Carried out[/bold green]" if success else "[bold red]Not carried out[/bold red]"
-        judges = {"goal": "judged by the kitchen's own check of the goal", "plan": "judged by the plan"}
+        judges = {
+            "goal": "judged by the kitchen's own check of the goal",
+            "plan": "judged by the plan",
+            "planner": "refused by the planner",
+        }
         by = f" [dim]({judges[judge]})[/dim]" if judge else ""
         self.line(f"{word}: {escape(reason)}{by}")
 

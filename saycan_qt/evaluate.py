@@ -8,12 +8,16 @@
     python -m saycan_qt.evaluate affordance --data data/scenes --server 127.0.0.1:50051 --out runs/judged
     python -m saycan_qt.evaluate affordance --data DIR --mapping bridge --checkpoint runs/own/checkpoint     # episodes
     python -m saycan_qt.evaluate affordance --data data/scenes --checkpoint runs/critic/checkpoint --calibrate isotonic
+    python -m saycan_qt.evaluate plans                               # does the planner reach what people ask for?
+    python -m saycan_qt.evaluate plans --half held-out --affordance model --execute --out runs/plans.json
 
 skills: closed loop in fresh kitchen scenes: the policy sees camera and proprioception only, and an episode counts when
 it terminates itself with the task's goal reached. Rates come with 95 % Wilson intervals.
 affordance: value functions, as checkpoints or behind running skill servers, score every learnt skill in labelled scenes
 (`python -m saycan_qt.collect affordance`), or the first frames of anybody's episodes; precision, recall, F1 and more,
 with bootstrap intervals, and calibration. `affordance --help` says how pairs are weighted.
+plans: the language model plans instructions that come with a start and a goal (planners/instructions.yaml, or --set);
+its skills are carried out perfectly and, with --execute, by the learnt policy in MuJoCo. `plans --help` says more.
 """
 
 from __future__ import annotations
@@ -154,8 +158,14 @@ def affordance() -> Command:
     return affordance.AffordanceConfig, affordance.affordance
 
 
+def plans() -> Command:
+    from saycan_qt import plans  # here, for the same reason
+
+    return plans.PlansConfig, plans.plans
+
+
 def main(arguments: list[str] | None = None) -> int:
-    commands = {"skills": lambda: (SkillsConfig, skills), "affordance": affordance}
+    commands = {"skills": lambda: (SkillsConfig, skills), "affordance": affordance, "plans": plans}
     return dispatch("python -m saycan_qt.evaluate", __doc__, commands, arguments)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from planners import saycan
 from saycan_qt.display import Display
@@ -21,8 +21,8 @@ class Verdict:
 
     success: bool
     reason: str
-    ended: str  # "done", "max steps" or "nothing possible"
-    judge: str  # "goal": the kitchen's own check; "plan": done, and the last try of every skill succeeded
+    ended: str  # "done", "refused", "max steps" or "nothing possible"
+    judge: str  # "goal": the kitchen's own check; "plan": done, and the last try of every skill succeeded; "planner"
 
 
 class Journey:
@@ -42,10 +42,15 @@ class Journey:
         self.history: list[saycan.Step] = []
 
     def travel(self, instruction: str, max_steps: int) -> Verdict:
-        ended = "max steps"
+        ended, refused = "max steps", ""
         for number in range(1, max_steps + 1):
             with self.display.thinking(number):
-                step, skill = self.decide(number, instruction)
+                step, decision = self.decide(number, instruction)
+            if (refusal := decision.refusal) is not None:
+                self.folder.note(refusal=asdict(refusal))
+                ended, refused = "refused", refusal.reason
+                break
+            skill = decision.skill
             self.display.candidates(step)
             if step.score <= 0:
                 ended = "nothing possible"
@@ -59,13 +64,15 @@ class Journey:
         observation, jpegs = self.look()
         observed, views = self.folder.save_pictures("final", observation, jpegs)
         self.folder.note(final={"observation": observed, "views": views})
+        if refused:
+            return Verdict(False, refused, ended, "planner")
         return verdict(self.robot.satisfied(instruction), ended, self.history)
 
     def look(self) -> tuple[Observation, dict[str, bytes]]:
         observation, jpegs = self.robot.observe(VIEWS)
         return observation, {view: jpegs[view] for view in VIEWS}
 
-    def decide(self, number: int, instruction: str) -> tuple[Step, Skill]:
+    def decide(self, number: int, instruction: str) -> tuple[Step, saycan.Decision]:
         """The next step, with every candidate's scores."""
         stopwatch = Stopwatch()
         observation, jpegs = self.look()
@@ -107,8 +114,9 @@ class Journey:
             times=stopwatch.laps,
             candidates=rows,
         )
-        self.recorder.add(jpegs, f"{number}. {step.text}", f"chosen from {len(rows)} skills", seconds=0.5)
-        return step, decision.skill
+        if decision.refusal is None:
+            self.recorder.add(jpegs, f"{number}. {step.text}", f"chosen from {len(rows)} skills", seconds=0.5)
+        return step, decision
 
     def execute(self, step: Step, skill: Skill) -> Outcome:
         """Dispatch the skill; record and show it while it runs."""

@@ -18,10 +18,10 @@ import jinja2
 import tyro
 
 from saycan_qt.options import parse
-from saycan_qt.results import PLAN, REPORT, write_atomically
+from saycan_qt.results import PLAN, REPORT, Candidate, vetoes, write_atomically
 from saycan_qt.services import refuse
 
-SHOWN_CANDIDATES = 8
+SHOWN_CANDIDATES, SHOWN_VETOES = 10, 5
 INLINED_VIDEO = 8_000_000  # [bytes]; a larger video is linked
 TYPES = {".png": "image/png", ".jpg": "image/jpeg", ".mp4": "video/mp4"}
 
@@ -55,6 +55,18 @@ def bars(candidates: list[dict[str, Any]]) -> list[dict[str, Any]]:
     ]
 
 
+def vetoed(candidates: list[dict[str, Any]]) -> list[tuple[str, str, list[Candidate], int]]:
+    """(who vetoed, of what kind, the first of them, how many more) for affordance and for language."""
+    by_affordance, by_language = vetoes([Candidate(**row) for row in candidates])
+    return [
+        (who, kind, rows[:SHOWN_VETOES], max(0, len(rows) - SHOWN_VETOES))
+        for who, kind, rows in (
+            ("Affordance", "more sensible than the chosen skill, but less possible", by_affordance),
+            ("Language", "as possible as the chosen skill, but less sensible", by_language),
+        )
+    ]
+
+
 def render(folder: Path) -> str:
     plan = json.loads((folder / PLAN).read_text(encoding="utf-8"))
     video = folder / plan["video"] if plan.get("video") else None
@@ -64,9 +76,16 @@ def render(folder: Path) -> str:
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
     return environment.from_string(template).render(
-        plan={"affordances": None, **plan},  # runs of earlier versions lack it, and the candidates' raw values
+        plan={"affordances": None, "refusal": None, "planner": {}, **plan},  # runs of earlier versions lack them
         steps=[
-            {**step, "pictures": pictures(folder, step), "bars": bars(step["candidates"])} for step in plan["steps"]
+            {
+                **step,
+                "pictures": pictures(folder, step),
+                "bars": bars(step["candidates"]),
+                "vetoes": vetoed(step["candidates"]),
+                "unscored": sum(row["language"] is None for row in step["candidates"]),
+            }
+            for step in plan["steps"]
         ],
         final=pictures(folder, plan.get("final", {})),
         video_uri=data_uri(video) if inline and video else None,

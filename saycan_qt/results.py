@@ -13,7 +13,7 @@ import re
 import shutil
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -69,6 +69,19 @@ class Step:
     candidates: list[Candidate] = field(default_factory=list)  # the whole library, best first
 
 
+def vetoes(candidates: Sequence[Candidate]) -> tuple[list[Candidate], list[Candidate]]:
+    """Of one step's candidates, the chosen one first: those that language liked better than it, which affordance vetoed
+    (the most sensible first), and those that are as likely to succeed or likelier, which language vetoed (the most
+    possible first, then the most sensible). One that was not scored for being infeasible is in neither list."""
+    chosen, *others = candidates
+    sensible, possible = chosen.language or 0.0, chosen.affordance
+    liked = [row for row in others if (row.language or 0.0) > sensible and row.affordance < possible]
+    able = [row for row in others if row.affordance >= possible and (row.language or 0.0) < sensible]
+    liked.sort(key=lambda row: -(row.language or 0.0))
+    able.sort(key=lambda row: (-row.affordance, -(row.language or 0.0)))
+    return liked, able
+
+
 class RunFolder:
     """Collects a run and writes it down. Methods may be called from any thread; after `finish` nothing changes."""
 
@@ -83,11 +96,14 @@ class RunFolder:
             "seed": seed,
             "success": False,
             "reason": GOING_ON,
-            "judge": None,  # "goal": the kitchen's own check; "plan": done, and every skill's last try succeeded
-            "ended": None,  # "done", "max steps", "nothing possible", "interrupted", "died" or "error"
+            "judge": None,  # "goal": the kitchen's own check; "plan": done, and every skill's last try succeeded;
+            # "planner": it refused the instruction
+            "ended": None,  # "done", "refused", "max steps", "nothing possible", "interrupted", "died" or "error"
+            "refusal": None,  # why the planner refused, and the nearest things to ask for, see planners.saycan.Refusal
             "started": datetime.now().astimezone().isoformat(timespec="seconds"),
             "seconds": 0.0,
             "models": {},
+            "planner": {},  # its kind and its settings
             "affordances": None,  # "raw" or "calibrated": which of the critic's values the planner multiplied
             "final": {},
             "video": None,

@@ -2,10 +2,12 @@
 
     python -m saycan_qt.run "bring me a snack"
     python -m saycan_qt.run "put the coke can in the top drawer" --seed 3 --out runs/coke
+    python -m saycan_qt.run "throw away the apple" --explain      # why each skill was chosen
 
 Starts a skill server and a kitchen robot, plans with a language model and acts, one skill at a time. What happened is
-left in a folder: plan.json, report.html, run.mp4 and the pictures. Exit code 0: the instruction was carried out; 1: it
-was not; 2: a mistake in use; 130: interrupted, the robot stopped.
+left in a folder: plan.json, report.html, run.mp4 and the pictures. What nothing in the skill library serves is refused
+at the first step. Exit code 0: the instruction was carried out; 1: it was not; 2: a mistake in use; 130: interrupted,
+the robot stopped.
 """
 
 from __future__ import annotations
@@ -20,9 +22,9 @@ import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from types import FrameType
-from typing import NoReturn, TypeVar
+from typing import Literal, NoReturn, TypeVar
 
 from rich.console import Console
 
@@ -57,6 +59,11 @@ T = TypeVar("T")
 SKILL_SERVICE, ROBOT_SERVICE = "skills.v1.SkillService", "skills.v1.RobotService"
 LANGUAGE_MODEL = "language model"
 START_TIMEOUT = 120.0  # [s] for a service to become ready; importing torch on a busy small machine takes a while
+WITHOUT: dict[str, Literal["", "affordance", "language"]] = {
+    "saycan": "",
+    "no-affordance": "affordance",
+    "no-language": "language",
+}
 SUCCEEDED, NOT_DONE, INTERRUPTED = 0, 1, 130  # exit codes, besides MISTAKE
 
 
@@ -70,6 +77,13 @@ class RunConfig:
     robot: Address = None  # use this robot, which already runs
     skills: File = None  # what the robot can do (YAML); by default kitchen.yaml
     calibrated: bool = False  # plan with calibrated affordances in place of raw Q-values, see `serve --help`
+    planner: Literal["saycan", "no-affordance", "no-language"] = "saycan"  # likelihood x affordance; ablations: the
+    # language model alone, or the affordance and how near a skill's text is to the instruction
+    normalise: Literal["sum", "mean", "prior"] = "sum"  # a skill's log-likelihood: sum over its tokens, their mean, or
+    # the sum less that after a content-free prompt
+    preselect: int = 0  # let the language model score only this many skills, the nearest by sentence embedding; 0: all
+    explain: bool = False  # print why each skill was chosen, and what language and affordance vetoed (slower)
+    anyway: bool = False  # try even what seems to be nothing that the robot can do
     max_steps: int = 15  # give up after this many skills
     out: Folder = None  # a new folder for the results; by default runs/<time>-<words>
     json: bool = False  # print plan.json's content as the last line of standard output
@@ -88,7 +102,7 @@ class Language:
 class Parts:
     """What a run is made of; tests put small ones in their place."""
 
-    load_language: Callable[[], Language]
+    load_language: Callable[[bool], Language]  # given whether even hopeless skills are scored
     serve: tuple[str, ...] = (sys.executable, "-m", "saycan_qt.serve")
     robot: tuple[str, ...] = (sys.executable, "-m", "saycan_qt.robot")
 
@@ -98,7 +112,7 @@ class Ending:
     """Why a run is over."""
 
     code: int
-    ended: str  # for plan.json: done, max steps, nothing possible, interrupted, died, error
+    ended: str  # for plan.json: done, refused, max steps, nothing possible, interrupted, died, error
     reason: str
     judge: str | None = None  # None: it did not come to its end
 
@@ -207,17 +221,19 @@ class Run:
         models = {"language": language.name, "affordance": hosted.critic_id, "execution": hosted.actor_id}
         multiplied = "calibrated" if hosted.calibrated else "raw"
         self.folder.note(models=models, affordances=multiplied, robot={"name": body.name, "address": robot.address})
+        settings = saycan_config(self.config)
+        self.folder.note(planner={"kind": self.config.planner, **asdict(settings)})
         if body.stopped:
             command = f"python -m saycan_qt.robot --release {robot.address}"
             raise Stopped(f"the robot at {robot.address} is stopped; when it is safe, release it with: {command}")
-        planner = saycan.SayCanPlanner(language.scorer, language.prompt, skills.list_skills())
+        planner = saycan.SayCanPlanner(language.scorer, language.prompt, skills.list_skills(), settings)
         journey = Journey(skills, self._robot, planner, self.folder, self._recorder, self.display, body.max_steps)
         found = journey.travel(self.config.instruction, self.config.max_steps)
         return Ending(SUCCEEDED if found.success else NOT_DONE, found.ended, found.reason, found.judge)
 
     def _load_language(self) -> Language:
         self.display.begin_loading(LANGUAGE_MODEL)
-        language = self.parts.load_language()
+        language = self.parts.load_language(self.config.explain)
         self.display.loaded(LANGUAGE_MODEL, language.name)
         return language
 
@@ -280,6 +296,8 @@ def check(config: RunConfig) -> str | None:
         return 'the instruction is empty; say what you want, for instance "bring me a snack"'
     if config.max_steps < 1:
         return f"--max-steps is {config.max_steps}; at least 1 is needed"
+    if config.preselect < 0:
+        return f"--preselect is {config.preselect}; 0 turns it off, else it is how many skills to keep"
     if config.out is not None and config.out.exists() and (not config.out.is_dir() or any(config.out.iterdir())):
         return f"--out {config.out} is there already; choose a new folder, results are never overwritten"
     if config.skills is not None and config.server is not None:
@@ -297,14 +315,25 @@ def check(config: RunConfig) -> str | None:
     return None
 
 
-def load_language() -> Language:
+def saycan_config(config: RunConfig) -> saycan.SayCanConfig:
+    return saycan.SayCanConfig(
+        max_steps=config.max_steps,
+        normalise=config.normalise,
+        without=WITHOUT[config.planner],
+        preselect=config.preselect,
+        score_all=config.explain,
+        refuse=not config.anyway,
+    )
+
+
+def load_language(score_hopeless: bool = False) -> Language:
     from transformers.utils import logging as transformers_logging  # seconds, spent while the services start
 
     from planners.language import LanguageScorer
     from planners.weights import text_embedder
 
     transformers_logging.disable_progress_bar()  # we have our own
-    scorer = LanguageScorer()
+    scorer = LanguageScorer(negligible=0) if score_hopeless else LanguageScorer()
     return Language(scorer, Prompt(text_embedder()), scorer.path.stem)
 
 
@@ -318,7 +347,7 @@ def run(config: RunConfig, parts: Parts) -> int:
         folder = RunFolder(path, config.instruction, seed)
     except OSError as error:
         return refuse(f"results cannot be written to {path}: {error.strerror}")
-    display = Display(Console(stderr=config.json))
+    display = Display(Console(stderr=config.json), config.explain)
     display.title(config.instruction, str(path))
     code = Run(config, parts, display, folder).run()
     if config.json and code != MISTAKE:

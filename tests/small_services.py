@@ -37,7 +37,9 @@ class ScriptedScorer:
 
 class WordsEmbedder:
     def encode(self, inputs, **options):
-        return np.array([[len(text), 1.0] for text in inputs]) / 100
+        """All sentences are alike, but those about pizza."""
+        vectors = np.array([[0, 0, 1.0] if "pizza" in text else [len(text), 1.0, 0] for text in inputs])
+        return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
 
 class SmallPolicy:
@@ -121,7 +123,7 @@ def broken(name):
         raise RuntimeError("broken on purpose")
 
 
-def load_language():
+def load_language(score_hopeless):
     examples = [Example("bring me a sponge", ("find the sponge", "done"))]
     return run.Language(ScriptedScorer(), Prompt(WordsEmbedder(), examples, things=["sponge"]), "scripted")
 

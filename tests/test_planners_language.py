@@ -68,6 +68,13 @@ def test_candidates_given_up_early_are_hopeless_and_the_others_unchanged(scorer,
     assert exact[~kept].max() < exact.max() + np.log(1e-2)
 
 
+def test_tokens_are_counted_as_they_are_summed(scorer):
+    lengths = [
+        len(scorer.tokenizer(f"1.{text}").input_ids) - len(scorer.tokenizer("1.").input_ids) for text in CANDIDATES
+    ]
+    assert scorer.count_tokens(PROMPT + "open it\n1.", CANDIDATES).tolist() == lengths
+
+
 def test_a_trie_shares_beginnings():
     trie = TokenTrie.build([[5, 6, 7], [5, 6], [5, 8]])
     assert trie.parents.tolist() == [-1, 0, 1, 2, 1]

@@ -153,6 +153,27 @@ def test_a_calibrated_run_keeps_the_raw_value_of_every_candidate_too(finished, t
     assert "affordance, from calibrated values" in page and "raw 0.9" in page
 
 
+def test_what_the_robot_cannot_serve_ends_before_anything_moves(tmp_path):
+    folder = tmp_path / "out"
+    code, out, _ = run_small("make me a pizza", "--out", folder)
+    plan = plan_of(folder)
+    assert (code, plan["success"], plan["ended"], plan["judge"], plan["steps"]) == (1, False, "refused", "planner", [])
+    assert plan["refusal"]["nearest"] == ["bring me a sponge"] and plan["refusal"]["similarity"] < 0.42
+    assert "nothing that the robot can do serves this" in out and "“bring me a sponge”" in out
+    assert "Why it was refused" in (folder / "report.html").read_text()
+
+
+def test_explain_scores_every_skill_and_tells_what_was_vetoed(tmp_path):
+    folder = tmp_path / "out"
+    scripted = "pick up the apple,pick up the apple,done"  # at first out of reach
+    _, out, _ = run_small("i am hungry", "--out", folder, "--explain", "--max-steps", 1, SMALL_PLAN=scripted)
+    (step,) = plan_of(folder)["steps"]
+    assert all(row["language"] is not None for row in step["candidates"]) and step["skill"] != "pick apple"
+    assert re.search(r"affordance vetoed .*\n +pick up the apple language 0\.9\d+, affordance 0\n", out)
+    assert "language vetoed" in out
+    assert "Affordance vetoed" in (folder / "report.html").read_text()
+
+
 def test_an_unknown_goal_is_judged_by_the_plan(tmp_path):
     code, _, err = run_small("i am hungry", "--out", tmp_path / "out")
     plan = plan_of(tmp_path / "out")
@@ -306,6 +327,7 @@ def test_mistakes_are_told_in_one_line_with_exit_code_2(tmp_path):
             (["--skills", tmp_path / "endless.yaml"], "'done'"),
             (["--out", tmp_path / "full"], "already"),
             (["--max-steps", 0], "--max-steps"),
+            (["--preselect", -1], "--preselect"),
             (["--server", "nowhere"], "HOST:PORT"),
             (["--server", nobody, "--calibrated"], "--calibrated is for the skill server that run starts"),
             (["--server", nobody, "--out", tmp_path / "out"], f"no skill server answers at {nobody}"),

@@ -11,7 +11,7 @@ from PIL import Image
 
 from saycan_qt.recording import Recorder
 from saycan_qt.report import write_report
-from saycan_qt.results import Candidate, RunFolder, Step, new_folder
+from saycan_qt.results import Candidate, RunFolder, Step, new_folder, vetoes
 from skills.types import Observation, Outcome, Status
 
 
@@ -73,6 +73,19 @@ def test_a_step_cut_short_is_aborted_and_nothing_changes_after_the_end(tmp_path)
         False,
         "the kitchen robot died",
     )
+
+
+def test_a_veto_is_where_one_score_was_better_than_the_chosen_skills_and_the_other_worse():
+    def row(name, language, affordance):
+        return Candidate(name, name, language, affordance, (language or 0) * affordance)
+
+    rows = [
+        *(row("chosen", 0.3, 0.9), row("impossible", 0.5, 0.1), row("silly", 0.01, 1.0), row("dull", 0.1, 0.9)),
+        *(row("poor", 0.1, 0.1), row("unscored", None, 0.0)),
+    ]
+    by_affordance, by_language = vetoes(rows)
+    assert [r.skill for r in by_affordance] == ["impossible"]
+    assert [r.skill for r in by_language] == ["silly", "dull"]
 
 
 def test_the_pictures_named_in_plan_json_are_there(finished):

@@ -6,10 +6,12 @@ import re
 from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import yaml
 
+from planners.symbolic import NOTHING
 from saycan_qt.kitchen.objects import THINGS
 from saycan_qt.kitchen.scene import DRAWERS, PLACES
 from saycan_qt.kitchen.tasks import NEAR, OPEN, SHUT
@@ -61,20 +63,33 @@ def find(instruction: str) -> Goal | None:
     return None
 
 
-def holds(world: World, condition: Mapping[str, str]) -> bool:
-    """One condition of goals.yaml."""
-    if drawer := condition.get("open"):
-        return world.opening(drawer) > OPEN
-    if drawer := condition.get("closed"):
-        return world.opening(drawer) < SHUT
-    if use := condition.get("any"):
-        names = [n for n in world.names if THINGS[n].use == use]
-    else:
-        names = [n for n in world.names if n == condition["object"]]
-    return any(not any(world.touching(n)) and _stands(world, n, condition) for n in names)
+def holds(world: World, condition: Mapping[str, Any]) -> bool:
+    """One condition of goals.yaml, or of an instruction file (`planners.instructions`)."""
+    match condition:
+        case {"open": drawer}:
+            return world.opening(drawer) > OPEN
+        case {"closed": drawer}:
+            return world.opening(drawer) < SHUT
+        case {"holding": name}:
+            return (world.held() or NOTHING) == name
+        case {"robot": place}:
+            return world.place == place
+        case {"count": number}:
+            return sum(_left(world, name, condition) for name in world.names) == number
+        case {"any": use}:
+            names = [name for name in world.names if THINGS[name].use == use]
+        case _:
+            wanted = condition.get("one of") or [condition["object"]]
+            names = [name for name in wanted if name in world.names]
+    return any(_left(world, name, condition) for name in names)
 
 
-def _stands(world: World, name: str, condition: Mapping[str, str]) -> bool:
+def _left(world: World, name: str, condition: Mapping[str, Any]) -> bool:
+    """Is the object where the condition wants it, let go of by the robot?"""
+    return not any(world.touching(name)) and _stands(world, name, condition)
+
+
+def _stands(world: World, name: str, condition: Mapping[str, Any]) -> bool:
     if place := condition.get("at"):
         x, y, z = world.in_place(name, place)
         if place == "trash can":

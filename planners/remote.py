@@ -1,0 +1,273 @@
+"""RemoteScorer: how likely a language model on a server finds each candidate text after a prompt.
+
+    scorer = RemoteScorer("http://gpu-box:8000", "Qwen/Qwen3-8B-Base")        # vllm serve Qwen/Qwen3-8B-Base
+
+For servers of OpenAI's completions interface that return the log-probabilities of what they are given, as vLLM does.
+Many do not, and some answer with zeros instead, so that every server is tried out before it is planned with.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import math
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import takewhile
+from typing import Any
+from urllib.parse import urlsplit
+
+import numpy as np
+
+from skills.wire import LOOPBACK
+
+TRY_AGAIN = (429, 503)  # HTTP: too many requests, not available now
+FIRST_PAUSE = 0.5  # [s] before a second try; doubled for each further one
+MAX_ANSWER = 512 << 20  # [bytes]; 100 candidates after 400 tokens take a few million
+PROBE = "1. one\n2. two\n3. three\n4."
+LIKELY, UNLIKELY = " four\n", " two\n"  # equally long, so that a constant for each token is found out
+INSTEAD = "let the model propose steps instead of scoring them (planners.proposal.ProposalPlanner)"
+
+
+class RemoteError(RuntimeError):
+    """A language server that cannot be used: which one, why, and what to do."""
+
+
+class CannotScore(RemoteError):
+    """The server works, but does not tell how likely a given text is."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One text as the server reads it."""
+
+    tokens: list[str]
+    logprobs: list[float | None]  # of each token, given those before; the first has none
+
+
+class RemoteScorer:
+    """A language model behind HTTP that scores texts, as LanguageScorer does. May be used from several threads."""
+
+    def __init__(
+        self,
+        url: str,  # "http://host:8000", with or without the "/v1" at its end
+        model: str,  # as the server calls it
+        api_key: str | None = None,  # sent as a bearer token, and told to nobody else
+        timeout: float = 60.0,  # [s] for one call of `score`, further tries included
+        batch: int = 128,  # texts in one request
+    ) -> None:
+        parts = urlsplit(url)
+        _ = parts.port  # ValueError unless it is a number
+        if parts.scheme not in ("http", "https") or not parts.hostname or "@" in parts.netloc:
+            shown = url.rpartition("@")[2]  # what stands before an @ may be a password
+            raise ValueError(f"{shown!r} is no address of a server; give http://host:port and the key as api_key")
+        if api_key and not (api_key.isascii() and api_key.isprintable()):
+            raise ValueError("api_key has characters that no key has (a line break at its end?)")
+        self.model, self.timeout, self.batch = model, timeout, batch
+        self.server = f"{parts.scheme}://{parts.netloc}"
+        self._root = url.split("?")[0].rstrip("/").removesuffix("/v1") + "/v1"
+        self._key = api_key or ""
+        proxies = [urllib.request.ProxyHandler({})] if parts.hostname in LOOPBACK else []
+        self._opener = urllib.request.build_opener(_NoRedirects, *proxies)
+        self._max_tokens = 0  # 1 where a server insists on saying something itself
+        self._probe()
+
+    def score(self, prompt: str, candidates: Sequence[str]) -> np.ndarray:
+        """Log-likelihoods (N,) float32: the sum over each candidate's tokens, given the prompt.
+
+        A candidate brings its own blank and its own end, as for LanguageScorer. Where a candidate's first letters merge
+        into one token with the prompt's last ones, all candidates are scored from before that token.
+        """
+        if not candidates:
+            return np.zeros(0, np.float32)
+        deadline = time.monotonic() + self.timeout
+        texts = [prompt, *(prompt + candidate for candidate in candidates)]
+        rows = [
+            row
+            for start in range(0, len(texts), self.batch)
+            for row in self._read(texts[start : start + self.batch], deadline)
+        ]
+        columns = zip(*(row.tokens for row in rows), strict=False)
+        shared = sum(1 for _ in takewhile(lambda column: len(set(column)) == 1, columns))
+        if not shared:
+            raise ValueError("the prompt is empty; a candidate is scored given at least one token")
+        return np.array([self._sum(row.logprobs[shared:]) for row in rows[1:]], np.float32)
+
+    def _sum(self, logprobs: Sequence[float | None]) -> float:
+        numbers = [value for value in logprobs if value is not None]
+        if len(numbers) < len(logprobs) or not all(math.isfinite(value) for value in numbers):
+            raise CannotScore(f"{self.server} left out log-probabilities, or gave some that are not finite; {INSTEAD}")
+        return sum(numbers)
+
+    # -- trying the server out ---------------------------------------------------------------------------------------
+
+    def _probe(self) -> None:
+        """Refuse a server whose numbers would not be likelihoods."""
+        try:
+            likely, unlikely = self.score(PROBE, [LIKELY, UNLIKELY])
+        except _Refused as refused:
+            if refused.status not in (400, 422):
+                raise self._cannot(refused) from None
+            self._max_tokens = 1
+            try:
+                likely, unlikely = self.score(PROBE, [LIKELY, UNLIKELY])
+            except _Refused as again:
+                raise self._cannot(again) from None
+        if likely <= unlikely or likely > 0:
+            zeros = " (llama.cpp's server answers zeros)" if likely == unlikely == 0 else ""
+            raise CannotScore(
+                f"{self.server} gives {LIKELY.strip()!r} the log-probability {likely:.3g} and {UNLIKELY.strip()!r} "
+                f"{unlikely:.3g} after one, two, three{zeros}: these are not likelihoods. Use vLLM, or {INSTEAD}"
+            )
+
+    def _cannot(self, refused: _Refused) -> RemoteError:
+        match refused.status:
+            case 401 | 403:
+                key = "refuses the API key" if self._key else "wants an API key (api_key)"
+                return RemoteError(f"{self.server} {key}: {refused.said}")
+            case 404 | 405:
+                models = self._models()
+                if models and self.model not in models:
+                    return RemoteError(f"{self.server} has no model {self.model!r}; it has: {', '.join(models)}")
+                return CannotScore(
+                    f"{self.server} has no completions for {self.model!r} ({refused.said}); a server or model that "
+                    f"only chats cannot score: {INSTEAD}"
+                )
+            case 400 | 422:
+                return CannotScore(
+                    f"{self.server} refuses to return log-probabilities of what it is given: {refused.said}. Use vLLM, "
+                    f"or {INSTEAD}"
+                )
+        return refused
+
+    def _models(self) -> list[str]:
+        """What the server offers; nothing where it does not say."""
+        try:
+            answer = self._ask("/models", None, time.monotonic() + self.timeout)
+            return [str(model["id"]) for model in answer["data"]]
+        except (RemoteError, KeyError, TypeError):
+            return []
+
+    # -- asking it ---------------------------------------------------------------------------------------------------
+
+    def _read(self, texts: list[str], deadline: float) -> list[Row]:
+        """How the server reads each text."""
+        request = {
+            "model": self.model,
+            "prompt": texts,
+            "max_tokens": self._max_tokens,
+            "echo": True,
+            "logprobs": 1,
+            "temperature": 0,
+        }
+        answer = self._ask("/completions", request, deadline)
+        try:
+            choices = sorted(answer["choices"], key=lambda choice: choice["index"])
+            rows = [(choice["text"], choice["logprobs"]) for choice in choices]
+            if len(rows) != len(texts):
+                raise RemoteError(f"{self.server} answered {len(rows)} of {len(texts)} texts")
+            return [self._row(text, said, logprobs) for text, (said, logprobs) in zip(texts, rows, strict=True)]
+        except (KeyError, TypeError, AttributeError, ValueError):
+            raise RemoteError(f"{self.server} does not answer as OpenAI's completions do; {INSTEAD}") from None
+
+    def _row(self, text: str, said: str, logprobs: dict[str, Any] | None) -> Row:
+        """The answer to one text, less what the server added of its own."""
+        tokens, values = ((logprobs or {}).get(name) or [] for name in ("tokens", "token_logprobs"))
+        end = len(tokens) - self._max_tokens
+        if end < 1 or len(values) != len(tokens) or text not in said:
+            raise CannotScore(
+                f"{self.server} returns no log-probabilities of what it is given (echo with logprobs), as llama.cpp's "
+                f"server and most hosted models do not. Use vLLM, or {INSTEAD}"
+            )
+        return Row(tokens[:end], [None if value is None else float(value) for value in values[:end]])
+
+    def _ask(self, path: str, body: dict[str, Any] | None, deadline: float) -> Any:
+        """The answer's JSON. A busy server is asked again until the deadline (of time.monotonic)."""
+        headers = {"Content-Type": "application/json", "Accept": "application/json"}
+        if self._key:
+            headers["Authorization"] = f"Bearer {self._key}"
+        data = None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(self._root + path, data, headers)
+        pause = FIRST_PAUSE
+        while True:
+            try:
+                return json.loads(self._fetch(request, deadline))
+            except urllib.error.HTTPError as error:
+                with error:
+                    refused = self._refused(error)
+                pause = max(pause, _seconds(error.headers.get("Retry-After")))
+            except TimeoutError:
+                raise RemoteError(f"{self.server} gave no answer within {self.timeout:g} s") from None
+            except urllib.error.URLError as error:
+                if isinstance(error.reason, TimeoutError):
+                    raise RemoteError(f"{self.server} could not be reached within {self.timeout:g} s") from None
+                raise RemoteError(f"{self.server} cannot be reached: {self._clean(error.reason)}") from None
+            except (OSError, http.client.HTTPException) as error:
+                reason = self._clean(error) or type(error).__name__
+                raise RemoteError(f"{self.server} broke off its answer: {reason}") from None
+            except ValueError:
+                raise RemoteError(f"{self.server} does not answer with JSON; is this a language server?") from None
+            if refused.status not in TRY_AGAIN:
+                raise refused
+            if time.monotonic() + pause >= deadline:
+                raise RemoteError(f"{self.server} is too busy, asked for {self.timeout:g} s at most: {refused.said}")
+            time.sleep(pause)
+            pause *= 2
+
+    def _fetch(self, request: urllib.request.Request, deadline: float) -> bytes:
+        """The answer's bytes. A server that trickles them is given up too."""
+        parts, size = [], 0
+        with self._opener.open(request, timeout=max(deadline - time.monotonic(), 1e-3)) as answer:
+            while part := answer.read1(1 << 20):
+                parts.append(part)
+                size += len(part)
+                if size > MAX_ANSWER:
+                    raise RemoteError(f"{self.server} answers with more than {MAX_ANSWER >> 20} MiB; lower `batch`")
+                if time.monotonic() > deadline:
+                    raise TimeoutError
+        return b"".join(parts)
+
+    def _refused(self, error: urllib.error.HTTPError) -> _Refused:
+        """What the server says about it, in one line."""
+        try:
+            said = error.read(1 << 16).decode(errors="replace")
+        except (OSError, http.client.HTTPException):
+            said = ""
+        try:
+            answer = json.loads(said)
+            reason = answer.get("error", answer)  # OpenAI's and vLLM's; others have the message at the top
+            said = str(reason.get("message", reason) if isinstance(reason, dict) else reason)
+        except (ValueError, AttributeError):
+            pass
+        return _Refused(self.server, error.code, f"HTTP {error.code}" + (f", {self._clean(said)}" if said else ""))
+
+    def _clean(self, said: object) -> str:
+        """One line that does not hold the key, whatever a server says."""
+        text = str(said).replace(self._key, "***") if self._key else str(said)
+        return " ".join(text.split())[:300]
+
+
+class _Refused(RemoteError):
+    """An HTTP status that is an error."""
+
+    def __init__(self, server: str, status: int, said: str) -> None:
+        super().__init__(f"{server} answers {said}")
+        self.status, self.said = status, said
+
+
+class _NoRedirects(urllib.request.HTTPRedirectHandler):
+    """A redirect would take the key to another server."""
+
+    def redirect_request(self, *_: Any) -> None:
+        return None
+
+
+def _seconds(retry_after: str | None) -> float:
+    """A Retry-After header that is a number; dates are left to our own pauses."""
+    try:
+        return max(0.0, float(retry_after or 0.0))
+    except ValueError:
+        return 0.0

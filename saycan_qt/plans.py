@@ -1,0 +1,341 @@
+"""Measure whole plans, over instructions with a goal: `python -m saycan_qt.evaluate plans`."""
+
+from __future__ import annotations
+
+import copy
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from planners.instructions import FAMILIES, HELD_OUT, INSTRUCTIONS, TUNING, Instruction, InstructionsError
+from planners.instructions import load as load_instructions
+from planners.saycan import Decision, SayCanConfig, SayCanPlanner, Step
+from planners.weights import WeightsError
+from saycan_qt import atomic, run, serve
+from saycan_qt.evaluate import wilson
+from saycan_qt.kitchen.robot import KitchenRobot
+from saycan_qt.kitchen.staging import Stage
+from saycan_qt.options import Checkpoint, File
+from saycan_qt.plan_worlds import LearntWorld, PerfectWorld, Value, World, WorldJudge
+from saycan_qt.services import refuse
+from skills.library import SkillLibrary
+from skills.types import Actor, Observation
+
+PLANNED, EXECUTED = "planned", "executed"
+WIDE = 160  # [characters] of the table where no terminal limits it
+
+
+@dataclass(frozen=True)
+class PlansConfig:
+    """How many instructions the planner plans, and the robot carries out, to their goal.
+
+    planned: every skill that the planner chooses is carried out perfectly, in a kitchen of symbols; the plan is right
+    if it ends with "done" and the goal then holds, whatever the order of its skills. An instruction that nothing serves
+    is right if no skill is chosen. executed (with --execute): the robot and its learnt policy carry the skills out in
+    the MuJoCo kitchen, the planner sees what comes of them, and the goal holds there at the end.
+
+    --affordance oracle: what is possible is known. model: a checkpoint judges what the camera sees, in a MuJoCo kitchen
+    that is built anew for every step, in the state that the perfect skills have led to.
+
+    An instruction's kitchen follows from its words, the layout's number and the seed. Intervals are 95 % Wilson
+    intervals over all plans; layouts of one instruction are alike, so many of them make the intervals too narrow."""
+
+    set: File = None  # instructions (YAML); by default planners/instructions.yaml
+    half: Literal["tuning", "held-out", "both"] = "both"  # held-out: never looked at while the planner is improved
+    only: str = ""  # instructions that hold these words
+    layouts: int = 1  # kitchens for each instruction
+    seed: int = 0  # decides the kitchens
+    affordance: Literal["oracle", "model"] = "oracle"  # who tells the planner what is possible
+    execute: bool = False  # also measure execution, which takes a minute or so for each instruction
+    critic: Checkpoint = "affordance"  # which checkpoint judges, with --affordance model
+    actor: Checkpoint = "execution"  # which checkpoint acts, with --execute
+    calibrated: bool = False  # the critic's values as probabilities, see `serve --help`
+    noisy: bool = False  # blur the oracle: of learnt skills, possible ones score U(0.5, 1), others U(0, 0.4)
+    pick_fails: float = 0.0  # share of the perfect picks that fail all the same
+    planner: SayCanConfig = field(default_factory=SayCanConfig)
+    threads: int = 2  # that the models may use
+    verbose: bool = False  # print every plan that is not right; while the planner is improved, with --half tuning alone
+    json: bool = False  # print the result as JSON on standard output
+    out: File = None  # also write the JSON here
+
+
+class UseError(Exception):
+    """A mistake in use, in one line."""
+
+
+# -- plans --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One try of one instruction."""
+
+    right: bool
+    done: bool  # the planner ended it by itself
+    refused: bool  # ... because, as it says, nothing serves the instruction
+    steps: tuple[Step, ...]
+    seconds: tuple[float, ...]  # of each decision, affordances and language together
+
+    def __str__(self) -> str:
+        steps = [step.skill.name + ("" if step.outcome.succeeded else " (failed)") for step in self.steps]
+        return " > ".join([*steps, "refused" if self.refused else "done" if self.done else "..."])
+
+    def to_json(self) -> dict[str, Any]:
+        steps = [{"skill": step.skill.name, "succeeded": step.outcome.succeeded} for step in self.steps]
+        return {"right": self.right, "done": self.done, "refused": self.refused, "steps": steps}
+
+
+def follow(planner: SayCanPlanner, instruction: Instruction, world: World, judge: WorldJudge, must_end: bool) -> Plan:
+    """Plan and act to the end. must_end: a plan that goes on and on is not right; but a robot that has brought the
+    thing has brought it, as in `run`."""
+    events = list(planner.plan(instruction.say, judge, world))
+    decisions = [event for event in events if isinstance(event, Decision)]
+    steps = tuple(event for event in events if isinstance(event, Step))
+    ended = not isinstance(events[-1], Step)  # else it was cut off
+    done, refused = ended and decisions[-1].done, ended and decisions[-1].refusal is not None
+    if instruction.impossible:
+        right = ended and not steps
+    else:
+        right = world.reached(instruction.goal) and (done or not must_end)
+    seconds = tuple(a + d.seconds for a, d in zip(judge.seconds, decisions, strict=True))
+    return Plan(right, done, refused, steps, seconds)
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One instruction in one kitchen, planned and perhaps executed."""
+
+    instruction: Instruction
+    layout: int
+    plans: Mapping[str, Plan]  # by PLANNED and EXECUTED
+
+
+@dataclass(frozen=True)
+class Models:
+    """What plans, judges and acts."""
+
+    planner: SayCanPlanner
+    language: str
+    value: Value | None = None  # None: what is possible is known
+    critic: str = "oracle"
+    act: Actor | None = None  # None: nothing is executed
+    actor: str = ""
+
+
+def value_of(models: serve.Models, critic: Any, name: str) -> Value:
+    """What the skill server would answer."""
+
+    def value(observation: Observation, names: list[str]) -> np.ndarray:
+        try:
+            values = critic.value([observation], names)
+        except ValueError as error:
+            raise UseError(f"checkpoint {name!r} cannot judge this kitchen: {error}") from None
+        return np.clip(models.calibrate(values) if models.calibrate else values, 0.0, 1.0)
+
+    return value
+
+
+def load_models(config: PlansConfig, skills: SkillLibrary, load_language: Callable[[], run.Language]) -> Models:
+    """Raises Unreadable or WeightsError."""
+    import torch
+
+    torch.set_num_threads(config.threads)
+    value, act, critic_id, actor_id = None, None, "oracle", ""
+    if config.affordance == "model" or config.execute:
+        acting = config.actor if config.execute else config.critic  # naming one twice loads it once
+        models = serve.checkpoints(serve.ServeConfig(config.critic, acting, config.calibrated, threads=config.threads))
+        critic, actor = models.load()
+        if config.affordance == "model":
+            value, critic_id = value_of(models, critic, config.critic), models.critic_id
+        if config.execute:
+            act, actor_id = actor, models.actor_id
+    language = load_language()
+    planner = SayCanPlanner(language.scorer, language.prompt, skills, config.planner)
+    return Models(planner, language.name, value, critic_id, act, actor_id)
+
+
+def attempts(config: PlansConfig, chosen: list[Instruction], skills: SkillLibrary, models: Models) -> Iterator[Attempt]:
+    for instruction in chosen:
+        for layout in range(config.layouts):
+            source = np.random.default_rng([config.seed, layout, *instruction.say.encode()])
+            of_kitchen, of_stage, of_luck, of_noise = source.spawn(4)
+            kitchen, stage = instruction.kitchen(of_kitchen, skills.objects), Stage(of_stage)
+            scene = stage.scene(kitchen)
+            shown = stage if models.value else None
+            perfect = PerfectWorld(copy.deepcopy(kitchen), of_luck, config.pick_fails, shown)
+            worlds: dict[str, World] = {PLANNED: perfect}
+            if models.act:
+                worlds[EXECUTED] = LearntWorld(KitchenRobot(scene=scene), models.act)
+            plans = {}
+            for kind, world in worlds.items():
+                judge = WorldJudge(world, skills, models.value, of_noise if config.noisy else None)
+                plans[kind] = follow(models.planner, instruction, world, judge, must_end=kind == PLANNED)
+            yield Attempt(instruction, layout, plans)
+
+
+# -- the answer ---------------------------------------------------------------------------------------------------
+
+
+def rates(tried: list[Attempt], kinds: Iterable[str]) -> dict[str, Any]:
+    """What share of the plans is right, planned and perhaps executed."""
+    found, n = {}, len(tried)
+    for kind in kinds:
+        right = sum(attempt.plans[kind].right for attempt in tried)
+        low, high = wilson(right, n)
+        found[kind] = {"rate": right / n if n else None, "n": n, "right": right, "low": low, "high": high}
+    return found
+
+
+def summary(tried: list[Attempt], kinds: Iterable[str]) -> dict[str, Any]:
+    of_family = {family: [a for a in tried if a.instruction.family == family] for family in FAMILIES}
+    families = {family: rates(mine, kinds) for family, mine in of_family.items() if mine}
+    return {**rates(tried, kinds), "families": families}
+
+
+def answer(config: PlansConfig, path: Path, models: Models, tried: list[Attempt]) -> dict[str, Any]:
+    """As the JSON has it."""
+    kinds = (PLANNED, EXECUTED) if config.execute else (PLANNED,)
+    seconds = [s for attempt in tried for plan in attempt.plans.values() for s in plan.seconds]
+    rows: dict[int, dict[str, Any]] = {}
+    for attempt in tried:
+        entry = attempt.instruction
+        row = rows.setdefault(
+            entry.number, {"number": entry.number, "say": entry.say, "family": entry.family, "half": entry.half}
+        )
+        row.setdefault("plans", []).append({kind: plan.to_json() for kind, plan in attempt.plans.items()})
+        row.update({kind: row.get(kind, 0) + plan.right for kind, plan in attempt.plans.items()})
+    return {
+        **summary(tried, kinds),
+        "held_out": summary([a for a in tried if a.instruction.half == HELD_OUT], kinds),
+        "tuning": summary([a for a in tried if a.instruction.half == TUNING], kinds),
+        "seconds": {
+            "median": float(np.median(seconds)),
+            "p90": float(np.percentile(seconds, 90)),
+            "decisions": len(seconds),
+        },
+        "models": {"language": models.language, "affordance": models.critic, "execution": models.actor},
+        "set": {"file": str(path), "sha256": atomic.sha256(path)},
+        "seed": config.seed,
+        "layouts": config.layouts,
+        "instructions": list(rows.values()),
+    }
+
+
+def cells(measured: Mapping[str, Any], kind: str) -> tuple[str, str]:
+    if kind not in measured or not measured[kind]["n"]:
+        return "-", ""
+    figures = measured[kind]
+    return f"{figures['rate']:.0%}", f"{figures['low']:.0%} - {figures['high']:.0%}"
+
+
+def table(found: Mapping[str, Any]) -> Table:
+    """As Table 2 of the paper: which models, and how often plan and execution reach the goal."""
+    models = found["models"]
+    grid = Table(title=f"{models['language']}: plans and executions that reach their goal")
+    for column in ("instructions", "affordance", "execution"):
+        grid.add_column(column)
+    for column in ("plans", "planned", "95 %", "executed", "95 %"):
+        grid.add_column(column, justify="right")
+
+    def row(name: str, measured: Mapping[str, Any]) -> None:
+        figures = (*cells(measured, PLANNED), *cells(measured, EXECUTED))
+        grid.add_row(name, models["affordance"], models["execution"] or "-", str(measured[PLANNED]["n"]), *figures)
+
+    for name, part in ((HELD_OUT, found["held_out"]), (TUNING, found["tuning"])):
+        if part[PLANNED]["n"]:
+            row(name, part)
+    row("all", found)
+    grid.add_section()
+    for family, measured in found["families"].items():
+        row(family, measured)
+    return grid
+
+
+def report_failures(tried: list[Attempt], console: Console) -> None:
+    for attempt in tried:
+        for kind, plan in attempt.plans.items():
+            if not plan.right:
+                entry, where = attempt.instruction, f"kitchen {attempt.layout}"
+                console.print(f"not {kind}: entry {entry.number}, {where}: {entry.say!r}", markup=False)
+                console.print(f"    {plan}", markup=False)
+
+
+# -- the command --------------------------------------------------------------------------------------------------
+
+
+def check(config: PlansConfig) -> None:
+    """Raises UseError for what can be found wrong before anything is read."""
+    if config.layouts < 1:
+        raise UseError(f"--layouts is {config.layouts}; at least 1 is needed")
+    if config.threads < 1:
+        raise UseError(f"--threads is {config.threads}; at least 1 is needed")
+    if config.seed < 0:
+        raise UseError(f"--seed is {config.seed}; it starts at 0")
+    if not 0 <= config.pick_fails <= 1:
+        raise UseError(f"--pick-fails is {config.pick_fails}; it is a share between 0 and 1")
+    if config.planner.max_steps < 1:
+        raise UseError(f"--planner.max-steps is {config.planner.max_steps}; at least 1 is needed")
+    if config.noisy and config.affordance == "model":
+        raise UseError("--noisy blurs what an oracle knows; with --affordance model leave it out")
+    if config.calibrated and config.affordance != "model":
+        raise UseError("--calibrated is for the checkpoint that --affordance model uses")
+    if config.out is not None:
+        if config.out.is_dir():
+            raise UseError(f"--out {config.out} is a folder; give a file's name")
+        try:
+            config.out.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UseError(f"--out {config.out} cannot be written: {error.strerror}") from None
+
+
+def choose(config: PlansConfig, found: list[Instruction]) -> list[Instruction]:
+    """The instructions that are asked for. Raises UseError where there are none."""
+    half = {"both": (TUNING, HELD_OUT), "tuning": (TUNING,), "held-out": (HELD_OUT,)}[config.half]
+    chosen = [i for i in found if i.half in half and config.only.lower() in i.say.lower()]
+    if not chosen:
+        words = f" with the words {config.only!r}" if config.only else ""
+        raise UseError(f"no instruction{words} among the {len(found)} of which --half {config.half} takes its part")
+    return chosen
+
+
+def plans(config: PlansConfig, load_language: Callable[[], run.Language] = run.load_language) -> int:
+    path, skills, console = config.set or INSTRUCTIONS, SkillLibrary.load(), Console(stderr=True)
+    try:
+        check(config)
+        chosen = choose(config, load_instructions(path, skills))
+        models = load_models(config, skills, load_language)
+        total = len(chosen) * config.layouts
+        tried = list(track(attempts(config, chosen, skills, models), "planning", total=total, console=console))
+    except InstructionsError as error:
+        for line in str(error).splitlines():
+            code = refuse(line)
+        return code
+    except (UseError, WeightsError, serve.Unreadable) as error:
+        return refuse(str(error))
+    found = answer(config, path, models, tried)
+    out = sys.stderr if config.json else sys.stdout
+    shown = Console(file=out, width=None if out.isatty() else WIDE)
+    if config.verbose:
+        report_failures(tried, shown)
+    shown.print(table(found))
+    seconds = found["seconds"]
+    shown.print(
+        f"a decision among {len(skills)} skills took {seconds['median']:.2f} s in the median, "
+        f"{seconds['p90']:.2f} s at the 90th percentile ({seconds['decisions']} decisions)"
+    )
+    if config.json:
+        sys.stdout.write(atomic.to_json(found).decode())
+        sys.stdout.flush()
+    if config.out:
+        try:
+            atomic.write(config.out, atomic.to_json(found))
+        except OSError as error:
+            return refuse(f"--out {config.out} cannot be written: {error.strerror}")
+    return 0

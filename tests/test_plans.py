@@ -1,0 +1,250 @@
+"""Instruction files are checked, and plans are counted as right where the goal holds, however it was reached."""
+
+import json
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pytest
+import yaml
+
+from planners.instructions import InstructionsError, load
+from planners.prompts import Example, Prompt
+from planners.saycan import SayCanConfig
+from saycan_qt import plans
+from saycan_qt.evaluate import main
+from saycan_qt.plans import PlansConfig
+from saycan_qt.run import Language
+from skills.library import SkillLibrary
+
+LIBRARY = SkillLibrary.load()
+BRING = {
+    "say": "bring me the tea",
+    "family": "single primitive",
+    "half": "tuning",
+    "start": {"objects": {"tea": "anywhere"}},
+    "goal": [{"object": "tea", "at": "operator"}, {"count": 1, "at": "operator"}],
+}
+TIDY = {
+    "say": "tidy the apple away",
+    "family": "long horizon",
+    "half": "held out",
+    "start": {"robot": "table", "objects": {"apple": "far counter"}, "open": ["top"], "absent": ["orange"]},
+    "goal": [{"object": "apple", "in": "top"}, {"closed": "top"}],
+}
+PIZZA = {"say": "make me a pizza", "family": "crowd-sourced", "half": "held out", "impossible": True}
+BRINGING = ("find the tea", "pick up the tea", "bring it to you", "put it down", "done")
+TIDYING = ("go to the far counter", "place the apple into the top drawer", "close the top drawer", "done")
+
+
+@dataclass
+class Words:
+    """A sentence model that tells nothing apart."""
+
+    def encode(self, inputs, **options):
+        return np.ones((len(inputs), 1))
+
+
+class Script:
+    """A scorer that follows a plan for each instruction, by the number of the step that the prompt asks for."""
+
+    def __init__(self, **scripts):
+        self.scripts = {say.replace("_", " "): texts for say, texts in scripts.items()}
+
+    def score(self, prompt, candidates):
+        *_, asked = prompt.split("Instruction: ")
+        say, *done = asked.splitlines()
+        texts = self.scripts[say]
+        wanted = texts[min(len(done), len(texts)) - 1]
+        return np.array([0.0 if candidate.strip() == wanted else -50.0 for candidate in candidates])
+
+
+@pytest.fixture
+def evaluated(tmp_path, capsys):
+    """Runs the command with a scripted language model; the exit code, and the answer where there is one."""
+
+    def evaluate(entries, script, **options):
+        path = tmp_path / "set.yaml"
+        path.write_text(yaml.safe_dump({"instructions": entries}))
+        prompt = Prompt(Words(), [Example("hello", ("done",))], things=["tea"])
+        language = Language(Script(**script), prompt, "script")
+        code = plans.plans(PlansConfig(set=path, json=True, threads=1, **options), lambda: language)
+        said = capsys.readouterr()
+        return code, json.loads(said.out) if said.out else said.err
+
+    return evaluate
+
+
+def loaded(tmp_path, *entries):
+    path = tmp_path / "set.yaml"
+    path.write_text(yaml.safe_dump({"instructions": list(entries)}))
+    return load(path, LIBRARY)
+
+
+def mistakes(tmp_path, *entries):
+    with pytest.raises(InstructionsError) as raised:
+        loaded(tmp_path, *entries)
+    return str(raised.value).splitlines()
+
+
+def test_goals_decide_and_halves_and_families_are_counted_apart(evaluated):
+    scripts = {
+        "bring_me_the_tea": BRINGING,
+        "tidy_the_apple_away": TIDYING[:2] + TIDYING[3:],
+        "make_me_a_pizza": ("done",),
+    }
+    code, found = evaluated([BRING, TIDY, PIZZA], scripts, layouts=2)
+    assert code == 0
+    assert (found["planned"]["n"], found["planned"]["right"]) == (6, 4)  # the drawer was left open
+    assert found["planned"]["rate"] == pytest.approx(4 / 6)
+    assert found["planned"]["low"] < 4 / 6 < found["planned"]["high"]
+    assert found["tuning"]["planned"]["rate"] == 1 and found["held_out"]["planned"]["rate"] == 0.5
+    assert found["families"]["long horizon"]["planned"]["rate"] == 0
+    assert found["held_out"]["families"]["crowd-sourced"]["planned"]["n"] == 2
+    tidied = found["instructions"][1]["plans"][0]["planned"]
+    assert tidied["done"] and [step["skill"] for step in tidied["steps"]][-1] == "place apple into top drawer"
+    assert "executed" not in found and found["seconds"]["median"] > 0
+
+
+@pytest.mark.parametrize(
+    "order",
+    [TIDYING, ("go to the far counter", "pick up the apple", *TIDYING[1:]), ("find the apple", *TIDYING[1:])],
+)
+def test_any_order_that_reaches_the_goal_is_right(evaluated, order):
+    _, found = evaluated([TIDY], {"tidy_the_apple_away": order})
+    assert found["planned"]["rate"] == 1
+
+
+def test_a_plan_that_never_ends_is_not_right(evaluated):
+    endless = (*BRINGING[:-1], *["go to the table", "go to the far counter"] * 9)
+    _, found = evaluated([BRING], {"bring_me_the_tea": endless})
+    plan = found["instructions"][0]["plans"][0]["planned"]
+    assert not plan["right"] and not plan["done"] and len(plan["steps"]) == SayCanConfig().max_steps
+
+
+def test_acting_on_what_nothing_serves_is_not_right(evaluated):
+    _, found = evaluated([PIZZA], {"make_me_a_pizza": ("go to the table", "go to the far counter", "done")})
+    assert found["planned"]["rate"] == 0
+
+
+def test_blurred_affordances_and_failing_picks_are_planned_around(evaluated):
+    _, found = evaluated([BRING], {"bring_me_the_tea": BRINGING}, noisy=True, pick_fails=0.5, layouts=4)
+    steps = [s for tried in found["instructions"][0]["plans"] for s in tried["planned"]["steps"]]
+    assert found["planned"]["rate"] == 1 and not all(s["succeeded"] for s in steps)
+
+
+def test_the_same_seed_gives_the_same_plans_and_layouts_differ(evaluated, tmp_path):
+    answers = [evaluated([BRING], {"bring_me_the_tea": BRINGING}, seed=seed, layouts=3)[1] for seed in (0, 0)]
+    assert answers[0]["instructions"] == answers[1]["instructions"]
+    (entry,) = loaded(tmp_path, BRING)
+    kitchens = [entry.kitchen(np.random.default_rng([0, layout]), LIBRARY.objects) for layout in range(3)]
+    assert len({str(kitchen) for kitchen in kitchens}) == 3
+
+
+def test_the_start_is_as_told_and_what_is_drawn_leaves_the_goal_alone(tmp_path):
+    start = {"robot": "trash can", "holds": "sponge", "objects": {"tea": "anywhere", "apple": "top drawer"}}
+    goal = [{"object": "tea", "at": "table"}, {"count": 1, "at": "table"}, {"robot": "operator"}]
+    (entry,) = loaded(tmp_path, {**BRING, "start": {**start, "open": ["top"], "absent": ["orange"]}, "goal": goal})
+    for seed in range(50):
+        kitchen = entry.kitchen(np.random.default_rng(seed), LIBRARY.objects)
+        assert (kitchen.place, kitchen.held, kitchen.open_drawers) == ("trash can", "sponge", {"top"})
+        assert kitchen.where["apple"] == "top drawer" and "orange" not in kitchen.where
+        assert "table" not in kitchen.where.values() and 3 + 2 <= len(kitchen.where) <= 3 + 6
+    anywhere = replace(entry, start=replace(entry.start, robot=""))
+    assert all(anywhere.kitchen(np.random.default_rng(s), LIBRARY.objects).place != "operator" for s in range(50))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"goal": [{"object": "teh", "at": "operator"}]}, "no object 'teh'; did you mean 'tea'?"),
+        ({"goal": [{"object": "tea", "at": "operators"}]}, "no place 'operators'; did you mean 'operator'?"),
+        ({"goal": [{"object": "tea", "in": "botom"}]}, "no drawer 'botom'; did you mean 'bottom'?"),
+        ({"goal": [{"object": "tea", "on": "table"}]}, "no key of a condition: 'on'; did you mean"),
+        ({"goal": [{"object": "tea", "open": "top"}]}, "no condition is made of object + open"),
+        ({"goal": [{"count": "two", "at": "operator"}]}, "`count` must be a whole number, not 'two'"),
+        ({"goal": [{"object": "apple", "at": "operator"}]}, "`start` does not say where the apple is"),
+        ({"goal": []}, "no condition is made of nothing"),
+        ({"goal": [{"closed": "top"}]}, "its goal is met at the start already"),
+        ({"impossible": True}, "it needs a `goal`, or `impossible: true`, and not both"),
+        ({"family": "noun synonym"}, "no family 'noun synonym'; did you mean 'noun synonyms'?"),
+        ({"half": "held-out"}, "no half 'held-out'; did you mean 'held out'?"),
+        ({"say": 7}, "`say` must be the sentence"),
+        ({"start": {"objects": {"tea": "desk"}}}, "no spot for the tea: 'desk'; did you mean"),
+        ({"start": {"objects": {"tee": "table"}}}, "no key of `objects`: 'tee'; did you mean 'tea'?"),
+        ({"start": {"objects": {"tea": "table"}, "open": "top"}}, "`open` must be a list, such as [top]"),
+        ({"start": {"objects": {"tea": "table"}, "holds": "tea"}}, "the tea is in the hand"),
+        ({"start": {"objects": {"tea": "table"}, "absent": ["tea"]}}, "the tea is `absent`"),
+    ],
+)
+def test_a_mistake_in_an_entry_is_one_line_that_names_it(tmp_path, change, words):
+    (line,) = mistakes(tmp_path, TIDY, {**BRING, **change})
+    assert line.startswith(f"{tmp_path / 'set.yaml'}: entry 2") and words in line
+
+
+def test_objects_are_brought_near_each_other_only_where_a_skill_does_it(tmp_path):
+    start = {"objects": {"sponge": "table", "water bottle": "table", "tea": "table"}}
+    entry = {**BRING, "start": start, "goal": [{"object": "sponge", "near": "tea"}]}
+    (line,) = mistakes(tmp_path, entry)
+    assert "no skill moves the sponge near 'tea'; did you mean" in line
+    assert loaded(tmp_path, {**entry, "goal": [{"object": "sponge", "near": "water bottle"}]})
+
+
+def test_every_mistaken_entry_gets_its_line_and_a_sentence_is_said_once(tmp_path):
+    lines = mistakes(tmp_path, {**BRING, "family": "x"}, TIDY, {**PIZZA, "say": "Tidy the apple away!"})
+    assert [line.split("entry ")[1][0] for line in lines] == ["1", "3"] and "entry 2 says the same" in lines[1]
+
+
+@pytest.mark.parametrize("text", ["", "instructions: []", "instructions: {a: 1}", "- [", "instructions: [7]"])
+def test_what_is_no_instruction_file_is_refused_in_one_line(tmp_path, text, capsys):
+    (tmp_path / "set.yaml").write_text(text)
+    assert main(["plans", "--set", str(tmp_path / "set.yaml")]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and error.count("\n") == 1 and "set.yaml" in error
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"layouts": 0},
+        {"pick_fails": 1.5},
+        {"only": "pizza"},
+        {"half": "held-out"},
+        {"noisy": True, "affordance": "model"},
+        {"calibrated": True},
+        {"affordance": "model", "critic": "nowhere"},
+        {"execute": True, "actor": "nowhere"},
+    ],
+)
+def test_a_mistaken_use_is_one_line_and_exit_code_2(evaluated, options):
+    code, error = evaluated([BRING], {}, **options)
+    assert code == 2 and error.startswith("error: ") and error.count("\n") == 1
+
+
+def test_a_missing_file_is_exit_code_2(tmp_path, capsys):
+    assert main(["plans", "--set", str(tmp_path / "nothing.yaml")]) == 2
+    assert "cannot be read" in capsys.readouterr().err
+
+
+def test_the_shipped_models_plan_and_execute_in_the_same_kitchen(evaluated):
+    """The critic looks at MuJoCo kitchens in the plan's states; then the robot opens the drawer for real."""
+    entry = {
+        "say": "open the top drawer",
+        "family": "single primitive",
+        "half": "tuning",
+        "start": {"robot": "far counter"},
+        "goal": [{"open": "top"}],
+    }
+    script = {"open_the_top_drawer": ("open the top drawer", "done")}
+    _, found = evaluated([entry], script, affordance="model", execute=True)
+    assert found["planned"]["rate"] == 1 and found["executed"]["rate"] == 1
+    assert found["models"]["affordance"].startswith("affordance@")
+    assert [s["skill"] for s in found["instructions"][0]["plans"][0]["executed"]["steps"]] == ["open top drawer"]
+
+
+def test_the_command_measures_the_shipped_language_model(tmp_path, capsys):
+    path, out = tmp_path / "set.yaml", tmp_path / "results" / "plans.json"
+    path.write_text(yaml.safe_dump({"instructions": [BRING, TIDY]}))
+    code = main(["plans", "--set", str(path), "--only", "tea", "--threads", "1", "--verbose", "--out", str(out)])
+    shown = capsys.readouterr().out
+    assert code == 0 and "held out" not in shown and "oracle" in shown and "in the median" in shown
+    assert json.loads(out.read_text())["planned"] == {**json.loads(out.read_text())["tuning"]["planned"], "right": 1}
