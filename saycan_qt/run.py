@@ -20,11 +20,11 @@ import queue
 import signal
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import asdict, dataclass
 from types import FrameType
-from typing import Literal, NoReturn, TypeVar
+from typing import Literal, NoReturn, TypeVar, cast
 
 from rich.console import Console
 
@@ -50,7 +50,7 @@ from saycan_qt.services import (
 )
 from skills.client import RobotClient, SkillClient
 from skills.errors import ServerFault, SkillError, Stopped
-from skills.library import SkillLibrary
+from skills.library import Skill, SkillLibrary
 from skills.wire import split_address
 
 log = logging.getLogger(__name__)
@@ -59,11 +59,7 @@ T = TypeVar("T")
 SKILL_SERVICE, ROBOT_SERVICE = "skills.v1.SkillService", "skills.v1.RobotService"
 LANGUAGE_MODEL = "language model"
 START_TIMEOUT = 120.0  # [s] for a service to become ready; importing torch on a busy small machine takes a while
-WITHOUT: dict[str, Literal["", "affordance", "language"]] = {
-    "saycan": "",
-    "no-affordance": "affordance",
-    "no-language": "language",
-}
+WITHOUT: dict[str, Literal["affordance", "language"]] = {"no-affordance": "affordance", "no-language": "language"}
 SUCCEEDED, NOT_DONE, INTERRUPTED = 0, 1, 130  # exit codes, besides MISTAKE
 
 
@@ -77,8 +73,10 @@ class RunConfig:
     robot: Address = None  # use this robot, which already runs
     skills: File = None  # what the robot can do (YAML); by default kitchen.yaml
     calibrated: bool = False  # plan with calibrated affordances in place of raw Q-values, see `serve --help`
-    planner: Literal["saycan", "no-affordance", "no-language"] = "saycan"  # likelihood x affordance; ablations: the
-    # language model alone, or the affordance and how near a skill's text is to the instruction
+    # saycan: likelihood x affordance; proposal: the language model says what it would do, skills near to that are
+    # looked up, and the affordance picks. Ablations of saycan: the language model alone, or the affordance and how near
+    # a skill's text is to the instruction
+    planner: Literal["saycan", "proposal", "no-affordance", "no-language"] = "saycan"
     normalise: Literal["sum", "mean", "prior"] = "sum"  # a skill's log-likelihood: sum over its tokens, their mean, or
     # the sum less that after a content-free prompt
     preselect: int = 0  # let the language model score only this many skills, the nearest by sentence embedding; 0: all
@@ -226,7 +224,7 @@ class Run:
         if body.stopped:
             command = f"python -m saycan_qt.robot --release {robot.address}"
             raise Stopped(f"the robot at {robot.address} is stopped; when it is safe, release it with: {command}")
-        planner = saycan.SayCanPlanner(language.scorer, language.prompt, skills.list_skills(), settings)
+        planner = planner_of(self.config.planner, language, skills.list_skills(), settings)
         journey = Journey(skills, self._robot, planner, self.folder, self._recorder, self.display, body.max_steps)
         found = journey.travel(self.config.instruction, self.config.max_steps)
         return Ending(SUCCEEDED if found.success else NOT_DONE, found.ended, found.reason, found.judge)
@@ -304,6 +302,8 @@ def check(config: RunConfig) -> str | None:
         return "--skills is for the skill server that run starts; the one at --server brings its own skills"
     if config.calibrated and config.server is not None:
         return "--calibrated is for the skill server that run starts; the one at --server has an option of that name"
+    if config.planner == "proposal" and (config.normalise != "sum" or config.explain):
+        return "--normalise and --explain are about likelihoods, of which --planner proposal has none"
     try:
         for address in (config.server, config.robot):
             if address is not None:
@@ -319,11 +319,22 @@ def saycan_config(config: RunConfig) -> saycan.SayCanConfig:
     return saycan.SayCanConfig(
         max_steps=config.max_steps,
         normalise=config.normalise,
-        without=WITHOUT[config.planner],
+        without=WITHOUT.get(config.planner, ""),
         preselect=config.preselect,
         score_all=config.explain,
         refuse=not config.anyway,
     )
+
+
+def planner_of(
+    kind: str, language: Language, skills: Sequence[Skill], settings: saycan.SayCanConfig
+) -> saycan.SayCanPlanner:
+    if kind != "proposal":
+        return saycan.SayCanPlanner(language.scorer, language.prompt, skills, settings)
+    from planners.proposal import LocalModel, ProposalPlanner, SampledProposer
+
+    proposer = SampledProposer(cast(LocalModel, language.scorer), language.prompt)
+    return ProposalPlanner(proposer, language.prompt, skills, settings)
 
 
 def load_language(score_hopeless: bool = False) -> Language:
