@@ -82,7 +82,7 @@ class RunConfig:
     preselect: int = 0  # let the language model score only this many skills, the nearest by sentence embedding; 0: all
     explain: bool = False  # print why each skill was chosen, and what language and affordance vetoed (slower)
     anyway: bool = False  # try even what seems to be nothing that the robot can do
-    max_steps: int = 15  # give up after this many skills
+    max_steps: int = 20  # give up after this many skills
     out: Folder = None  # a new folder for the results; by default runs/<time>-<words>
     json: bool = False  # print plan.json's content as the last line of standard output
 
