@@ -14,6 +14,10 @@ class LibraryError(SkillError):
 class InvalidRequest(SkillError):
     """The request is malformed: wrong shape, unreadable image, a number that is not finite."""
 
+    def __init__(self, message: str, field: str = "") -> None:
+        super().__init__(message)
+        self.field = field  # where in the request, such as "history[2].image"; "": in the request as a whole
+
 
 class UnknownSkill(SkillError):
     """No skill (or view, or goal) of that name; names the nearest one."""
@@ -29,6 +33,10 @@ class DeadlineExceeded(SkillError):
 
 class Busy(SkillError):
     """The service is at its limit, for example the robot already executes a goal; try again later."""
+
+    def __init__(self, message: str, retry_after: float = 1.0) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after  # [s], at least 0: the service's advice on when to ask again
 
 
 class Stopped(SkillError):

@@ -23,6 +23,7 @@ from skills.errors import Busy, InvalidRequest, ServerFault, Unavailable
 from skills.library import SkillLibrary
 from skills.messages import (
     MAX_HISTORY,
+    inside,
     read_history,
     read_observation,
     read_text,
@@ -123,15 +124,18 @@ class SkillServicer(skills_pb2_grpc.SkillServiceServicer):
             instruction, last = "", -1
             for request in requests:
                 if not last < request.sequence:
-                    raise InvalidRequest(f"sequence {request.sequence} follows {last}; it must grow")
+                    raise InvalidRequest(f"sequence {request.sequence} follows {last}; it must grow", "sequence")
                 if not history or request.instruction not in ("", instruction):
                     if history:
-                        raise InvalidRequest("one control stream serves one instruction; open another stream")
-                    instruction = read_text(request.instruction, "the instruction")
+                        problem = "one control stream serves one instruction; open another stream"
+                        raise InvalidRequest(problem, "instruction")
+                    with inside("instruction"):
+                        instruction = read_text(request.instruction, "the instruction")
                 last = request.sequence
-                observation = read_observation(request.observation)
-                if history and observation.image.shape != history[-1].image.shape:
-                    raise InvalidRequest("the image changed its size within one control stream")
+                with inside("observation"):
+                    observation = read_observation(request.observation)
+                    if history and observation.image.shape != history[-1].image.shape:
+                        raise InvalidRequest("the image changed its size within one control stream", "image")
                 history.append(observation)
                 started = time.perf_counter()
                 action = self._infer(context, actor.act, list(history), instruction)

@@ -12,14 +12,14 @@ import grpc
 from google.protobuf.message import DecodeError
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
+from grpc_status import rpc_status
 
 from skills.errors import InvalidRequest, ServerFault, SkillError, Unavailable
-from skills.wire import SERVER_OPTIONS, code_of, split_address
+from skills.wire import SERVER_OPTIONS, split_address, status_of
 
 log = logging.getLogger(__name__)
 
 THREADS = 32  # calls at one time; long ones are limited to fewer, so that health checks always find a thread
-MAX_DETAILS = 1000  # [characters] of a status message: it travels in a header
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 
@@ -141,7 +141,7 @@ def _unary(behave: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
             return behave(_checked(request), context)
         except Exception as error:
             problem = _problem(error)
-        context.abort(code_of(problem), str(problem)[:MAX_DETAILS])
+        context.abort_with_status(rpc_status.to_status(status_of(problem)))
 
     return guarded
 
@@ -155,7 +155,7 @@ def _stream(behave: Callable[[Any, Any], Iterator[Any]], check: Callable[[Any], 
             if not context.is_active():  # the client left; nobody to tell
                 return
             problem = _problem(error)
-        context.abort(code_of(problem), str(problem)[:MAX_DETAILS])
+        context.abort_with_status(rpc_status.to_status(status_of(problem)))
 
     return guarded
 

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TypeVar
 from urllib.parse import urlsplit
 
 import grpc
+from google.protobuf.message import DecodeError, Message
+from google.rpc.error_details_pb2 import BadRequest, RetryInfo
+from google.rpc.status_pb2 import Status
+from grpc_status import rpc_status
 
 from skills.errors import (
     Busy,
@@ -17,7 +22,9 @@ from skills.errors import (
     UnknownSkill,
 )
 
+T = TypeVar("T", bound=Message)
 SCHEMA_VERSION = 1
+MAX_DETAILS = 1000  # [bytes] of a status message: it travels in a header, at worst 5 times as long
 MAX_MESSAGE = 64 * 2**20  # [bytes]: a long history of raw 320x256 images fits
 PING_EVERY = 1000  # [ms] without traffic before a ping
 PING_TIMEOUT = 1000  # [ms] without an answer before the link counts as dead
@@ -73,6 +80,21 @@ def code_of(error: SkillError) -> grpc.StatusCode:
     return next((code for kind, code in CODES.items() if isinstance(error, kind)), grpc.StatusCode.INTERNAL)
 
 
+def status_of(error: SkillError) -> Status:
+    """What a server answers with: code, text, and for two codes what a program can read (google.rpc.error_details)."""
+    code, text = code_of(error), str(error).encode()[:MAX_DETAILS].decode(errors="ignore")
+    status = Status(code=code.value[0], message=text)
+    match error:
+        case InvalidRequest():
+            violation = BadRequest.FieldViolation(field=error.field, description=text)
+            status.details.add().Pack(BadRequest(field_violations=[violation]))
+        case Busy():
+            advice = RetryInfo()
+            advice.retry_delay.FromNanoseconds(round(error.retry_after * 1e9))
+            status.details.add().Pack(advice)
+    return status
+
+
 def error_of(error: grpc.RpcError, service: str, address: str) -> SkillError:
     """What a client raises; `service` is "skill server" or "robot", named in every message that is not its own."""
     code, details = error.code(), error.details() or ""
@@ -87,8 +109,26 @@ def error_of(error: grpc.RpcError, service: str, address: str) -> SkillError:
         case grpc.StatusCode.UNIMPLEMENTED:
             return ServerFault(f"{where} does not know this call; is that the right address?")
         case _ if code in ERRORS:
-            return ERRORS[code](details or f"{where} answered {code.name}")
+            return _with_details(ERRORS[code](details or f"{where} answered {code.name}"), error)
     return ServerFault(f"{where} answered {code.name}: {details}")
+
+
+def _with_details(problem: SkillError, error: grpc.RpcError) -> SkillError:
+    match problem:
+        case InvalidRequest() if (found := _detail(error, BadRequest())) and found.field_violations:
+            problem.field = found.field_violations[0].field
+        case Busy() if found := _detail(error, RetryInfo()):
+            problem.retry_after = max(0.0, found.retry_delay.ToNanoseconds() / 1e9)
+    return problem
+
+
+def _detail(error: grpc.RpcError, kind: T) -> T | None:
+    """The status's detail of that kind, into which it is read; None where a server sends none that can be read."""
+    try:
+        status = rpc_status.from_call(error)
+        return next((kind for detail in (status.details if status else ()) if detail.Unpack(kind)), None)
+    except (ValueError, DecodeError):
+        return None
 
 
 def _why_unavailable(code: grpc.StatusCode, details: str) -> str:
