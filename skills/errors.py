@@ -43,5 +43,17 @@ class Stopped(SkillError):
     """The robot is stopped, and stays so until it is reset."""
 
 
+class AccessError(SkillError):
+    """A certificate, key or token that cannot be used, or an address that would be open to strangers."""
+
+
+class Unauthenticated(SkillError):
+    """The service wants a token that it knows; says which role the call needs."""
+
+
+class PermissionDenied(SkillError):
+    """The token's roles do not allow this call; says which role does."""
+
+
 class ServerFault(SkillError):
     """The service itself failed; its log has the reason."""

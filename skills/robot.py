@@ -21,6 +21,7 @@ from typing import TypeVar
 import grpc
 import numpy as np
 
+from skills.access import Access
 from skills.client import CONTROL_TIMEOUT, Control, SkillClient
 from skills.errors import Busy, InvalidRequest, ServerFault, SkillError, Stopped, Unavailable
 from skills.library import Skill, SkillLibrary
@@ -314,6 +315,7 @@ def serve(
     address: str = "127.0.0.1:0",
     max_steps: int = MAX_STEPS,
     control_timeout: float = CONTROL_TIMEOUT,
+    access: Access | None = None,  # who may call; None: whoever reaches a loopback address
 ) -> Server:
     """A running robot server; port 0 takes a free port, `.address` says which."""
     servicer = RobotServicer(robot, library, skill_client, max_steps, control_timeout)
@@ -321,4 +323,4 @@ def serve(
     def add(server: grpc.Server) -> None:
         skills_pb2_grpc.add_RobotServiceServicer_to_server(servicer, server)
 
-    return Server(add, SERVICE, address, on_stop=servicer.close)
+    return Server(add, SERVICE, address, on_stop=servicer.close, access=access)

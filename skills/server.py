@@ -19,6 +19,7 @@ import grpc
 import numpy as np
 
 from skills import connective
+from skills.access import Access
 from skills.errors import Busy, InvalidRequest, ServerFault, Unavailable
 from skills.library import SkillLibrary
 from skills.messages import (
@@ -196,6 +197,7 @@ def serve(
     calibrate: Calibrate | None = None,  # makes affordances of the critic's values; None: they are the values
     address: str = "127.0.0.1:0",
     ready: bool = True,  # False: health says NOT_SERVING until `Server.set_ready`, while models load
+    access: Access | None = None,  # who may call; None: whoever reaches a loopback address
 ) -> Server:
     """A running skill server; port 0 takes a free port, `.address` says which."""
     servicer = SkillServicer(library, critic, actor, critic_id or model_id, actor_id or model_id, calibrate)
@@ -203,4 +205,4 @@ def serve(
     def add(server: grpc.Server) -> None:
         skills_pb2_grpc.add_SkillServiceServicer_to_server(servicer, server)
 
-    return Server(add, SERVICE, address, on_stop=servicer.close, ready=ready)
+    return Server(add, SERVICE, address, on_stop=servicer.close, ready=ready, access=access)

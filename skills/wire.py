@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ipaddress
+import re
 from typing import TypeVar
 from urllib.parse import urlsplit
 
@@ -15,9 +17,11 @@ from skills.errors import (
     Busy,
     DeadlineExceeded,
     InvalidRequest,
+    PermissionDenied,
     ServerFault,
     SkillError,
     Stopped,
+    Unauthenticated,
     Unavailable,
     UnknownSkill,
 )
@@ -28,7 +32,6 @@ MAX_DETAILS = 1000  # [bytes] of a status message: it travels in a header, at wo
 MAX_MESSAGE = 64 * 2**20  # [bytes]: a long history of raw 320x256 images fits
 PING_EVERY = 1000  # [ms] without traffic before a ping
 PING_TIMEOUT = 1000  # [ms] without an answer before the link counts as dead
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 _MESSAGES = [("grpc.max_send_message_length", MAX_MESSAGE), ("grpc.max_receive_message_length", MAX_MESSAGE)]
 CLIENT_OPTIONS = [
@@ -58,6 +61,8 @@ CODES = {
     DeadlineExceeded: grpc.StatusCode.DEADLINE_EXCEEDED,
     Busy: grpc.StatusCode.RESOURCE_EXHAUSTED,
     Stopped: grpc.StatusCode.FAILED_PRECONDITION,
+    Unauthenticated: grpc.StatusCode.UNAUTHENTICATED,
+    PermissionDenied: grpc.StatusCode.PERMISSION_DENIED,
     ServerFault: grpc.StatusCode.INTERNAL,
 }
 ERRORS = {code: error for error, code in CODES.items()}
@@ -73,6 +78,19 @@ def split_address(address: str) -> tuple[str, int]:
     if not host or port is None or parts.netloc != address:
         raise InvalidRequest(f"{address!r} is not an address; it must be HOST:PORT, such as 127.0.0.1:50051")
     return host, port
+
+
+def join_address(host: str, port: int) -> str:
+    """(host, port) -> "host:port"; an IPv6 host gets its brackets."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def is_loopback(host: str) -> bool:
+    """Can only this machine reach it? 127.0.0.0/8, ::1 and localhost."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host.lower() == "localhost"
 
 
 def code_of(error: SkillError) -> grpc.StatusCode:
@@ -108,6 +126,8 @@ def error_of(error: grpc.RpcError, service: str, address: str) -> SkillError:
             return InvalidRequest(f"{where}: a message is larger than {MAX_MESSAGE // 2**20} MiB")
         case grpc.StatusCode.UNIMPLEMENTED:
             return ServerFault(f"{where} does not know this call; is that the right address?")
+        case grpc.StatusCode.UNAUTHENTICATED | grpc.StatusCode.PERMISSION_DENIED:
+            return ERRORS[code](f"{where}: {details or code.name}")
         case _ if code in ERRORS:
             return _with_details(ERRORS[code](details or f"{where} answered {code.name}"), error)
     return ServerFault(f"{where} answered {code.name}: {details}")
@@ -134,6 +154,14 @@ def _detail(error: grpc.RpcError, kind: T) -> T | None:
 def _why_unavailable(code: grpc.StatusCode, details: str) -> str:
     if "Connection refused" in details:
         return "cannot be reached: nothing listens there"
+    if "Hostname Verification" in details:
+        return "shows a certificate that is not for this host name"
+    if untrusted := re.search("CERTIFICATE_VERIFY_FAILED(: [^:]+)?", details):
+        return f"shows a certificate that the given authority does not vouch for{untrusted[1] or ''}"
+    if "WRONG_VERSION_NUMBER" in details:
+        return "does not speak TLS; connect in plain text"
+    if "failed to connect" in details and any(sign in details for sign in ("closed", "reset")):
+        return "hangs up at once: does it want TLS, or a client certificate that it trusts?"
     if code is grpc.StatusCode.CANCELLED or any(
         sign in details for sign in ("closed", "reset", "GOAWAY", "Broken pipe")
     ):
