@@ -34,9 +34,9 @@ class DeadlineExceeded(SkillError):
 class Busy(SkillError):
     """The service is at its limit, for example the robot already executes a goal; try again later."""
 
-    def __init__(self, message: str, retry_after: float = 1.0) -> None:
+    def __init__(self, message: str, retry_after: float | None = None) -> None:
         super().__init__(message)
-        self.retry_after = retry_after  # [s], at least 0: the service's advice on when to ask again
+        self.retry_after = retry_after  # [s]; None: the service cannot tell
 
 
 class Stopped(SkillError):

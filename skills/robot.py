@@ -45,6 +45,7 @@ log = logging.getLogger(__name__)
 
 SERVICE = pb.DESCRIPTOR.services_by_name["RobotService"].full_name
 MAX_STEPS = 45  # [control periods] of a learnt skill, about the longest episode the policies were trained on
+RETRY_AFTER = 1.0  # [s] that a client is told to wait while another goal runs; skills take some seconds
 MAX_GOAL_ID = 64  # [characters]
 GOALS_REMEMBERED = 10_000  # ids that are refused a second time
 MAX_VIEWS = 8
@@ -199,7 +200,7 @@ class RobotServicer(skills_pb2_grpc.RobotServiceServicer):
             if goal_id in self._seen:
                 raise InvalidRequest(f"goal {goal_id!r} was given before; each goal runs at most once", "goal_id")
             if self._goal is not None:
-                raise Busy(f"the robot still executes {self._goal.skill.name!r} (goal {self._goal.id!r})")
+                raise Busy(f"the robot still executes {self._goal.skill.name!r} (goal {self._goal.id!r})", RETRY_AFTER)
             self._seen[goal_id] = None
             if len(self._seen) > GOALS_REMEMBERED:
                 self._seen.popitem(last=False)

@@ -41,6 +41,7 @@ log = logging.getLogger(__name__)
 
 SERVICE = pb.DESCRIPTOR.services_by_name["SkillService"].full_name
 MAX_STREAMS = 16  # robots controlled at one time
+RETRY_AFTER = 1.0  # [s] that a robot is told to wait when all streams are taken
 CONTROL_HISTORY = 16  # [observations] that a control stream remembers; an actor uses the last ones it needs
 ANALYTIC = "analytic"  # model id of scripted skills' affordances
 UNITS = ("m",) * 3 + ("rad",) * 3 + ("",) * 2
@@ -119,7 +120,7 @@ class SkillServicer(skills_pb2_grpc.SkillServiceServicer):
         if actor is None:
             raise InvalidRequest("this skill server hosts no actor; start it with a checkpoint that can act")
         if not self._streams.acquire(blocking=False):
-            raise Busy(f"this skill server already controls {MAX_STREAMS} robots")
+            raise Busy(f"this skill server already controls {MAX_STREAMS} robots", RETRY_AFTER)
         try:
             history: deque[Observation] = deque(maxlen=CONTROL_HISTORY)
             instruction, last = "", -1

@@ -106,7 +106,7 @@ def status_of(error: SkillError) -> Status:
         case InvalidRequest():
             violation = BadRequest.FieldViolation(field=error.field, description=text)
             status.details.add().Pack(BadRequest(field_violations=[violation]))
-        case Busy():
+        case Busy() if error.retry_after is not None:
             advice = RetryInfo()
             advice.retry_delay.FromNanoseconds(round(error.retry_after * 1e9))
             status.details.add().Pack(advice)
