@@ -14,6 +14,10 @@ class LibraryError(SkillError):
 class InvalidRequest(SkillError):
     """The request is malformed: wrong shape, unreadable image, a number that is not finite."""
 
+    def __init__(self, message: str, field: str = "") -> None:
+        super().__init__(message)
+        self.field = field  # where in the request, such as "history[2].image"; "": in the request as a whole
+
 
 class UnknownSkill(SkillError):
     """No skill (or view, or goal) of that name; names the nearest one."""
@@ -30,9 +34,25 @@ class DeadlineExceeded(SkillError):
 class Busy(SkillError):
     """The service is at its limit, for example the robot already executes a goal; try again later."""
 
+    def __init__(self, message: str, retry_after: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after  # [s]; None: the service cannot tell
+
 
 class Stopped(SkillError):
     """The robot is stopped, and stays so until it is reset."""
+
+
+class AccessError(SkillError):
+    """A certificate, key or token that cannot be used, or an address that would be open to strangers."""
+
+
+class Unauthenticated(SkillError):
+    """The service wants a token that it knows; says which role the call needs."""
+
+
+class PermissionDenied(SkillError):
+    """The token's roles do not allow this call; says which role does."""
 
 
 class ServerFault(SkillError):

@@ -19,10 +19,12 @@ import grpc
 import numpy as np
 
 from skills import connective
+from skills.access import Access
 from skills.errors import Busy, InvalidRequest, ServerFault, Unavailable
 from skills.library import SkillLibrary
 from skills.messages import (
     MAX_HISTORY,
+    inside,
     read_history,
     read_observation,
     read_text,
@@ -39,6 +41,7 @@ log = logging.getLogger(__name__)
 
 SERVICE = pb.DESCRIPTOR.services_by_name["SkillService"].full_name
 MAX_STREAMS = 16  # robots controlled at one time
+RETRY_AFTER = 1.0  # [s] that a robot is told to wait when all streams are taken
 CONTROL_HISTORY = 16  # [observations] that a control stream remembers; an actor uses the last ones it needs
 ANALYTIC = "analytic"  # model id of scripted skills' affordances
 UNITS = ("m",) * 3 + ("rad",) * 3 + ("",) * 2
@@ -117,21 +120,24 @@ class SkillServicer(skills_pb2_grpc.SkillServiceServicer):
         if actor is None:
             raise InvalidRequest("this skill server hosts no actor; start it with a checkpoint that can act")
         if not self._streams.acquire(blocking=False):
-            raise Busy(f"this skill server already controls {MAX_STREAMS} robots")
+            raise Busy(f"this skill server already controls {MAX_STREAMS} robots", RETRY_AFTER)
         try:
             history: deque[Observation] = deque(maxlen=CONTROL_HISTORY)
             instruction, last = "", -1
             for request in requests:
                 if not last < request.sequence:
-                    raise InvalidRequest(f"sequence {request.sequence} follows {last}; it must grow")
+                    raise InvalidRequest(f"sequence {request.sequence} follows {last}; it must grow", "sequence")
                 if not history or request.instruction not in ("", instruction):
                     if history:
-                        raise InvalidRequest("one control stream serves one instruction; open another stream")
-                    instruction = read_text(request.instruction, "the instruction")
+                        problem = "one control stream serves one instruction; open another stream"
+                        raise InvalidRequest(problem, "instruction")
+                    with inside("instruction"):
+                        instruction = read_text(request.instruction, "the instruction")
                 last = request.sequence
-                observation = read_observation(request.observation)
-                if history and observation.image.shape != history[-1].image.shape:
-                    raise InvalidRequest("the image changed its size within one control stream")
+                with inside("observation"):
+                    observation = read_observation(request.observation)
+                    if history and observation.image.shape != history[-1].image.shape:
+                        raise InvalidRequest("the image changed its size within one control stream", "image")
                 history.append(observation)
                 started = time.perf_counter()
                 action = self._infer(context, actor.act, list(history), instruction)
@@ -192,6 +198,7 @@ def serve(
     calibrate: Calibrate | None = None,  # makes affordances of the critic's values; None: they are the values
     address: str = "127.0.0.1:0",
     ready: bool = True,  # False: health says NOT_SERVING until `Server.set_ready`, while models load
+    access: Access | None = None,  # who may call; None: whoever reaches a loopback address
 ) -> Server:
     """A running skill server; port 0 takes a free port, `.address` says which."""
     servicer = SkillServicer(library, critic, actor, critic_id or model_id, actor_id or model_id, calibrate)
@@ -199,4 +206,4 @@ def serve(
     def add(server: grpc.Server) -> None:
         skills_pb2_grpc.add_SkillServiceServicer_to_server(servicer, server)
 
-    return Server(add, SERVICE, address, on_stop=servicer.close, ready=ready)
+    return Server(add, SERVICE, address, on_stop=servicer.close, ready=ready, access=access)
