@@ -1,5 +1,6 @@
 """Skills inside other people's frameworks: in the background, as a behaviour tree's leaf, as a ROS 2 action."""
 
+import importlib.util
 import re
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import ros2_bridge
 import ros2_goals
 from running_skill import RunningSkill
 from tiny_services import LineRobot, Walker
@@ -221,11 +223,12 @@ def test_the_ros_goals_id_is_ours():
 
 
 def test_the_bridge_explains_itself_without_ros():
-    bridge = [sys.executable, EXAMPLES / "ros2_bridge.py"]
-    helped = subprocess.run([*bridge, "--help"], capture_output=True, text=True, timeout=30)
+    bridge = [sys.executable, EXAMPLES / "ros2_bridge.py", "--help"]
+    helped = subprocess.run(bridge, capture_output=True, text=True, timeout=30)
     assert helped.returncode == 0 and "colcon build" in helped.stdout
-    try:
-        import rclpy  # noqa: F401
-    except ImportError:
-        run = subprocess.run([*bridge, "--robot", "127.0.0.1:1"], capture_output=True, text=True, timeout=30)
-        assert run.returncode == 2 and "no rclpy" in run.stderr and "install it" in run.stderr
+
+
+@pytest.mark.skipif(importlib.util.find_spec("rclpy") is not None, reason="ROS 2 is here")
+def test_without_ros_the_bridge_says_what_to_install(capsys):
+    assert ros2_bridge.main(ros2_bridge.Config("127.0.0.1:1")) == 2
+    assert "no rclpy" in (said := capsys.readouterr().err) and "install it" in said
