@@ -16,6 +16,7 @@ import threading
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import tyro
@@ -27,13 +28,7 @@ from skills.robot import serve as serve_robot
 from skills.server import serve as serve_skills
 from skills.types import CONTROL_HZ, Observation
 
-SKILLS = SkillLibrary(
-    [  # or SkillLibrary.load("my_robot.yaml"), see skills/library.py
-        Skill("reach red", "reach", "reach for the red button", {"object": "red"}),
-        Skill("reach blue", "reach", "reach for the blue button", {"object": "blue"}),
-        Skill("go to home", "go to", "go home", {"place": "home"}, learned=False),
-    ]
-)
+SKILLS = SkillLibrary.load(Path(__file__).with_name("own_robot.yaml"))
 BUTTONS = {"red": (0.20, 0.10, 0.15), "blue": (0.25, -0.10, 0.10)}  # in the base frame [m]
 HOME = (0.05, 0.0, 0.2)  # [m]
 CLOSE = 0.01  # what counts as there [m]
@@ -64,11 +59,13 @@ class Arm:
         self._halted.clear()
 
     def perform(self, skill: Skill, canceled: Callable[[], bool]) -> None:
-        while not self._near(HOME) and not canceled():
+        while skill.family == "go to" and not self._near(HOME) and not canceled():
             self.apply(np.clip(HOME - self._tip, -0.08, 0.08))
 
     def succeeded(self, skill: Skill) -> bool | None:
-        return self._near(BUTTONS[skill.arguments["object"]] if skill.learned else HOME)
+        if skill.family == "done":
+            return True
+        return self._near(BUTTONS[skill.arguments["button"]] if skill.learned else HOME)
 
     def finish(self, skill: Skill, canceled: Callable[[], bool]) -> None: ...  # the next skill may start from here
 
@@ -76,7 +73,7 @@ class Arm:
         return None  # it knows no goals of whole instructions
 
     def view(self, name: str) -> np.ndarray:
-        return {"head": self.observe().image}[name]  # KeyError: no such camera
+        return dict.fromkeys(("head", "room"), self.observe().image)[name]  # for people; `saycan_qt.run` films both
 
     def _near(self, point: Sequence[float]) -> bool:
         return float(np.linalg.norm(self._tip - point)) < CLOSE
@@ -110,7 +107,7 @@ def serve(config: Config, until_done: Callable[[str], int]) -> int:
         skills = stack.enter_context(SkillClient(policy))
         address = config.serve or "127.0.0.1:0"
         server = stack.enter_context(serve_robot(Arm(), skills.list_skills(), skills, address=address))
-        print(f"own robot listening on {server.address}", flush=True)
+        print(f"own robot listening on {server.address}; its skill server is at {policy}", flush=True)
         return until_done(server.address)  # leaving the `with` stops the arm
 
 

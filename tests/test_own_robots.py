@@ -32,7 +32,7 @@ def test_ones_own_robot_is_served_and_driven_in_one_command():
 
 def test_ones_own_robot_halts_and_ends_when_its_server_is_told_to():
     with start_own_robot("--serve", "127.0.0.1:0") as process:
-        address = process.stdout.readline().split()[-1]
+        address = process.stdout.readline().split()[4].rstrip(";")
         with RobotClient(address) as robot:
             events = robot.execute("reach blue")
             next(events)
