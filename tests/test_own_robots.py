@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import gymnasium
@@ -10,11 +11,14 @@ import numpy as np
 import own_robot
 import pytest
 from gymnasium_robot import KITCHEN, GymnasiumRobot, guess
+from running_skill import RunningSkill
 
 from saycan_qt.kitchen.env import KitchenEnv
 from skills.client import RobotClient
+from skills.errors import Busy, DeadlineExceeded
 from skills.library import SkillLibrary
-from skills.types import ACTION_HIGH, ACTION_LOW, Robot
+from skills.robot import serve as serve_robot
+from skills.types import ACTION_HIGH, ACTION_LOW, Robot, Status
 
 OWN_ROBOT = Path(own_robot.__file__)
 OPEN = SkillLibrary.load()["open top drawer"]
@@ -40,6 +44,36 @@ def test_ones_own_robot_halts_and_ends_when_its_server_is_told_to():
             *_, outcome = events
         assert outcome.status.value == "canceled" and "shutting down" in outcome.message
         assert process.wait(5) == 0
+
+
+class StuckArm(own_robot.Arm):
+    """Its motors do not answer, until they are `freed`."""
+
+    def __init__(self):
+        super().__init__()
+        self.stuck, self.freed, self.stops = threading.Event(), threading.Event(), 0
+
+    def perform(self, skill, canceled):
+        self.stuck.set()
+        self.freed.wait(5)
+
+    def stop(self):
+        self.stops += 1
+
+
+def test_a_driver_that_hangs_is_told_to_stop_and_stays_busy_until_it_returns():
+    arm = StuckArm()
+    with serve_robot(arm, own_robot.SKILLS) as server, RobotClient(server.address, timeout=0.2) as robot:
+        running = RunningSkill(robot, "go to home")
+        assert arm.stuck.wait(2)
+        running.cancel()
+        assert arm.stops == 1 and running.outcome is None
+        with pytest.raises(Busy):
+            list(robot.execute("go to home"))
+        with pytest.raises(DeadlineExceeded):
+            robot.observe()  # the driver's one thread is taken
+        arm.freed.set()
+        assert running.wait(2) and running.outcome.status is Status.CANCELED
 
 
 class Dot(gymnasium.Env):
