@@ -25,6 +25,7 @@ from planners.weights import WeightsError, file_sha256, language_model_path, wit
 
 log = logging.getLogger(__name__)
 
+MANIFEST = "manifest.json"
 HEAD_CHUNK = 256  # trie nodes whose logits over the whole vocabulary are held at once
 NEGLIGIBLE = 1e-5  # no affordance makes up for so small a share of the likeliest candidate's probability
 GLANCES = (1, 4)  # tokens after which negligible candidates are given up: the verb, the object
@@ -217,7 +218,7 @@ def _load_folder(folder: Path, dtype: torch.dtype) -> tuple[Any, Any]:
 def _load_gguf(path: Path, dtype: torch.dtype) -> tuple[Any, Any]:
     """transformers reads a GGUF file thrice, in 17 s for 135 M parameters; the converted folder loads in 2 s."""
     folder = cache_folder() / f"{path.stem}-{file_sha256(path)[:16]}"
-    if _is_whole(folder):
+    if is_whole(folder):
         return _load_folder(folder, dtype)
     log.info("converting %s, once; the result is kept in %s", path.name, folder)
     parent, name = str(path.parent), path.name
@@ -233,7 +234,7 @@ def _load_gguf(path: Path, dtype: torch.dtype) -> tuple[Any, Any]:
             whole = Path(temporary) / "model"
             tokenizer.save_pretrained(whole)
             model.save_pretrained(whole)
-            (whole / "manifest.json").write_text(json.dumps(_digests(whole)))
+            seal(whole)
             if folder.exists():
                 folder.rename(Path(temporary) / "damaged")
             whole.rename(folder)
@@ -248,6 +249,8 @@ def adapted(model: Any, folder: Path) -> Any:
 
     if not (folder / "adapter_model.safetensors").is_file():  # PEFT would also read a pickle
         raise WeightsError(f"{folder}: no adapter_model.safetensors in it, so it is not an adapter's folder")
+    if not is_whole(folder):
+        raise WeightsError(f"{folder}: damaged, its files are not those that {MANIFEST} names")
     try:
         return PeftModel.from_pretrained(model, str(folder), local_files_only=True).merge_and_unload().eval()
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
@@ -255,9 +258,15 @@ def adapted(model: Any, folder: Path) -> Any:
 
 
 def _digests(folder: Path) -> dict[str, str]:
-    return {f.name: file_sha256(f) for f in sorted(folder.iterdir()) if f.name != "manifest.json"}
+    return {f.name: file_sha256(f) for f in sorted(folder.iterdir()) if f.name != MANIFEST and f.suffix != ".md"}
 
 
-def _is_whole(folder: Path) -> bool:
-    manifest = folder / "manifest.json"
+def seal(folder: Path) -> None:
+    """Note the SHA-256 of every file, for `is_whole`."""
+    (folder / MANIFEST).write_text(json.dumps(_digests(folder), indent=2) + "\n")
+
+
+def is_whole(folder: Path) -> bool:
+    """Are the files of a folder those that `seal` saw?"""
+    manifest = folder / MANIFEST
     return manifest.is_file() and json.loads(manifest.read_text()) == _digests(folder)

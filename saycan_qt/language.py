@@ -10,7 +10,7 @@ from planners.prompts import Prompt
 from planners.saycan import Scorer
 
 KEY = "LANGUAGE_SERVER_KEY"  # environment variable
-NONE = "none"
+SHIPPED = "shipped"
 
 
 class LanguageError(Exception):
@@ -23,7 +23,11 @@ class LanguageConfig:
 
     model: str = ""  # another one: a model folder, a GGUF file, or the URL of a server that scores texts, as vLLM does
     served: str = ""  # what that server calls the model; the server's key is taken from LANGUAGE_SERVER_KEY
-    adapter: str = ""  # folder of an adapter that `saycan_qt.tune` left; "none": the shipped model as it was published
+    adapter: str = ""  # "shipped": the shipped model, fine-tuned to plan; or a folder that `saycan_qt.tune` left
+
+    @property
+    def remote(self) -> bool:
+        return self.model.startswith(("http://", "https://"))
 
 
 @dataclass(frozen=True)
@@ -46,14 +50,14 @@ def load_language(config: LanguageConfig, score_hopeless: bool = False) -> Langu
     transformers_logging.disable_progress_bar()  # we have our own
     negligible = 0.0 if score_hopeless else NEGLIGIBLE
     try:
-        if config.model.startswith(("http://", "https://")):
-            if not config.served:
-                raise LanguageError(f"{config.model}: say what this server calls the model, as served")
+        if config.remote:
+            if not config.served or config.adapter:
+                raise LanguageError(
+                    f"{config.model}: a server needs the name of its model (--language.served) and takes no adapter"
+                )
             remote = RemoteScorer(config.model, config.served, os.environ.get(KEY))
             return Language(remote, Prompt(text_embedder()), config.served)
-        adapter = Path(config.adapter) if config.adapter else None if config.model else ADAPTER
-        if config.adapter == NONE:
-            adapter = None
+        adapter = ADAPTER if config.adapter == SHIPPED else Path(config.adapter) if config.adapter else None
         scorer = LanguageScorer(config.model or None, adapter, negligible=negligible)
         name = scorer.path.stem + (f" + {adapter.name}" if adapter else "")
         return Language(scorer, Prompt(text_embedder(), tuned=adapter is not None), name)

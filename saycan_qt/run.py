@@ -23,7 +23,7 @@ import sys
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from types import FrameType
 from typing import Literal, NoReturn, TypeVar, cast
@@ -34,7 +34,7 @@ from planners import saycan
 from saycan_qt.access import ClientOptions, HowToCall
 from saycan_qt.display import Display
 from saycan_qt.journey import Journey
-from saycan_qt.language import NONE, Language, LanguageConfig, LanguageError, load_language
+from saycan_qt.language import Language, LanguageConfig, LanguageError, load_language
 from saycan_qt.options import Address, File, Folder, Instruction, parse
 from saycan_qt.recording import Recorder
 from saycan_qt.report import write_report
@@ -229,10 +229,7 @@ class Run:
 
     def _load_language(self) -> Language:
         self.display.begin_loading(LANGUAGE_MODEL)
-        config = self.config.language
-        if self.config.planner == "proposal" and not config.adapter:
-            config = replace(config, adapter=NONE)  # what was tuned on plans alone has one idea where eight are wanted
-        language = self.parts.load_language(config, self.config.explain)
+        language = self.parts.load_language(self.config.language, self.config.explain)
         self.display.loaded(LANGUAGE_MODEL, language.name)
         return language
 
@@ -307,6 +304,8 @@ def check(config: RunConfig) -> str | None:
         return "--calibrated is for the skill server that run starts; the one at --server has an option of that name"
     if config.planner == "proposal" and (config.normalise != "sum" or config.explain):
         return "--normalise and --explain are about likelihoods, of which --planner proposal has none"
+    if config.planner == "proposal" and config.language.remote:
+        return "--planner proposal samples from a local model; a server's likelihoods are for --planner saycan"
     try:
         remote = [address for address in (config.server, config.robot) if address is not None]
         if not remote and (flags := config.credentials.flags()):

@@ -21,9 +21,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from planners.language import load
+from planners.language import load, seal
 from planners.pairs import PairGenerator, text_of
-from planners.weights import language_model_path
+from planners.weights import LANGUAGE_MODEL, language_model_path
 from saycan_qt import atomic, checkpoint
 from saycan_qt.metrics import MetricsLog
 from saycan_qt.options import parse
@@ -120,6 +120,7 @@ class Tuning(nn.Module):
         rank, modules = config.rank, list(MODULES)
         lora = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=modules, task_type="CAUSAL_LM")
         self.peft = get_peft_model(model, lora, autocast_adapter_dtype=False)
+        self.peft.peft_config["default"].base_model_name_or_path = LANGUAGE_MODEL.hub_name  # no folder of this machine
         self.head = model.lm_head
         self.working = [p for p in self.peft.parameters() if p.requires_grad]
         self.masters = nn.ParameterList([nn.Parameter(p.detach().float()) for p in self.working])
@@ -230,7 +231,8 @@ class Run:
         }
         with atomic.replacing_folder(self.config.out / ADAPTER) as folder:
             self.tuning.peft.save_pretrained(str(folder))
-            atomic.write(folder / PROVENANCE, atomic.to_json(provenance))
+            (folder / PROVENANCE).write_bytes(atomic.to_json(provenance))
+            seal(folder)
 
 
 def main() -> int:
