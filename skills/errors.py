@@ -30,6 +30,10 @@ class DeadlineExceeded(SkillError):
 class Busy(SkillError):
     """The service is at its limit, for example the robot already executes a goal; try again later."""
 
+    def __init__(self, message: str, retry_after: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after  # [s]; None: the service cannot tell
+
 
 class Stopped(SkillError):
     """The robot is stopped, and stays so until it is reset."""

@@ -34,11 +34,12 @@ class Server:
         address: str = "127.0.0.1:0",  # HOST:PORT; port 0 takes a free one
         on_stop: Callable[[], None] = lambda: None,  # called once, before running calls are ended
         ready: bool = True,  # False: health says NOT_SERVING until `set_ready`
+        threads: int = THREADS,
     ) -> None:
         host, port = split_address(address)
         _refuse_occupied(host, port, address)
         self._on_stop, self._service, self._stopped = on_stop, service, False
-        self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix=service)
+        self._threads = ThreadPoolExecutor(threads, thread_name_prefix=service)
         self._server = grpc.server(self._threads, interceptors=[_Boundary()], options=SERVER_OPTIONS)
         add_to_server(self._server)
         self._health = health.HealthServicer(experimental_non_blocking=True)
