@@ -115,8 +115,9 @@ class Line(Generic[Question, Answer]):
                 answers = many([asked.question for asked in batch])
                 if len(answers) != len(batch):
                     raise TypeError(f"the model gave {len(answers)} answers to {len(batch)} questions")
-            except Exception:
-                log.warning("a batch of %d failed; each is computed alone", len(batch), exc_info=True)
+            except Exception as error:
+                level = logging.INFO if isinstance(error, ValueError) else logging.WARNING  # a ValueError is a refusal
+                log.log(level, "a batch of %d failed; each is computed alone", len(batch), exc_info=True)
             else:
                 self._seconds = time.perf_counter() - started
                 for asked, answer in zip(batch, answers, strict=True):
@@ -126,7 +127,7 @@ class Line(Generic[Question, Answer]):
             started = time.perf_counter()
             try:
                 answer = self._one(asked.question)
-            except Exception as error:
+            except BaseException as error:  # else this thread, and every answer after, would be gone
                 asked.answer.set_exception(error)
             else:
                 self._seconds = time.perf_counter() - started
