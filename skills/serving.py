@@ -6,6 +6,7 @@ import logging
 import socket
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import grpc
@@ -42,7 +43,7 @@ class Server:
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix=service)
         self._server = grpc.server(self._threads, interceptors=[_Boundary()], options=SERVER_OPTIONS)
         add_to_server(self._server)
-        self._health = health.HealthServicer(experimental_non_blocking=True)
+        self._health = _health_on_threads_of_its_own()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         reflection.enable_server_reflection((service, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server)
         try:
@@ -79,6 +80,15 @@ class Server:
     def _set_health(self, status: int) -> None:
         for name in ("", self._service):
             self._health.set(name, status)
+
+
+def _health_on_threads_of_its_own() -> health.HealthServicer:
+    """A call holds a thread from its first byte, sent whole or not: however many do, a health check finds another."""
+    servicer = health.HealthServicer(experimental_non_blocking=True)
+    check = partial(servicer.Check)
+    check.experimental_thread_pool = ThreadPoolExecutor(2, thread_name_prefix="health")  # type: ignore[attr-defined]
+    servicer.Check = check
+    return servicer
 
 
 def _refuse_occupied(host: str, port: int, address: str) -> None:

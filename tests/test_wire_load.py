@@ -214,6 +214,22 @@ def test_a_full_method_refuses_at_once_while_health_and_other_methods_answer(bus
                 three.act(seen(1))
 
 
+def test_health_answers_though_calls_that_never_send_their_request_hold_every_thread(busy):
+    _, address, *_ = busy
+    over = threading.Event()
+
+    def silence():
+        over.wait(10)
+        yield from ()
+
+    with grpc.insecure_channel(address) as attacker, grpc.insecure_channel(address) as channel:
+        half_sent = attacker.stream_unary("/skills.v1.SkillService/ScoreSkills")
+        _calls = [half_sent.future(silence()) for _ in range(30)]
+        wait_until(lambda: sum("SkillService" in thread.name for thread in threading.enumerate()) >= 20)
+        health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=1)
+        over.set()
+
+
 def test_what_nobody_waits_for_any_more_is_not_computed(busy):
     model, address, client, score = busy
     first = score()
