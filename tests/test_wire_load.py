@@ -105,6 +105,40 @@ def test_no_robot_ever_gets_anothers_action():
     assert sum(model.batches) == robots * steps and max(model.batches) > 4
 
 
+class Marks:
+    """Judges by the state's first number and the skill's name; remembers how it was asked."""
+
+    def __init__(self):
+        self.batches = []
+
+    def value(self, history, instructions):
+        return np.array([mark(history[-1].state[0], name) for name in instructions], np.float32)
+
+    def value_many(self, histories, instructions):
+        self.batches.append(sum(map(len, instructions)))
+        time.sleep(0.02)
+        return [self.value(*question) for question in zip(histories, instructions, strict=True)]
+
+
+def mark(number, name):
+    return (float(number) * 31 + sum(map(ord, name))) % 97 / 97
+
+
+def test_no_planner_ever_gets_anothers_scores_and_batches_keep_their_limit():
+    model, names = Marks(), [skill.name for skill in LIBRARY if skill.learned]
+
+    def ask(planner):
+        with SkillClient(server.address) as client:
+            for turn in range(4):
+                asked = names[planner :: 1 + planner + turn]
+                for score in client.score([seen(planner)], asked):
+                    assert score.raw == pytest.approx(mark(planner, score.skill))
+
+    with serve(LIBRARY, critic=model, limits=Limits(values=120)) as server:
+        at_once(16, ask)
+    assert model.batches and max(model.batches) <= 120
+
+
 def test_a_robot_whose_image_the_model_refuses_costs_no_other_its_action():
     model = Sums(0.05)
 
