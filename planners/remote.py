@@ -22,7 +22,7 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
-from skills.wire import LOOPBACK
+from skills.wire import is_loopback
 
 TRY_AGAIN = (429, 503)  # HTTP: too many requests, not available now
 FIRST_PAUSE = 0.5  # [s] before a second try; doubled for each further one
@@ -70,7 +70,7 @@ class RemoteScorer:
         self.server = f"{parts.scheme}://{parts.netloc}"
         self._root = url.split("?")[0].rstrip("/").removesuffix("/v1") + "/v1"
         self._key = api_key or ""
-        proxies = [urllib.request.ProxyHandler({})] if parts.hostname in LOOPBACK else []
+        proxies = [urllib.request.ProxyHandler({})] if is_loopback(parts.hostname) else []
         self._opener = urllib.request.build_opener(_NoRedirects, *proxies)
         self._max_tokens = 0  # 1 where a server insists on saying something itself
         self._probe()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -16,6 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from saycan_qt import affordance_judges, affordance_report, atomic
 from saycan_qt import affordance_metrics as am
+from saycan_qt.access import ClientOptions, HowToCall
 from saycan_qt.affordance_data import Label, NotComparable, Questions, ask
 from saycan_qt.affordance_figures import FIXED, figures
 from saycan_qt.affordance_judges import Interrupted, Judge
@@ -48,6 +49,7 @@ class AffordanceConfig:
     # Shipped checkpoints' names, or folders; all in one table. `affordance` where neither these nor servers are named
     checkpoint: tuple[str, ...] = ()
     server: tuple[str, ...] = ()  # HOST:PORT of running skill servers, in the same table
+    credentials: HowToCall = field(default_factory=ClientOptions)
     # What counts as possible. Scenes: the precondition (the default), or that the expert succeeds. Episodes: relabelled
     # (the default), or recorded, which is each episode's own success at its task, or asked: each episode is what a
     # robot saw until the moment that is asked about, and its success whether its task was possible then
@@ -107,7 +109,8 @@ def judges(config: AffordanceConfig) -> Iterator[list[Judge]]:
         raise NotComparable("--calibrate keeps a curve beside a checkpoint; name the one that the server has loaded")
     with contextlib.ExitStack() as stack:
         found = [affordance_judges.of_checkpoint(name) for name in checkpoints]
-        clients = [stack.enter_context(SkillClient(address)) for address in config.server]
+        credentials = config.credentials.load() if config.server else None
+        clients = [stack.enter_context(SkillClient(address, credentials=credentials)) for address in config.server]
         yield found + [affordance_judges.of_server(client) for client in clients]
 
 

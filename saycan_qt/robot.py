@@ -12,8 +12,9 @@ from __future__ import annotations
 import difflib
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from saycan_qt.access import ClientOptions, HowToCall, ServerOptions, WhoMayCall
 from saycan_qt.options import Address, parse
 from saycan_qt.services import KITCHEN_ROBOT, EndWhenTold, announce, announce_ready, refuse
 from skills.client import RobotClient, SkillClient
@@ -22,6 +23,7 @@ from skills.errors import LibraryError, SkillError
 from skills.library import Skill, SkillLibrary
 from skills.robot import serve as serve_robot
 from skills.types import Robot
+from skills.wire import join_address
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,8 @@ class RobotConfig:
     skill_server: Address = None  # who acts when a learnt skill runs
     host: str = "127.0.0.1"  # address to listen on
     port: int = 0  # 0: a free one, which is printed
+    access: WhoMayCall = field(default_factory=ServerOptions)
+    credentials: HowToCall = field(default_factory=ClientOptions)
     release: Address = None  # reset a stopped robot and exit
     until_stdin_closes: bool = False  # end when standard input closes: with the process that started this one
 
@@ -63,23 +67,26 @@ def check(skill: Skill) -> None:
             raise LibraryError(f"the kitchen robot cannot do {skill.name!r}: it knows no {slot} {value!r}{hint}")
 
 
-def release(address: str) -> int:
+def release(config: RobotConfig) -> int:
+    assert config.release is not None
     try:
-        with RobotClient(address) as robot:
+        with RobotClient(config.release, credentials=config.credentials.load()) as robot:
             robot.reset()
     except SkillError as error:
         return refuse(str(error))
-    print(f"the robot at {address} may move again")
+    print(f"the robot at {config.release} may move again")
     return 0
 
 
 def serve(config: RobotConfig, make_robot: Callable[[RobotConfig, SkillLibrary], Robot]) -> int:
     end = EndWhenTold(config.until_stdin_closes)
     try:
-        skills = SkillClient(config.skill_server) if config.skill_server else None
+        access = config.access.load(config.host)
+        credentials = config.credentials.load()
+        skills = SkillClient(config.skill_server, credentials=credentials) if config.skill_server else None
         library = skills.list_skills() if skills else SkillLibrary.load()
         robot = make_robot(config, library)
-        server = serve_robot(robot, library, skills, address=f"{config.host}:{config.port}")
+        server = serve_robot(robot, library, skills, address=join_address(config.host, config.port), access=access)
     except SkillError as error:
         return refuse(str(error))
     announce(KITCHEN_ROBOT, server.address)
@@ -91,7 +98,7 @@ def serve(config: RobotConfig, make_robot: Callable[[RobotConfig, SkillLibrary],
 
 def main() -> int:
     config = parse(RobotConfig, "python -m saycan_qt.robot", __doc__)
-    return release(config.release) if config.release else serve(config, kitchen_robot)
+    return release(config) if config.release else serve(config, kitchen_robot)
 
 
 if __name__ == "__main__":

@@ -17,12 +17,14 @@ import json
 import logging
 import os
 import queue
+import shlex
 import signal
 import sys
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
+from functools import partial
 from types import FrameType
 from typing import Literal, NoReturn, TypeVar, cast
 
@@ -31,6 +33,7 @@ from rich.console import Console
 from planners import saycan
 from planners.prompts import Prompt
 from planners.weights import WeightsError
+from saycan_qt.access import ClientOptions, HowToCall
 from saycan_qt.display import Display
 from saycan_qt.journey import Journey
 from saycan_qt.options import Address, File, Folder, Instruction, parse
@@ -49,9 +52,8 @@ from saycan_qt.services import (
     refuse,
 )
 from skills.client import RobotClient, SkillClient
-from skills.errors import ServerFault, SkillError, Stopped
+from skills.errors import AccessError, PermissionDenied, ServerFault, SkillError, Stopped, Unauthenticated
 from skills.library import Skill, SkillLibrary
-from skills.wire import split_address
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -71,6 +73,7 @@ class RunConfig:
     seed: int = 0  # which kitchen: the same seed gives the same kitchen
     server: Address = None  # use this skill server, which already runs
     robot: Address = None  # use this robot, which already runs
+    credentials: HowToCall = field(default_factory=ClientOptions)
     skills: File = None  # what the robot can do (YAML); by default kitchen.yaml
     calibrated: bool = False  # plan with calibrated affordances in place of raw Q-values, see `serve --help`
     # saycan: likelihood x affordance; proposal: the language model says what it would do, skills near to that are
@@ -202,6 +205,8 @@ class Run:
             self._endings.put(Ending(MISTAKE, "error", str(error)))
         except ServerFault as error:
             self._endings.put(Ending(NOT_DONE, "error", f"{error} (logs: {self.folder.path}/*.log)"))
+        except (AccessError, Unauthenticated, PermissionDenied) as error:  # at the first step already, or much later
+            self._endings.put(Ending(NOT_DONE if self.folder.steps else MISTAKE, "error", str(error)))
         except SkillError as error:
             self._endings.put(Ending(NOT_DONE, "error", str(error)))
         except SystemExit:  # so rich tells that the pipe it writes to was closed
@@ -214,7 +219,8 @@ class Run:
     def _journey(self) -> Ending:
         loading = in_background(self._load_language)
         server, robot = self._start_services()
-        skills, self._robot = SkillClient(server.address), RobotClient(robot.address)
+        skills = SkillClient(server.address, credentials=server.credentials)
+        self._robot = RobotClient(robot.address, credentials=robot.credentials)
         language, hosted, body = loading.result(), skills.info(), self._robot.info()
         models = {"language": language.name, "affordance": hosted.critic_id, "execution": hosted.actor_id}
         multiplied = "calibrated" if hosted.calibrated else "raw"
@@ -222,7 +228,8 @@ class Run:
         settings = saycan_config(self.config)
         self.folder.note(planner={"kind": self.config.planner, **asdict(settings)})
         if body.stopped:
-            command = f"python -m saycan_qt.robot --release {robot.address}"
+            flags = self.config.credentials.flags()
+            command = shlex.join(("python", "-m", "saycan_qt.robot", "--release", robot.address, *flags))
             raise Stopped(f"the robot at {robot.address} is stopped; when it is safe, release it with: {command}")
         planner = planner_of(self.config.planner, language, skills.list_skills(), settings)
         journey = Journey(skills, self._robot, planner, self.folder, self._recorder, self.display, body.max_steps)
@@ -238,9 +245,10 @@ class Run:
     def _start_services(self) -> tuple[Service, Service]:
         """Both load at the same time: the robot needs the server's address, not yet its models."""
         config, folder = self.config, self.folder.path
+        remote = partial(RemoteService, on_death=self._died, credentials=config.credentials.load())
         self.display.begin_loading(SKILL_SERVER)
         if config.server is not None:
-            server: Service = self._add(RemoteService(SKILL_SERVER, config.server, SKILL_SERVICE, self._died))
+            server: Service = self._add(remote(SKILL_SERVER, config.server, SKILL_SERVICE))
             server.wait_until_ready(START_TIMEOUT)  # a wrong address is told before anything else is started
         else:
             skills = () if config.skills is None else ("--skills", str(config.skills))
@@ -249,9 +257,10 @@ class Run:
         address = server.wait_for_address(START_TIMEOUT)
         self.display.begin_loading(KITCHEN_ROBOT)
         if config.robot is not None:
-            robot: Service = self._add(RemoteService(KITCHEN_ROBOT, config.robot, ROBOT_SERVICE, self._died))
+            robot: Service = self._add(remote(KITCHEN_ROBOT, config.robot, ROBOT_SERVICE))
         else:
             command = (*self.parts.robot, "--seed", str(config.seed), "--skill-server", address)
+            command += config.credentials.flags() if config.server is not None else ()
             robot = self._add(ServiceProcess(KITCHEN_ROBOT, command, folder / "kitchen-robot.log", self._died))
         for service in (robot, server):
             service.wait_until_ready(START_TIMEOUT)
@@ -305,9 +314,12 @@ def check(config: RunConfig) -> str | None:
     if config.planner == "proposal" and (config.normalise != "sum" or config.explain):
         return "--normalise and --explain are about likelihoods, of which --planner proposal has none"
     try:
-        for address in (config.server, config.robot):
-            if address is not None:
-                split_address(address)
+        remote = [address for address in (config.server, config.robot) if address is not None]
+        if not remote and (flags := config.credentials.flags()):
+            return f"{flags[0]} is for services that already run; name them with --server or --robot"
+        credentials = config.credentials.load()
+        for address in remote:
+            credentials.check(address)
         if config.skills is not None and saycan.DONE not in SkillLibrary.load(config.skills):
             return f"{config.skills}: a plan ends with the skill {saycan.DONE!r}, which this file lacks"
     except SkillError as error:

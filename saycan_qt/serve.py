@@ -5,6 +5,7 @@
     python -m saycan_qt.serve --calibrated                          # affordances as probabilities of success
     python -m saycan_qt.serve --stream-timeout 0.4                  # for real robots: frees what has stopped observing
     python -m saycan_qt.serve --skills my_robot.yaml --affordance runs/mine --execution runs/mine
+    python -m saycan_qt.serve --host 0.0.0.0 --port 50051 --certificate gpu.pem --key gpu.key --tokens tokens.yaml
 
 It prints `skill server listening on HOST:PORT` as soon as it can be reached and `skill server ready: ...` when its
 models are warm; until then its health is NOT_SERVING. SIGTERM or Ctrl-C drains it, then it exits with 0.
@@ -15,10 +16,11 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
+from saycan_qt.access import ServerOptions, WhoMayCall
 from saycan_qt.options import Checkpoint, File, parse
 from saycan_qt.services import SKILL_SERVER, EndWhenTold, announce, announce_ready, refuse
 from skills.errors import SkillError, Unavailable
@@ -26,6 +28,7 @@ from skills.library import SkillLibrary
 from skills.server import Calibrate, Limits
 from skills.server import serve as serve_skills
 from skills.types import STATE_NAMES, Actor, BatchedActor, BatchedCritic, Critic, Observation
+from skills.wire import join_address
 
 KITCHEN_IMAGE = (80, 96)  # height, width of what the kitchen robot observes [pixels]
 
@@ -42,6 +45,7 @@ class ServeConfig:
     skills: File = None  # what the robot can do (YAML); by default kitchen.yaml
     host: str = "127.0.0.1"  # address to listen on
     port: int = 0  # 0: a free one, which is printed
+    access: WhoMayCall = field(default_factory=ServerOptions)
     threads: int = 2  # that the models may use
     robots: int = 64  # controlled at one time; further ones are told to come again later
     batch: int = 32  # robots whose actions are computed together, at most; 1: one after the other
@@ -146,6 +150,7 @@ def serve(config: ServeConfig, choose: Callable[[ServeConfig], Models]) -> int:
     end = EndWhenTold(config.until_stdin_closes)
     warming = Warming()
     try:
+        access = config.access.load(config.host)
         library = SkillLibrary.load(config.skills)
         models = choose(config)
         server = serve_skills(
@@ -155,9 +160,10 @@ def serve(config: ServeConfig, choose: Callable[[ServeConfig], Models]) -> int:
             critic_id=models.critic_id,
             actor_id=models.actor_id,
             calibrate=models.calibrate,
-            address=f"{config.host}:{config.port}",
+            address=join_address(config.host, config.port),
             ready=False,
             limits=Limits(streams=config.robots, actions=config.batch, stream_timeout=config.stream_timeout),
+            access=access,
         )
     except (SkillError, Unreadable) as error:
         return refuse(str(error))

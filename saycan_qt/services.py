@@ -20,7 +20,8 @@ from types import FrameType
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from skills.wire import CLIENT_OPTIONS, LOOPBACK, split_address
+from skills.channel import Credentials, open_channel
+from skills.wire import error_of
 
 SKILL_SERVER, KITCHEN_ROBOT = "skill server", "kitchen robot"
 LISTENING = re.compile(r"^(?P<name>.+) listening on (?P<address>\S+:\d+)$")
@@ -45,6 +46,7 @@ class ServiceProcess:
         self.name = name
         self.address = ""
         self.detail = ""  # what the service said of itself when it was ready
+        self.credentials = Credentials()  # what to connect to it with: it is on loopback, and asks for nothing
         self.log = log
         self._on_death = on_death
         self._changed = threading.Condition()
@@ -136,14 +138,15 @@ class ServiceProcess:
 class RemoteService:
     """Somebody else's service: checked once, then watched through its health stream."""
 
-    def __init__(self, name: str, address: str, service: str, on_death: Callable[[str], None]) -> None:
-        self.name, self.address, self.detail = name, address, ""
+    def __init__(
+        self, name: str, address: str, service: str, on_death: Callable[[str], None], credentials: Credentials
+    ) -> None:
+        self.name, self.address, self.detail, self.credentials = name, address, "", credentials
         self._service = service
         self._on_death = on_death
         self._closing = False
         self._watching = False
-        proxy = [("grpc.enable_http_proxy", 0)] if split_address(address)[0] in LOOPBACK else []
-        self._channel = grpc.insecure_channel(address, options=CLIENT_OPTIONS + proxy)
+        self._channel = open_channel(address, credentials)
         self._stub = health_pb2_grpc.HealthStub(self._channel)
 
     def wait_for_address(self, timeout: float) -> str:
@@ -158,7 +161,7 @@ class RemoteService:
             except grpc.RpcError as error:
                 if error.code() is grpc.StatusCode.NOT_FOUND:
                     raise StartFailed(f"what answers at {self.address} is not a {self.name}", True) from None
-                raise StartFailed(f"no {self.name} answers at {self.address}", True) from None
+                raise StartFailed(str(error_of(error, f"the {self.name}", self.address)), True) from None
             if status == health_pb2.HealthCheckResponse.SERVING:
                 break
             if time.monotonic() > deadline:

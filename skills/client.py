@@ -14,11 +14,13 @@ import threading
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Self, TypeVar
 
 import grpc
 import numpy as np
 
+from skills.channel import Credentials, open_channel
 from skills.errors import DeadlineExceeded, InvalidRequest, ServerFault, SkillError, Unavailable
 from skills.library import SkillLibrary
 from skills.messages import (
@@ -33,7 +35,7 @@ from skills.messages import (
 from skills.types import Observation, Outcome
 from skills.v1 import skills_pb2 as pb
 from skills.v1 import skills_pb2_grpc
-from skills.wire import CLIENT_OPTIONS, LOOPBACK, error_of, split_address
+from skills.wire import error_of
 
 CALL_TIMEOUT = 30.0  # [s] for one answer; a service that dies is noticed at once, one that freezes within 2 s
 CONTROL_TIMEOUT = 2.0  # [s] for one action: a robot waits no longer for a policy
@@ -91,15 +93,14 @@ class Feedback:
 
 
 class _Client:
-    """A channel to one service; `service` names it in error messages."""
+    """A channel to one service; `service` names it in error messages. Without credentials it is in plain text."""
 
     service = "service"
 
-    def __init__(self, address: str, timeout: float = CALL_TIMEOUT) -> None:
-        host, _ = split_address(address)
-        self.address, self._timeout = address, timeout
-        proxy = [("grpc.enable_http_proxy", 0)] if host in LOOPBACK else []
-        self._channel = grpc.insecure_channel(address, options=CLIENT_OPTIONS + proxy)
+    def __init__(self, address: str, timeout: float = CALL_TIMEOUT, credentials: Credentials | None = None) -> None:
+        credentials = credentials or Credentials()
+        self.address, self._timeout, self._metadata = address, timeout, credentials.metadata
+        self._channel = open_channel(address, credentials)
 
     def close(self) -> None:
         self._channel.close()
@@ -114,7 +115,7 @@ class _Client:
         self, method: Callable[..., Any], request: Any, read: Callable[[Any], T], timeout: float | None = None
     ) -> T:
         try:
-            reply = method(request, timeout=timeout or self._timeout)
+            reply = method(request, timeout=timeout or self._timeout, metadata=self._metadata)
         except grpc.RpcError as error:
             raise self._translate(error) from None
         except ValueError as error:  # grpc's word for a closed channel
@@ -138,8 +139,8 @@ class SkillClient(_Client):
 
     service = "skill server"
 
-    def __init__(self, address: str, timeout: float = CALL_TIMEOUT) -> None:
-        super().__init__(address, timeout)
+    def __init__(self, address: str, timeout: float = CALL_TIMEOUT, credentials: Credentials | None = None) -> None:
+        super().__init__(address, timeout, credentials)
         self._stub = skills_pb2_grpc.SkillServiceStub(self._channel)
 
     def info(self) -> ServerInfo:
@@ -160,7 +161,7 @@ class SkillClient(_Client):
 
     def control(self, instruction: str, timeout: float = CONTROL_TIMEOUT) -> Control:
         """A stream of actions towards one instruction; use it as a context manager."""
-        return Control(self, self._stub.Control, instruction, timeout)
+        return Control(self, partial(self._stub.Control, metadata=self._metadata), instruction, timeout)
 
 
 class Control:
@@ -221,8 +222,8 @@ class RobotClient(_Client):
 
     service = "robot"
 
-    def __init__(self, address: str, timeout: float = CALL_TIMEOUT) -> None:
-        super().__init__(address, timeout)
+    def __init__(self, address: str, timeout: float = CALL_TIMEOUT, credentials: Credentials | None = None) -> None:
+        super().__init__(address, timeout, credentials)
         self._stub = skills_pb2_grpc.RobotServiceStub(self._channel)
 
     def info(self) -> RobotInfo:
@@ -246,7 +247,7 @@ class RobotClient(_Client):
         """Run one skill; yields Feedback and, last, the Outcome. Leaving the loop early stops the robot."""
         request = pb.ExecuteSkillRequest(goal_id=goal_id or uuid.uuid4().hex, skill=skill_name, views=views)
         try:
-            call = self._stub.ExecuteSkill(request, timeout=timeout)
+            call = self._stub.ExecuteSkill(request, timeout=timeout, metadata=self._metadata)
         except ValueError as error:
             raise Unavailable(f"the connection to the robot at {self.address} is closed") from error
         try:

@@ -14,6 +14,10 @@ class LibraryError(SkillError):
 class InvalidRequest(SkillError):
     """The request is malformed: wrong shape, unreadable image, a number that is not finite."""
 
+    def __init__(self, message: str, field: str = "") -> None:
+        super().__init__(message)
+        self.field = field  # where in the request, such as "history[2].image"; "": in the request as a whole
+
 
 class UnknownSkill(SkillError):
     """No skill (or view, or goal) of that name; names the nearest one."""
@@ -37,6 +41,18 @@ class Busy(SkillError):
 
 class Stopped(SkillError):
     """The robot is stopped, and stays so until it is reset."""
+
+
+class AccessError(SkillError):
+    """A certificate, key or token that cannot be used, or an address that would be open to strangers."""
+
+
+class Unauthenticated(SkillError):
+    """The service wants a token that it knows; says which role the call needs."""
+
+
+class PermissionDenied(SkillError):
+    """The token's roles do not allow this call; says which role does."""
 
 
 class ServerFault(SkillError):

@@ -5,9 +5,10 @@ Images are checked against their stated size before they are decoded, numbers mu
 
 from __future__ import annotations
 
+import contextlib
 import io
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 from PIL import Image as PillowImage
@@ -76,6 +77,16 @@ def write_outcome(outcome: Outcome) -> pb.Outcome:
 # Reading
 
 
+@contextlib.contextmanager
+def inside(field: str) -> Iterator[None]:
+    """What is wrong in here is wrong in this field: an InvalidRequest that leaves has it before its own `field`."""
+    try:
+        yield
+    except InvalidRequest as error:
+        error.field = f"{field}.{error.field}".rstrip(".")
+        raise
+
+
 def read_image(message: pb.Image, what: str = "the image") -> np.ndarray:
     """Message -> (H, W, 3) uint8 RGB of its own memory."""
     width, height, data = message.width, message.height, message.data
@@ -132,28 +143,35 @@ def read_text(text: str, what: str, required: bool = True) -> str:
 
 
 def read_observation(message: pb.Observation) -> Observation:
-    if len(message.objects) > MAX_OBJECTS:
-        raise InvalidRequest(f"the semantic map has {len(message.objects)} objects; at most {MAX_OBJECTS}")
-    return Observation(
-        image=read_image(message.image),
-        state=read_state(message.state),
-        place=read_text(message.place, "the place", required=False),
-        held=read_text(message.held, "the object held", required=False),
-        objects={
-            read_text(name, "an object"): read_text(place, f"the place of {name[:50]!r}", required=False)
-            for name, place in message.objects.items()
-        },
-    )
+    with inside("image"):
+        image = read_image(message.image)
+    with inside("state"):
+        state = read_state(message.state)
+    with inside("place"):
+        place = read_text(message.place, "the place", required=False)
+    with inside("held"):
+        held = read_text(message.held, "the object held", required=False)
+    with inside("objects"):
+        if len(message.objects) > MAX_OBJECTS:
+            raise InvalidRequest(f"the semantic map has {len(message.objects)} objects; at most {MAX_OBJECTS}")
+        objects = {
+            read_text(name, "an object"): read_text(where, f"the place of {name[:50]!r}", required=False)
+            for name, where in message.objects.items()
+        }
+    return Observation(image, state, place, held, objects)
 
 
 def read_history(messages: Sequence[pb.Observation]) -> list[Observation]:
-    """Oldest first; all images of one size."""
+    """A request's `history`: oldest first; all images of one size."""
     if not 1 <= len(messages) <= MAX_HISTORY:
-        raise InvalidRequest(f"the history has {len(messages)} observations; 1 to {MAX_HISTORY} are allowed")
-    history = [read_observation(message) for message in messages]
+        raise InvalidRequest(f"the history has {len(messages)} observations; 1 to {MAX_HISTORY} are allowed", "history")
+    history = []
+    for index, message in enumerate(messages):
+        with inside(f"history[{index}]"):
+            history.append(read_observation(message))
     sizes = {observation.image.shape for observation in history}
     if len(sizes) > 1:
-        raise InvalidRequest(f"the images of one history differ in size: {sorted(sizes)}")
+        raise InvalidRequest(f"the images of one history differ in size: {sorted(sizes)}", "history")
     return history
 
 

@@ -21,10 +21,11 @@ from typing import TypeVar
 import grpc
 import numpy as np
 
+from skills.access import Access
 from skills.client import CONTROL_TIMEOUT, Control, SkillClient
 from skills.errors import Busy, InvalidRequest, ServerFault, SkillError, Stopped, Unavailable
 from skills.library import Skill, SkillLibrary
-from skills.messages import JPEG, read_text, write_image, write_observation, write_outcome, write_tensor
+from skills.messages import JPEG, inside, read_text, write_image, write_observation, write_outcome, write_tensor
 from skills.serving import Server
 from skills.types import (
     ACTION_HIGH,
@@ -44,6 +45,7 @@ log = logging.getLogger(__name__)
 
 SERVICE = pb.DESCRIPTOR.services_by_name["RobotService"].full_name
 MAX_STEPS = 45  # [control periods] of a learnt skill, about the longest episode the policies were trained on
+RETRY_AFTER = 1.0  # [s] that a client is told to wait while another goal runs; skills take some seconds
 MAX_GOAL_ID = 64  # [characters]
 GOALS_REMEMBERED = 10_000  # ids that are refused a second time
 MAX_VIEWS = 8
@@ -129,7 +131,9 @@ class RobotServicer(skills_pb2_grpc.RobotServiceServicer):
     def JudgeInstruction(
         self, request: pb.JudgeInstructionRequest, context: grpc.ServicerContext
     ) -> pb.JudgeInstructionResponse:
-        verdict = self._do(self._robot.satisfied, read_text(request.instruction, "the instruction"))
+        with inside("instruction"):
+            instruction = read_text(request.instruction, "the instruction")
+        verdict = self._do(self._robot.satisfied, instruction)
         return pb.JudgeInstructionResponse(known=verdict is not None, satisfied=bool(verdict))
 
     def GetRobotInfo(self, request: pb.GetRobotInfoRequest, context: grpc.ServicerContext) -> pb.GetRobotInfoResponse:
@@ -163,7 +167,7 @@ class RobotServicer(skills_pb2_grpc.RobotServiceServicer):
         with self._lock:
             goal, known = self._goal, request.goal_id in self._seen
         if not known:
-            raise InvalidRequest(f"there was never a goal {request.goal_id[:MAX_GOAL_ID]!r}")
+            raise InvalidRequest(f"there was never a goal {request.goal_id[:MAX_GOAL_ID]!r}", "goal_id")
         running = goal is not None and goal.id == request.goal_id and goal.cancel("canceled by the client")
         return pb.CancelSkillResponse(canceling=running)
 
@@ -182,8 +186,9 @@ class RobotServicer(skills_pb2_grpc.RobotServiceServicer):
     def _accept(self, request: pb.ExecuteSkillRequest) -> _Goal:
         goal_id = request.goal_id
         if not 1 <= len(goal_id) <= MAX_GOAL_ID:
-            raise InvalidRequest(f"a goal id has 1 to {MAX_GOAL_ID} characters, not {len(goal_id)}")
-        skill = self._library[read_text(request.skill, "the skill")]
+            raise InvalidRequest(f"a goal id has 1 to {MAX_GOAL_ID} characters, not {len(goal_id)}", "goal_id")
+        with inside("skill"):
+            skill = self._library[read_text(request.skill, "the skill")]
         goal = _Goal(goal_id, skill, _check_views(request.views), self._robot.stop)
         if skill.learned and self._skill_client is None:
             raise Unavailable(
@@ -193,9 +198,9 @@ class RobotServicer(skills_pb2_grpc.RobotServiceServicer):
             if self._stopped:
                 raise Stopped("the robot is stopped; reset it before the next skill")
             if goal_id in self._seen:
-                raise InvalidRequest(f"goal {goal_id!r} was given before; each goal runs at most once")
+                raise InvalidRequest(f"goal {goal_id!r} was given before; each goal runs at most once", "goal_id")
             if self._goal is not None:
-                raise Busy(f"the robot still executes {self._goal.skill.name!r} (goal {self._goal.id!r})")
+                raise Busy(f"the robot still executes {self._goal.skill.name!r} (goal {self._goal.id!r})", RETRY_AFTER)
             self._seen[goal_id] = None
             if len(self._seen) > GOALS_REMEMBERED:
                 self._seen.popitem(last=False)
@@ -289,7 +294,7 @@ class RobotServicer(skills_pb2_grpc.RobotServiceServicer):
         try:
             return {name: write_image(self._robot.view(name), JPEG) for name in views}
         except KeyError as error:
-            raise InvalidRequest(f"the robot has no view {error}") from None
+            raise InvalidRequest(f"the robot has no view {error}", "views") from None
 
     def _do(self, call: Callable[..., T], *arguments: object) -> T:
         """Run on the robot's thread."""
@@ -297,9 +302,10 @@ class RobotServicer(skills_pb2_grpc.RobotServiceServicer):
 
 
 def _check_views(views: Sequence[str]) -> list[str]:
-    if len(views) > MAX_VIEWS:
-        raise InvalidRequest(f"{len(views)} views at once; at most {MAX_VIEWS}")
-    return [read_text(view, "a view's name") for view in views]
+    with inside("views"):
+        if len(views) > MAX_VIEWS:
+            raise InvalidRequest(f"{len(views)} views at once; at most {MAX_VIEWS}")
+        return [read_text(view, "a view's name") for view in views]
 
 
 def serve(
@@ -310,6 +316,7 @@ def serve(
     address: str = "127.0.0.1:0",
     max_steps: int = MAX_STEPS,
     control_timeout: float = CONTROL_TIMEOUT,
+    access: Access | None = None,  # who may call; None: whoever reaches a loopback address
 ) -> Server:
     """A running robot server; port 0 takes a free port, `.address` says which."""
     servicer = RobotServicer(robot, library, skill_client, max_steps, control_timeout)
@@ -317,4 +324,4 @@ def serve(
     def add(server: grpc.Server) -> None:
         skills_pb2_grpc.add_RobotServiceServicer_to_server(servicer, server)
 
-    return Server(add, SERVICE, address, on_stop=servicer.close)
+    return Server(add, SERVICE, address, on_stop=servicer.close, access=access)

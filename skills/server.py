@@ -19,11 +19,13 @@ import grpc
 import numpy as np
 
 from skills import connective
+from skills.access import Access
 from skills.batching import Inference, Line
 from skills.errors import InvalidRequest, ServerFault, Unavailable
 from skills.library import SkillLibrary
 from skills.messages import (
     MAX_HISTORY,
+    inside,
     read_history,
     read_observation,
     read_text,
@@ -142,7 +144,7 @@ class SkillServicer(skills_pb2_grpc.SkillServiceServicer):
 
     def ScoreSkills(self, request: pb.ScoreSkillsRequest, context: grpc.ServicerContext) -> pb.ScoreSkillsResponse:
         if len(request.names) > len(self._library):
-            raise InvalidRequest(f"{len(request.names)} names; this library has {len(self._library)} skills")
+            raise InvalidRequest(f"{len(request.names)} names; this library has {len(self._library)} skills", "names")
         with self._judging.caller():
             history = read_history(request.history)
             skills = [self._library[name] for name in request.names] or list(self._library)
@@ -172,15 +174,18 @@ class SkillServicer(skills_pb2_grpc.SkillServiceServicer):
         with self._acting.caller(), stream:
             for request in stream:
                 if not last < request.sequence:
-                    raise InvalidRequest(f"sequence {request.sequence} follows {last}; it must grow")
+                    raise InvalidRequest(f"sequence {request.sequence} follows {last}; it must grow", "sequence")
                 if not history or request.instruction not in ("", instruction):
                     if history:
-                        raise InvalidRequest("one control stream serves one instruction; open another stream")
-                    instruction = read_text(request.instruction, "the instruction")
+                        problem = "one control stream serves one instruction; open another stream"
+                        raise InvalidRequest(problem, "instruction")
+                    with inside("instruction"):
+                        instruction = read_text(request.instruction, "the instruction")
                 last = request.sequence
-                observation = read_observation(request.observation)
-                if history and observation.image.shape != history[-1].image.shape:
-                    raise InvalidRequest("the image changed its size within one control stream")
+                with inside("observation"):
+                    observation = read_observation(request.observation)
+                    if history and observation.image.shape != history[-1].image.shape:
+                        raise InvalidRequest("the image changed its size within one control stream", "image")
                 history.append(observation)
                 action, seconds = self._infer(context, self._acting, (tuple(history), instruction))
                 if np.shape(action) != ACTION_LOW.shape or not np.isfinite(action).all():
@@ -266,6 +271,7 @@ def serve(
     address: str = "127.0.0.1:0",
     ready: bool = True,  # False: health says NOT_SERVING until `Server.set_ready`, while models load
     limits: Limits = Limits(),
+    access: Access | None = None,  # who may call; None: whoever reaches a loopback address
 ) -> Server:
     """A running skill server; port 0 takes a free port, `.address` says which."""
     servicer = SkillServicer(library, critic, actor, critic_id or model_id, actor_id or model_id, calibrate, limits)
@@ -274,4 +280,4 @@ def serve(
         skills_pb2_grpc.add_SkillServiceServicer_to_server(servicer, server)
 
     threads = limits.streams + limits.scorings + SPARE_THREADS
-    return Server(add, SERVICE, address, on_stop=servicer.close, ready=ready, threads=threads)
+    return Server(add, SERVICE, address, on_stop=servicer.close, ready=ready, threads=threads, access=access)

@@ -13,14 +13,16 @@ import grpc
 from google.protobuf.message import DecodeError
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
+from grpc_status import rpc_status
 
+from skills.access import HEALTH, Access
 from skills.errors import InvalidRequest, ServerFault, SkillError, Unavailable
-from skills.wire import SERVER_OPTIONS, code_of, split_address
+from skills.wire import SERVER_OPTIONS, is_loopback, join_address, split_address, status_of
 
 log = logging.getLogger(__name__)
 
 THREADS = 32  # calls at one time; long ones are limited to fewer, so that health checks always find a thread
-MAX_DETAILS = 1000  # [characters] of a status message: it travels in a header
+HEALTH_THREADS = 4
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 
@@ -36,21 +38,32 @@ class Server:
         on_stop: Callable[[], None] = lambda: None,  # called once, before running calls are ended
         ready: bool = True,  # False: health says NOT_SERVING until `set_ready`
         threads: int = THREADS,
+        access: Access | None = None,  # who may call; None: whoever reaches a loopback address
     ) -> None:
         host, port = split_address(address)
+        access = access or Access()
+        access.check(host)
         _refuse_occupied(host, port, address)
         self._on_stop, self._service, self._stopped = on_stop, service, False
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix=service)
-        self._server = grpc.server(self._threads, interceptors=[_Boundary()], options=SERVER_OPTIONS)
+        self._health_threads = ThreadPoolExecutor(HEALTH_THREADS, thread_name_prefix="health")
+        boundary = _Boundary(access, self._health_threads)
+        self._server = grpc.server(self._threads, interceptors=[boundary], options=SERVER_OPTIONS)
         add_to_server(self._server)
-        self._health = _health_on_threads_of_its_own()
+        self._health = health.HealthServicer(experimental_non_blocking=True)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
-        reflection.enable_server_reflection((service, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server)
+        if is_loopback(host) or access.reflection:
+            reflection.enable_server_reflection((service, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server)
+        if access.everybody and not is_loopback(host):
+            log.warning("warning: whoever reaches %s may call everything; give --tokens or --client-ca", address)
         try:
-            self.port = self._server.add_insecure_port(address)
+            if access.tls is None:
+                self.port = self._server.add_insecure_port(address)
+            else:
+                self.port = self._server.add_secure_port(address, access.tls.credentials())
         except RuntimeError:
             raise Unavailable(f"cannot listen on {address}") from None
-        self.address = f"[{host}]:{self.port}" if ":" in host else f"{host}:{self.port}"
+        self.address = join_address(host, self.port)
         self._server.start()
         self._set_health(SERVING if ready else NOT_SERVING)
 
@@ -66,6 +79,7 @@ class Server:
             self._on_stop()
             self._server.stop(grace).wait()
             self._threads.shutdown(wait=False)
+            self._health_threads.shutdown(wait=False)
 
     def wait(self) -> None:
         """Until `stop` is called from elsewhere."""
@@ -80,15 +94,6 @@ class Server:
     def _set_health(self, status: int) -> None:
         for name in ("", self._service):
             self._health.set(name, status)
-
-
-def _health_on_threads_of_its_own() -> health.HealthServicer:
-    """A call holds a thread from its first byte, sent whole or not: however many do, a health check finds another."""
-    servicer = health.HealthServicer(experimental_non_blocking=True)
-    check = partial(servicer.Check)
-    check.experimental_thread_pool = ThreadPoolExecutor(2, thread_name_prefix="health")  # type: ignore[attr-defined]
-    servicer.Check = check
-    return servicer
 
 
 def _refuse_occupied(host: str, port: int, address: str) -> None:
@@ -108,11 +113,24 @@ _MALFORMED = object()  # stands for a request that is no protobuf message
 
 
 class _Boundary(grpc.ServerInterceptor):
-    """Around every method of ours: SkillError -> its status, anything else -> INTERNAL and a log line."""
+    """Around every method of ours: SkillError -> its status, anything else -> INTERNAL and a log line.
+
+    Around all methods: who may not call is refused before anything of the request is read."""
+
+    def __init__(self, access: Access, health_threads: ThreadPoolExecutor) -> None:
+        self._access, self._health_threads = access, health_threads
 
     def intercept_service(self, continuation: Callable[[Any], Any], details: Any) -> Any:
         handler = continuation(details)
-        if handler is None or not details.method.startswith("/skills.v1."):
+        if handler is None:
+            return None
+        try:
+            self._access.admit(details.method, details.invocation_metadata)
+        except Exception as error:
+            return _refusing(_problem(error))
+        if details.method.startswith(HEALTH):
+            return _apart(handler, self._health_threads)
+        if not details.method.startswith("/skills.v1."):
             return handler
         decode = _tolerant(handler.request_deserializer)
         if handler.request_streaming:
@@ -124,6 +142,24 @@ class _Boundary(grpc.ServerInterceptor):
                 _stream(handler.unary_stream, _checked), decode, handler.response_serializer
             )
         return grpc.unary_unary_rpc_method_handler(_unary(handler.unary_unary), decode, handler.response_serializer)
+
+
+def _refusing(problem: SkillError) -> grpc.RpcMethodHandler:
+    """Fits every kind of method: it answers without waiting for a message, and so holds no thread for a stranger."""
+
+    def refuse(requests: Iterator[bytes], context: grpc.ServicerContext) -> None:
+        context.abort_with_status(rpc_status.to_status(status_of(problem)))
+
+    return grpc.stream_unary_rpc_method_handler(refuse)
+
+
+def _apart(handler: Any, threads: ThreadPoolExecutor) -> grpc.RpcMethodHandler:
+    """Health is open to strangers, so it has threads of its own: calls whose message never comes hold no others."""
+    streams = handler.response_streaming
+    make = grpc.unary_stream_rpc_method_handler if streams else grpc.unary_unary_rpc_method_handler
+    behave = partial(handler.unary_stream if streams else handler.unary_unary)
+    vars(behave).update(experimental_thread_pool=threads, experimental_non_blocking=streams)  # as grpc reads them
+    return make(behave, handler.request_deserializer, handler.response_serializer)
 
 
 def _tolerant(decode: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
@@ -152,7 +188,7 @@ def _unary(behave: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
             return behave(_checked(request), context)
         except Exception as error:
             problem = _problem(error)
-        context.abort(code_of(problem), str(problem)[:MAX_DETAILS])
+        context.abort_with_status(rpc_status.to_status(status_of(problem)))
 
     return guarded
 
@@ -166,7 +202,7 @@ def _stream(behave: Callable[[Any, Any], Iterator[Any]], check: Callable[[Any], 
             if not context.is_active():  # the client left; nobody to tell
                 return
             problem = _problem(error)
-        context.abort(code_of(problem), str(problem)[:MAX_DETAILS])
+        context.abort_with_status(rpc_status.to_status(status_of(problem)))
 
     return guarded
 

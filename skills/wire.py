@@ -2,26 +2,36 @@
 
 from __future__ import annotations
 
+import ipaddress
+import re
+from typing import TypeVar
 from urllib.parse import urlsplit
 
 import grpc
+from google.protobuf.message import DecodeError, Message
+from google.rpc.error_details_pb2 import BadRequest, RetryInfo
+from google.rpc.status_pb2 import Status
+from grpc_status import rpc_status
 
 from skills.errors import (
     Busy,
     DeadlineExceeded,
     InvalidRequest,
+    PermissionDenied,
     ServerFault,
     SkillError,
     Stopped,
+    Unauthenticated,
     Unavailable,
     UnknownSkill,
 )
 
+T = TypeVar("T", bound=Message)
 SCHEMA_VERSION = 1
+MAX_DETAILS = 1000  # [bytes] of a status message: it travels in a header, at worst 5 times as long
 MAX_MESSAGE = 64 * 2**20  # [bytes]: a long history of raw 320x256 images fits
 PING_EVERY = 1000  # [ms] without traffic before a ping
 PING_TIMEOUT = 1000  # [ms] without an answer before the link counts as dead
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 _MESSAGES = [("grpc.max_send_message_length", MAX_MESSAGE), ("grpc.max_receive_message_length", MAX_MESSAGE)]
 CLIENT_OPTIONS = [
@@ -51,6 +61,8 @@ CODES = {
     DeadlineExceeded: grpc.StatusCode.DEADLINE_EXCEEDED,
     Busy: grpc.StatusCode.RESOURCE_EXHAUSTED,
     Stopped: grpc.StatusCode.FAILED_PRECONDITION,
+    Unauthenticated: grpc.StatusCode.UNAUTHENTICATED,
+    PermissionDenied: grpc.StatusCode.PERMISSION_DENIED,
     ServerFault: grpc.StatusCode.INTERNAL,
 }
 ERRORS = {code: error for error, code in CODES.items()}
@@ -68,9 +80,37 @@ def split_address(address: str) -> tuple[str, int]:
     return host, port
 
 
+def join_address(host: str, port: int) -> str:
+    """(host, port) -> "host:port"; an IPv6 host gets its brackets."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def is_loopback(host: str) -> bool:
+    """Can only this machine reach it? 127.0.0.0/8, ::1 and localhost."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host.lower() == "localhost"
+
+
 def code_of(error: SkillError) -> grpc.StatusCode:
     """The status a server answers with."""
     return next((code for kind, code in CODES.items() if isinstance(error, kind)), grpc.StatusCode.INTERNAL)
+
+
+def status_of(error: SkillError) -> Status:
+    """What a server answers with: code, text, and for two codes what a program can read (google.rpc.error_details)."""
+    code, text = code_of(error), str(error).encode()[:MAX_DETAILS].decode(errors="ignore")
+    status = Status(code=code.value[0], message=text)
+    match error:
+        case InvalidRequest():
+            violation = BadRequest.FieldViolation(field=error.field, description=text)
+            status.details.add().Pack(BadRequest(field_violations=[violation]))
+        case Busy() if error.retry_after is not None:
+            advice = RetryInfo()
+            advice.retry_delay.FromNanoseconds(round(error.retry_after * 1e9))
+            status.details.add().Pack(advice)
+    return status
 
 
 def error_of(error: grpc.RpcError, service: str, address: str) -> SkillError:
@@ -87,14 +127,42 @@ def error_of(error: grpc.RpcError, service: str, address: str) -> SkillError:
             return InvalidRequest(f"{where}: a message is larger than {MAX_MESSAGE // 2**20} MiB")
         case grpc.StatusCode.UNIMPLEMENTED:
             return ServerFault(f"{where} does not know this call; is that the right address?")
+        case grpc.StatusCode.UNAUTHENTICATED | grpc.StatusCode.PERMISSION_DENIED:
+            return ERRORS[code](f"{where}: {details or code.name}")
         case _ if code in ERRORS:
-            return ERRORS[code](details or f"{where} answered {code.name}")
+            return _with_details(ERRORS[code](details or f"{where} answered {code.name}"), error)
     return ServerFault(f"{where} answered {code.name}: {details}")
+
+
+def _with_details(problem: SkillError, error: grpc.RpcError) -> SkillError:
+    match problem:
+        case InvalidRequest() if (found := _detail(error, BadRequest())) and found.field_violations:
+            problem.field = found.field_violations[0].field
+        case Busy() if found := _detail(error, RetryInfo()):
+            problem.retry_after = max(0.0, found.retry_delay.ToNanoseconds() / 1e9)
+    return problem
+
+
+def _detail(error: grpc.RpcError, kind: T) -> T | None:
+    """The status's detail of that kind, into which it is read; None where a server sends none that can be read."""
+    try:
+        status = rpc_status.from_call(error)
+        return next((kind for detail in (status.details if status else ()) if detail.Unpack(kind)), None)
+    except (ValueError, DecodeError):
+        return None
 
 
 def _why_unavailable(code: grpc.StatusCode, details: str) -> str:
     if "Connection refused" in details:
         return "cannot be reached: nothing listens there"
+    if "Hostname Verification" in details:
+        return "shows a certificate that is not for this host name"
+    if untrusted := re.search("CERTIFICATE_VERIFY_FAILED(: [^:]+)?", details):
+        return f"shows a certificate that the given authority does not vouch for{untrusted[1] or ''}"
+    if "WRONG_VERSION_NUMBER" in details:
+        return "does not speak TLS; connect in plain text"
+    if "failed to connect" in details and any(sign in details for sign in ("closed", "reset")):
+        return "hangs up at once: does it want TLS, or a client certificate that it trusts?"
     if code is grpc.StatusCode.CANCELLED or any(
         sign in details for sign in ("closed", "reset", "GOAWAY", "Broken pipe")
     ):

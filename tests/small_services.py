@@ -137,7 +137,7 @@ def main():
             return serve.serve(config, choose_models)
         case "robot":
             config = parse(robot.RobotConfig, command, "")
-            return robot.release(config.release) if config.release else robot.serve(config, make_robot)
+            return robot.release(config) if config.release else robot.serve(config, make_robot)
         case "run":
             parts = run.Parts(load_language, (*me, "serve", "--skills", str(SKILLS)), (*me, "robot"))
             run.leave(run.run(parse(run.RunConfig, command, ""), parts))

@@ -330,7 +330,7 @@ def test_mistakes_are_told_in_one_line_with_exit_code_2(tmp_path):
             (["--preselect", -1], "--preselect"),
             (["--server", "nowhere"], "HOST:PORT"),
             (["--server", nobody, "--calibrated"], "--calibrated is for the skill server that run starts"),
-            (["--server", nobody, "--out", tmp_path / "out"], f"no skill server answers at {nobody}"),
+            (["--server", nobody, "--out", tmp_path / "out"], f"skill server at {nobody} cannot be reached"),
         ]
         for arguments, told in cases:
             code, _, err = run_small(INSTRUCTION, *arguments)

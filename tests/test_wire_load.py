@@ -235,8 +235,9 @@ def test_a_full_method_refuses_at_once_while_health_and_other_methods_answer(bus
             started = time.monotonic()
             health.Check(health_pb2.HealthCheckRequest(), timeout=5)
             took.append(time.monotonic() - started)
-            with pytest.raises(Busy, match="2 requests for scores"):
+            with pytest.raises(Busy, match="2 requests for scores") as caught:
                 client.score([seen(1)], ["pick apple"])
+    assert caught.value.retry_after > 0
     assert np.median(took) < 0.1
     model.free.set()
     assert [answer.result(5)[0].raw for answer in scores] == [0.5, 0.5]

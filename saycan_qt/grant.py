@@ -1,0 +1,87 @@
+"""Make a token that lets somebody call a service, and the line that tells the service of it.
+
+    python -m saycan_qt.grant laptop --roles read score                       # prints both, the token never again
+    python -m saycan_qt.grant laptop --roles read score --tokens tokens.yaml --out laptop.token
+
+Services read the second command's tokens.yaml when they start (--tokens); it holds the token's SHA-256, not the token.
+To take a token back, delete its line and start the service again.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+import yaml
+
+from saycan_qt.options import File, parse
+from saycan_qt.services import refuse
+from skills.access import Role, Tokens, digest, new_token
+from skills.errors import AccessError, SkillError
+
+MODE = 0o600  # the owner's business alone
+
+
+@dataclass(frozen=True)
+class GrantConfig:
+    """Make a token that lets somebody call a service, and the line that tells the service of it."""
+
+    name: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="NAME", help_behavior_hint="")]  # of its holder
+    # read: what there is, and what the robot sees; score: affordances; drive: actions and skills, and to halt and
+    # release the robot; stop: to halt it and nothing else
+    roles: tuple[Role, ...]
+    tokens: File = None  # add the line to this file (made if need be) instead of printing it
+    out: File = None  # write the token to this new file instead of printing it
+
+
+def grant(config: GrantConfig) -> int:
+    token = new_token()
+    entry = {"name": config.name, "sha256": digest(token), "roles": list(dict.fromkeys(config.roles))}
+    line = "- " + yaml.safe_dump(entry, default_flow_style=True, sort_keys=False, width=10_000)
+    try:
+        check(config)
+        if config.out is not None:
+            append(config.out, token + "\n", os.O_EXCL)
+        if config.tokens is not None:
+            append(config.tokens, line)
+    except SkillError as error:
+        return refuse(str(error))
+    if config.out is None:
+        print(f"token (shown this once): {token}")
+    if config.tokens is None:
+        print(f"line for --tokens: {line.strip()}")
+    return 0
+
+
+def check(config: GrantConfig) -> None:
+    """Raises AccessError before anything is written."""
+    if not config.name.strip() or not config.name.isprintable():
+        raise AccessError(f"{config.name!r} is no name")
+    if not config.roles:
+        raise AccessError("a token without roles may do nothing; give --roles")
+    path = config.tokens
+    if path is not None and path.exists() and path.stat().st_size:
+        if config.name in (holder.name for holder in Tokens.load(path).holders):
+            raise AccessError(f"{path} has a token of {config.name!r}; delete its line first, or choose another name")
+        if not path.read_bytes().endswith(b"\n"):
+            append(path, "\n")
+
+
+def append(path: Path, text: str, flags: int = 0) -> None:
+    try:
+        with os.fdopen(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | flags, MODE), "w") as file:
+            file.write(text)
+    except OSError as error:
+        raise AccessError(f"cannot write {path}: {error.strerror}") from None
+
+
+def main() -> int:
+    return grant(parse(GrantConfig, "python -m saycan_qt.grant", __doc__))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
