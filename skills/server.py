@@ -43,6 +43,7 @@ from skills.types import (
     BatchedCritic,
     Critic,
     Observation,
+    Reader,
 )
 from skills.v1 import skills_pb2 as pb
 from skills.v1 import skills_pb2_grpc
@@ -177,6 +178,8 @@ class SkillServicer(skills_pb2_grpc.SkillServiceServicer):
                     if history:
                         raise InvalidRequest("one control stream serves one instruction; open another stream")
                     instruction = read_text(request.instruction, "the instruction")
+                    if isinstance(self._actor, Reader):
+                        self._actor.know([instruction])
                 last = request.sequence
                 observation = read_observation(request.observation)
                 if history and observation.image.shape != history[-1].image.shape:
