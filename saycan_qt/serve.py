@@ -27,7 +27,7 @@ from skills.errors import SkillError, Unavailable
 from skills.library import SkillLibrary
 from skills.server import Calibrate, Limits
 from skills.server import serve as serve_skills
-from skills.types import STATE_NAMES, Actor, BatchedActor, BatchedCritic, Critic, Observation
+from skills.types import STATE_NAMES, Actor, BatchedActor, BatchedCritic, Critic, Observation, Reader
 from skills.wire import join_address
 
 KITCHEN_IMAGE = (80, 96)  # height, width of what the kitchen robot observes [pixels]
@@ -82,6 +82,8 @@ class Warming:
             self.value_many = critic.value_many
         if isinstance(actor, BatchedActor):
             self.act_many = actor.act_many
+        if isinstance(actor, Reader):
+            self.know = actor.know
 
     def value(self, history: Sequence[Observation], instructions: Sequence[str]) -> np.ndarray:
         return self._loaded()[0].value(history, instructions)
@@ -136,6 +138,8 @@ def warm_up(critic: Critic, actor: Actor, library: SkillLibrary) -> None:
     names = [skill.name for skill in library if skill.learned]
     if names:
         critic.value([blank_for(critic)], names)
+        if isinstance(actor, Reader):
+            actor.know(names)
         actor.act([blank_for(actor)], names[0])
 
 

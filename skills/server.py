@@ -45,6 +45,7 @@ from skills.types import (
     BatchedCritic,
     Critic,
     Observation,
+    Reader,
 )
 from skills.v1 import skills_pb2 as pb
 from skills.v1 import skills_pb2_grpc
@@ -181,6 +182,8 @@ class SkillServicer(skills_pb2_grpc.SkillServiceServicer):
                         raise InvalidRequest(problem, "instruction")
                     with inside("instruction"):
                         instruction = read_text(request.instruction, "the instruction")
+                    if isinstance(self._actor, Reader):
+                        self._actor.know([instruction])
                 last = request.sequence
                 with inside("observation"):
                     observation = read_observation(request.observation)

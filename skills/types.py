@@ -106,6 +106,15 @@ class BatchedActor(Actor, Protocol):
 
 
 @runtime_checkable
+class Reader(Protocol):
+    """An actor to whom new words are slow: a server has them read before the robot stands in line for the model."""
+
+    def know(self, instructions: Sequence[str]) -> None:
+        """Acting towards these is as fast as towards others from now on. Called from any thread, while others act."""
+        ...
+
+
+@runtime_checkable
 class Robot(Protocol):
     """A robot's driver; knows nothing of gRPC. All calls come from one thread at a time, `stop` from any."""
 

@@ -105,6 +105,23 @@ def test_no_robot_ever_gets_anothers_action():
     assert sum(model.batches) == robots * steps and max(model.batches) > 4
 
 
+def test_a_robot_with_words_that_are_slow_to_read_holds_up_no_other():
+    model, read = Sums(), threading.Event()
+    model.know = lambda texts: texts == ["go"] or read.wait(10)
+    with (
+        serve(LIBRARY, actor=model, limits=UNHURRIED) as server,
+        ThreadPoolExecutor(1) as thread,
+        SkillClient(server.address) as client,
+        client.control("arise, go forth", timeout=10) as slow,
+        client.control("go") as quick,
+    ):
+        action = thread.submit(slow.act, seen(1))
+        assert [quick.act(seen(step))[0] for step in (2, 3)] == [4, 7]
+        assert not action.done()
+        read.set()
+        assert action.result(5)[0] == 1 + len("arise, go forth")
+
+
 class Marks:
     """Judges by the state's first number and the skill's name; remembers how it was asked."""
 
