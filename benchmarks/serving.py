@@ -238,8 +238,9 @@ def compare(config: Config) -> dict[str, Any]:
                 del tries[name]
     for pipe in pipes:
         pipe.close()
-    ratio = carried["batched"] / max(carried["plain"], 1)
-    print(f"carried: {carried['batched']} robots batched, {carried['plain']} plain, {ratio:.1f} times as many")
+    ratio = carried["batched"] / carried["plain"] if carried["plain"] else None
+    times = f"{ratio:.1f} times as many" if ratio else "no ratio: this model is too slow, or the machine is busy"
+    print(f"carried: {carried['batched']} robots batched, {carried['plain']} plain, {times}")
     return {"image": image, "carried": carried, "ratio": ratio, "rows": rows}
 
 
