@@ -117,8 +117,8 @@ def once(mark: Path, work: Callable[[], object]) -> None:
         mark.touch()
 
 
-def prepare(config: Table1Config, look: str) -> tuple[list[Path], str]:
-    """Episodes and eyes of a look."""
+def prepare(config: Table1Config, look: str) -> tuple[list[Path], tuple[object, ...]]:
+    """Episodes of a look, and the options that name its eyes."""
     home, data = config.out / look, []
     for kind, episodes, seed in (("anywhere", config.anywhere, 2), ("impossible", config.impossible, 1)):
         data.append(home / kind)
@@ -126,18 +126,17 @@ def prepare(config: Table1Config, look: str) -> tuple[list[Path], str]:
         collect = partial(run, home / "log", "saycan_qt.collect", "--out", data[-1], "--episodes", episodes, *options)
         once(home / f"{kind}.done", collect)
     if look == "target":
-        return data, "perception"
+        return data, ()
     eyes, init = home / "perception", ("--init", SHIPPED / "perception", "--look", look)
     length = ("--frames", config.frames, "--epochs", 6, "--learning-rate", 1e-3, "--workers", config.workers)
     once(home / "perception.done", partial(run, home / "log", "saycan_qt.pretrain", "--out", eyes, *init, *length))
-    return data, str(eyes / "checkpoint")
+    return data, ("--perception", eyes / "checkpoint")
 
 
-def learn(config: Table1Config, row: Row, seed: int, data: Sequence[Path], eyes: str) -> dict[str, float]:
+def learn(config: Table1Config, row: Row, seed: int, data: Sequence[Path], eyes: Sequence[object]) -> dict[str, float]:
     """Train and judge one value function; SHOWN of it."""
     home = config.out / "runs" / row.folder(seed)
-    eyes_option = ("--perception", eyes) if eyes != "perception" else ()
-    options = ("--out", home, "--seed", seed, "--starts", 0.5, "--threads", 1, *eyes_option)
+    options = ("--out", home, "--seed", seed, "--starts", 0.5, "--threads", 1, *eyes)
     length = ("--steps", config.steps, "--batch-size", config.batch_size, "--validate-every", config.steps)
     train = partial(run, home / "log", "saycan_qt.train", *row.arguments, "--data", *data, *options, *length)
     once(home / "trained.done", train)

@@ -26,7 +26,7 @@ from langchain_core.tools import StructuredTool, ToolException
 from planners.proposal import generate
 from planners.saycan import DONE, Decision, Judge, SayCanPlanner, Step, World
 from skills.library import Skill
-from skills.types import Outcome, Status
+from skills.types import Observation, Outcome, Status
 
 
 class PlannerInput(TypedDict):
@@ -35,6 +35,7 @@ class PlannerInput(TypedDict):
     instruction: str
     affordances: Mapping[str, float]  # skill name -> [0, 1]
     history: NotRequired[Sequence[Step]]  # steps executed so far, oldest first
+    observation: NotRequired[Observation]  # what the robot knows of the scene
 
 
 class RunnablePlanner(Runnable[PlannerInput, Decision]):
@@ -47,7 +48,9 @@ class RunnablePlanner(Runnable[PlannerInput, Decision]):
         return self._call_with_config(self._decide, input, config)
 
     def _decide(self, asked: PlannerInput) -> Decision:
-        return self.planner.step(asked["instruction"], asked.get("history", ()), asked["affordances"])
+        return self.planner.step(
+            asked["instruction"], asked.get("history", ()), asked["affordances"], asked.get("observation")
+        )
 
 
 def runnable_plan(planner: SayCanPlanner, judge: Judge, world: World) -> Runnable[str, list[Decision | Step]]:
@@ -174,8 +177,9 @@ class PlannerModel(BaseChatModel):
         if not said:
             raise ValueError("nobody has said anything yet; the planner needs an instruction")
         history = self._history(messages[said[-1] + 1 :])
-        affordances = self.judge.affordances(self.world.observe())
-        decision = self.planner.step(str(messages[said[-1]].text), history, affordances)
+        observation = self.world.observe()
+        affordances = self.judge.affordances(observation)
+        decision = self.planner.step(str(messages[said[-1]].text), history, affordances, observation)
         if decision.refusal is not None:
             answer = AIMessage(decision.refusal.reason)
         elif decision.done:

@@ -18,9 +18,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
 
-from planners.weights import file_sha256, language_model_path, without_progress_bars
+from planners.weights import WeightsError, file_sha256, language_model_path, without_progress_bars
 
 log = logging.getLogger(__name__)
 
@@ -61,13 +62,18 @@ class LanguageScorer:
     """A causal language model that scores texts. One prompt's cache is kept; not for use from two threads at once."""
 
     def __init__(
-        self, path: str | Path | None = None, dtype: torch.dtype | None = None, negligible: float = NEGLIGIBLE
+        self,
+        path: str | Path | None = None,  # a model folder or a GGUF file; by default the pinned model
+        adapter: str | Path | None = None,  # a folder in PEFT's format, such as planners.weights.ADAPTER
+        dtype: torch.dtype | None = None,  # see `fast_dtype`
+        negligible: float = NEGLIGIBLE,  # see `score`
     ) -> None:
-        """path: a model folder or a GGUF file, by default the pinned model. dtype: see `fast_dtype`."""
         self.path = Path(path) if path is not None else language_model_path()
         self.dtype = dtype or fast_dtype()
         self.negligible = negligible
         self.model, self.tokenizer = load(self.path, self.dtype)
+        if adapter is not None:
+            self.model = adapted(self.model, Path(adapter))
         self._cache = DynamicCache(config=self.model.config)
         self._cached: list[int] = []  # the tokens whose keys and values are in the cache
 
@@ -234,6 +240,18 @@ def _load_gguf(path: Path, dtype: torch.dtype) -> tuple[Any, Any]:
     except OSError as error:
         log.warning("%s cannot hold the converted language model (%s): each start converts it anew", folder, error)
     return model.to(dtype).eval(), tokenizer
+
+
+def adapted(model: Any, folder: Path) -> Any:
+    """The model with an adapter added to its weights: as fast as without. Raises WeightsError."""
+    from peft import PeftModel
+
+    if not (folder / "adapter_model.safetensors").is_file():  # PEFT would also read a pickle
+        raise WeightsError(f"{folder}: no adapter_model.safetensors in it, so it is not an adapter's folder")
+    try:
+        return PeftModel.from_pretrained(model, str(folder), local_files_only=True).merge_and_unload().eval()
+    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
+        raise WeightsError(f"{folder}: does not fit this language model: {' '.join(str(error).split())}") from error
 
 
 def _digests(folder: Path) -> dict[str, str]:

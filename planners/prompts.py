@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice, product
 from pathlib import Path
@@ -15,6 +15,8 @@ import yaml
 EXAMPLES_FILE = Path(__file__).with_name("examples.yaml")
 MASK = "thing"
 NOTHING_SAID = "N/A"
+SAME = 0.93  # cosine from which an example says what the instruction says
+CANNOT = "cannot"  # what a tuned model plans where nothing serves the instruction
 OTHER_COUNT = 0.15  # taken off an example's similarity for each thing that it names more or less than the instruction
 
 
@@ -24,6 +26,19 @@ class Example:
 
     instruction: str
     plan: tuple[str, ...]
+
+
+class Known(Protocol):
+    """What the robot knows of where things are; skills.types.Observation is one."""
+
+    @property
+    def place(self) -> str: ...
+
+    @property
+    def held(self) -> str: ...
+
+    @property
+    def objects(self) -> Mapping[str, str]: ...
 
 
 class TextEmbedder(Protocol):
@@ -68,6 +83,9 @@ class Prompt:
     Things' names are masked before embedding, so that the way to ask decides rather than the thing asked for. Of the
     fillings of one way to ask, the one that shares most words comes first, and is made to be about the same things (a
     small model copies better than it generalises); the next are about other things, and show what is to be copied.
+
+    A model that was fine-tuned to plan (planners.pairs) is told the scene instead. Of the examples it only gets one
+    that says nearly what the instruction says, so that those which users add teach it, too.
     """
 
     def __init__(
@@ -79,6 +97,7 @@ class Prompt:
         per_way: int = 2,  # of them with the same way to ask
         spread: float = 0.12,  # a way to ask that is less similar than the nearest by more than this is left out...
         fewest: int = 2,  # ... if there are this many without it
+        tuned: bool = False,  # for a model that was fine-tuned to plan, see below
     ) -> None:
         self.embedder = embedder
         self.examples = list(examples if examples is not None else load_examples())
@@ -86,12 +105,14 @@ class Prompt:
         self._things = re.compile(r"\b(" + "|".join(map(re.escape, sorted(things, key=len, reverse=True))) + r")\b")
         self.nearest, self.per_way = nearest, per_way
         self.spread, self.fewest = spread, fewest
+        self.tuned = tuned
         self._by_way: dict[str, list[Example]] = {}
         for example in self.examples:
             self._by_way.setdefault(self._mask(example.instruction), []).append(example)
         self._vectors = self.embed(list(self._by_way))
         self._things_said = np.array([_count_things(way) for way in self._by_way])
         self._chosen: tuple[str, list[Example]] = ("", [])
+        self._scene = ""
         self._last: tuple[str, np.ndarray] = ("", np.zeros(0))
 
     def _mask(self, text: str) -> str:
@@ -113,12 +134,17 @@ class Prompt:
         things = self._things.findall(instruction.lower())
         masked = self._mask(instruction)
         similarity = self._similarity(masked)
-        similarity -= OTHER_COUNT * np.abs(self._things_said - _count_things(masked))
-        ways = list(self._by_way.values())
-        order = np.argsort(-similarity, kind="stable")
 
         def shared(example: Example) -> int:
             return len(words.intersection(_words(example.instruction)))
+
+        if self.tuned:
+            best = int(similarity.argmax())
+            (example, *_) = _most(list(self._by_way.values())[best], shared)
+            return [self._about(example, things)] if similarity[best] >= SAME else []
+        similarity -= OTHER_COUNT * np.abs(self._things_said - _count_things(masked))
+        ways = list(self._by_way.values())
+        order = np.argsort(-similarity, kind="stable")
 
         if not self._things_said[order[0]]:
             two = [e for index in order[:2] for e in _possible(_most(ways[index], shared), feasible)[:2]][:2]
@@ -148,15 +174,22 @@ class Prompt:
         )
         return Example(instruction, tuple(plan))
 
-    def build(self, instruction: str, steps_done: Sequence[str], feasible: Collection[str] = ()) -> str:
+    def build(
+        self,
+        instruction: str,
+        steps_done: Sequence[str],
+        feasible: Collection[str] = (),  # texts of skills that are possible now; they tell which things are there
+        known: Known | None = None,  # the scene, for a model that was tuned
+    ) -> str:
         """The prompt up to the number of the next step; ` text\\n` is what continues it.
 
-        feasible: texts of skills that are possible now; they tell which things are there. The examples are chosen at
-        the first step of an instruction and kept while steps are added, so that the prompt's beginning stays the same.
+        Examples and scene are those of the first step of an instruction, and are kept while steps are added, so that
+        the prompt's beginning stays the same.
         """
         instruction = one_line(instruction)
         if not steps_done or self._chosen[0] != instruction:
             self._chosen = (instruction, self.choose(instruction, feasible))
+            self._scene = describe(known) + "\n" if self.tuned and known else ""
         return self._write(instruction, steps_done)
 
     def content_free(self, steps_done: Sequence[str]) -> str:
@@ -165,8 +198,8 @@ class Prompt:
         return self._write(NOTHING_SAID, steps_done)
 
     def _write(self, instruction: str, steps_done: Sequence[str]) -> str:
-        shown = [_numbered(e.instruction, e.plan) + "\n\n" for e in self._chosen[1]]
-        return "".join(shown) + _numbered(instruction, steps_done) + f"\n{len(steps_done) + 1}."
+        shown = [numbered(e.instruction, e.plan) + "\n\n" for e in self._chosen[1]]
+        return "".join(shown) + self._scene + numbered(instruction, steps_done) + f"\n{len(steps_done) + 1}."
 
     @property
     def example_steps(self) -> list[str]:
@@ -211,5 +244,14 @@ def one_line(text: str) -> str:
     return " ".join(text.encode(errors="replace").decode().split())
 
 
-def _numbered(instruction: str, steps: Sequence[str]) -> str:
+def describe(known: Known) -> str:
+    """A scene in a line: what lies where, where the robot is, and what it holds."""
+    places: dict[str, list[str]] = {}
+    for thing, place in known.objects.items():
+        places.setdefault(place, []).append(thing)
+    parts = [f"{place}: {', '.join(things)}" for place, things in places.items()]
+    return "Scene: " + "; ".join([*parts, f"robot: {known.place}", f"hand: {known.held or 'empty'}"])
+
+
+def numbered(instruction: str, steps: Sequence[str]) -> str:
     return "\n".join([f"Instruction: {instruction}", *(f"{n}. {step}" for n, step in enumerate(steps, 1))])

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from planners.prompts import Prompt
+from planners.prompts import Known, Prompt
 from planners.saycan import DONE, LONGEST, Decision, Refusal, SayCanConfig, SayCanPlanner, Step
 from skills.library import Skill
 
@@ -99,7 +99,13 @@ class ProposalPlanner(SayCanPlanner):
         self._said = {_plain(words): skill for skill in self.skills for words in (skill.name, skill.text)}
         self._said_vectors = prompt.embed(list(self._said))
 
-    def step(self, instruction: str, history: Sequence[Step], affordances: Mapping[str, float]) -> ProposalDecision:
+    def step(
+        self,
+        instruction: str,
+        history: Sequence[Step],
+        affordances: Mapping[str, float],
+        known: Known | None = None,
+    ) -> ProposalDecision:
         """The next skill. A failed step is not shown to the language model, so that it proposes it anew."""
         started = time.perf_counter()
         possible = [s for s in self.skills if affordances.get(s.name, 0.0) >= self.config.affordance_floor]
@@ -113,16 +119,16 @@ class ProposalPlanner(SayCanPlanner):
                 if any(proposal.skill in possible or _is_done(proposal.skill) for proposal in proposals):
                     break
         self._votes.count(proposals, equal=not self.proposals.votes)
-        decision = super().step(instruction, history, affordances)
+        decision = super().step(instruction, history, affordances, known)
         if decision.refusal is None and not self._votes.counts[decision.skill.text]:
             words = ", ".join(f"“{text}”" for text in dict.fromkeys(proposal.text for proposal in proposals))
             refusal = Refusal(f"nothing that the language model proposes is possible now: {words or 'it is silent'}")
             rows = [replace(row, language_score=None, score=0.0) for row in decision.candidates]
             rows.sort(key=lambda row: not _is_done(row.skill))
             decision = replace(decision, candidates=tuple(rows), refusal=refusal)
-        known = {field.name: getattr(decision, field.name) for field in fields(decision)}
-        known["seconds"] = time.perf_counter() - started
-        return ProposalDecision(**known, proposals=tuple(proposals))
+        decided = {field.name: getattr(decision, field.name) for field in fields(decision)}
+        decided["seconds"] = time.perf_counter() - started
+        return ProposalDecision(**decided, proposals=tuple(proposals))
 
     def understand(self, said: Sequence[str]) -> list[Proposal]:
         """Each proposal's nearest skill by sentence embedding, if it is near enough."""

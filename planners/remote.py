@@ -72,6 +72,7 @@ class RemoteScorer:
         self._key = api_key or ""
         proxies = [urllib.request.ProxyHandler({})] if is_loopback(parts.hostname) else []
         self._opener = urllib.request.build_opener(_NoRedirects, *proxies)
+        self._last: tuple[tuple[str, tuple[str, ...]], list[list[float | None]]] = (("", ()), [])
         self._max_tokens = 0  # 1 where a server insists on saying something itself
         self._probe()
 
@@ -81,8 +82,17 @@ class RemoteScorer:
         A candidate brings its own blank and its own end, as for LanguageScorer. Where a candidate's first letters merge
         into one token with the prompt's last ones, all candidates are scored from before that token.
         """
-        if not candidates:
-            return np.zeros(0, np.float32)
+        return np.array([self._sum(values) for values in self._values(prompt, candidates)], np.float32)
+
+    def count_tokens(self, prompt: str, candidates: Sequence[str]) -> np.ndarray:
+        """(N,) how many tokens `score` sums over for each candidate. Asks the server, unless it was just asked."""
+        return np.array([len(values) for values in self._values(prompt, candidates)], int)
+
+    def _values(self, prompt: str, candidates: Sequence[str]) -> list[list[float | None]]:
+        """The log-probabilities of each candidate's tokens."""
+        asked = (prompt, tuple(candidates))
+        if not candidates or self._last[0] == asked:
+            return self._last[1] if candidates else []
         deadline = time.monotonic() + self.timeout
         texts = [prompt, *(prompt + candidate for candidate in candidates)]
         rows = [
@@ -94,7 +104,8 @@ class RemoteScorer:
         shared = sum(1 for _ in takewhile(lambda column: len(set(column)) == 1, columns))
         if not shared:
             raise ValueError("the prompt is empty; a candidate is scored given at least one token")
-        return np.array([self._sum(row.logprobs[shared:]) for row in rows[1:]], np.float32)
+        self._last = asked, [row.logprobs[shared:] for row in rows[1:]]
+        return self._last[1]
 
     def _sum(self, logprobs: Sequence[float | None]) -> float:
         numbers = [value for value in logprobs if value is not None]

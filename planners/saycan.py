@@ -13,13 +13,14 @@ from typing import Literal, Protocol, cast
 
 import numpy as np
 
-from planners.prompts import Prompt, one_line
+from planners.prompts import CANNOT, Known, Prompt, one_line
 from skills.library import Skill
 from skills.types import Observation, Outcome
 
 DONE = "done"
 LONGEST = 2000  # letters of an instruction; longer ones are refused, not cut
 HOPELESS = 1e-5  # a content-free prompt finds nothing less likely than this, relative to its likeliest candidate
+ROUNDS = (2, 3, 4)  # skills in a round that leads nowhere: there and back, there and back, ...
 SUGGESTED = 3  # things to ask for that a refusal names
 
 
@@ -45,6 +46,7 @@ class SayCanConfig:
     unlike: float = 0.42  # cosine to the nearest way to ask, or skill text, below which an instruction is refused...
     alike: float = 0.65  # ... from which it is not, and between the two the language model decides: ...
     likely: float = 0.03  # ... refused if less of the next line's probability than this falls on the whole library
+    cannot: float = 0.5  # a tuned model says so itself: refused if it finds this likely that nothing serves
 
 
 @dataclass(frozen=True)
@@ -155,7 +157,13 @@ class SayCanPlanner:
             str, np.ndarray
         ] = {}  # of skills' texts, by sentence embedding, as far as they were needed
 
-    def step(self, instruction: str, history: Sequence[Step], affordances: Mapping[str, float]) -> Decision:
+    def step(
+        self,
+        instruction: str,
+        history: Sequence[Step],
+        affordances: Mapping[str, float],
+        known: Known | None = None,  # what the robot knows of the scene; an Observation, for one
+    ) -> Decision:
         """The next skill. A failed step is not shown to the language model, so that it proposes it anew."""
         started = time.perf_counter()
         config = self.config
@@ -169,7 +177,7 @@ class SayCanPlanner:
         possible = weight >= config.affordance_floor
         feasible = {s.text for s, may in zip(self.skills, possible, strict=True) if may and not s.learned}  # by rule
         steps_done = [step.skill.text for step in history if step.outcome.succeeded]
-        prompt = self.prompt.build(instruction, steps_done, feasible)
+        prompt = self.prompt.build(instruction, steps_done, feasible, known)
         asked = np.arange(len(self.skills)) if config.score_all else self._preselected(instruction, possible)
         if config.without == "language":
             language, share = self._nearness(instruction, asked), None
@@ -254,6 +262,9 @@ class SayCanPlanner:
         asked about all skills (that a thing is not there now is no reason to refuse).
         """
         config, everything = self.config, np.arange(len(self.skills))
+        if self.prompt.tuned and share is not None:
+            cannot = float(np.exp(self.scorer.score(prompt, [f" {CANNOT}\n"])[0]))
+            return self._unserved(instruction, feasible, None, 1 - cannot) if cannot >= config.cannot else None
 
         def fine(similarity: float, share: float | None) -> bool:
             return similarity >= config.alike or (
@@ -268,13 +279,20 @@ class SayCanPlanner:
         if config.unlike <= similarity < config.alike and share is not None and share < config.likely:
             rest = np.setdiff1d(everything, asked)
             share += float(np.exp(self._score(prompt, rest)).sum()) if len(rest) else 0.0
-        if fine(similarity, share):
-            return None
+        return None if fine(similarity, share) else self._unserved(instruction, feasible, similarity, share)
+
+    def _unserved(
+        self, instruction: str, feasible: Collection[str], similarity: float | None, share: float | None
+    ) -> Refusal:
         nearest = self.prompt.suggestions(instruction, self._texts, feasible, SUGGESTED)
-        nearest = nearest or [self.skills[i].text for i in np.argsort(-near)[:SUGGESTED]]
+        nearest = nearest or self._nearest_texts(instruction)
         offers = ", ".join(f"“{words}”" for words in nearest)
         reason = f"nothing that the robot can do serves this; the nearest that it can do: {offers}"
         return Refusal(reason, tuple(nearest), similarity, share)
+
+    def _nearest_texts(self, instruction: str) -> list[str]:
+        near = self._similarity([instruction], np.arange(len(self.skills)))
+        return [self.skills[i].text for i in np.argsort(-near)[:SUGGESTED]]
 
     def _refused(self, refusal: Refusal, prompt: str, affordances: Mapping[str, float], started: float) -> Decision:
         """Nothing is weighed, and "done" stands first: whoever does not look at the refusal does nothing."""
@@ -285,17 +303,23 @@ class SayCanPlanner:
     # -- what has been done ------------------------------------------------------------------------------------------
 
     def _lowered(self, skill: Skill, history: Sequence[Step]) -> float:
-        """Failures count until something succeeds, as that changes the state; repeats count while nothing else does."""
+        """Failures count until something succeeds, as that changes the state; repeats count while nothing else does,
+        and so does a round of skills that has been gone twice."""
         factor = 1.0
         for past in reversed(history):
             if past.outcome.succeeded:
                 break
             if past.skill.name == skill.name:
                 factor *= self.config.failure_factor
-        for past in reversed([past for past in history if past.outcome.succeeded]):
-            if past.skill.name != skill.name:
+        done = [past.skill.name for past in history if past.outcome.succeeded]
+        for name in reversed(done):
+            if name != skill.name:
                 break
             factor *= self.config.repeat_factor
+        for length in ROUNDS:
+            rounds = done[-2 * length :]
+            if rounds[:length] == rounds[length:] and rounds[-length:][:1] == [skill.name]:
+                factor *= self.config.repeat_factor
         return factor
 
     def plan(self, instruction: str, judge: Judge, world: World) -> Iterator[Decision | Step]:
@@ -305,7 +329,8 @@ class SayCanPlanner:
         """
         history: list[Step] = []
         while len(history) < self.config.max_steps:
-            decision = self.step(instruction, history, judge.affordances(world.observe()))
+            observation = world.observe()
+            decision = self.step(instruction, history, judge.affordances(observation), observation)
             yield decision
             if decision.done:
                 return

@@ -32,7 +32,7 @@ PICKLES = (".pt", ".pth", ".ckpt", ".bin", ".pkl", ".pickle")
 Generator = torch.Generator | np.random.Generator
 
 
-class CheckpointError(Exception):
+class CheckpointError(ValueError):
     """A checkpoint that cannot be used: file and reason."""
 
 

@@ -111,16 +111,13 @@ def episode(config: CollectConfig, number: int, library: SkillLibrary, actor: Ac
 
 
 def load_actor(name: str) -> Actor:
-    """A policy on one thread, for a process of many. Raises ValueError."""
+    """A policy on one thread, for a process of many. Raises CheckpointError."""
     import torch
 
     from saycan_qt import checkpoint
 
     torch.set_num_threads(1)
-    try:
-        return checkpoint.load(name)
-    except checkpoint.CheckpointError as error:
-        raise ValueError(str(error)) from None
+    return checkpoint.load(name)
 
 
 def shard(config: CollectConfig, worker: int) -> Path:
@@ -147,9 +144,11 @@ def begin(config: CollectConfig) -> None:
         raise ValueError(f"no family {sorted(unknown)}; the learnt families are {sorted(known)}")
     settings = {"seed": config.seed, "failures": config.failures, "families": list(config.families)}
     settings["workers"] = config.workers  # decides which episode lies in which shard
-    if config.policy:
-        load_actor(config.policy)
     usual = CollectConfig(config.out)
+    if config.policy:
+        if (config.failures, config.impossible) != (usual.failures, usual.impossible):
+            raise ValueError("--failures and --impossible are about experts' episodes; leave them out with --policy")
+        load_actor(config.policy)  # what cannot be loaded is refused before any worker starts
     for key in ("impossible", "anywhere", "policy", "look"):  # named where they matter
         if (value := getattr(config, key)) != getattr(usual, key):
             settings[key] = value

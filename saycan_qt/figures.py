@@ -22,6 +22,7 @@ import tyro
 
 from saycan_qt import metrics
 from saycan_qt.options import Command, dispatch
+from skills.errors import SkillError
 
 HELD_OUT = "held_out_"
 HIDDEN = ("seconds", "epochs", "step", "samples_per_second")
@@ -99,7 +100,7 @@ def main(arguments: list[str] | None = None) -> int:
         return dispatch("python -m saycan_qt.figures", __doc__, commands, arguments)
     except ImportError as error:
         print(f"error: {error}; `pip install 'saycan-qt[train]'` brings what pictures need", file=sys.stderr)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, SkillError) as error:
         print(f"error: {error}", file=sys.stderr)
     return 2
 

@@ -80,7 +80,7 @@ class Journey:
         judged = {score.skill: score for score in self.skills.score([observation]) if score.skill != saycan.DONE}
         stopwatch.lap("affordance")
         affordances = {name: score.affordance for name, score in judged.items()}
-        decision = self.planner.step(instruction, self.history, affordances)
+        decision = self.planner.step(instruction, self.history, affordances, observation)
         stopwatch.lap("language")
         rows = [
             Candidate(

@@ -17,11 +17,11 @@ from rich.table import Table
 from planners.instructions import FAMILIES, HELD_OUT, INSTRUCTIONS, TUNING, Instruction, InstructionsError
 from planners.instructions import load as load_instructions
 from planners.saycan import Decision, SayCanConfig, SayCanPlanner, Step
-from planners.weights import WeightsError
-from saycan_qt import atomic, run, serve
+from saycan_qt import atomic, serve
 from saycan_qt.evaluate import wilson
 from saycan_qt.kitchen.robot import KitchenRobot
 from saycan_qt.kitchen.staging import Stage
+from saycan_qt.language import Language, LanguageConfig, LanguageError, load_language
 from saycan_qt.options import Checkpoint, File
 from saycan_qt.plan_worlds import LearntWorld, PerfectWorld, Value, World, WorldJudge
 from saycan_qt.services import refuse
@@ -30,6 +30,7 @@ from skills.types import Actor, Observation
 
 PLANNED, EXECUTED = "planned", "executed"
 WIDE = 160  # [characters] of the table where no terminal limits it
+Loader = Callable[[LanguageConfig, bool], Language]  # as saycan_qt.language.load_language
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,7 @@ class PlansConfig:
     calibrated: bool = False  # the critic's values as probabilities, see `serve --help`
     noisy: bool = False  # blur the oracle: of learnt skills, possible ones score U(0.5, 1), others U(0, 0.4)
     pick_fails: float = 0.0  # share of the perfect picks that fail all the same
+    language: LanguageConfig = field(default_factory=LanguageConfig)
     planner: SayCanConfig = field(default_factory=SayCanConfig)
     threads: int = 2  # that the models may use
     verbose: bool = False  # print every plan that is not right; while the planner is improved, with --half tuning alone
@@ -142,8 +144,8 @@ def value_of(models: serve.Models, critic: Any, name: str) -> Value:
     return value
 
 
-def load_models(config: PlansConfig, skills: SkillLibrary, load_language: Callable[[], run.Language]) -> Models:
-    """Raises Unreadable or WeightsError."""
+def load_models(config: PlansConfig, skills: SkillLibrary, load_language: Loader) -> Models:
+    """Raises Unreadable or LanguageError."""
     import torch
 
     torch.set_num_threads(config.threads)
@@ -156,7 +158,7 @@ def load_models(config: PlansConfig, skills: SkillLibrary, load_language: Callab
             value, critic_id = value_of(models, critic, config.critic), models.critic_id
         if config.execute:
             act, actor_id = actor, models.actor_id
-    language = load_language()
+    language = load_language(config.language, False)
     planner = SayCanPlanner(language.scorer, language.prompt, skills, config.planner)
     return Models(planner, language.name, value, critic_id, act, actor_id)
 
@@ -305,7 +307,7 @@ def choose(config: PlansConfig, found: list[Instruction]) -> list[Instruction]:
     return chosen
 
 
-def plans(config: PlansConfig, load_language: Callable[[], run.Language] = run.load_language) -> int:
+def plans(config: PlansConfig, load_language: Loader = load_language) -> int:
     path, skills, console = config.set or INSTRUCTIONS, SkillLibrary.load(), Console(stderr=True)
     try:
         check(config)
@@ -317,7 +319,7 @@ def plans(config: PlansConfig, load_language: Callable[[], run.Language] = run.l
         for line in str(error).splitlines():
             code = refuse(line)
         return code
-    except (UseError, WeightsError, serve.Unreadable) as error:
+    except (UseError, LanguageError, serve.Unreadable) as error:
         return refuse(str(error))
     found = answer(config, path, models, tried)
     out = sys.stderr if config.json else sys.stdout

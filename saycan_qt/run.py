@@ -23,7 +23,7 @@ import sys
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from types import FrameType
 from typing import Literal, NoReturn, TypeVar, cast
@@ -31,11 +31,10 @@ from typing import Literal, NoReturn, TypeVar, cast
 from rich.console import Console
 
 from planners import saycan
-from planners.prompts import Prompt
-from planners.weights import WeightsError
 from saycan_qt.access import ClientOptions, HowToCall
 from saycan_qt.display import Display
 from saycan_qt.journey import Journey
+from saycan_qt.language import NONE, Language, LanguageConfig, LanguageError, load_language
 from saycan_qt.options import Address, File, Folder, Instruction, parse
 from saycan_qt.recording import Recorder
 from saycan_qt.report import write_report
@@ -84,6 +83,7 @@ class RunConfig:
     # the sum less that after a content-free prompt
     preselect: int = 0  # let the language model score only this many skills, the nearest by sentence embedding; 0: all
     explain: bool = False  # print why each skill was chosen, and what language and affordance vetoed (slower)
+    language: LanguageConfig = field(default_factory=LanguageConfig)
     anyway: bool = False  # try even what seems to be nothing that the robot can do
     max_steps: int = 20  # give up after this many skills
     out: Folder = None  # a new folder for the results; by default runs/<time>-<words>
@@ -91,19 +91,10 @@ class RunConfig:
 
 
 @dataclass(frozen=True)
-class Language:
-    """What is sensible: a language model and how it is asked."""
-
-    scorer: saycan.Scorer
-    prompt: Prompt
-    name: str
-
-
-@dataclass(frozen=True)
 class Parts:
     """What a run is made of; tests put small ones in their place."""
 
-    load_language: Callable[[bool], Language]  # given whether even hopeless skills are scored
+    load_language: Callable[[LanguageConfig, bool], Language]  # given, too, whether even hopeless skills are scored
     serve: tuple[str, ...] = (sys.executable, "-m", "saycan_qt.serve")
     robot: tuple[str, ...] = (sys.executable, "-m", "saycan_qt.robot")
 
@@ -201,7 +192,7 @@ class Run:
             self._endings.put(self._journey())
         except StartFailed as error:
             self._endings.put(Ending(MISTAKE if error.mistake else NOT_DONE, "error", str(error)))
-        except WeightsError as error:
+        except LanguageError as error:
             self._endings.put(Ending(MISTAKE, "error", str(error)))
         except ServerFault as error:
             self._endings.put(Ending(NOT_DONE, "error", f"{error} (logs: {self.folder.path}/*.log)"))
@@ -238,7 +229,10 @@ class Run:
 
     def _load_language(self) -> Language:
         self.display.begin_loading(LANGUAGE_MODEL)
-        language = self.parts.load_language(self.config.explain)
+        config = self.config.language
+        if self.config.planner == "proposal" and not config.adapter:
+            config = replace(config, adapter=NONE)  # what was tuned on plans alone has one idea where eight are wanted
+        language = self.parts.load_language(config, self.config.explain)
         self.display.loaded(LANGUAGE_MODEL, language.name)
         return language
 
@@ -347,17 +341,6 @@ def planner_of(
 
     proposer = SampledProposer(cast(LocalModel, language.scorer), language.prompt)
     return ProposalPlanner(proposer, language.prompt, skills, settings)
-
-
-def load_language(score_hopeless: bool = False) -> Language:
-    from transformers.utils import logging as transformers_logging  # seconds, spent while the services start
-
-    from planners.language import LanguageScorer
-    from planners.weights import text_embedder
-
-    transformers_logging.disable_progress_bar()  # we have our own
-    scorer = LanguageScorer(negligible=0) if score_hopeless else LanguageScorer()
-    return Language(scorer, Prompt(text_embedder()), scorer.path.stem)
 
 
 def run(config: RunConfig, parts: Parts) -> int:

@@ -18,7 +18,6 @@ from saycan_qt.kitchen.camera import HEAD_FOR_PEOPLE
 from saycan_qt.kitchen.objects import THINGS
 from saycan_qt.kitchen.tasks import CLEARANCE, feasible, practice
 from saycan_qt.kitchen.world import CARRY, Placement, Scene, World
-from skills.errors import SkillError
 from skills.library import Skill, SkillLibrary
 
 if TYPE_CHECKING:
@@ -77,7 +76,8 @@ def swept(judge: Judge, scene: Scene, skill: Skill, spacing: float) -> Places:
 
 
 def values(config: ValuesConfig) -> int:
-    """Draws the picture, says where it lies, and prints the mean value by distance. Raises ValueError."""
+    """Draws the picture, says where it lies, and prints the mean value by distance. Raises ValueError or
+    SkillError."""
     import torch
 
     from saycan_qt import checkpoint
@@ -85,16 +85,10 @@ def values(config: ValuesConfig) -> int:
 
     torch.set_num_threads(config.threads)
     library = SkillLibrary.load()
-    try:
-        skill = library[config.skill]
-    except SkillError as error:
-        raise ValueError(str(error)) from None
+    skill = library[config.skill]
     if skill.family not in ("pick", "move near"):
         raise ValueError(f"{skill.name!r} has no object that stands on a worktop; take a pick or a move near")
-    try:
-        judge = checkpoint.load(config.checkpoint)
-    except checkpoint.CheckpointError as error:
-        raise ValueError(str(error)) from None
+    judge = checkpoint.load(config.checkpoint)
     if not isinstance(judge, Judge):
         raise ValueError(f"checkpoint {config.checkpoint!r} only acts; its values cannot be drawn")
     scene = replace(practice(np.random.default_rng(config.seed), skill), held="", tip=tuple(CARRY), yaw=0.0)

@@ -17,6 +17,7 @@ import numpy as np
 from planners.prompts import Example, Prompt
 from planners.symbolic import SymbolicKitchen
 from saycan_qt import robot, run, serve
+from saycan_qt.language import Language
 from saycan_qt.options import parse
 from skills.types import Status
 
@@ -123,9 +124,9 @@ def broken(name):
         raise RuntimeError("broken on purpose")
 
 
-def load_language(score_hopeless):
+def load_language(config, score_hopeless):
     examples = [Example("bring me a sponge", ("find the sponge", "done"))]
-    return run.Language(ScriptedScorer(), Prompt(WordsEmbedder(), examples, things=["sponge"]), "scripted")
+    return Language(ScriptedScorer(), Prompt(WordsEmbedder(), examples, things=["sponge"]), "scripted")
 
 
 def main():

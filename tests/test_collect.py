@@ -87,6 +87,7 @@ def test_a_policy_collects_its_own_episodes_successes_and_failures_alike(tmp_pat
     last = dataset.images[dataset.episode_start[1] :]
     assert again.info["mode"] == "autonomous" and (again.images == last).all()
     assert main(["--policy", "nobody", "--out", str(tmp_path / "none")]) == 2
+    assert main(["--policy", "execution", "--impossible", "0.5", "--out", str(tmp_path / "none")]) == 2
 
 
 def test_only_the_families_asked_for_are_collected_anywhere_too():

@@ -85,6 +85,7 @@ def test_remote_scores_equal_local_ones_also_where_no_token_may_be_left_unsaid(l
     with serving(vllm(local, least=least)) as url:
         scorer = RemoteScorer(url, "small", batch=4)
         np.testing.assert_allclose(scorer.score(PROMPT, CANDIDATES), local.score(PROMPT, CANDIDATES), atol=1e-3)
+        assert (scorer.count_tokens(PROMPT, CANDIDATES) == local.count_tokens(PROMPT, CANDIDATES)).all()
 
 
 def test_a_candidate_that_merges_with_the_prompts_last_word_is_cut_as_locally(local):

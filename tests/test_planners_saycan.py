@@ -166,6 +166,14 @@ def test_failed_steps_are_not_shown_to_the_language_model(prompt):
     assert decision.prompt.endswith("Instruction: hello\n1. find the tea\n2.")
 
 
+def test_a_round_of_skills_that_was_gone_twice_is_given_up(prompt):
+    planner = SayCanPlanner(Fixed({"go to the table": -1.0, "find the tea": -1.5}), prompt, LIBRARY)
+    there, back = Step(LIBRARY["go to table"], SUCCEEDED), Step(LIBRARY["go to far counter"], SUCCEEDED)
+    possible = {"go to table": 1.0, "go to far counter": 1.0, "find tea": 1.0}
+    assert planner.step("hello", [there, back], possible).skill.name == "go to table"
+    assert planner.step("hello", [there, back] * 2, possible).skill.name == "find tea"
+
+
 def test_every_example_speaks_the_librarys_words_and_ends_with_done():
     texts = {skill.text for skill in LIBRARY}
     examples = load_examples()

@@ -12,8 +12,8 @@ from planners.prompts import Example, Prompt
 from planners.saycan import SayCanConfig
 from saycan_qt import plans
 from saycan_qt.evaluate import main
+from saycan_qt.language import Language
 from saycan_qt.plans import PlansConfig
-from saycan_qt.run import Language
 from skills.library import SkillLibrary
 
 LIBRARY = SkillLibrary.load()
@@ -67,7 +67,7 @@ def evaluated(tmp_path, capsys):
         path.write_text(yaml.safe_dump({"instructions": entries}))
         prompt = Prompt(Words(), [Example("hello", ("done",))], things=["tea"])
         language = Language(Script(**script), prompt, "script")
-        code = plans.plans(PlansConfig(set=path, json=True, threads=1, **options), lambda: language)
+        code = plans.plans(PlansConfig(set=path, json=True, threads=1, **options), lambda *_: language)
         said = capsys.readouterr()
         return code, json.loads(said.out) if said.out else said.err
 

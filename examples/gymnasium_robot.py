@@ -1,0 +1,188 @@
+"""A Gymnasium environment as a robot behind RobotService: one task is one skill, each execution is one episode.
+
+    python examples/gymnasium_robot.py                                    # the project's kitchen, with its own policy
+    python examples/gymnasium_robot.py --skill "open top drawer" --episodes 3
+    python examples/gymnasium_robot.py --env my_package:MyArm-v0 --skill "push the puck"       # random actions
+    python examples/gymnasium_robot.py --env my_package:MyArm-v0 --skill "push the puck" --skill-server HOST:PORT
+    python examples/gymnasium_robot.py --serve 127.0.0.1:50052            # until Ctrl-C, for other clients
+
+What has to be mapped is `Mapping`: only the kitchen's is exact. `guess` makes any other environment with a Box of
+actions run, but an axis there does not mean what ACTION_NAMES says: a policy is of use only if it was trained on
+episodes that were recorded through the same mapping. Write your own, with metres and radians.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from typing import Any
+
+import gymnasium
+import numpy as np
+import tyro
+
+from skills.client import RobotClient, SkillClient
+from skills.errors import SkillError
+from skills.library import Skill, SkillLibrary
+from skills.robot import serve as serve_robot
+from skills.server import serve as serve_skills
+from skills.types import ACTION_HIGH, ACTION_LOW, STATE_NAMES, Actor, Observation, Outcome
+
+
+@dataclass(frozen=True)
+class Mapping:
+    """What an environment calls things, in our words."""
+
+    image: Callable[[Any], np.ndarray]  # its observation -> (H, W, 3) uint8 RGB
+    state: Callable[[Any], np.ndarray]  # its observation -> (8,) float32, see STATE_NAMES
+    action: Callable[[np.ndarray], Any]  # (8,) float32, see ACTION_NAMES -> its action
+
+
+KITCHEN = Mapping(image=lambda seen: seen["image"], state=lambda seen: seen["state"], action=lambda action: action)
+
+
+def guess(env: gymnasium.Env) -> Mapping:
+    """Image: a rendering. State: the observation's first eight numbers. Action: our range -> the environment's, number
+    by number; the last of ours, terminate, only ends the skill. Raises ValueError where that cannot be."""
+    box = env.action_space
+    if not isinstance(box, gymnasium.spaces.Box) or box.shape is None or len(box.shape) != 1 or not box.is_bounded():
+        raise ValueError(f"the environment takes {box}; only a bounded list of numbers can be guessed at")
+    low, high, count = box.low, box.high, min(box.shape[0], len(ACTION_LOW) - 1)
+
+    def state(seen: Any) -> np.ndarray:
+        numbers = np.asarray(gymnasium.spaces.flatten(env.observation_space, seen), np.float32)[: len(STATE_NAMES)]
+        return np.pad(numbers, (0, len(STATE_NAMES) - len(numbers)))
+
+    def action(ours: np.ndarray) -> np.ndarray:
+        share = np.full(low.shape, 0.5, np.float32)  # what we have no number for stays in the middle
+        share[:count] = ((ours - ACTION_LOW) / (ACTION_HIGH - ACTION_LOW))[:count]
+        return (low + share * (high - low)).astype(box.dtype)
+
+    return Mapping(image=lambda seen: np.asarray(env.render()), state=state, action=action)
+
+
+class GymnasiumRobot:
+    """A skills.types.Robot whose world is an environment, made anew for each skill."""
+
+    def __init__(self, env: gymnasium.Env, mapping: Mapping, seed: int = 0) -> None:
+        self.name = env.spec.id if env.spec else type(env.unwrapped).__name__
+        self._env, self._mapping = env, mapping
+        self._seen, self._info = env.reset(seed=seed)
+        self._over = self._fresh = True
+
+    def observe(self) -> Observation:
+        return Observation(self._mapping.image(self._seen), self._mapping.state(self._seen))
+
+    def apply(self, action: np.ndarray) -> None:
+        if not self._over:  # an episode that ended by itself: nothing moves until the next skill
+            step = self._env.step(self._mapping.action(action))
+            self._seen, _, terminated, truncated, self._info = step
+            self._over, self._fresh = terminated or truncated, False
+
+    def stop(self) -> None: ...  # between two steps an environment stands still
+
+    def start(self, skill: Skill) -> None:
+        if not self._fresh:
+            self._seen, self._info = self._env.reset()
+        self._over, self._fresh = False, True
+
+    def perform(self, skill: Skill, canceled: Callable[[], bool]) -> None:
+        raise ValueError(f"an environment has nothing scripted, and {skill.name!r} is")
+
+    def succeeded(self, skill: Skill) -> bool | None:
+        """What the environment itself says; most say it in one of these two words, many not at all."""
+        verdict = self._info.get("success", self._info.get("is_success"))
+        return None if verdict is None else bool(verdict)
+
+    def finish(self, skill: Skill, canceled: Callable[[], bool]) -> None: ...
+
+    def satisfied(self, instruction: str) -> bool | None:
+        return None
+
+    def view(self, name: str) -> np.ndarray:
+        return np.asarray({"room": self._env.render}[name]())
+
+
+class Flail:
+    """Random actions, for environments that no policy was trained on."""
+
+    def __init__(self, seed: int) -> None:
+        self._generator = np.random.default_rng(seed)
+
+    def act(self, history: Sequence[Observation], instruction: str) -> np.ndarray:
+        action = self._generator.uniform(ACTION_LOW, ACTION_HIGH).astype(np.float32)
+        action[-1] = 0.0  # never the end
+        return action
+
+
+@dataclass(frozen=True)
+class Config:
+    env: str = "kitchen"  # this project's, or an id as gymnasium.make takes it
+    skill: str = "pick coke can"  # what its task is called; in the kitchen, a learnt skill
+    episodes: int = 1  # executions
+    seed: int = 0
+    serve: str = ""  # HOST:PORT to serve the robot at, and nothing else
+    skill_server: str = ""  # HOST:PORT of the policy; by default the one that comes with the project, or random actions
+
+
+def make(config: Config) -> tuple[gymnasium.Env, Mapping, Skill]:
+    if config.env == "kitchen":
+        from saycan_qt.kitchen.env import KitchenEnv
+
+        skill = SkillLibrary.load()[config.skill]
+        return KitchenEnv(skill), KITCHEN, skill
+    env = gymnasium.make(config.env, render_mode="rgb_array")
+    return env, guess(env), Skill(config.skill, config.env)
+
+
+def policy(config: Config) -> Actor:
+    if config.env != "kitchen":
+        return Flail(config.seed)
+    from saycan_qt import checkpoint
+
+    return checkpoint.load("execution")
+
+
+def execute(config: Config, address: str) -> int:
+    """Exit code 0 when at least one episode succeeded."""
+    outcomes = []
+    with RobotClient(address) as robot:
+        for _ in range(config.episodes):
+            *_, outcome = robot.execute(config.skill)
+            assert isinstance(outcome, Outcome)  # the last item is
+            outcomes.append(outcome)
+            print(f"{config.skill}: {outcome.status.value} after {outcome.steps} steps {outcome.message}", flush=True)
+    return 0 if any(outcome.succeeded for outcome in outcomes) else 1
+
+
+def main(config: Config) -> int:
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    with ExitStack() as stack:
+        try:
+            env, mapping, skill = make(config)
+            library = SkillLibrary([skill])
+            server = config.skill_server
+            if not server:
+                server = stack.enter_context(serve_skills(library, actor=policy(config))).address
+            skills = stack.enter_context(SkillClient(server))
+            address = config.serve or "127.0.0.1:0"
+            robot = stack.enter_context(
+                serve_robot(GymnasiumRobot(env, mapping, config.seed), library, skills, address=address)
+            )
+            if not config.serve:
+                return execute(config, robot.address)
+        except (SkillError, ValueError, gymnasium.error.Error) as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 2
+        print(f"{config.env} listening on {robot.address}", flush=True)
+        with suppress(KeyboardInterrupt):
+            threading.Event().wait()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(tyro.cli(Config, description=__doc__)))

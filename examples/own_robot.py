@@ -1,0 +1,146 @@
+"""Your own robot behind RobotService: replace what `Arm` does by calls to your hardware, and the rest stays.
+
+    python examples/own_robot.py                              # all of it on loopback, in a few seconds
+    python examples/own_robot.py --serve 127.0.0.1:50052      # the robot alone, until Ctrl-C ...
+    python examples/own_robot.py --drive 127.0.0.1:50052      # ... and a client that sends it to the buttons and home
+
+Learnt skills take their actions from a skill server. Here it hosts the hand-written policy `Reach`; --skill-server
+takes another one, such as `python -m saycan_qt.serve` with --skills, --affordance and --execution of your own.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import tyro
+
+from skills.client import Feedback, RobotClient, SkillClient
+from skills.errors import SkillError
+from skills.library import Skill, SkillLibrary
+from skills.robot import serve as serve_robot
+from skills.server import serve as serve_skills
+from skills.types import CONTROL_HZ, Observation
+
+SKILLS = SkillLibrary.load(Path(__file__).with_name("own_robot.yaml"))
+BUTTONS = {"red": (0.20, 0.10, 0.15), "blue": (0.25, -0.10, 0.10)}  # in the base frame [m]
+HOME = (0.05, 0.0, 0.2)  # [m]
+CLOSE = 0.01  # what counts as there [m]
+
+
+class Arm:
+    """A skills.types.Robot: an arm whose tip goes where it is told."""
+
+    name = "own arm"
+
+    def __init__(self) -> None:
+        self._tip = np.array(HOME)
+        self._halted = threading.Event()  # set by `stop`, from any thread; cleared when the next skill starts
+
+    def observe(self) -> Observation:
+        image = np.zeros((80, 96, 3), np.uint8)  # your head camera, RGB; the size your policy was trained on
+        state = np.array([*self._tip, 0, 0, 0, 1, 0], np.float32)  # STATE_NAMES: [m] x3, [rad] x3, fractions
+        return Observation(image, state, place="home" if self._near(HOME) else "")
+
+    def apply(self, action: np.ndarray) -> None:
+        if not self._halted.wait(1 / CONTROL_HZ):  # your velocity command goes out before, this is the period passing
+            self._tip += action[:3]  # [m]; the others of ACTION_NAMES: rotation [rad], closedness, terminate
+
+    def stop(self) -> None:
+        self._halted.set()  # zero velocity and brakes, here
+
+    def start(self, skill: Skill) -> None:
+        self._halted.clear()
+
+    def perform(self, skill: Skill, canceled: Callable[[], bool]) -> None:
+        while skill.family == "go to" and not self._near(HOME) and not canceled():
+            self.apply(np.clip(HOME - self._tip, -0.08, 0.08))
+
+    def succeeded(self, skill: Skill) -> bool | None:
+        if skill.family == "done":
+            return True
+        return self._near(BUTTONS[skill.arguments["button"]] if skill.learned else HOME)
+
+    def finish(self, skill: Skill, canceled: Callable[[], bool]) -> None: ...  # the next skill may start from here
+
+    def satisfied(self, instruction: str) -> bool | None:
+        return None  # it knows no goals of whole instructions
+
+    def view(self, name: str) -> np.ndarray:
+        return dict.fromkeys(("head", "room"), self.observe().image)[name]  # for people; `saycan_qt.run` films both
+
+    def _near(self, point: Sequence[float]) -> bool:
+        return float(np.linalg.norm(self._tip - point)) < CLOSE
+
+
+class Reach:
+    """Stands in for a trained policy: an Actor and a Critic (skills.types)."""
+
+    def act(self, history: Sequence[Observation], instruction: str) -> np.ndarray:
+        way = BUTTONS[instruction.removeprefix("reach ")] - history[-1].state[:3]  # [m]
+        step = np.clip(way, -0.08, 0.08)
+        there = float(np.abs(way - step).max() < CLOSE)  # the last number ends the skill, after this step
+        return np.array([*step, 0, 0, 0, 0, there], np.float32)
+
+    def value(self, history: Sequence[Observation], instructions: Sequence[str]) -> np.ndarray:
+        return np.full(len(instructions), 0.9, np.float32)
+
+
+@dataclass(frozen=True)
+class Config:
+    serve: str = ""  # HOST:PORT to serve the robot at, and nothing else
+    drive: str = ""  # HOST:PORT of a robot that is served
+    skill_server: str = ""  # HOST:PORT of a policy other than Reach
+
+
+def serve(config: Config, until_done: Callable[[str], int]) -> int:
+    with ExitStack() as stack:
+        policy = config.skill_server
+        if not policy:
+            policy = stack.enter_context(serve_skills(SKILLS, Reach(), Reach(), model_id="reach")).address
+        skills = stack.enter_context(SkillClient(policy))
+        address = config.serve or "127.0.0.1:0"
+        server = stack.enter_context(serve_robot(Arm(), skills.list_skills(), skills, address=address))
+        print(f"own robot listening on {server.address}; its skill server is at {policy}", flush=True)
+        return until_done(server.address)  # leaving the `with` stops the arm
+
+
+def wait(address: str) -> int:
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # what systemd and Docker send; else no arm is stopped
+    with suppress(KeyboardInterrupt):
+        threading.Event().wait()
+    return 0
+
+
+def drive(address: str) -> int:
+    with RobotClient(address) as robot:
+        for skill in ("reach red", "reach blue", "go to home"):
+            print(skill)
+            for event in robot.execute(skill):  # leaving this loop early, or dying in it, stops the arm
+                if isinstance(event, Feedback):
+                    print(f"  step {event.step}: tip at {event.state[:3].round(2)} m")
+                else:
+                    print(f"  {event.status.value} in {event.seconds:.1f} s {event.message}")
+                    if not event.succeeded:
+                        return 1
+    return 0
+
+
+def main(config: Config) -> int:
+    try:
+        if config.drive:
+            return drive(config.drive)
+        return serve(config, wait if config.serve else drive)
+    except SkillError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main(tyro.cli(Config, description=__doc__)))

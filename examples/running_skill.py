@@ -1,0 +1,70 @@
+"""A skill that runs in the background, for callers that may not wait: behaviour trees, ROS executors, user interfaces.
+
+running = RunningSkill(robot, "pick coke can")
+while not running.wait(0.1):
+    print(running.feedback)
+print(running.outcome)
+"""
+
+from __future__ import annotations
+
+import threading
+import uuid
+from collections.abc import Callable
+from contextlib import closing
+
+from skills.client import Feedback, RobotClient
+from skills.errors import InvalidRequest, SkillError
+from skills.types import Outcome, Status
+
+RETRY = 0.01  # [s] between attempts to cancel a goal that the robot has not heard of yet
+
+
+class RunningSkill:
+    """Starts the skill at once. The robot stops when it ends, is canceled, or this process dies."""
+
+    def __init__(
+        self,
+        robot: RobotClient,
+        skill: str,
+        goal_id: str = "",  # chosen here when empty; each runs at most once
+        on_feedback: Callable[[Feedback], None] = lambda feedback: None,  # called from a thread of its own
+    ) -> None:
+        self.skill, self.goal_id = skill, goal_id or uuid.uuid4().hex
+        self.feedback: Feedback | None = None  # the latest
+        self._robot, self._on_feedback = robot, on_feedback
+        self._outcome = Outcome(Status.ABORTED, "what was to be done with the feedback failed")
+        self._ended = threading.Event()
+        threading.Thread(target=self._run, name=f"goal {self.goal_id}", daemon=True).start()
+
+    @property
+    def outcome(self) -> Outcome | None:
+        """None while it runs. A call that broke, or was refused, is ABORTED with the reason."""
+        return self._outcome if self._ended.is_set() else None
+
+    def wait(self, seconds: float) -> bool:
+        """Has it ended? Waits up to that long."""
+        return self._ended.wait(seconds)
+
+    def cancel(self) -> None:
+        """Halt the robot now; the outcome follows within a control period or so. May be called at any time."""
+        while not self._ended.is_set():
+            try:
+                self._robot.cancel(self.goal_id)
+                return
+            except InvalidRequest:  # this overtook the goal itself
+                self._ended.wait(RETRY)
+
+    def _run(self) -> None:
+        try:
+            with closing(self._robot.execute(self.skill, goal_id=self.goal_id)) as events:  # type: ignore[type-var]
+                for event in events:
+                    if isinstance(event, Outcome):
+                        self._outcome = event
+                    else:
+                        self.feedback = event
+                        self._on_feedback(event)
+        except SkillError as error:
+            self._outcome = Outcome(Status.ABORTED, str(error))
+        finally:
+            self._ended.set()

@@ -1,0 +1,149 @@
+"""The examples that a robot team starts from: they run, and they are Robots."""
+
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import gymnasium
+import gymnasium_robot
+import numpy as np
+import own_robot
+import pytest
+from gymnasium_robot import KITCHEN, GymnasiumRobot, guess
+from running_skill import RunningSkill
+
+from saycan_qt.kitchen.env import KitchenEnv
+from skills.client import RobotClient
+from skills.errors import Busy, DeadlineExceeded
+from skills.library import SkillLibrary
+from skills.robot import serve as serve_robot
+from skills.types import ACTION_HIGH, ACTION_LOW, Robot, Status
+
+OWN_ROBOT = Path(own_robot.__file__)
+OPEN = SkillLibrary.load()["open top drawer"]
+
+
+def start_own_robot(*arguments):
+    return subprocess.Popen([sys.executable, OWN_ROBOT, *arguments], stdout=subprocess.PIPE, text=True)
+
+
+def test_ones_own_robot_is_served_and_driven_in_one_command():
+    with start_own_robot() as process:
+        out, _ = process.communicate(timeout=30)
+    assert process.returncode == 0 and out.count("succeeded") == 3 and "step 2: tip at [0.2  0.1  0.15] m" in out
+
+
+def test_ones_own_robot_halts_and_ends_when_its_server_is_told_to():
+    with start_own_robot("--serve", "127.0.0.1:0") as process:
+        address = process.stdout.readline().split()[4].rstrip(";")
+        with RobotClient(address) as robot:
+            events = robot.execute("reach blue")
+            next(events)
+            process.terminate()
+            *_, outcome = events
+        assert outcome.status.value == "canceled" and "shutting down" in outcome.message
+        assert process.wait(5) == 0
+
+
+class StuckArm(own_robot.Arm):
+    """Its motors do not answer, until they are `freed`."""
+
+    def __init__(self):
+        super().__init__()
+        self.stuck, self.freed, self.stops = threading.Event(), threading.Event(), 0
+
+    def perform(self, skill, canceled):
+        self.stuck.set()
+        self.freed.wait(5)
+
+    def stop(self):
+        self.stops += 1
+
+
+def test_a_driver_that_hangs_is_told_to_stop_and_stays_busy_until_it_returns():
+    arm = StuckArm()
+    with serve_robot(arm, own_robot.SKILLS) as server, RobotClient(server.address, timeout=0.2) as robot:
+        running = RunningSkill(robot, "go to home")
+        assert arm.stuck.wait(2)
+        running.cancel()
+        assert arm.stops == 1 and running.outcome is None
+        with pytest.raises(Busy):
+            list(robot.execute("go to home"))
+        with pytest.raises(DeadlineExceeded):
+            robot.observe()  # the driver's one thread is taken
+        arm.freed.set()
+        assert running.wait(2) and running.outcome.status is Status.CANCELED
+
+
+class Dot(gymnasium.Env):
+    """A dot that moves by 1 [m] at most along each axis, and has to leave the middle."""
+
+    metadata = {"render_modes": ["rgb_array"], "render_fps": 3}  # noqa: RUF012  (Gymnasium's own convention)
+    observation_space = gymnasium.spaces.Box(-100, 100, (2,), np.float32)
+    action_space = gymnasium.spaces.Box(-1, 1, (2,), np.float32)
+
+    def __init__(self, render_mode=None):
+        self.render_mode = render_mode
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.place = np.zeros(2, np.float32)
+        return self.place.copy(), {}
+
+    def step(self, action):
+        self.place += action
+        success = bool(np.abs(self.place).max() > 2)
+        return self.place.copy(), float(success), success, False, {"success": success}
+
+    def render(self):
+        return np.zeros((8, 10, 3), np.uint8)
+
+
+@pytest.fixture
+def dot():
+    gymnasium.register("Dot-v0", entry_point=Dot)
+    yield "Dot-v0"
+    del gymnasium.registry["Dot-v0"]
+
+
+def test_any_environment_with_a_box_of_actions_runs_behind_the_service(dot, capsys):
+    config = gymnasium_robot.Config(env=dot, skill="leave the middle", episodes=2)
+    assert gymnasium_robot.main(config) == 0
+    assert capsys.readouterr().out.count("leave the middle: succeeded") == 2
+
+
+def test_an_environment_that_cannot_be_mapped_is_refused_with_the_reason(capsys):
+    assert gymnasium_robot.main(gymnasium_robot.Config(env="FrozenLake8x8-v1")) == 2
+    assert gymnasium_robot.main(gymnasium_robot.Config(env="Nothing-v0")) == 2
+    first, second = capsys.readouterr().err.splitlines()
+    assert "Discrete(4)" in first and "Nothing" in second
+
+
+def test_a_guessed_mapping_spans_the_environments_range(dot):
+    env = gymnasium.make(dot, render_mode="rgb_array")
+    mapping = guess(env)
+    for ours, theirs in [(ACTION_LOW, -1), (ACTION_HIGH, 1), ((ACTION_LOW + ACTION_HIGH) / 2, 0)]:
+        np.testing.assert_allclose(mapping.action(ours), [theirs, theirs], atol=1e-6)
+    np.testing.assert_array_equal(mapping.state(np.array([3, 4], np.float32)), [3, 4, 0, 0, 0, 0, 0, 0])
+
+
+def test_the_kitchen_behind_the_robot_is_the_kitchen_of_the_environment():
+    robot, env = GymnasiumRobot(KitchenEnv(OPEN), KITCHEN, seed=5), KitchenEnv(OPEN)
+    env.reset(seed=5)
+    robot.start(OPEN)
+    action = np.array([0.02, 0, -0.02, 0, 0, 0, 1, 1], np.float32)
+    robot.apply(action)
+    seen, _, terminated, _, info = env.step(action)
+    assert terminated and robot.succeeded(OPEN) is info["success"] is False
+    np.testing.assert_array_equal(robot.observe().image, seen["image"])
+    np.testing.assert_array_equal(robot.observe().state, seen["state"])
+    robot.apply(action)  # the episode is over
+    np.testing.assert_array_equal(robot.observe().state, seen["state"])
+    robot.start(OPEN)  # another episode
+    assert not np.array_equal(robot.observe().image, seen["image"])
+
+
+def test_both_keep_the_robot_protocol():
+    assert isinstance(own_robot.Arm(), Robot)
+    assert isinstance(GymnasiumRobot(KitchenEnv(OPEN), KITCHEN), Robot)
