@@ -3,6 +3,7 @@
     python -m saycan_qt.serve                                       # the models that come with the project, on loopback
     python -m saycan_qt.serve --affordance runs/critic --port 50051
     python -m saycan_qt.serve --calibrated                          # affordances as probabilities of success
+    python -m saycan_qt.serve --stream-timeout 0.4                  # for real robots: frees what has stopped observing
     python -m saycan_qt.serve --skills my_robot.yaml --affordance runs/mine --execution runs/mine
     python -m saycan_qt.serve --host 0.0.0.0 --port 50051 --certificate gpu.pem --key gpu.key --tokens tokens.yaml
 
@@ -24,9 +25,9 @@ from saycan_qt.options import Checkpoint, File, parse
 from saycan_qt.services import SKILL_SERVER, EndWhenTold, announce, announce_ready, refuse
 from skills.errors import SkillError, Unavailable
 from skills.library import SkillLibrary
-from skills.server import Calibrate
+from skills.server import Calibrate, Limits
 from skills.server import serve as serve_skills
-from skills.types import STATE_NAMES, Actor, Critic, Observation
+from skills.types import STATE_NAMES, Actor, BatchedActor, BatchedCritic, Critic, Observation, Reader
 from skills.wire import join_address
 
 KITCHEN_IMAGE = (80, 96)  # height, width of what the kitchen robot observes [pixels]
@@ -46,6 +47,11 @@ class ServeConfig:
     port: int = 0  # 0: a free one, which is printed
     access: WhoMayCall = field(default_factory=ServerOptions)
     threads: int = 2  # that the models may use
+    robots: int = 64  # controlled at one time; further ones are told to come again later
+    batch: int = 32  # robots whose actions are computed together, at most; 1: one after the other
+    # Seconds without an observation after which a robot's control stream is freed. A real robot observes every third of
+    # a second, so 0.4 is right for it; a simulated one takes as long as it takes to simulate and to draw
+    stream_timeout: float = 5.0
     until_stdin_closes: bool = False  # end when standard input closes: with the process that started this one
 
 
@@ -68,6 +74,16 @@ class Warming:
 
     def __init__(self) -> None:
         self.models: tuple[Critic, Actor] | None = None
+
+    def become(self, critic: Critic, actor: Actor) -> None:
+        """From now on these answer, several questions at once where they can."""
+        self.models = critic, actor
+        if isinstance(critic, BatchedCritic):
+            self.value_many = critic.value_many
+        if isinstance(actor, BatchedActor):
+            self.act_many = actor.act_many
+        if isinstance(actor, Reader):
+            self.know = actor.know
 
     def value(self, history: Sequence[Observation], instructions: Sequence[str]) -> np.ndarray:
         return self._loaded()[0].value(history, instructions)
@@ -122,6 +138,8 @@ def warm_up(critic: Critic, actor: Actor, library: SkillLibrary) -> None:
     names = [skill.name for skill in library if skill.learned]
     if names:
         critic.value([blank_for(critic)], names)
+        if isinstance(actor, Reader):
+            actor.know(names)
         actor.act([blank_for(actor)], names[0])
 
 
@@ -148,6 +166,7 @@ def serve(config: ServeConfig, choose: Callable[[ServeConfig], Models]) -> int:
             calibrate=models.calibrate,
             address=join_address(config.host, config.port),
             ready=False,
+            limits=Limits(streams=config.robots, actions=config.batch, stream_timeout=config.stream_timeout),
             access=access,
         )
     except (SkillError, Unreadable) as error:
@@ -159,7 +178,7 @@ def serve(config: ServeConfig, choose: Callable[[ServeConfig], Models]) -> int:
         server.stop(0)
         return refuse(str(error))
     warm_up(critic, actor, library)
-    warming.models = critic, actor
+    warming.become(critic, actor)
     server.set_ready()
     announce_ready(SKILL_SERVER, f"{len(library)} skills, judged by {models.critic_id}, done by {models.actor_id}")
     end.wait()

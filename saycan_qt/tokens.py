@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -100,14 +101,19 @@ class TextEncoder:
     def __init__(self, table: Mapping[str, np.ndarray] | None = None, model: str = "") -> None:
         self.table: dict[str, np.ndarray] = dict(table or {})
         self.model = model
+        self._reading = threading.Lock()
 
     def encode(self, texts: Sequence[str]) -> Tensor:
         """(N, E) float32; E is 384 for MiniLM."""
-        unknown = sorted({text for text in texts if text not in self.table})
+        if any(text not in self.table for text in texts):
+            with self._reading:  # one thread loads the model; those who know their words do not wait
+                self._read(sorted({text for text in texts if text not in self.table}))
+        return torch.from_numpy(np.stack([self.table[text] for text in texts]))
+
+    def _read(self, unknown: Sequence[str]) -> None:
         if unknown:
             from planners.weights import text_embedder
 
             embedder = text_embedder(self.model)
             vectors = embedder.encode(unknown, normalize_embeddings=True, show_progress_bar=False)
             self.table.update(zip(unknown, np.asarray(vectors, np.float32), strict=True))
-        return torch.from_numpy(np.stack([self.table[text] for text in texts]))

@@ -37,6 +37,7 @@ class Server:
         address: str = "127.0.0.1:0",  # HOST:PORT; port 0 takes a free one
         on_stop: Callable[[], None] = lambda: None,  # called once, before running calls are ended
         ready: bool = True,  # False: health says NOT_SERVING until `set_ready`
+        threads: int = THREADS,
         access: Access | None = None,  # who may call; None: whoever reaches a loopback address
     ) -> None:
         host, port = split_address(address)
@@ -44,7 +45,7 @@ class Server:
         access.check(host)
         _refuse_occupied(host, port, address)
         self._on_stop, self._service, self._stopped = on_stop, service, False
-        self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix=service)
+        self._threads = ThreadPoolExecutor(threads, thread_name_prefix=service)
         self._health_threads = ThreadPoolExecutor(HEALTH_THREADS, thread_name_prefix="health")
         boundary = _Boundary(access, self._health_threads)
         self._server = grpc.server(self._threads, interceptors=[boundary], options=SERVER_OPTIONS)

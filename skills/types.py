@@ -84,6 +84,37 @@ class Actor(Protocol):
 
 
 @runtime_checkable
+class BatchedCritic(Critic, Protocol):
+    """A critic that judges several states at once; a server then asks it so. A plain one is asked one by one."""
+
+    def value_many(
+        self, histories: Sequence[Sequence[Observation]], instructions: Sequence[Sequence[str]]
+    ) -> Sequence[np.ndarray]:
+        """What `value` gives for each history, of any length, with its own instructions: N arrays. A ValueError means
+        that one of them is refused; each is then judged alone."""
+        ...
+
+
+@runtime_checkable
+class BatchedActor(Actor, Protocol):
+    """An actor for several robots at once; a server then asks it so. A plain one is asked one by one."""
+
+    def act_many(self, histories: Sequence[Sequence[Observation]], instructions: Sequence[str]) -> np.ndarray:
+        """What `act` gives for each history, of any length, and instruction: (N, 8) float32. A ValueError means that
+        one of them is refused; each then acts alone."""
+        ...
+
+
+@runtime_checkable
+class Reader(Protocol):
+    """An actor to whom new words are slow: a server has them read before the robot stands in line for the model."""
+
+    def know(self, instructions: Sequence[str]) -> None:
+        """Acting towards these is as fast as towards others from now on. Called from any thread, while others act."""
+        ...
+
+
+@runtime_checkable
 class Robot(Protocol):
     """A robot's driver; knows nothing of gRPC. All calls come from one thread at a time, `stop` from any."""
 

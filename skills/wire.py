@@ -121,7 +121,8 @@ def error_of(error: grpc.RpcError, service: str, address: str) -> SkillError:
         case grpc.StatusCode.UNAVAILABLE | grpc.StatusCode.CANCELLED:
             return Unavailable(f"{where} {_why_unavailable(code, details)}")
         case grpc.StatusCode.DEADLINE_EXCEEDED:
-            return DeadlineExceeded(f"{where} did not answer in time")
+            own = "" if details in ("", "Deadline Exceeded") else f": {details}"  # the service gave up, and says why
+            return DeadlineExceeded(f"{where} {'ended the call' if own else 'did not answer in time'}{own}")
         case grpc.StatusCode.RESOURCE_EXHAUSTED if "larger than max" in details:
             return InvalidRequest(f"{where}: a message is larger than {MAX_MESSAGE // 2**20} MiB")
         case grpc.StatusCode.UNIMPLEMENTED:

@@ -171,6 +171,10 @@ class Policy(ABC):
         """One action, (8,) float32 within ACTION_LOW..ACTION_HIGH; history is oldest first."""
         return self.act_many([history], [instruction])[0]
 
+    def know(self, instructions: Sequence[str]) -> None:
+        """Embed them now. The first unknown words load the sentence model, which takes seconds."""
+        self.texts.encode(instructions)
+
     def observe(self, histories: Sequence[Sequence[Observation]]) -> tuple[Tensor, Tensor]:
         """Perceived frames (N, h, ...) and states (N, h, 8); a short history is filled with its first observation."""
         length = self.network_config.history

@@ -77,7 +77,7 @@ class SkillServiceServicer(object):
 
     def Control(self, request_iterator, context):
         """Actions for one skill, one for each observation. One observation in flight; the history of observations lives and
-        dies with the stream.
+        dies with the stream. DEADLINE_EXCEEDED when no observation follows an action within the server's stream timeout.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

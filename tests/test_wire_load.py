@@ -1,0 +1,371 @@
+"""The skill server under many robots: batches, limits, deadlines, and clients that do not keep up."""
+
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import grpc
+import numpy as np
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from tiny_policies import TEXTS, make
+from tiny_policies import observation as tiny_observation
+from tiny_services import Walker
+
+from saycan_qt import checkpoint
+from saycan_qt.serve import Warming
+from skills.batching import Inference
+from skills.client import SkillClient
+from skills.errors import Busy, DeadlineExceeded, InvalidRequest
+from skills.library import SkillLibrary
+from skills.messages import write_observation
+from skills.server import Limits, serve
+from skills.types import BatchedActor, BatchedCritic, Observation
+from skills.v1 import skills_pb2 as pb
+from skills.v1 import skills_pb2_grpc
+
+LIBRARY = SkillLibrary.load()
+GOOD, BAD = (8, 10, 3), (4, 4, 3)
+UNHURRIED = Limits(stream_timeout=10)
+
+
+def seen(*numbers, image=GOOD):
+    return Observation(np.zeros(image, np.uint8), np.array([*numbers, *[0] * (8 - len(numbers))], np.float32))
+
+
+class Sums:
+    """Acts with the sum of the states it has seen and the length of its instruction; remembers how it was asked."""
+
+    def __init__(self, seconds=0.0):
+        self.seconds, self.batches, self.judged = seconds, [], 0
+        self.free = threading.Event()
+        self.free.set()
+
+    def act(self, history, instruction):
+        return self.act_many([history], [instruction])[0]
+
+    def act_many(self, histories, instructions):
+        self.batches.append(len(histories))
+        time.sleep(self.seconds)
+        if any(history[-1].image.shape != GOOD for history in histories):
+            raise ValueError("the image has another size")
+        sums = [sum(o.state for o in history) for history in histories]
+        return np.array(sums, np.float32) + [[len(text)] for text in instructions]
+
+    def value(self, history, instructions):
+        self.judged += 1
+        assert self.free.wait(10)
+        return np.full(len(instructions), 0.5, np.float32)
+
+
+def wait_until(true, seconds=10.0):
+    deadline = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < deadline, "it never came true"
+        time.sleep(0.01)
+
+
+def at_once(count, call):
+    with ThreadPoolExecutor(count) as threads:
+        return list(threads.map(call, range(count)))
+
+
+@pytest.mark.parametrize("name", ["execution", "affordance", "rt1", "q-transformer", "q-transformer, efficientnet"])
+def test_a_batch_answers_what_each_question_is_answered_alone(name):
+    """Histories of different lengths, each robot with its own instruction; the first two are the shipped models."""
+    shipped = name in ("execution", "affordance")
+    policy = checkpoint.load(name) if shipped else make(name)
+    texts = [s.name for s in LIBRARY if s.learned][::20] if shipped else TEXTS
+    histories = [[tiny_observation(policy, 3 * i + j) for j in range(1 + i % 3)] for i in range(8)]
+    instructions = [texts[i % len(texts)] for i in range(8)]
+    alone = [policy.act(*question) for question in zip(histories, instructions, strict=True)]
+    np.testing.assert_allclose(policy.act_many(histories, instructions), alone, atol=1e-5, rtol=0)
+    if name != "rt1":
+        asked = [[*texts[: 1 + i % 3]] for i in range(8)]
+        for together, *question in zip(policy.value_many(histories, asked), histories, asked, strict=True):
+            np.testing.assert_allclose(together, policy.value(*question), atol=1e-5, rtol=0)
+
+
+def test_no_robot_ever_gets_anothers_action():
+    model, robots, steps = Sums(0.002), 32, 10
+
+    def drive(robot):
+        text = "x" * (robot + 1)
+        with SkillClient(server.address) as client, client.control(text, timeout=20) as control:
+            actions = [control.act(seen(robot, step)) for step in range(steps)]
+        counts = np.arange(1, steps + 1)
+        np.testing.assert_array_equal(np.array(actions)[:, 0], robot * counts + len(text))
+        np.testing.assert_array_equal(np.array(actions)[:, 1], np.cumsum(counts - 1) + len(text))
+
+    with serve(LIBRARY, actor=model, limits=UNHURRIED) as server:
+        at_once(robots, drive)
+    assert sum(model.batches) == robots * steps and max(model.batches) > 4
+
+
+def test_a_robot_with_words_that_are_slow_to_read_holds_up_no_other():
+    model, read = Sums(), threading.Event()
+    model.know = lambda texts: texts == ["go"] or read.wait(10)
+    with (
+        serve(LIBRARY, actor=model, limits=UNHURRIED) as server,
+        ThreadPoolExecutor(1) as thread,
+        SkillClient(server.address) as client,
+        client.control("arise, go forth", timeout=10) as slow,
+        client.control("go") as quick,
+    ):
+        action = thread.submit(slow.act, seen(1))
+        assert [quick.act(seen(step))[0] for step in (2, 3)] == [4, 7]
+        assert not action.done()
+        read.set()
+        assert action.result(5)[0] == 1 + len("arise, go forth")
+
+
+class Marks:
+    """Judges by the state's first number and the skill's name; remembers how it was asked."""
+
+    def __init__(self):
+        self.batches = []
+
+    def value(self, history, instructions):
+        return np.array([mark(history[-1].state[0], name) for name in instructions], np.float32)
+
+    def value_many(self, histories, instructions):
+        self.batches.append(sum(map(len, instructions)))
+        time.sleep(0.02)
+        return [self.value(*question) for question in zip(histories, instructions, strict=True)]
+
+
+def mark(number, name):
+    return (float(number) * 31 + sum(map(ord, name))) % 97 / 97
+
+
+def test_no_planner_ever_gets_anothers_scores_and_batches_keep_their_limit():
+    model, names = Marks(), [skill.name for skill in LIBRARY if skill.learned]
+
+    def ask(planner):
+        with SkillClient(server.address) as client:
+            for turn in range(4):
+                asked = names[planner :: 1 + planner + turn]
+                for score in client.score([seen(planner)], asked):
+                    assert score.raw == pytest.approx(mark(planner, score.skill))
+
+    with serve(LIBRARY, critic=model, limits=Limits(values=120)) as server:
+        at_once(16, ask)
+    assert model.batches and max(model.batches) <= 120
+
+
+def test_a_robot_whose_image_the_model_refuses_costs_no_other_its_action():
+    model = Sums(0.05)
+
+    def drive(robot):
+        with SkillClient(server.address) as client, client.control("go", timeout=20) as control:
+            if robot == 3:
+                with pytest.raises(InvalidRequest, match="another size"):
+                    control.act(seen(robot, image=BAD))
+            else:
+                assert control.act(seen(robot))[0] == robot + 2
+
+    with serve(LIBRARY, actor=model, limits=UNHURRIED) as server:
+        at_once(8, drive)
+    assert max(model.batches) > 1
+
+
+def test_one_robot_alone_does_not_wait_for_company():
+    with serve(LIBRARY, actor=Sums(), limits=Limits(patience=5)) as server, SkillClient(server.address) as client:
+        started = time.monotonic()
+        with client.control("go") as control:
+            control.act(seen(1))
+        assert time.monotonic() - started < 2
+
+
+def test_lines_take_turns_and_are_computed_in_the_order_they_came():
+    inference, began, go_on, order = Inference(), threading.Event(), threading.Event(), []
+
+    def compute(questions):
+        began.set()
+        assert go_on.wait(10)
+        order.append(list(questions))
+        return questions
+
+    many = inference.line(lambda q: compute([q])[0], lambda: compute, callers=9, largest=4, size=lambda _: 2)
+    few = inference.line(lambda q: compute([q])[0], lambda: None, callers=9, largest=4)
+    answers = [many.ask("a")]
+    assert began.wait(5)
+    answers += [line.ask(text) for line, texts in [(many, "bcdef"), (few, "xyz")] for text in texts]
+    go_on.set()
+    assert [answer.result(5)[0] for answer in answers] == [*"abcdefxyz"]
+    assert order == [["a"], ["x"], ["b", "c"], ["y"], ["d", "e"], ["z"], ["f"]]
+    inference.close()
+
+
+def test_what_is_too_much_is_refused_at_once_and_told_when_to_come_again():
+    line = Inference().line(lambda question: question, lambda: None, callers=1, largest=1, retry_after=0.5, full="full")
+    with line.caller(), pytest.raises(Busy, match="full") as caught, line.caller():
+        pass
+    assert caught.value.retry_after == 0.5
+    with line.caller():  # the place is free again
+        pass
+
+
+def test_the_served_kitchen_has_a_stream_timeout_of_its_own_and_batches_once_its_models_are_there():
+    small = Path(__file__).with_name("small_services.py")
+    command = [sys.executable, str(small), "serve", "--stream-timeout", "0.2"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        address = process.stdout.readline().split()[-1]
+        process.stdout.readline()  # ready
+        with SkillClient(address) as client, client.control("pick apple") as control:
+            control.act(seen(1))
+            with pytest.raises(DeadlineExceeded, match=r"no observation came for 0\.2 s"):
+                raise control._replies.get(timeout=5)
+        process.terminate()
+    assert process.returncode == 0
+    warming = Warming()
+    assert not isinstance(warming, BatchedActor)
+    warming.become(make("q-transformer"), make("rt1"))
+    assert isinstance(warming, BatchedActor) and isinstance(warming, BatchedCritic)
+
+
+@pytest.fixture
+def busy():
+    """A model that judges until it is set free, and its server with little room."""
+    model, limits = Sums(), Limits(streams=2, scorings=2, stream_timeout=10)
+    model.free.clear()
+    with (
+        serve(LIBRARY, model, model, limits=limits) as server,
+        ThreadPoolExecutor(2) as threads,
+        SkillClient(server.address) as client,
+    ):
+        yield model, server.address, client, lambda: threads.submit(client.score, [seen(1)], ["pick apple"])
+        model.free.set()
+
+
+def test_a_full_method_refuses_at_once_while_health_and_other_methods_answer(busy):
+    model, address, client, score = busy
+    scores, took = [score(), score()], []
+    wait_until(lambda: model.judged)
+    time.sleep(0.1)  # the other one waits by now
+    with grpc.insecure_channel(address) as channel:
+        health = health_pb2_grpc.HealthStub(channel)
+        for _ in range(20):
+            started = time.monotonic()
+            health.Check(health_pb2.HealthCheckRequest(), timeout=5)
+            took.append(time.monotonic() - started)
+            with pytest.raises(Busy, match="2 requests for scores") as caught:
+                client.score([seen(1)], ["pick apple"])
+    assert caught.value.retry_after > 0
+    assert np.median(took) < 0.1
+    model.free.set()
+    assert [answer.result(5)[0].raw for answer in scores] == [0.5, 0.5]
+    with client.control("go") as one:
+        one.act(seen(1))
+        with client.control("go") as two:
+            two.act(seen(1))
+            with client.control("go") as three, pytest.raises(Busy, match="controls 2 robots"):
+                three.act(seen(1))
+
+
+def test_health_answers_though_calls_that_never_send_their_request_hold_every_thread(busy):
+    _, address, *_ = busy
+    over = threading.Event()
+
+    def silence():
+        over.wait(10)
+        yield from ()
+
+    with grpc.insecure_channel(address) as attacker, grpc.insecure_channel(address) as channel:
+        half_sent = attacker.stream_unary("/skills.v1.SkillService/ScoreSkills")
+        _calls = [half_sent.future(silence()) for _ in range(30)]
+        wait_until(lambda: sum("SkillService" in thread.name for thread in threading.enumerate()) >= 20)
+        health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=1)
+        over.set()
+
+
+def test_what_nobody_waits_for_any_more_is_not_computed(busy):
+    model, address, client, score = busy
+    first = score()
+    wait_until(lambda: model.judged)
+    with SkillClient(address, timeout=0.2) as hasty, pytest.raises(DeadlineExceeded):
+        hasty.score([seen(2)], ["pick apple"])
+    with client.control("go", timeout=0.2) as control, pytest.raises(DeadlineExceeded):
+        control.act(seen(3))  # and leaves
+    time.sleep(0.2)  # until the server has heard of it
+    model.free.set()
+    first.result(5)
+    client.score([seen(4)], ["pick apple"])
+    assert model.judged == 2 and model.batches == []
+
+
+def test_a_robot_that_stops_observing_loses_its_stream_within_a_period_and_is_told_why():
+    limits = Limits(streams=1)
+    with serve(LIBRARY, actor=Sums(), limits=limits) as server, SkillClient(server.address) as client:
+        threads = threading.active_count()
+        with client.control("go") as control:
+            for step in range(3):
+                control.act(seen(step))
+                time.sleep(0.28)  # a robot that keeps its period is served
+            control.act(seen(4))
+            acted = time.monotonic()
+            with pytest.raises(DeadlineExceeded, match=r"no observation came for 0\.383 s"):
+                raise control._replies.get(timeout=5)
+            assert 0.3 < time.monotonic() - acted < 1
+        with client.control("go") as control:  # the place is free
+            control.act(seen(5))
+        until = time.monotonic() + 5
+        while threading.active_count() > threads + 1 and time.monotonic() < until:
+            time.sleep(0.01)
+        assert threading.active_count() <= threads + 1  # nobody reads an ended stream
+
+
+class Deaf:
+    """A client that sends observations of 250 kB as fast as it may, and never reads an action."""
+
+    def __init__(self, address, *options):
+        self.sent, self._over = 0, threading.Event()
+        self._channel = grpc.insecure_channel(address, options=options)
+        self.call = skills_pb2_grpc.SkillServiceStub(self._channel).Control(self.observations())
+
+    def observations(self):
+        message = write_observation(seen(0, image=(256, 320, 3)))
+        while not self._over.wait(0.001):
+            self.sent += 1
+            yield pb.ControlRequest(sequence=self.sent, instruction="pick apple", observation=message)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self._over.set()
+        self._channel.close()
+
+
+def resident():
+    """[MB] of memory that this process uses."""
+    status = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) / 1e3 for line in status if line.startswith("VmRSS"))
+
+
+def test_a_client_that_does_not_read_costs_no_memory():
+    with serve(LIBRARY, actor=Walker(), limits=UNHURRIED) as server, Deaf(server.address) as client:
+        wait_until(lambda: client.sent > 100)
+        before = resident()
+        wait_until(lambda: client.sent > 500)
+        assert resident() - before < 30  # of 100 that came
+
+
+def test_a_client_that_has_no_room_for_the_next_action_loses_its_stream():
+    little = ("grpc.http2.bdp_probe", 0), ("grpc.http2.lookahead_bytes", 1024)
+    with serve(LIBRARY, actor=Walker(), limits=Limits(streams=1)) as server, SkillClient(server.address) as client:
+
+        def served():
+            try:
+                with client.control("go") as control:
+                    return control.act(seen(1)) is not None
+            except Busy:
+                return False
+
+        with Deaf(server.address, *little) as deaf:
+            wait_until(lambda: deaf.sent > 1)
+            assert not served()
+            wait_until(served)
