@@ -15,11 +15,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from saycan_qt.access import ClientOptions, HowToCall, ServerOptions, WhoMayCall
-from saycan_qt.options import Address, parse
+from saycan_qt.options import Address, File, parse
 from saycan_qt.services import KITCHEN_ROBOT, EndWhenTold, announce, announce_ready, refuse
 from skills.client import RobotClient, SkillClient
 from skills.connective import RULES
 from skills.errors import LibraryError, SkillError
+from skills.latch import Latch
 from skills.library import Skill, SkillLibrary
 from skills.robot import serve as serve_robot
 from skills.types import Robot
@@ -37,6 +38,7 @@ class RobotConfig:
     port: int = 0  # 0: a free one, which is printed
     access: WhoMayCall = field(default_factory=ServerOptions)
     credentials: HowToCall = field(default_factory=ClientOptions)
+    latch: File = None  # remembers Stop there, so that a server started anew is still stopped
     release: Address = None  # reset a stopped robot and exit
     until_stdin_closes: bool = False  # end when standard input closes: with the process that started this one
 
@@ -86,7 +88,8 @@ def serve(config: RobotConfig, make_robot: Callable[[RobotConfig, SkillLibrary],
         skills = SkillClient(config.skill_server, credentials=credentials) if config.skill_server else None
         library = skills.list_skills() if skills else SkillLibrary.load()
         robot = make_robot(config, library)
-        server = serve_robot(robot, library, skills, address=join_address(config.host, config.port), access=access)
+        latch, address = Latch(config.latch), join_address(config.host, config.port)
+        server = serve_robot(robot, library, skills, address=address, latch=latch, access=access)
     except SkillError as error:
         return refuse(str(error))
     announce(KITCHEN_ROBOT, server.address)
