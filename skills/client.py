@@ -261,6 +261,15 @@ class RobotClient(_Client):
 
         return self._ask(self._stub.CancelSkill, pb.CancelSkillRequest(goal_id=goal_id), read)
 
+    def result(self, goal_id: str) -> Outcome | None:
+        """How a goal ended, or None while it runs: for a caller whose connection broke before it heard so. A goal that
+        broke is ABORTED with the reason. Raises InvalidRequest where the robot knows of no such goal."""
+
+        def read(reply: pb.GetGoalResponse) -> Outcome | None:
+            return read_outcome(reply.result) if reply.HasField("result") else None
+
+        return self._ask(self._stub.GetGoal, pb.GetGoalRequest(goal_id=goal_id), read)
+
     def stop(self) -> None:
         """Stop the robot now; it refuses skills until `reset`."""
         self._ask(self._stub.Stop, pb.StopRequest(), _nothing)

@@ -58,7 +58,7 @@ SERVICE = pb.DESCRIPTOR.services_by_name["RobotService"].full_name
 MAX_STEPS = 45  # [control periods] of a learnt skill, about the longest episode the policies were trained on
 RETRY_AFTER = 1.0  # [s] that a client is told to wait while another goal runs; skills take some seconds
 MAX_GOAL_ID = 64  # [characters]
-GOALS_REMEMBERED = 10_000  # ids that are refused a second time
+GOALS_REMEMBERED = 10_000  # whose ids are refused a second time, and whose results can be asked for
 MAX_VIEWS = 8
 URGENT = ("Stop", "CancelSkill")  # with threads of their own: they work while all others wait for the robot
 
@@ -131,7 +131,7 @@ class RobotServicer(skills_pb2_grpc.RobotServiceServicer):
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="robot")
         self._lock = threading.Lock()
         self._goal: _Goal | None = None  # being executed
-        self._seen: OrderedDict[str, None] = OrderedDict()
+        self._results: OrderedDict[str, pb.Outcome | None] = OrderedDict()  # of each goal id; None: it runs
         self._latch = latch or Latch()
         self._closed = False
 
@@ -193,11 +193,19 @@ class RobotServicer(skills_pb2_grpc.RobotServiceServicer):
 
     def CancelSkill(self, request: pb.CancelSkillRequest, context: grpc.ServicerContext) -> pb.CancelSkillResponse:
         with self._lock:
-            goal, known = self._goal, request.goal_id in self._seen
-        if not known:
-            raise InvalidRequest(f"there was never a goal {request.goal_id[:MAX_GOAL_ID]!r}", "goal_id")
+            self._result(request.goal_id)  # or there was never such a goal
+            goal = self._goal
         running = goal is not None and goal.id == request.goal_id and goal.cancel("canceled by the client")
         return pb.CancelSkillResponse(canceling=running)
+
+    def GetGoal(self, request: pb.GetGoalRequest, context: grpc.ServicerContext) -> pb.GetGoalResponse:
+        with self._lock:
+            return pb.GetGoalResponse(result=self._result(request.goal_id))
+
+    def _result(self, goal_id: str) -> pb.Outcome | None:
+        if goal_id not in self._results:
+            raise InvalidRequest(f"there was never a goal {goal_id[:MAX_GOAL_ID]!r}", "goal_id")
+        return self._results[goal_id]
 
     def ExecuteSkill(
         self, request: pb.ExecuteSkillRequest, context: grpc.ServicerContext
@@ -228,13 +236,13 @@ class RobotServicer(skills_pb2_grpc.RobotServiceServicer):
                 raise Unavailable("the robot's server is shutting down")
             if self._latch.is_set:
                 raise Stopped("the robot is stopped; reset it before the next skill")
-            if goal_id in self._seen:
+            if goal_id in self._results:
                 raise InvalidRequest(f"goal {goal_id!r} was given before; each goal runs at most once", "goal_id")
             if self._goal is not None:
                 raise Busy(f"the robot still executes {self._goal.skill.name!r} (goal {self._goal.id!r})", RETRY_AFTER)
-            self._seen[goal_id] = None
-            if len(self._seen) > GOALS_REMEMBERED:
-                self._seen.popitem(last=False)
+            self._results[goal_id] = None
+            if len(self._results) > GOALS_REMEMBERED:
+                self._results.popitem(last=False)
             self._goal = _Goal(goal_id, skill, views, self._robot)
             return self._goal
 
@@ -248,15 +256,17 @@ class RobotServicer(skills_pb2_grpc.RobotServiceServicer):
             status, message, steps = (self._learned if goal.skill.learned else self._scripted)(goal)
             if goal.canceled.is_set():
                 status, message = Status.CANCELED, goal.reason
-            seconds = time.monotonic() - started
-            last = pb.ExecuteSkillResponse(result=write_outcome(Outcome(status, message, steps, seconds)))
+            result = write_outcome(Outcome(status, message, steps, time.monotonic() - started))
+            last = pb.ExecuteSkillResponse(result=result)
         except Exception as error:
             if not isinstance(error, SkillError):
                 log.error("the robot's driver failed in %r", goal.skill.name, exc_info=error)
                 error = ServerFault(f"the robot's driver failed in {goal.skill.name!r}; the robot's log has the reason")
+            result = write_outcome(Outcome(Status.ABORTED, str(error), seconds=time.monotonic() - started))
             last = error
         goal.end()
         with self._lock:
+            self._results[goal.id] = result
             self._goal = None  # first, so that a client can send the next goal as soon as it has the result
         goal.events.put(last)
         goal.events.put(None)
