@@ -10,6 +10,7 @@ the scripted skills only. SIGTERM or Ctrl-C stops the robot, then it exits with 
 from __future__ import annotations
 
 import difflib
+import gc
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -94,6 +95,8 @@ def serve(config: RobotConfig, make_robot: Callable[[RobotConfig, SkillLibrary],
         return refuse(str(error))
     announce(KITCHEN_ROBOT, server.address)
     announce_ready(KITCHEN_ROBOT, f"kitchen {config.seed}")
+    gc.collect()
+    gc.freeze()  # a full collection of all that is loaded would hold up every thread, the one that halts the robot too
     end.wait()
     server.stop(grace=1.0)
     return 0

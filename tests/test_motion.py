@@ -1,5 +1,6 @@
 """A robot moves only while fresh actions come and nobody has told it to stop: with faults made for real."""
 
+import gc
 import os
 import random
 import signal
@@ -168,6 +169,15 @@ def robot():
     return TimedRobot()
 
 
+@pytest.fixture(autouse=True, scope="module")
+def no_long_garbage_collection():
+    """A full one in pytest's process, with all that it has loaded, held up every thread for 2 s and more."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
 @pytest.fixture
 def machine():
     with Machine() as machine:
@@ -306,9 +316,9 @@ def test_cancels_are_acknowledged_within_100_ms_and_no_action_follows(serve, rob
         machine.lateness()
         for _ in range(100):
             execution = client.execute(ENDLESS)
-            time.sleep(generator.uniform(0, 0.06))
+            time.sleep(generator.uniform(0, 0.04))
             asked = time.monotonic()
-            assert execution.cancel()
+            assert execution.cancel(), outcome_of(execution)
             acknowledged = time.monotonic()
             delays.append(acknowledged - asked)
             assert outcome_of(execution).status is Status.CANCELED
