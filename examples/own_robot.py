@@ -41,7 +41,7 @@ class Arm:
 
     def __init__(self) -> None:
         self._tip = np.array(HOME)
-        self._halted = threading.Event()  # set by `stop`, from any thread; cleared when the next skill starts
+        self._halted = threading.Event()  # set by `stop`, from any thread; the next action clears it
 
     def observe(self) -> Observation:
         image = np.zeros((80, 96, 3), np.uint8)  # your head camera, RGB; the size your policy was trained on
@@ -49,14 +49,14 @@ class Arm:
         return Observation(image, state, place="home" if self._near(HOME) else "")
 
     def apply(self, action: np.ndarray) -> None:
+        self._halted.clear()
         if not self._halted.wait(1 / CONTROL_HZ):  # your velocity command goes out before, this is the period passing
             self._tip += action[:3]  # [m]; the others of ACTION_NAMES: rotation [rad], closedness, terminate
 
     def stop(self) -> None:
         self._halted.set()  # zero velocity and brakes, here
 
-    def start(self, skill: Skill) -> None:
-        self._halted.clear()
+    def start(self, skill: Skill) -> None: ...  # open the gripper, home the arm: whatever each skill begins with
 
     def perform(self, skill: Skill, canceled: Callable[[], bool]) -> None:
         while skill.family == "go to" and not self._near(HOME) and not canceled():

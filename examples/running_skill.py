@@ -9,15 +9,11 @@ print(running.outcome)
 from __future__ import annotations
 
 import threading
-import uuid
 from collections.abc import Callable
-from contextlib import closing
 
 from skills.client import Feedback, RobotClient
-from skills.errors import InvalidRequest, SkillError
+from skills.errors import SkillError
 from skills.types import Outcome, Status
-
-RETRY = 0.01  # [s] between attempts to cancel a goal that the robot has not heard of yet
 
 
 class RunningSkill:
@@ -30,11 +26,13 @@ class RunningSkill:
         goal_id: str = "",  # chosen here when empty; each runs at most once
         on_feedback: Callable[[Feedback], None] = lambda feedback: None,  # called from a thread of its own
     ) -> None:
-        self.skill, self.goal_id = skill, goal_id or uuid.uuid4().hex
+        self.skill = skill
         self.feedback: Feedback | None = None  # the latest
-        self._robot, self._on_feedback = robot, on_feedback
+        self._on_feedback = on_feedback
         self._outcome = Outcome(Status.ABORTED, "what was to be done with the feedback failed")
         self._ended = threading.Event()
+        self._execution = robot.execute(skill, goal_id=goal_id or None)
+        self.goal_id = self._execution.goal_id
         threading.Thread(target=self._run, name=f"goal {self.goal_id}", daemon=True).start()
 
     @property
@@ -48,17 +46,13 @@ class RunningSkill:
 
     def cancel(self) -> None:
         """Halt the robot now; the outcome follows within a control period or so. May be called at any time."""
-        while not self._ended.is_set():
-            try:
-                self._robot.cancel(self.goal_id)
-                return
-            except InvalidRequest:  # this overtook the goal itself
-                self._ended.wait(RETRY)
+        if not self._ended.is_set():
+            self._execution.cancel()
 
     def _run(self) -> None:
         try:
-            with closing(self._robot.execute(self.skill, goal_id=self.goal_id)) as events:  # type: ignore[type-var]
-                for event in events:
+            with self._execution:
+                for event in self._execution:
                     if isinstance(event, Outcome):
                         self._outcome = event
                     else:

@@ -10,16 +10,18 @@ the scripted skills only. SIGTERM or Ctrl-C stops the robot, then it exits with 
 from __future__ import annotations
 
 import difflib
+import gc
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from saycan_qt.access import ClientOptions, HowToCall, ServerOptions, WhoMayCall
-from saycan_qt.options import Address, parse
+from saycan_qt.options import Address, File, parse
 from saycan_qt.services import KITCHEN_ROBOT, EndWhenTold, announce, announce_ready, refuse
 from skills.client import RobotClient, SkillClient
 from skills.connective import RULES
 from skills.errors import LibraryError, SkillError
+from skills.latch import Latch
 from skills.library import Skill, SkillLibrary
 from skills.robot import serve as serve_robot
 from skills.types import Robot
@@ -37,6 +39,7 @@ class RobotConfig:
     port: int = 0  # 0: a free one, which is printed
     access: WhoMayCall = field(default_factory=ServerOptions)
     credentials: HowToCall = field(default_factory=ClientOptions)
+    latch: File = None  # remembers Stop there, so that a server started anew is still stopped
     release: Address = None  # reset a stopped robot and exit
     until_stdin_closes: bool = False  # end when standard input closes: with the process that started this one
 
@@ -86,11 +89,14 @@ def serve(config: RobotConfig, make_robot: Callable[[RobotConfig, SkillLibrary],
         skills = SkillClient(config.skill_server, credentials=credentials) if config.skill_server else None
         library = skills.list_skills() if skills else SkillLibrary.load()
         robot = make_robot(config, library)
-        server = serve_robot(robot, library, skills, address=join_address(config.host, config.port), access=access)
+        latch, address = Latch(config.latch), join_address(config.host, config.port)
+        server = serve_robot(robot, library, skills, address=address, latch=latch, access=access)
     except SkillError as error:
         return refuse(str(error))
     announce(KITCHEN_ROBOT, server.address)
     announce_ready(KITCHEN_ROBOT, f"kitchen {config.seed}")
+    gc.collect()
+    gc.freeze()  # a full collection of all that is loaded would hold up every thread, the one that halts the robot too
     end.wait()
     server.stop(grace=1.0)
     return 0

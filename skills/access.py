@@ -34,6 +34,7 @@ NEEDS: Mapping[str, Role] = {  # a method that is not here is nobody's
     "/skills.v1.RobotService/GetRobotInfo": "read",
     "/skills.v1.RobotService/Observe": "read",
     "/skills.v1.RobotService/JudgeInstruction": "read",
+    "/skills.v1.RobotService/GetGoal": "read",
     "/skills.v1.RobotService/ExecuteSkill": "drive",
     "/skills.v1.RobotService/CancelSkill": "drive",
     "/skills.v1.RobotService/Reset": "drive",

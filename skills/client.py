@@ -194,8 +194,6 @@ class Control:
         if isinstance(reply, SkillError):
             self._replies.put(reply)  # a broken stream stays broken
             raise reply
-        if reply.sequence != self._sequence:
-            raise ServerFault(f"the skill server answered observation {reply.sequence}, not {self._sequence}")
         return self._client._read(read_action, reply.action)
 
     def cancel(self) -> None:
@@ -209,10 +207,17 @@ class Control:
         self.cancel()
 
     def _receive(self) -> None:
+        """Answers come in order, each once, and none before its observation was sent."""
+        where = f"the skill server at {self._client.address}"
         try:
-            for reply in self._call:
+            for due, reply in enumerate(self._call, 1):
+                if not reply.sequence == due <= self._sequence:
+                    what = f"answered observation {reply.sequence} where {due} was next, of {self._sequence} sent"
+                    self._replies.put(ServerFault(f"{where} {what}"))
+                    self.cancel()
+                    return
                 self._replies.put(reply)
-            self._replies.put(ServerFault(f"the skill server at {self._client.address} ended the control stream"))
+            self._replies.put(ServerFault(f"{where} ended the control stream"))
         except grpc.RpcError as error:
             self._replies.put(self._client._translate(error))
 
@@ -243,26 +248,10 @@ class RobotClient(_Client):
         views: Sequence[str] = (),
         goal_id: str | None = None,  # chosen here when None; needed to cancel from elsewhere
         timeout: float = EXECUTE_TIMEOUT,
-    ) -> Iterator[Feedback | Outcome]:
-        """Run one skill; yields Feedback and, last, the Outcome. Leaving the loop early stops the robot."""
+    ) -> Execution:
+        """Run one skill, from now on: iterate over Feedback and, last, the Outcome. Leaving early stops the robot."""
         request = pb.ExecuteSkillRequest(goal_id=goal_id or uuid.uuid4().hex, skill=skill_name, views=views)
-        try:
-            call = self._stub.ExecuteSkill(request, timeout=timeout, metadata=self._metadata)
-        except ValueError as error:
-            raise Unavailable(f"the connection to the robot at {self.address} is closed") from error
-        try:
-            for event in call:
-                match event.WhichOneof("event"):
-                    case "feedback":
-                        yield self._read(_read_feedback, event.feedback)
-                    case "result":
-                        yield self._read(read_outcome, event.result)
-                        return
-        except grpc.RpcError as error:
-            raise self._translate(error) from None
-        finally:
-            call.cancel()  # nothing to cancel once the result is here
-        raise ServerFault(f"the robot at {self.address} ended skill {skill_name!r} without a result")
+        return Execution(self, partial(self._stub.ExecuteSkill, timeout=timeout, metadata=self._metadata), request)
 
     def cancel(self, goal_id: str) -> bool:
         """Ask a running goal to end; False when it has already ended."""
@@ -271,6 +260,15 @@ class RobotClient(_Client):
             return reply.canceling
 
         return self._ask(self._stub.CancelSkill, pb.CancelSkillRequest(goal_id=goal_id), read)
+
+    def result(self, goal_id: str) -> Outcome | None:
+        """How a goal ended, or None while it runs: for a caller whose connection broke before it heard so. A goal that
+        broke is ABORTED with the reason. Raises InvalidRequest where the robot knows of no such goal."""
+
+        def read(reply: pb.GetGoalResponse) -> Outcome | None:
+            return read_outcome(reply.result) if reply.HasField("result") else None
+
+        return self._ask(self._stub.GetGoal, pb.GetGoalRequest(goal_id=goal_id), read)
 
     def stop(self) -> None:
         """Stop the robot now; it refuses skills until `reset`."""
@@ -287,6 +285,66 @@ class RobotClient(_Client):
             return reply.satisfied if reply.known else None
 
         return self._ask(self._stub.JudgeInstruction, pb.JudgeInstructionRequest(instruction=instruction), read)
+
+
+class Execution:
+    """One skill that a robot runs: Feedback, Feedback, ..., Outcome. `cancel` may be called from any thread.
+
+    The robot stops when this is closed or forgotten before its end, or its process dies."""
+
+    def __init__(self, robot: RobotClient, method: Callable[..., Any], request: pb.ExecuteSkillRequest) -> None:
+        self.goal_id, self._robot = request.goal_id, robot
+        self._call: Any = None
+        try:
+            self._call = method(request)
+        except ValueError as error:  # grpc's word for a closed channel
+            raise Unavailable(f"the connection to the robot at {robot.address} is closed") from error
+        self._events = _read_events(self._call, robot, request.skill)  # knows nothing of self, which may be forgotten
+
+    def __iter__(self) -> Iterator[Feedback | Outcome]:
+        return self
+
+    def __next__(self) -> Feedback | Outcome:
+        """Waits for it. Raises SkillError where the robot refuses the skill, fails, or cannot be reached any more."""
+        return next(self._events)
+
+    def cancel(self) -> bool:
+        """Halt the robot, which has happened when this returns; the Outcome follows. False when the skill had ended, or
+        was refused. Raises SkillError where the robot cannot be reached; it stops then by itself."""
+        self._call.initial_metadata()  # waits until the robot has accepted the goal, or the call is over
+        try:
+            return self._robot.cancel(self.goal_id)
+        except InvalidRequest:  # refused
+            return False
+
+    def close(self) -> None:
+        """Leave: the robot stops, unless the skill has ended."""
+        if self._call is not None:
+            self._call.cancel()
+
+    __del__ = close
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _read_events(call: Any, robot: RobotClient, skill: str) -> Iterator[Feedback | Outcome]:
+    try:
+        for event in call:
+            match event.WhichOneof("event"):
+                case "feedback":
+                    yield robot._read(_read_feedback, event.feedback)
+                case "result":
+                    yield robot._read(read_outcome, event.result)
+                    return
+    except grpc.RpcError as error:
+        raise robot._translate(error) from None
+    finally:
+        call.cancel()  # nothing to cancel once the result is here
+    raise ServerFault(f"the robot at {robot.address} ended skill {skill!r} without a result")
 
 
 def _nothing(_: object) -> None:

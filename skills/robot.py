@@ -3,8 +3,8 @@
     with serve(robot, library, SkillClient("gpu-box:50051"), address="127.0.0.1:50052") as server:
         server.wait()
 
-The robot is stopped when a skill ends, is cancelled, when its client disappears, when the skill server dies or gives
-no action in time, and on Stop, which also refuses further skills until Reset.
+The robot is stopped when a skill ends, is cancelled, when its client disappears, when an action is late, when the skill
+server dies or gives none at all, and on Stop, which also refuses further skills until Reset.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import TypeVar
 
 import grpc
@@ -23,9 +24,19 @@ import numpy as np
 
 from skills.access import Access
 from skills.client import CONTROL_TIMEOUT, Control, SkillClient
-from skills.errors import Busy, InvalidRequest, ServerFault, SkillError, Stopped, Unavailable
+from skills.errors import (
+    Busy,
+    DeadlineExceeded,
+    InvalidRequest,
+    ServerFault,
+    SkillError,
+    Stopped,
+    Unavailable,
+)
+from skills.latch import Latch
 from skills.library import Skill, SkillLibrary
 from skills.messages import JPEG, inside, read_text, write_image, write_observation, write_outcome, write_tensor
+from skills.motion import Motion
 from skills.serving import Server
 from skills.types import (
     ACTION_HIGH,
@@ -47,8 +58,9 @@ SERVICE = pb.DESCRIPTOR.services_by_name["RobotService"].full_name
 MAX_STEPS = 45  # [control periods] of a learnt skill, about the longest episode the policies were trained on
 RETRY_AFTER = 1.0  # [s] that a client is told to wait while another goal runs; skills take some seconds
 MAX_GOAL_ID = 64  # [characters]
-GOALS_REMEMBERED = 10_000  # ids that are refused a second time
+GOALS_REMEMBERED = 10_000  # whose ids are refused a second time, and whose results can be asked for
 MAX_VIEWS = 8
+URGENT = ("Stop", "CancelSkill")  # with threads of their own: they work while all others wait for the robot
 
 T = TypeVar("T")
 Event = pb.ExecuteSkillResponse | Exception
@@ -57,12 +69,12 @@ Event = pb.ExecuteSkillResponse | Exception
 class _Goal:
     """One skill being run: its events for the client, and the way to end it from any thread."""
 
-    def __init__(self, goal_id: str, skill: Skill, views: Sequence[str], stop_robot: Callable[[], None]) -> None:
+    def __init__(self, goal_id: str, skill: Skill, views: Sequence[str], robot: Robot) -> None:
         self.id, self.skill, self.views = goal_id, skill, views
         self.events: queue.SimpleQueue[Event | None] = queue.SimpleQueue()
         self.canceled = threading.Event()
         self.reason = ""  # why it was cancelled, for people
-        self._stop_robot = stop_robot
+        self.motion = Motion(robot)
         self._lock = threading.Lock()
         self._control: Control | None = None
         self._ended = False
@@ -77,8 +89,13 @@ class _Goal:
                 self.canceled.set()
             if self._control is not None:
                 self._control.cancel()  # the loop may be waiting for an action
-            self._stop_robot()
+            self.motion.halt()
             return True
+
+    def leave(self) -> None:
+        """The call is over. gRPC says so from the thread that serves all calls, so a driver is not waited for here."""
+        if not self._ended:
+            threading.Thread(target=self._leave, name=f"leave {self.id}", daemon=True).start()
 
     def use(self, control: Control) -> None:
         """From now on, cancelling also ends this control stream."""
@@ -87,9 +104,14 @@ class _Goal:
             if self.canceled.is_set():
                 control.cancel()
 
+    def _leave(self) -> None:
+        with suppress(ServerFault):  # it is in the log
+            self.cancel("the client left")
+
     def end(self) -> None:
         with self._lock:
             self._ended = True
+            self.motion.end()
 
 
 class RobotServicer(skills_pb2_grpc.RobotServiceServicer):
@@ -101,20 +123,22 @@ class RobotServicer(skills_pb2_grpc.RobotServiceServicer):
         library: SkillLibrary,
         skill_client: SkillClient | None = None,  # None: scripted skills only
         max_steps: int = MAX_STEPS,
-        control_timeout: float = CONTROL_TIMEOUT,  # [s] the watchdog: longest wait for one action
+        control_timeout: float = CONTROL_TIMEOUT,  # [s] from an observation until its action is too old
+        latch: Latch | None = None,  # None: one that is forgotten with this object
     ) -> None:
         self._robot, self._library, self._skill_client = robot, library, skill_client
         self._max_steps, self._control_timeout = max_steps, control_timeout
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="robot")
         self._lock = threading.Lock()
         self._goal: _Goal | None = None  # being executed
-        self._seen: OrderedDict[str, None] = OrderedDict()
-        self._stopped = False
+        self._results: OrderedDict[str, pb.Outcome | None] = OrderedDict()  # of each goal id; None: it runs
+        self._latch = latch or Latch()
+        self._closed = False
 
     def close(self) -> None:
         """Halt the robot and end the running goal, for a server that shuts down."""
         with self._lock:
-            self._stopped, goal = True, self._goal
+            self._closed, goal = True, self._goal
         if goal is not None:
             goal.cancel("the robot's server is shutting down")
         self._robot.stop()
@@ -138,7 +162,7 @@ class RobotServicer(skills_pb2_grpc.RobotServiceServicer):
 
     def GetRobotInfo(self, request: pb.GetRobotInfoRequest, context: grpc.ServicerContext) -> pb.GetRobotInfoResponse:
         with self._lock:
-            stopped, executing = self._stopped, self._goal.id if self._goal else ""
+            stopped, executing = self._latch.is_set, self._goal.id if self._goal else ""
         return pb.GetRobotInfoResponse(
             schema_version=SCHEMA_VERSION,
             name=str(getattr(self._robot, "name", type(self._robot).__name__)),
@@ -152,32 +176,45 @@ class RobotServicer(skills_pb2_grpc.RobotServiceServicer):
 
     def Stop(self, request: pb.StopRequest, context: grpc.ServicerContext) -> pb.StopResponse:
         with self._lock:
-            self._stopped, goal = True, self._goal
-        if goal is not None:
-            goal.cancel("the robot was stopped")
-        self._robot.stop()
+            self._latch.is_set, goal = True, self._goal
+        try:
+            if goal is not None:
+                goal.cancel("the robot was stopped")
+            self._robot.stop()
+        finally:
+            with self._lock:
+                self._latch.set()  # last: a disk is slow
         return pb.StopResponse()
 
     def Reset(self, request: pb.ResetRequest, context: grpc.ServicerContext) -> pb.ResetResponse:
         with self._lock:
-            self._stopped = False
+            self._latch.release()
         return pb.ResetResponse()
 
     def CancelSkill(self, request: pb.CancelSkillRequest, context: grpc.ServicerContext) -> pb.CancelSkillResponse:
         with self._lock:
-            goal, known = self._goal, request.goal_id in self._seen
-        if not known:
-            raise InvalidRequest(f"there was never a goal {request.goal_id[:MAX_GOAL_ID]!r}", "goal_id")
+            self._result(request.goal_id)  # or there was never such a goal
+            goal = self._goal
         running = goal is not None and goal.id == request.goal_id and goal.cancel("canceled by the client")
         return pb.CancelSkillResponse(canceling=running)
+
+    def GetGoal(self, request: pb.GetGoalRequest, context: grpc.ServicerContext) -> pb.GetGoalResponse:
+        with self._lock:
+            return pb.GetGoalResponse(result=self._result(request.goal_id))
+
+    def _result(self, goal_id: str) -> pb.Outcome | None:
+        if goal_id not in self._results:
+            raise InvalidRequest(f"there was never a goal {goal_id[:MAX_GOAL_ID]!r}", "goal_id")
+        return self._results[goal_id]
 
     def ExecuteSkill(
         self, request: pb.ExecuteSkillRequest, context: grpc.ServicerContext
     ) -> Iterator[pb.ExecuteSkillResponse]:
         goal = self._accept(request)
-        if not context.add_callback(lambda: goal.cancel("the client left")):  # also called after a normal end
-            goal.cancel("the client left")
+        if not context.add_callback(goal.leave):  # also called after a normal end
+            goal.leave()
         threading.Thread(target=self._run, args=(goal,), name=f"goal {goal.id}", daemon=True).start()
+        context.send_initial_metadata(())  # tells the client that there is a goal now, which can be canceled
         while (event := goal.events.get()) is not None:
             if isinstance(event, Exception):
                 raise event
@@ -189,23 +226,25 @@ class RobotServicer(skills_pb2_grpc.RobotServiceServicer):
             raise InvalidRequest(f"a goal id has 1 to {MAX_GOAL_ID} characters, not {len(goal_id)}", "goal_id")
         with inside("skill"):
             skill = self._library[read_text(request.skill, "the skill")]
-        goal = _Goal(goal_id, skill, _check_views(request.views), self._robot.stop)
+        views = _check_views(request.views)
         if skill.learned and self._skill_client is None:
             raise Unavailable(
                 f"this robot has no skill server, and {skill.name!r} is learnt; it runs scripted skills only"
             )
         with self._lock:
-            if self._stopped:
+            if self._closed:
+                raise Unavailable("the robot's server is shutting down")
+            if self._latch.is_set:
                 raise Stopped("the robot is stopped; reset it before the next skill")
-            if goal_id in self._seen:
+            if goal_id in self._results:
                 raise InvalidRequest(f"goal {goal_id!r} was given before; each goal runs at most once", "goal_id")
             if self._goal is not None:
                 raise Busy(f"the robot still executes {self._goal.skill.name!r} (goal {self._goal.id!r})", RETRY_AFTER)
-            self._seen[goal_id] = None
-            if len(self._seen) > GOALS_REMEMBERED:
-                self._seen.popitem(last=False)
-            self._goal = goal
-        return goal
+            self._results[goal_id] = None
+            if len(self._results) > GOALS_REMEMBERED:
+                self._results.popitem(last=False)
+            self._goal = _Goal(goal_id, skill, views, self._robot)
+            return self._goal
 
     def _run(self, goal: _Goal) -> None:
         """The goal's own thread: whatever happens, the robot ends stopped and the client gets its last event."""
@@ -217,19 +256,17 @@ class RobotServicer(skills_pb2_grpc.RobotServiceServicer):
             status, message, steps = (self._learned if goal.skill.learned else self._scripted)(goal)
             if goal.canceled.is_set():
                 status, message = Status.CANCELED, goal.reason
-            seconds = time.monotonic() - started
-            last = pb.ExecuteSkillResponse(result=write_outcome(Outcome(status, message, steps, seconds)))
+            result = write_outcome(Outcome(status, message, steps, time.monotonic() - started))
+            last = pb.ExecuteSkillResponse(result=result)
         except Exception as error:
             if not isinstance(error, SkillError):
                 log.error("the robot's driver failed in %r", goal.skill.name, exc_info=error)
                 error = ServerFault(f"the robot's driver failed in {goal.skill.name!r}; the robot's log has the reason")
+            result = write_outcome(Outcome(Status.ABORTED, str(error), seconds=time.monotonic() - started))
             last = error
-        try:
-            self._robot.stop()
-        except Exception as error:
-            log.critical("the robot could not be stopped", exc_info=error)
         goal.end()
         with self._lock:
+            self._results[goal.id] = result
             self._goal = None  # first, so that a client can send the next goal as soon as it has the result
         goal.events.put(last)
         goal.events.put(None)
@@ -237,28 +274,35 @@ class RobotServicer(skills_pb2_grpc.RobotServiceServicer):
     def _learned(self, goal: _Goal) -> tuple[Status, str, int]:
         assert self._skill_client is not None  # _accept refused otherwise
         steps, terminated = 0, False
-        self._do(self._robot.start, goal.skill)
+        self._do(goal.motion.run, self._robot.start, goal.skill)
+        observed = time.monotonic()
         observation = self._do(self._robot.observe)
         try:
             with self._skill_client.control(goal.skill.name, self._control_timeout) as control:
                 goal.use(control)
                 while steps < self._max_steps and not terminated and not goal.canceled.is_set():
                     action = np.clip(control.act(observation), ACTION_LOW, ACTION_HIGH)
-                    if goal.canceled.is_set():
+                    if not self._do(self._apply, goal, action, observed):
                         break
-                    self._do(self._robot.apply, action)
                     steps += 1
                     terminated = bool(action[-1] > TERMINATE_THRESHOLD)
+                    observed = time.monotonic()
                     observation = self._do(self._observe_and_report, goal, steps, action)
         except SkillError as error:
-            self._robot.stop()
             return Status.ABORTED, str(error), steps
         reached = self._do(self._robot.succeeded, goal.skill)
-        if not goal.canceled.is_set():
-            self._do(self._robot.finish, goal.skill, goal.canceled.is_set)
+        self._do(goal.motion.run, self._robot.finish, goal.skill, goal.canceled.is_set)
         if reached if reached is not None else terminated:
             return Status.SUCCEEDED, "", steps
         return Status.FAILED, "the goal was not reached" if terminated else f"no end within {steps} steps", steps
+
+    def _apply(self, goal: _Goal, action: np.ndarray, observed: float) -> bool:
+        """False once the goal is canceled. The robot stands still while an action is late, so it fits until its
+        observation, of time `observed` [s], is too old; also where this process itself was frozen meanwhile."""
+        age = time.monotonic() - observed
+        if age > self._control_timeout:
+            raise DeadlineExceeded(f"an action came {age:.1f} s after its observation, and was not applied")
+        return goal.motion.apply(action)
 
     def _scripted(self, goal: _Goal) -> tuple[Status, str, int]:
         def canceled() -> bool:
@@ -268,11 +312,9 @@ class RobotServicer(skills_pb2_grpc.RobotServiceServicer):
             return goal.canceled.is_set()
 
         def perform() -> None:
-            if goal.canceled.is_set():
-                return
-            self._robot.start(goal.skill)
-            self._robot.perform(goal.skill, canceled)
-            self._observe_and_report(goal, 0, None)
+            goal.motion.run(self._robot.start, goal.skill)
+            if goal.motion.run(self._robot.perform, goal.skill, canceled):
+                self._observe_and_report(goal, 0, None)
 
         try:
             self._do(perform)
@@ -316,12 +358,13 @@ def serve(
     address: str = "127.0.0.1:0",
     max_steps: int = MAX_STEPS,
     control_timeout: float = CONTROL_TIMEOUT,
+    latch: Latch | None = None,  # with a file, Stop outlives this process
     access: Access | None = None,  # who may call; None: whoever reaches a loopback address
 ) -> Server:
     """A running robot server; port 0 takes a free port, `.address` says which."""
-    servicer = RobotServicer(robot, library, skill_client, max_steps, control_timeout)
+    servicer = RobotServicer(robot, library, skill_client, max_steps, control_timeout, latch)
 
     def add(server: grpc.Server) -> None:
         skills_pb2_grpc.add_RobotServiceServicer_to_server(servicer, server)
 
-    return Server(add, SERVICE, address, on_stop=servicer.close, access=access)
+    return Server(add, SERVICE, address, on_stop=servicer.close, access=access, urgent=URGENT)

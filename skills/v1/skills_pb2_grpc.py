@@ -259,6 +259,11 @@ class RobotServiceStub(object):
                 request_serializer=skills_dot_v1_dot_skills__pb2.CancelSkillRequest.SerializeToString,
                 response_deserializer=skills_dot_v1_dot_skills__pb2.CancelSkillResponse.FromString,
                 _registered_method=True)
+        self.GetGoal = channel.unary_unary(
+                '/skills.v1.RobotService/GetGoal',
+                request_serializer=skills_dot_v1_dot_skills__pb2.GetGoalRequest.SerializeToString,
+                response_deserializer=skills_dot_v1_dot_skills__pb2.GetGoalResponse.FromString,
+                _registered_method=True)
         self.Stop = channel.unary_unary(
                 '/skills.v1.RobotService/Stop',
                 request_serializer=skills_dot_v1_dot_skills__pb2.StopRequest.SerializeToString,
@@ -302,6 +307,13 @@ class RobotServiceServicer(object):
 
     def CancelSkill(self, request, context):
         """Ask a running goal to end; its stream then ends with STATUS_CANCELED.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetGoal(self, request, context):
+        """How a goal ended: for a client whose connection broke before it heard so.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -352,6 +364,11 @@ def add_RobotServiceServicer_to_server(servicer, server):
                     servicer.CancelSkill,
                     request_deserializer=skills_dot_v1_dot_skills__pb2.CancelSkillRequest.FromString,
                     response_serializer=skills_dot_v1_dot_skills__pb2.CancelSkillResponse.SerializeToString,
+            ),
+            'GetGoal': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetGoal,
+                    request_deserializer=skills_dot_v1_dot_skills__pb2.GetGoalRequest.FromString,
+                    response_serializer=skills_dot_v1_dot_skills__pb2.GetGoalResponse.SerializeToString,
             ),
             'Stop': grpc.unary_unary_rpc_method_handler(
                     servicer.Stop,
@@ -456,6 +473,33 @@ class RobotService(object):
             '/skills.v1.RobotService/CancelSkill',
             skills_dot_v1_dot_skills__pb2.CancelSkillRequest.SerializeToString,
             skills_dot_v1_dot_skills__pb2.CancelSkillResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetGoal(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/skills.v1.RobotService/GetGoal',
+            skills_dot_v1_dot_skills__pb2.GetGoalRequest.SerializeToString,
+            skills_dot_v1_dot_skills__pb2.GetGoalResponse.FromString,
             options,
             channel_credentials,
             insecure,

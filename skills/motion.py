@@ -1,0 +1,100 @@
+"""Motion: one goal's movements of one robot, halted at once from any thread, and whenever the next action is late.
+
+motion = Motion(robot)
+motion.apply(action)     # on the robot's thread; from now on the next one is due when its control period has passed
+motion.halt()            # from any thread: the robot is stopped, and nothing moves it again
+motion.end()
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+
+import numpy as np
+
+from skills.errors import ServerFault
+from skills.types import CONTROL_HZ, Robot
+
+log = logging.getLogger(__name__)
+
+PERIOD = 1 / CONTROL_HZ  # [s] for which an action holds
+GRACE = 0.03  # [s] after an action's period until the robot is stopped; 50 ms are promised
+AGAIN = 0.01  # [s] between two calls to `stop` while the driver has not returned from what a halt interrupts
+LET_GO = 0.03  # [s] that a halt waits for the driver to return
+
+
+class Motion:
+    """A robot that is stopped because its next action is late goes on with that action; after `halt` there is none.
+
+    A driver may be about to move when it is told to stop, and forget that it was. So it is told again until it has
+    returned."""
+
+    def __init__(self, robot: Robot) -> None:
+        self._robot = robot
+        self._changed = threading.Condition()
+        self._halted = self._moving = self._ended = False
+        self._stop_at: float | None = None  # [s], of time.monotonic; None: not before the driver is called again
+        threading.Thread(target=self._watch, name="motion", daemon=True).start()
+
+    def run(self, move: Callable[..., None], *arguments: object, period: float | None = None) -> bool:
+        """Call the driver, on the robot's thread; False, without calling it, after `halt`.
+        period: [s] from now until the robot is stopped if it is not called again; None: it rests when this returns."""
+        with self._changed:
+            if self._halted:
+                return False
+            self._moving, self._stop_at, begun = True, None, time.monotonic()
+        try:
+            move(*arguments)
+        finally:
+            with self._changed:
+                self._moving = False
+                if period is not None and not self._halted:
+                    self._stop_at = max(begun + period, time.monotonic()) + GRACE
+                self._changed.notify_all()
+        return True
+
+    def apply(self, action: np.ndarray) -> bool:
+        """One control period; the next action is due when it has passed. False after `halt`."""
+        return self.run(self._robot.apply, action, period=PERIOD)
+
+    def halt(self) -> None:
+        """Stop the robot, for good; returns when the driver has stopped and, unless it hangs, done with its action.
+        Raises ServerFault where the driver fails to stop; it is told again all the same."""
+        with self._changed:
+            if self._ended:
+                return
+            self._halted, self._stop_at = True, time.monotonic() + AGAIN
+            self._changed.notify_all()
+            if not self._stop():
+                raise ServerFault("the robot's driver failed to stop it; the robot's log has the reason")
+            self._changed.wait_for(lambda: not self._moving, LET_GO)
+
+    def end(self) -> None:
+        """The goal is over, and the driver does nothing: stop the robot a last time."""
+        with self._changed:
+            self._halted = self._ended = True
+            self._changed.notify_all()
+            self._stop()
+
+    def _watch(self) -> None:
+        with self._changed:
+            while not self._ended:
+                now = time.monotonic()
+                if self._stop_at is None or now < self._stop_at:
+                    self._changed.wait(None if self._stop_at is None else self._stop_at - now)
+                elif self._halted and not self._moving:
+                    self._stop_at = None
+                else:
+                    self._stop()
+                    self._stop_at = time.monotonic() + AGAIN if self._halted else None
+
+    def _stop(self) -> bool:
+        try:
+            self._robot.stop()
+            return True
+        except Exception as error:
+            log.critical("the robot could not be stopped", exc_info=error)
+            return False

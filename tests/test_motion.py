@@ -1,0 +1,426 @@
+"""A robot moves only while fresh actions come and nobody has told it to stop: with faults made for real."""
+
+import gc
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tiny_services import LineRobot, Walker
+
+from skills import robot as robot_service
+from skills import server as skill_service
+from skills.client import Execution, RobotClient, SkillClient
+from skills.errors import Stopped, Unavailable
+from skills.latch import Latch
+from skills.library import SkillLibrary
+from skills.messages import write_tensor
+from skills.motion import PERIOD
+from skills.serving import Server
+from skills.types import Outcome, Status
+from skills.v1 import skills_pb2 as pb
+from skills.v1 import skills_pb2_grpc
+
+LIBRARY = SkillLibrary.load()
+ENDLESS = "open top drawer"  # the policy never ends it
+PROMISE = PERIOD + 0.05  # [s] after an action was begun, the robot is stopped unless the next one has come
+HERE = Path(__file__).parent
+
+
+class TimedRobot(LineRobot):
+    """Writes down when it was told what; `stop` interrupts the action."""
+
+    def __init__(self, period=0.02):
+        super().__init__(period)
+        self.applies, self.halts = [], []  # [s] of time.monotonic
+        self._halted = threading.Event()
+
+    def apply(self, action):
+        self.applies.append(time.monotonic())
+        self.applied += 1
+        self.moving.set()
+        self._halted.clear()
+        self._halted.wait(self.period)
+        self.x += float(action[0])
+
+    def stop(self):
+        self.halts.append(time.monotonic())
+        self._halted.set()
+        super().stop()
+
+    def pauses(self):
+        """[s] from each action's begin until the robot was next told to stop."""
+        return [min(halt for halt in self.halts if halt >= begun) - begun for begun in self.applies]
+
+
+class Machine(threading.Thread):
+    """How late this machine itself is when it is busy with other things: no service can be better."""
+
+    HOPS = 4  # between threads and processes, from a call to its answer
+
+    def __init__(self):
+        super().__init__(daemon=True)
+        self._worst, self._over = 0.0, threading.Event()
+        self.start()
+
+    def run(self):
+        while not self._over.is_set():
+            due = time.monotonic() + 0.002
+            time.sleep(0.002)
+            self._worst = max(self._worst, time.monotonic() - due)
+
+    def lateness(self):
+        """[s] since last asked."""
+        worst, self._worst = self._worst, 0.0
+        return self.HOPS * worst
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self._over.set()
+        self.join()
+
+
+class Thinker(Walker):
+    """A Walker whose every action takes `seconds`."""
+
+    def __init__(self, seconds):
+        self.seconds = seconds
+
+    def act(self, history, instruction):
+        time.sleep(self.seconds)
+        return super().act(history, instruction)
+
+
+class Proxy:
+    """Passes bytes on between clients and a server, on loopback; can hold them back, or cut the connection after some
+    more bytes of the server's."""
+
+    def __init__(self, address):
+        host, port = address.rsplit(":", 1)
+        self._server = host, int(port)
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.address = f"127.0.0.1:{self._listener.getsockname()[1]}"
+        self.flows, self.left = threading.Event(), None  # left: [bytes] until the cut; None: no cut
+        self.flows.set()
+        self._sockets = []
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.flows.set()
+        self._listener.close()
+        self.cut()
+
+    def cut(self):
+        for end in self._sockets:
+            with suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+            end.close()
+
+    def _accept(self):
+        while True:
+            try:
+                client, _ = self._listener.accept()
+            except OSError:
+                return
+            server = socket.create_connection(self._server)
+            self._sockets += [client, server]
+            threading.Thread(target=self._pass_on, args=(client, server, False), daemon=True).start()
+            threading.Thread(target=self._pass_on, args=(server, client, True), daemon=True).start()
+
+    def _pass_on(self, source, target, counted):
+        with suppress(OSError):
+            while data := source.recv(65536):
+                self.flows.wait(10)
+                if counted and self.left is not None:
+                    data, self.left = data[: self.left], self.left - len(data)
+                target.sendall(data)
+                if counted and self.left is not None and self.left <= 0:
+                    self.cut()
+
+
+class Answers(skills_pb2_grpc.SkillServiceServicer):
+    """A skill server that answers the first observation with these sequence numbers, and no other one."""
+
+    def __init__(self, *sequences):
+        self.sequences = sequences
+
+    def Control(self, requests, context):
+        next(requests)
+        for sequence in self.sequences:
+            yield pb.ControlResponse(sequence=sequence, action=write_tensor(np.zeros(8, np.float32)))
+        yield from (pb.ControlResponse() for _ in requests if False)
+
+
+@pytest.fixture
+def robot():
+    return TimedRobot()
+
+
+@pytest.fixture(autouse=True, scope="module")
+def no_long_garbage_collection():
+    """A full one in pytest's process, with all that it has loaded, held up every thread for 2 s and more."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
+@pytest.fixture
+def machine():
+    with Machine() as machine:
+        yield machine
+
+
+@pytest.fixture
+def serve(robot):
+    """Serves the robot with the skill server at an address; a client of it."""
+    opened = []
+
+    def start(skill_server, **options):
+        skills = SkillClient(skill_server)
+        server = robot_service.serve(robot, LIBRARY, skills, **options)
+        client = RobotClient(server.address)
+        opened.extend((client, server, skills))
+        return client
+
+    yield start
+    for each in opened:
+        (each.stop if isinstance(each, Server) else each.close)()
+
+
+@pytest.fixture
+def walker():
+    with skill_service.serve(LIBRARY, Walker(), Walker()) as server:
+        yield server.address
+
+
+@pytest.fixture
+def skill_process():
+    command = [sys.executable, str(HERE / "tiny_services.py")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        yield process, process.stdout.readline().strip()
+        process.kill()
+
+
+def outcome_of(events) -> Outcome:
+    *_, outcome = events
+    return outcome
+
+
+def wait_until(true, seconds=2.0):
+    deadline = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < deadline, "it never came true"
+        time.sleep(0.005)
+
+
+# ---- actions that do not come
+
+
+@pytest.mark.parametrize("death", [signal.SIGSTOP, signal.SIGKILL])
+def test_a_skill_server_that_freezes_or_dies_stops_the_robot_in_time(serve, robot, skill_process, machine, death):
+    process, address = skill_process
+    robot.period = PERIOD
+    execution = serve(address).execute(ENDLESS)
+    next(execution)
+    machine.lateness()
+    os.kill(process.pid, death)
+    outcome = outcome_of(execution)
+    assert outcome.status is Status.ABORTED and f"skill server at {address}" in outcome.message
+    assert robot.pauses()[-1] < PROMISE + machine.lateness() and not robot.moving.is_set()
+
+
+def test_a_robot_that_was_halted_between_two_actions_goes_on_with_the_next(serve, robot, walker, machine):
+    robot.x = 0.4  # two actions from the goal
+    with Proxy(walker) as proxy:
+        execution = serve(proxy.address).execute("pick apple")
+        next(execution)
+        proxy.flows.clear()
+        wait_until(lambda: robot.halts)
+        assert robot.pauses()[0] < PROMISE + machine.lateness()
+        proxy.flows.set()
+        assert outcome_of(execution).succeeded and robot.applied == 2
+
+
+def test_bytes_cut_in_the_middle_of_an_action_stop_the_robot(serve, robot, walker, machine):
+    with Proxy(walker) as proxy:
+        execution = serve(proxy.address).execute(ENDLESS)
+        next(execution)
+        proxy.left = 20  # a message is longer
+        outcome = outcome_of(execution)
+    assert outcome.status is Status.ABORTED and proxy.address in outcome.message
+    assert robot.applied < 45 and robot.pauses()[-1] < PROMISE + machine.lateness()
+
+
+@pytest.mark.parametrize(
+    "sequences", [(2,), (0,), (1, 1), (1, 3), (1, 2)], ids=["early", "late", "repeated", "skipped", "unasked"]
+)
+def test_answers_out_of_order_end_the_skill(serve, robot, sequences):
+    def add(server):
+        skills_pb2_grpc.add_SkillServiceServicer_to_server(Answers(*sequences), server)
+
+    robot.period = 0.1
+    with Server(add, skill_service.SERVICE) as server:
+        outcome = outcome_of(serve(server.address).execute(ENDLESS))
+    assert outcome.status is Status.ABORTED and f"answered observation {sequences[-1]} where" in outcome.message
+    assert robot.applied == len(sequences) - 1 and robot.halts
+
+
+def test_a_robot_server_that_was_frozen_applies_no_old_action():
+    code = """if True:
+        from tiny_services import *
+        from skills import robot
+        from skills.client import SkillClient
+        line_robot = LineRobot(0.05)
+        server = robot.serve(line_robot, SkillLibrary.load(), SkillClient(sys.argv[1]), control_timeout=0.9)
+        print(server.address, flush=True)
+        sys.stdin.read()
+        print(line_robot.applied)
+    """
+    with skill_service.serve(LIBRARY, Walker(), Thinker(0.3)) as server:
+        command = [sys.executable, "-c", code, server.address]
+        with subprocess.Popen(command, cwd=HERE, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+            with RobotClient(process.stdout.readline().strip()) as client:
+                execution = client.execute(ENDLESS)
+                steps = next(execution).step
+                time.sleep(0.1)  # the next observation is on its way
+                process.send_signal(signal.SIGSTOP)
+                time.sleep(1.2)  # its action comes meanwhile, and grows old
+                process.send_signal(signal.SIGCONT)
+                outcome = outcome_of(execution)
+            applied, _ = process.communicate()
+    assert outcome.status is Status.ABORTED and steps == outcome.steps == int(applied) == 1
+
+
+# ---- being told to end
+
+
+def test_cancels_are_acknowledged_within_100_ms_and_no_action_follows(serve, robot, machine):
+    """Whatever happens at that moment: the goal is on its way, the model computes, the robot moves."""
+    generator, delays = random.Random(0), []
+    with skill_service.serve(LIBRARY, Walker(), Thinker(0.03)) as server:
+        client = serve(server.address)
+        machine.lateness()
+        for _ in range(100):
+            execution = client.execute(ENDLESS)
+            time.sleep(generator.uniform(0, 0.04))
+            asked = time.monotonic()
+            assert execution.cancel(), outcome_of(execution)
+            acknowledged = time.monotonic()
+            delays.append(acknowledged - asked)
+            assert outcome_of(execution).status is Status.CANCELED
+            assert not robot.applies or robot.applies[-1] < acknowledged
+    assert robot.applied
+    assert sorted(delays)[98] < 0.1 + machine.lateness()
+
+
+def test_cancelling_works_while_the_model_is_stuck(serve, robot, walker, machine):
+    execution = serve(walker).execute("close top drawer")  # for 3 s
+    time.sleep(0.1)
+    machine.lateness()
+    asked = time.monotonic()
+    assert execution.cancel() and time.monotonic() - asked < 0.1 + machine.lateness()
+    assert outcome_of(execution).status is Status.CANCELED and not robot.applied and not execution.cancel()
+
+
+def test_an_action_that_overtakes_the_halt_is_halted_too(robot):
+    """The driver was about to move when it was told to stop, and then forgets that it was."""
+    about_to_move, told = threading.Event(), threading.Event()
+
+    def apply(action):
+        about_to_move.set()
+        told.wait(1)
+        TimedRobot.apply(robot, action)  # for 5 s, unless it is told again
+
+    robot.period, robot.apply = 5, apply
+    motion = robot_service.Motion(robot)
+    thread = threading.Thread(target=motion.apply, args=(np.zeros(8, np.float32),))
+    thread.start()
+    assert about_to_move.wait(1)
+    motion.halt()
+    told.set()
+    thread.join(1)
+    assert not thread.is_alive() and not motion.apply(np.zeros(8, np.float32))
+    motion.end()
+
+
+def test_stop_and_cancel_work_within_100_ms_when_every_thread_waits_for_the_driver(serve, robot, walker, machine):
+    hang = threading.Event()
+    robot.perform = lambda skill, canceled: hang.wait(5)
+    client = serve(walker)
+    execution = client.execute("go to table")
+    waiting = [client._stub.Observe.future(pb.ObserveRequest(), timeout=10) for _ in range(40)]
+    time.sleep(0.2)
+    machine.lateness()
+    for call in (client.stop, execution.cancel):
+        asked = time.monotonic()
+        call()
+        assert time.monotonic() - asked < 0.1 + machine.lateness() and robot.halts
+    hang.set()
+    assert outcome_of(execution).status is Status.CANCELED
+    assert all(each.result().observation.place for each in waiting)
+
+
+def test_stop_outlives_the_server_that_has_a_file_for_it(serve, robot, walker, tmp_path):
+    def start():
+        return serve(walker, latch=Latch(tmp_path / "stopped"))
+
+    start().stop()
+    again = start()
+    assert again.info().stopped
+    with pytest.raises(Stopped, match="reset"):
+        outcome_of(again.execute("pick apple"))
+    again.reset()
+    assert outcome_of(start().execute("pick apple")).succeeded
+    with pytest.raises(Unavailable, match="No such file"):
+        Latch(tmp_path / "nowhere" / "stopped")
+
+
+# ---- clients that go
+
+
+def test_a_client_that_is_killed_in_a_skill_leaves_the_robot_stopped_and_free(serve, robot, walker):
+    client = serve(walker)
+    code = f"from skills.client import RobotClient; list(RobotClient({client.address!r}).execute({ENDLESS!r}))"
+    with subprocess.Popen([sys.executable, "-c", code], cwd=HERE.parent) as process:
+        assert robot.moving.wait(20)
+        process.kill()
+    wait_until(lambda: not client.info().executing)
+    assert not robot.moving.is_set() and robot.applied < 45
+    assert outcome_of(client.execute("pick apple")).succeeded
+
+
+def test_a_client_whose_connection_is_cut_leaves_the_robot_stopped_and_free(serve, robot, walker):
+    client = serve(walker)
+    with Proxy(client.address) as proxy, RobotClient(proxy.address) as far:
+        execution = far.execute(ENDLESS)
+        next(execution)
+        proxy.left = 20
+        with pytest.raises(Unavailable):
+            outcome_of(execution)
+        wait_until(lambda: client.result(execution.goal_id))
+    assert client.result(execution.goal_id).status is Status.CANCELED
+    assert not robot.moving.is_set() and robot.applied < 45
+    again = client.execute("pick apple")
+    assert client.result(again.goal_id) is None and outcome_of(again) == client.result(again.goal_id)
+
+
+def test_an_execution_that_is_forgotten_stops_the_robot(serve, robot, walker):
+    client = serve(walker)
+    for leave in (Execution.close, lambda execution: None):
+        leave(client.execute(ENDLESS))
+        wait_until(lambda: not client.info().executing)
+        assert not robot.moving.is_set()
