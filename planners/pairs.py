@@ -12,7 +12,7 @@ from __future__ import annotations
 import functools
 import re
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -303,8 +303,6 @@ class Wanted:
     where: dict[str, str] = field(default_factory=dict)  # object -> place at the start
     absent: set[str] = field(default_factory=set)
     open: set[str] = field(default_factory=set)
-    closed: set[str] = field(default_factory=set)
-    robot: str = ""
 
 
 class PairGenerator:
@@ -326,11 +324,6 @@ class PairGenerator:
                 return self._pair(wanted, source, rng)
             except Unsuitable:
                 pass
-
-    def __iter__(self) -> Iterator[Pair]:
-        rng = np.random.default_rng(0)
-        while True:
-            yield self.generate(rng)
 
     # -- what is wanted, and how it is said ----------------------------------------------------------------------
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny_services import LineRobot, Walker
+from tiny_services import LineRobot, Walker, wait_until
 
 from skills import robot as robot_service
 from skills import server as skill_service
@@ -218,13 +218,6 @@ def skill_process():
 def outcome_of(events) -> Outcome:
     *_, outcome = events
     return outcome
-
-
-def wait_until(true, seconds=2.0):
-    deadline = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < deadline, "it never came true"
-        time.sleep(0.005)
 
 
 # ---- actions that do not come

@@ -10,7 +10,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 from tiny_policies import make
-from tiny_services import LineRobot, Walker
+from tiny_services import LineRobot, Walker, wait_until
 
 from skills import robot as robot_service
 from skills import server as skill_service
@@ -56,13 +56,6 @@ def finish(events) -> Outcome:
     *_, outcome = events
     assert isinstance(outcome, Outcome)
     return outcome
-
-
-def wait_until(true, seconds=2.0):
-    deadline = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < deadline, "it never came true"
-        time.sleep(0.005)
 
 
 def test_the_library_arrives_whole(skill_client):

@@ -16,6 +16,13 @@ from skills.types import Observation
 GOAL = 0.5  # [m]
 
 
+def wait_until(true, seconds=2.0):
+    deadline = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < deadline, "it never came true"
+        time.sleep(0.005)
+
+
 class LineRobot:
     """Moves along x; one control period takes `period` seconds."""
 
