@@ -1,6 +1,6 @@
 """Fine-tune the language model to plan: a low-rank adapter, trained on generated instructions and their plans.
 
-    python -m saycan_qt.tune --out runs/adapter         # what made planners/adapter; hours on two cores
+    python -m saycan_qt.tune --out runs/adapter         # hours on two cores; planners/adapter says how it was made
     python -m saycan_qt.tune --out runs/adapter --steps 100
 
 Killed and started again with the same command, it continues from its last state. OUT/adapter is the adapter in PEFT's
