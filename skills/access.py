@@ -22,7 +22,7 @@ from skills.errors import AccessError, PermissionDenied, Unauthenticated
 from skills.tls import ServerTLS, read_file, warn_if_shared
 from skills.wire import is_loopback
 
-Role = Literal["read", "score", "drive", "stop"]
+Role = Literal["read", "score", "drive", "stop", "operate"]
 ROLES: tuple[Role, ...] = get_args(Role)
 IMPLIED: Mapping[Role, frozenset[Role]] = {"drive": frozenset({"stop"})}  # whoever may move it may halt it
 HEALTH = "/grpc.health.v1.Health/"
@@ -31,6 +31,7 @@ NEEDS: Mapping[str, Role] = {  # a method that is not here is nobody's
     "/skills.v1.SkillService/GetServerInfo": "read",
     "/skills.v1.SkillService/ScoreSkills": "score",
     "/skills.v1.SkillService/Control": "drive",
+    "/skills.v1.SkillService/ReloadModel": "operate",
     "/skills.v1.RobotService/GetRobotInfo": "read",
     "/skills.v1.RobotService/Observe": "read",
     "/skills.v1.RobotService/JudgeInstruction": "read",

@@ -199,8 +199,8 @@ def test_granting_overwrites_nothing(tmp_path, capsys):
         ("- {name: a", "is not YAML"),
         ("- {name: a, token: my-own-secret, roles: [read]}", "entry 1: a token has a name, its sha256 and its roles"),
         ("- {name: a, sha256: my-own-secret, roles: [read]}", r"entry 1 \(a\): sha256 is not the 64 hex"),
-        (f"- {{name: a, sha256: {digest('a')}, roles: [admin]}}", "some of read, score, drive, stop, not"),
-        (f"- {{name: a, sha256: {digest('a')}, roles: read}}", "some of read, score, drive, stop, not 'read'"),
+        (f"- {{name: a, sha256: {digest('a')}, roles: [admin]}}", "some of read, score, drive, stop, operate, not"),
+        (f"- {{name: a, sha256: {digest('a')}, roles: read}}", "some of read, score, drive, stop, operate, not 'read'"),
         (f"- &a {{name: a, sha256: {digest('a')}, roles: [read]}}\n- *a", "name 'a' is there twice"),
     ],
 )

@@ -125,12 +125,14 @@ class ListSkillsResponse(_message.Message):
     def __init__(self, skills: _Optional[_Iterable[_Union[Skill, _Mapping]]] = ...) -> None: ...
 
 class ScoreSkillsRequest(_message.Message):
-    __slots__ = ("history", "names")
+    __slots__ = ("history", "names", "model")
     HISTORY_FIELD_NUMBER: _ClassVar[int]
     NAMES_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
     history: _containers.RepeatedCompositeFieldContainer[Observation]
     names: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, history: _Optional[_Iterable[_Union[Observation, _Mapping]]] = ..., names: _Optional[_Iterable[str]] = ...) -> None: ...
+    model: str
+    def __init__(self, history: _Optional[_Iterable[_Union[Observation, _Mapping]]] = ..., names: _Optional[_Iterable[str]] = ..., model: _Optional[str] = ...) -> None: ...
 
 class ScoreSkillsResponse(_message.Message):
     __slots__ = ("scores",)
@@ -153,14 +155,20 @@ class SkillScore(_message.Message):
     def __init__(self, skill: _Optional[str] = ..., affordance: _Optional[float] = ..., raw: _Optional[float] = ..., model_id: _Optional[str] = ..., seconds: _Optional[float] = ...) -> None: ...
 
 class ControlRequest(_message.Message):
-    __slots__ = ("sequence", "instruction", "observation")
+    __slots__ = ("sequence", "instruction", "observation", "model", "goal_id", "outcome")
     SEQUENCE_FIELD_NUMBER: _ClassVar[int]
     INSTRUCTION_FIELD_NUMBER: _ClassVar[int]
     OBSERVATION_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    GOAL_ID_FIELD_NUMBER: _ClassVar[int]
+    OUTCOME_FIELD_NUMBER: _ClassVar[int]
     sequence: int
     instruction: str
     observation: Observation
-    def __init__(self, sequence: _Optional[int] = ..., instruction: _Optional[str] = ..., observation: _Optional[_Union[Observation, _Mapping]] = ...) -> None: ...
+    model: str
+    goal_id: str
+    outcome: Outcome
+    def __init__(self, sequence: _Optional[int] = ..., instruction: _Optional[str] = ..., observation: _Optional[_Union[Observation, _Mapping]] = ..., model: _Optional[str] = ..., goal_id: _Optional[str] = ..., outcome: _Optional[_Union[Outcome, _Mapping]] = ...) -> None: ...
 
 class ControlResponse(_message.Message):
     __slots__ = ("sequence", "action", "seconds")
@@ -177,7 +185,7 @@ class GetServerInfoRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class GetServerInfoResponse(_message.Message):
-    __slots__ = ("schema_version", "actor_id", "critic_id", "skills", "action", "state", "control_hz", "max_history", "calibrated")
+    __slots__ = ("schema_version", "actor_id", "critic_id", "skills", "action", "state", "control_hz", "max_history", "calibrated", "models")
     SCHEMA_VERSION_FIELD_NUMBER: _ClassVar[int]
     ACTOR_ID_FIELD_NUMBER: _ClassVar[int]
     CRITIC_ID_FIELD_NUMBER: _ClassVar[int]
@@ -187,6 +195,7 @@ class GetServerInfoResponse(_message.Message):
     CONTROL_HZ_FIELD_NUMBER: _ClassVar[int]
     MAX_HISTORY_FIELD_NUMBER: _ClassVar[int]
     CALIBRATED_FIELD_NUMBER: _ClassVar[int]
+    MODELS_FIELD_NUMBER: _ClassVar[int]
     schema_version: int
     actor_id: str
     critic_id: str
@@ -196,7 +205,32 @@ class GetServerInfoResponse(_message.Message):
     control_hz: float
     max_history: int
     calibrated: bool
-    def __init__(self, schema_version: _Optional[int] = ..., actor_id: _Optional[str] = ..., critic_id: _Optional[str] = ..., skills: _Optional[int] = ..., action: _Optional[_Iterable[_Union[ActionDimension, _Mapping]]] = ..., state: _Optional[_Iterable[str]] = ..., control_hz: _Optional[float] = ..., max_history: _Optional[int] = ..., calibrated: bool = ...) -> None: ...
+    models: _containers.RepeatedCompositeFieldContainer[Model]
+    def __init__(self, schema_version: _Optional[int] = ..., actor_id: _Optional[str] = ..., critic_id: _Optional[str] = ..., skills: _Optional[int] = ..., action: _Optional[_Iterable[_Union[ActionDimension, _Mapping]]] = ..., state: _Optional[_Iterable[str]] = ..., control_hz: _Optional[float] = ..., max_history: _Optional[int] = ..., calibrated: bool = ..., models: _Optional[_Iterable[_Union[Model, _Mapping]]] = ...) -> None: ...
+
+class Model(_message.Message):
+    __slots__ = ("name", "actor_id", "critic_id", "calibrated")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    ACTOR_ID_FIELD_NUMBER: _ClassVar[int]
+    CRITIC_ID_FIELD_NUMBER: _ClassVar[int]
+    CALIBRATED_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    actor_id: str
+    critic_id: str
+    calibrated: bool
+    def __init__(self, name: _Optional[str] = ..., actor_id: _Optional[str] = ..., critic_id: _Optional[str] = ..., calibrated: bool = ...) -> None: ...
+
+class ReloadModelRequest(_message.Message):
+    __slots__ = ("name",)
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    def __init__(self, name: _Optional[str] = ...) -> None: ...
+
+class ReloadModelResponse(_message.Message):
+    __slots__ = ("model",)
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    model: Model
+    def __init__(self, model: _Optional[_Union[Model, _Mapping]] = ...) -> None: ...
 
 class ActionDimension(_message.Message):
     __slots__ = ("name", "low", "high", "unit")

@@ -55,6 +55,11 @@ class SkillServiceStub(object):
                 request_serializer=skills_dot_v1_dot_skills__pb2.GetServerInfoRequest.SerializeToString,
                 response_deserializer=skills_dot_v1_dot_skills__pb2.GetServerInfoResponse.FromString,
                 _registered_method=True)
+        self.ReloadModel = channel.unary_unary(
+                '/skills.v1.SkillService/ReloadModel',
+                request_serializer=skills_dot_v1_dot_skills__pb2.ReloadModelRequest.SerializeToString,
+                response_deserializer=skills_dot_v1_dot_skills__pb2.ReloadModelResponse.FromString,
+                _registered_method=True)
 
 
 class SkillServiceServicer(object):
@@ -90,6 +95,14 @@ class SkillServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ReloadModel(self, request, context):
+        """Load a model's checkpoints from disk again. Running calls end on the old one; it stays where the new one is bad
+        (FAILED_PRECONDITION, with the reason).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_SkillServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -112,6 +125,11 @@ def add_SkillServiceServicer_to_server(servicer, server):
                     servicer.GetServerInfo,
                     request_deserializer=skills_dot_v1_dot_skills__pb2.GetServerInfoRequest.FromString,
                     response_serializer=skills_dot_v1_dot_skills__pb2.GetServerInfoResponse.SerializeToString,
+            ),
+            'ReloadModel': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReloadModel,
+                    request_deserializer=skills_dot_v1_dot_skills__pb2.ReloadModelRequest.FromString,
+                    response_serializer=skills_dot_v1_dot_skills__pb2.ReloadModelResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -223,6 +241,33 @@ class SkillService(object):
             '/skills.v1.SkillService/GetServerInfo',
             skills_dot_v1_dot_skills__pb2.GetServerInfoRequest.SerializeToString,
             skills_dot_v1_dot_skills__pb2.GetServerInfoResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReloadModel(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/skills.v1.SkillService/ReloadModel',
+            skills_dot_v1_dot_skills__pb2.ReloadModelRequest.SerializeToString,
+            skills_dot_v1_dot_skills__pb2.ReloadModelResponse.FromString,
             options,
             channel_credentials,
             insecure,
