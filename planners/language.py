@@ -11,7 +11,9 @@ import json
 import logging
 import os
 import tempfile
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -245,16 +247,26 @@ def _load_gguf(path: Path, dtype: torch.dtype) -> tuple[Any, Any]:
 
 def adapted(model: Any, folder: Path) -> Any:
     """The model with an adapter added to its weights: as fast as without. Raises WeightsError."""
-    from peft import PeftModel
-
     if not (folder / "adapter_model.safetensors").is_file():  # PEFT would also read a pickle
         raise WeightsError(f"{folder}: no adapter_model.safetensors in it, so it is not an adapter's folder")
     if not is_whole(folder):
         raise WeightsError(f"{folder}: damaged, its files are not those that {MANIFEST} names")
     try:
-        return PeftModel.from_pretrained(model, str(folder), local_files_only=True).merge_and_unload().eval()
+        with peft() as package:
+            tuned = package.PeftModel.from_pretrained(model, str(folder), local_files_only=True)
+        return tuned.merge_and_unload().eval()
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         raise WeightsError(f"{folder}: does not fit this language model: {' '.join(str(error).split())}") from error
+
+
+@contextmanager
+def peft() -> Iterator[Any]:
+    """The package, asking transformers by a name that transformers 5.23 deprecates and peft 0.21 still uses."""
+    import peft as package  # seconds
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+        yield package
 
 
 def _digests(folder: Path) -> dict[str, str]:

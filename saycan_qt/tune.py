@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from planners.language import load, seal
+from planners.language import load, peft, seal
 from planners.pairs import PairGenerator, text_of
 from planners.weights import LANGUAGE_MODEL, language_model_path
 from saycan_qt import atomic, checkpoint
@@ -32,6 +32,7 @@ from skills.library import SkillLibrary
 STATE, ADAPTER, PROVENANCE = "state", "adapter", "provenance.json"  # folders in a run's folder, a file in the second
 MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 LENGTHS = (64, 96, 128, 192, 320)  # tokens that a batch's rows are padded to; few, so that few shapes are compiled
+VALIDATION = 400  # pairs with ways to say things that are kept from training
 POOL = 1024  # pairs that are drawn, sorted by length and cut into batches at a time; a run resumes between pools
 IGNORED = -100
 
@@ -112,14 +113,13 @@ class Tuning(nn.Module):
 
     def __init__(self, config: TuneConfig) -> None:
         super().__init__()
-        from peft import LoraConfig, get_peft_model
-
         torch.manual_seed(config.seed)
         model, self.tokenizer = load(language_model_path(), torch.bfloat16)
         model.set_attn_implementation("eager")  # faster than sdpa for rows this short, on a processor
         rank, modules = config.rank, list(MODULES)
-        lora = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=modules, task_type="CAUSAL_LM")
-        self.peft = get_peft_model(model, lora, autocast_adapter_dtype=False)
+        with peft() as package:
+            lora = package.LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=modules, task_type="CAUSAL_LM")
+            self.peft = package.get_peft_model(model, lora, autocast_adapter_dtype=False)
         self.peft.peft_config["default"].base_model_name_or_path = LANGUAGE_MODEL.hub_name  # no folder of this machine
         self.head = model.lm_head
         self.working = [p for p in self.peft.parameters() if p.requires_grad]
@@ -167,7 +167,7 @@ class Run:
             self.tuning.copy_masters()
         self.begun = time.monotonic()
         self.log = MetricsLog(config.out, self.step)
-        self.held_out = self.data.batches(self.data.held_out, [config.seed, 1, 0], 400)
+        self.held_out = self.data.batches(self.data.held_out, [config.seed, 1, 0], VALIDATION)
 
     @property
     def seconds(self) -> float:
@@ -230,7 +230,7 @@ class Run:
             **row,
         }
         with atomic.replacing_folder(self.config.out / ADAPTER) as folder:
-            self.tuning.peft.save_pretrained(str(folder))
+            self.tuning.peft.save_pretrained(str(folder), save_embedding_layers=False)  # "auto" asks a hub
             (folder / PROVENANCE).write_bytes(atomic.to_json(provenance))
             seal(folder)
 

@@ -1,0 +1,82 @@
+"""Fine-tuning a language model to plan: a small one of random weights, with the real one's tokenizer."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from planners.language import LanguageScorer, is_whole, load
+from planners.pairs import PairGenerator, text_of
+from planners.weights import language_model_path
+from saycan_qt import tune
+from saycan_qt.tune import ADAPTER, Run, TuneConfig, encode
+from skills.library import SkillLibrary
+
+STEPS = 60
+
+
+@pytest.fixture(scope="module", autouse=True)
+def model(tmp_path_factory):
+    """Its folder."""
+    folder = tmp_path_factory.mktemp("model")
+    _, tokenizer = load(language_model_path(), torch.bfloat16)
+    shape = dict(hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4)
+    LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), initializer_range=0.3, **shape)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tune, "language_model_path", lambda: folder)
+        patch.setattr(tune, "POOL", 60)
+        patch.setattr(tune, "VALIDATION", 60)
+        yield folder
+
+
+def run(out):
+    return Run(TuneConfig(out, steps=STEPS, tokens=512, warmup=1, learning_rate=1e-2, compile=False))
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A run from its first step to its last."""
+    done = run(tmp_path_factory.mktemp("tune") / "whole")
+    done.train()
+    return done
+
+
+def test_an_interrupted_run_ends_as_one_that_was_not(whole, tmp_path):
+    first = run(tmp_path)
+    draw = first.data.pool
+
+    def killed_in_the_second(pool):
+        if pool:
+            raise KeyboardInterrupt
+        return draw(pool)
+
+    first.data.pool = killed_in_the_second
+    with pytest.raises(KeyboardInterrupt):
+        first.train()
+    second = run(tmp_path)
+    assert 0 < second.step < STEPS
+    second.train()
+    for one, other in zip(whole.tuning.masters, second.tuning.masters, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_the_adapter_says_what_made_it_and_has_learnt(model, whole):
+    folder = whole.config.out / ADAPTER
+    assert is_whole(folder) and json.loads((folder / "provenance.json").read_text())["step"] == STEPS
+    pairs, rng = PairGenerator(SkillLibrary.load()), np.random.default_rng(1)
+    texts = [text_of(pairs, rng) for _ in range(8)]
+    before, after = (
+        np.mean([scorer.score(text[: spans[0][0]], [text[slice(*spans[0])]])[0] for text, spans in texts])
+        for scorer in (LanguageScorer(model), LanguageScorer(model, adapter=folder))
+    )
+    assert after > before / 2, (before, after)  # log-likelihood of a first step
+
+
+def test_the_steps_are_learnt_and_nothing_else(whole):
+    given, steps = "Scene: table: apple\nInstruction: an apple\n1.", " find apple\n"
+    row = encode(whole.tuning.tokenizer, given + steps, [(len(given), len(given + steps))])
+    learnt = [token for token, label in zip(row.ids, row.labels, strict=True) if label == token]
+    assert whole.tuning.tokenizer.decode(learnt) == steps
