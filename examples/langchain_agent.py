@@ -21,10 +21,8 @@ from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.types import Command
 
 from planners.langchain import PlannerModel, skill_tools
-from planners.language import LanguageScorer
-from planners.prompts import Prompt
 from planners.saycan import SayCanPlanner
-from planners.weights import text_embedder
+from saycan_qt.language import LanguageConfig, load_language
 
 
 @dataclass(frozen=True)
@@ -42,7 +40,8 @@ def main(config: Config) -> int:
     tools = skill_tools(here.skills, here)
     model: Any = config.model
     if not model:
-        planner = SayCanPlanner(LanguageScorer(), Prompt(text_embedder()), here.skills)
+        language = load_language(LanguageConfig(), here.skills)
+        planner = SayCanPlanner(language.scorer, language.prompt, here.skills)
         model = PlannerModel(planner=planner, judge=here, world=here)
     allowed: dict[str, Any] = {tool.name: {"allowed_decisions": ["approve", "reject"]} for tool in tools}
     agent = create_agent(

@@ -8,7 +8,6 @@ python examples/langchain_plan.py "I am thirsty" --chat openai:gpt-5            
 
 from __future__ import annotations
 
-import os
 import sys
 from dataclasses import dataclass
 from typing import Annotated
@@ -18,12 +17,11 @@ from kitchen import kitchen
 from langchain.chat_models import init_chat_model
 
 from planners.langchain import runnable_plan
-from planners.language import LanguageScorer
 from planners.prompts import Prompt
 from planners.proposal import ChatProposer, ProposalPlanner, SampledProposer
-from planners.remote import RemoteScorer
 from planners.saycan import Decision, SayCanPlanner
 from planners.weights import text_embedder
+from saycan_qt.language import LanguageConfig, load_language
 
 
 @dataclass(frozen=True)
@@ -39,17 +37,19 @@ class Config:
 
 
 def main(config: Config) -> int:
-    here, prompt = kitchen(config.seed, config.server, config.robot), Prompt(text_embedder())
+    here = kitchen(config.seed, config.server, config.robot)
     if config.chat:
-        proposer = ChatProposer(init_chat_model(config.chat), prompt)
-        planner: SayCanPlanner = ProposalPlanner(proposer, prompt, here.skills)
-    elif config.propose:
-        planner = ProposalPlanner(SampledProposer(LanguageScorer(), prompt), prompt, here.skills)
-    elif config.url:
-        scorer = RemoteScorer(config.url, config.model, os.environ.get("LANGUAGE_SERVER_KEY"))
-        planner = SayCanPlanner(scorer, prompt, here.skills)
+        prompt = Prompt(text_embedder())
+        planner: SayCanPlanner = ProposalPlanner(
+            ChatProposer(init_chat_model(config.chat), prompt), prompt, here.skills
+        )
     else:
-        planner = SayCanPlanner(LanguageScorer(), prompt, here.skills)
+        language = load_language(LanguageConfig(config.url, config.model), here.skills)
+        if config.propose:
+            proposer = SampledProposer(language.scorer, language.prompt)
+            planner = ProposalPlanner(proposer, language.prompt, here.skills)
+        else:
+            planner = SayCanPlanner(language.scorer, language.prompt, here.skills)
     finished = False
     for [event] in runnable_plan(planner, here, here).stream(config.instruction):
         if isinstance(event, Decision):

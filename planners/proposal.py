@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from planners.prompts import Known, Prompt
+from planners.prompts import CANNOT, Known, Prompt
 from planners.saycan import DONE, LONGEST, Decision, Refusal, SayCanConfig, SayCanPlanner, Step
 from skills.library import Skill
 
@@ -41,10 +41,17 @@ do, answer with "done" alone."""
 class Proposer(Protocol):
     """A language model that says what it would do next."""
 
-    def propose(self, instruction: str, steps_done: Sequence[str], feasible: Collection[str], k: int) -> list[str]:
+    def propose(
+        self,
+        instruction: str,
+        steps_done: Sequence[str],
+        feasible: Collection[str],
+        k: int,
+        known: Known | None = None,
+    ) -> list[str]:
         """Up to k next steps in free words; one that is said several times counts as often.
 
-        feasible: texts of skills that are possible now by rule, see Prompt.build."""
+        feasible: texts of skills that are possible now by rule; known: the scene; see Prompt.build."""
         ...
 
 
@@ -114,7 +121,7 @@ class ProposalPlanner(SayCanPlanner):
         proposals: list[Proposal] = []
         if not (self.config.refuse and len(instruction) > LONGEST):  # refused below, unread
             for _ in range(self.proposals.tries):
-                said = self.proposer.propose(instruction, steps_done, feasible, self.proposals.k)
+                said = self.proposer.propose(instruction, steps_done, feasible, self.proposals.k, known)
                 proposals += self.understand(said[: self.proposals.k])
                 if any(proposal.skill in possible or _is_done(proposal.skill) for proposal in proposals):
                     break
@@ -155,7 +162,9 @@ class _Votes:
         self._of = 1
 
     def count(self, proposals: Sequence[Proposal], equal: bool) -> None:
-        self.counts = Counter(proposal.skill.text for proposal in proposals if proposal.skill)
+        meant = [proposal.skill.text if proposal.skill else proposal.text for proposal in proposals]
+        unknown = {proposal.text for proposal in proposals if proposal.skill is None} - {CANNOT}
+        self.counts = Counter(text for text in meant if text not in unknown)
         if equal:
             self.counts = Counter(set(self.counts))
         self._of = max(1, self.counts.total() if equal else len(proposals))
@@ -183,7 +192,14 @@ class ChatProposer:
     def __init__(self, model: BaseChatModel, prompt: Prompt) -> None:
         self.model, self.prompt = model, prompt
 
-    def propose(self, instruction: str, steps_done: Sequence[str], feasible: Collection[str], k: int) -> list[str]:
+    def propose(
+        self,
+        instruction: str,
+        steps_done: Sequence[str],
+        feasible: Collection[str],
+        k: int,
+        known: Known | None = None,
+    ) -> list[str]:
         from langchain_core.messages import HumanMessage, SystemMessage
 
         shown = self.prompt.build(instruction, steps_done, feasible)
@@ -210,8 +226,15 @@ class SampledProposer:
         self.temperature, self.max_tokens = temperature, max_tokens
         self._generator = torch.Generator().manual_seed(seed)
 
-    def propose(self, instruction: str, steps_done: Sequence[str], feasible: Collection[str], k: int) -> list[str]:
-        shown = self.prompt.build(instruction, steps_done, feasible)
+    def propose(
+        self,
+        instruction: str,
+        steps_done: Sequence[str],
+        feasible: Collection[str],
+        k: int,
+        known: Known | None = None,
+    ) -> list[str]:
+        shown = self.prompt.build(instruction, steps_done, feasible, known)
         *_, texts = generate(self.scorer, shown, self.max_tokens, ["\n"], k, self.temperature, self._generator)
         return [text for text in texts if text.strip()]
 

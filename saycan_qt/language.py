@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from planners.prompts import Prompt
 from planners.saycan import Scorer
+from planners.weights import ADAPTER
+from skills.library import Skill, SkillLibrary
 
 KEY = "LANGUAGE_SERVER_KEY"  # environment variable
-SHIPPED = "shipped"
+NONE = "none"
 
 
 class LanguageError(Exception):
@@ -23,7 +26,9 @@ class LanguageConfig:
 
     model: str = ""  # another one: a model folder, a GGUF file, or the URL of a server that scores texts, as vLLM does
     served: str = ""  # what that server calls the model; the server's key is taken from LANGUAGE_SERVER_KEY
-    adapter: str = ""  # "shipped": the shipped model, fine-tuned to plan; or a folder that `saycan_qt.tune` left
+    # A folder that `saycan_qt.tune` left; "none": the model as published, which needs examples. By default the shipped
+    # model plans with the adapter that comes with it, where the robot's skills are the kitchen's
+    adapter: str = ""
 
     @property
     def remote(self) -> bool:
@@ -39,27 +44,35 @@ class Language:
     name: str
 
 
-def load_language(config: LanguageConfig, score_hopeless: bool = False) -> Language:
-    """score_hopeless: candidates that have no chance get their score, too. Raises LanguageError."""
+def load_language(config: LanguageConfig, skills: Iterable[Skill], score_hopeless: bool = False) -> Language:
+    """skills: those to plan with. score_hopeless: candidates that have no chance get their score, too.
+    Raises LanguageError."""
     from transformers.utils import logging as transformers_logging  # seconds, spent while the services start
 
     from planners.language import NEGLIGIBLE, LanguageScorer
     from planners.remote import RemoteError, RemoteScorer
-    from planners.weights import ADAPTER, WeightsError, text_embedder
+    from planners.weights import WeightsError, text_embedder
 
     transformers_logging.disable_progress_bar()  # we have our own
     negligible = 0.0 if score_hopeless else NEGLIGIBLE
     try:
         if config.remote:
-            if not config.served or config.adapter:
+            if not config.served or config.adapter not in ("", NONE):
                 raise LanguageError(
                     f"{config.model}: a server needs the name of its model (--language.served) and takes no adapter"
                 )
             remote = RemoteScorer(config.model, config.served, os.environ.get(KEY))
             return Language(remote, Prompt(text_embedder()), config.served)
-        adapter = ADAPTER if config.adapter == SHIPPED else Path(config.adapter) if config.adapter else None
+        adapter = _adapter(config, skills)
         scorer = LanguageScorer(config.model or None, adapter, negligible=negligible)
         name = scorer.path.stem + (f" + {adapter.name}" if adapter else "")
         return Language(scorer, Prompt(text_embedder(), tuned=adapter is not None), name)
     except (WeightsError, RemoteError, OSError, ValueError) as error:
         raise LanguageError(" ".join(str(error).split())) from error
+
+
+def _adapter(config: LanguageConfig, skills: Iterable[Skill]) -> Path | None:
+    if config.adapter:
+        return None if config.adapter == NONE else Path(config.adapter)
+    taught = {skill.text for skill in SkillLibrary.load()}
+    return None if config.model or not {skill.text for skill in skills} <= taught else ADAPTER

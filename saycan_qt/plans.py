@@ -25,12 +25,12 @@ from saycan_qt.language import Language, LanguageConfig, LanguageError, load_lan
 from saycan_qt.options import Checkpoint, File
 from saycan_qt.plan_worlds import LearntWorld, PerfectWorld, Value, World, WorldJudge
 from saycan_qt.services import refuse
-from skills.library import SkillLibrary
+from skills.library import Skill, SkillLibrary
 from skills.types import Actor, Observation
 
 PLANNED, EXECUTED = "planned", "executed"
 WIDE = 160  # [characters] of the table where no terminal limits it
-Loader = Callable[[LanguageConfig, bool], Language]  # as saycan_qt.language.load_language
+Loader = Callable[[LanguageConfig, Iterable[Skill]], Language]  # as saycan_qt.language.load_language
 
 
 @dataclass(frozen=True)
@@ -158,7 +158,7 @@ def load_models(config: PlansConfig, skills: SkillLibrary, load_language: Loader
             value, critic_id = value_of(models, critic, config.critic), models.critic_id
         if config.execute:
             act, actor_id = actor, models.actor_id
-    language = load_language(config.language, False)
+    language = load_language(config.language, skills)
     planner = SayCanPlanner(language.scorer, language.prompt, skills, config.planner)
     return Models(planner, language.name, value, critic_id, act, actor_id)
 

@@ -21,7 +21,7 @@ import shlex
 import signal
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -94,7 +94,8 @@ class RunConfig:
 class Parts:
     """What a run is made of; tests put small ones in their place."""
 
-    load_language: Callable[[LanguageConfig, bool], Language]  # given, too, whether even hopeless skills are scored
+    # given, too, the skills to plan with, and whether even hopeless ones are scored
+    load_language: Callable[[LanguageConfig, Iterable[Skill], bool], Language]
     serve: tuple[str, ...] = (sys.executable, "-m", "saycan_qt.serve")
     robot: tuple[str, ...] = (sys.executable, "-m", "saycan_qt.robot")
 
@@ -208,11 +209,12 @@ class Run:
             self._endings.put(Ending(NOT_DONE, "error", f"the run broke: {type(error).__name__}: {error}"))
 
     def _journey(self) -> Ending:
-        loading = in_background(self._load_language)
-        server, robot = self._start_services()
-        skills = SkillClient(server.address, credentials=server.credentials)
+        server = self._start_server()
+        skills = SkillClient(server.wait_for_address(START_TIMEOUT), credentials=server.credentials)
+        loading = in_background(partial(self._load_language, skills))
+        robot = self._start_robot(server)
         self._robot = RobotClient(robot.address, credentials=robot.credentials)
-        language, hosted, body = loading.result(), skills.info(), self._robot.info()
+        (language, listed), hosted, body = loading.result(), skills.info(), self._robot.info()
         models = {"language": language.name, "affordance": hosted.critic_id, "execution": hosted.actor_id}
         multiplied = "calibrated" if hosted.calibrated else "raw"
         self.folder.note(models=models, affordances=multiplied, robot={"name": body.name, "address": robot.address})
@@ -222,33 +224,40 @@ class Run:
             flags = self.config.credentials.flags()
             command = shlex.join(("python", "-m", "saycan_qt.robot", "--release", robot.address, *flags))
             raise Stopped(f"the robot at {robot.address} is stopped; when it is safe, release it with: {command}")
-        planner = planner_of(self.config.planner, language, skills.list_skills(), settings)
+        planner = planner_of(self.config.planner, language, listed, settings)
         journey = Journey(skills, self._robot, planner, self.folder, self._recorder, self.display, body.max_steps)
         found = journey.travel(self.config.instruction, self.config.max_steps)
         return Ending(SUCCEEDED if found.success else NOT_DONE, found.ended, found.reason, found.judge)
 
-    def _load_language(self) -> Language:
+    def _load_language(self, skills: SkillClient) -> tuple[Language, list[Skill]]:
+        """The skill server tells its skills before its models are loaded."""
         self.display.begin_loading(LANGUAGE_MODEL)
-        language = self.parts.load_language(self.config.language, self.config.explain)
+        listed = skills.list_skills()
+        language = self.parts.load_language(self.config.language, listed, self.config.explain)
         self.display.loaded(LANGUAGE_MODEL, language.name)
-        return language
+        return language, listed
 
-    def _start_services(self) -> tuple[Service, Service]:
-        """Both load at the same time: the robot needs the server's address, not yet its models."""
-        config, folder = self.config, self.folder.path
-        remote = partial(RemoteService, on_death=self._died, credentials=config.credentials.load())
+    def _remote(self, name: str, address: str, service: str) -> Service:
+        return self._add(RemoteService(name, address, service, self._died, self.config.credentials.load()))
+
+    def _start_server(self) -> Service:
+        config = self.config
         self.display.begin_loading(SKILL_SERVER)
         if config.server is not None:
-            server: Service = self._add(remote(SKILL_SERVER, config.server, SKILL_SERVICE))
+            server = self._remote(SKILL_SERVER, config.server, SKILL_SERVICE)
             server.wait_until_ready(START_TIMEOUT)  # a wrong address is told before anything else is started
-        else:
-            skills = () if config.skills is None else ("--skills", str(config.skills))
-            command = (*self.parts.serve, *skills, *(("--calibrated",) if config.calibrated else ()))
-            server = self._add(ServiceProcess(SKILL_SERVER, command, folder / "skill-server.log", self._died))
-        address = server.wait_for_address(START_TIMEOUT)
+            return server
+        skills = () if config.skills is None else ("--skills", str(config.skills))
+        command = (*self.parts.serve, *skills, *(("--calibrated",) if config.calibrated else ()))
+        return self._add(ServiceProcess(SKILL_SERVER, command, self.folder.path / "skill-server.log", self._died))
+
+    def _start_robot(self, server: Service) -> Service:
+        """Returns when both are ready. They load at the same time: the robot needs the server's address, not yet its
+        models."""
+        config, folder, address = self.config, self.folder.path, server.wait_for_address(START_TIMEOUT)
         self.display.begin_loading(KITCHEN_ROBOT)
         if config.robot is not None:
-            robot: Service = self._add(remote(KITCHEN_ROBOT, config.robot, ROBOT_SERVICE))
+            robot = self._remote(KITCHEN_ROBOT, config.robot, ROBOT_SERVICE)
         else:
             command = (*self.parts.robot, "--seed", str(config.seed), "--skill-server", address)
             command += config.credentials.flags() if config.server is not None else ()
@@ -256,7 +265,7 @@ class Run:
         for service in (robot, server):
             service.wait_until_ready(START_TIMEOUT)
             self.display.loaded(service.name, f"{service.address} {service.detail}".strip())
-        return server, robot
+        return robot
 
     def _add(self, service: Service) -> Service:
         with self._lock:

@@ -124,7 +124,7 @@ def broken(name):
         raise RuntimeError("broken on purpose")
 
 
-def load_language(config, score_hopeless):
+def load_language(config, skills, score_hopeless):
     examples = [Example("bring me a sponge", ("find the sponge", "done"))]
     return Language(ScriptedScorer(), Prompt(WordsEmbedder(), examples, things=["sponge"]), "scripted")
 

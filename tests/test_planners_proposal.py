@@ -35,7 +35,7 @@ class Says:
     def __init__(self, *lists):
         self.lists = list(lists)
 
-    def propose(self, instruction, steps_done, feasible, k):
+    def propose(self, instruction, steps_done, feasible, k, known=None):
         self.asked = instruction, list(steps_done), set(feasible), k
         return self.lists.pop(0)
 
