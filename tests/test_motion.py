@@ -4,16 +4,15 @@ import gc
 import os
 import random
 import signal
-import socket
 import subprocess
 import sys
 import threading
 import time
-from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import pytest
+from proxy import Proxy
 from tiny_services import UNHURRIED, LineRobot, Walker, wait_until
 
 from skills import robot as robot_service
@@ -99,56 +98,6 @@ class Thinker(Walker):
     def act(self, history, instruction):
         time.sleep(self.seconds)
         return super().act(history, instruction)
-
-
-class Proxy:
-    """Passes bytes on between clients and a server, on loopback; can hold them back, or cut the connection after some
-    more bytes of the server's."""
-
-    def __init__(self, address):
-        host, port = address.rsplit(":", 1)
-        self._server = host, int(port)
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.address = f"127.0.0.1:{self._listener.getsockname()[1]}"
-        self.flows, self.left = threading.Event(), None  # left: [bytes] until the cut; None: no cut
-        self.flows.set()
-        self._sockets = []
-        threading.Thread(target=self._accept, daemon=True).start()
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        self.flows.set()
-        self._listener.close()
-        self.cut()
-
-    def cut(self):
-        for end in self._sockets:
-            with suppress(OSError):
-                end.shutdown(socket.SHUT_RDWR)
-            end.close()
-
-    def _accept(self):
-        while True:
-            try:
-                client, _ = self._listener.accept()
-            except OSError:
-                return
-            server = socket.create_connection(self._server)
-            self._sockets += [client, server]
-            threading.Thread(target=self._pass_on, args=(client, server, False), daemon=True).start()
-            threading.Thread(target=self._pass_on, args=(server, client, True), daemon=True).start()
-
-    def _pass_on(self, source, target, counted):
-        with suppress(OSError):
-            while data := source.recv(65536):
-                self.flows.wait(10)
-                if counted and self.left is not None:
-                    data, self.left = data[: self.left], self.left - len(data)
-                target.sendall(data)
-                if counted and self.left is not None and self.left <= 0:
-                    self.cut()
 
 
 class Answers(skills_pb2_grpc.SkillServiceServicer):
@@ -380,6 +329,34 @@ def test_stop_outlives_the_server_that_has_a_file_for_it(serve, robot, walker, t
     assert outcome_of(start().execute("pick apple")).succeeded
     with pytest.raises(Unavailable, match="No such file"):
         Latch(tmp_path / "nowhere" / "stopped")
+
+
+def test_stop_outlives_a_robots_server_that_is_killed(tmp_path):
+    def start():
+        command = [sys.executable, str(HERE / "small_services.py"), "robot", "--latch", str(tmp_path / "stopped")]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        return process, RobotClient(process.stdout.readline().split()[-1])
+
+    def end(process, client):
+        client.close()
+        process.kill()
+        process.communicate()
+
+    first, client = start()
+    client.stop()
+    end(first, client)
+    for _ in range(2):  # being started anew is no release, however often
+        again, client = start()
+        assert client.info().stopped
+        with pytest.raises(Stopped, match="reset"):
+            outcome_of(client.execute("find apple"))
+        end(again, client)
+    again, client = start()
+    client.reset()
+    end(again, client)
+    last, client = start()
+    assert not client.info().stopped and outcome_of(client.execute("find apple")).succeeded
+    end(last, client)
 
 
 # ---- clients that go
