@@ -1,7 +1,7 @@
 """Whatever bytes a method is sent, its service lives, says what is wrong in one line, and grows no larger.
 
-    pytest tests/test_fuzz.py             # some hundred requests for each method
-    pytest tests/test_fuzz.py -m slow     # ten thousand for each: half an hour
+    pytest tests/test_fuzz.py             # a hundred requests for each method
+    pytest tests/test_fuzz.py -m slow     # ten thousand for each: some 20 minutes
 
 Requests are made from the methods' descriptors, so that a new field or method is covered as soon as it is there: from
 nothing, from valid ones with fields dropped, swapped or replaced, and from the bytes of either, flipped, cut, spliced.
@@ -49,7 +49,8 @@ METHODS = [  # all that a service has
     for method in service.methods
     if method.name in vars(SERVICES[service.name])
 ]
-GROWTH = 48  # [MB] that a server may grow by in the second half of the requests: goals and caches, no leak
+SCORE = next(method for method in METHODS if method.name == "ScoreSkills")
+GROWTH = 24  # [MB] that a server may grow by in the second half of the requests; ten thousand take about 1 MB
 TIMEOUT = 20  # [s] for one call; it takes milliseconds
 FINE = {
     grpc.StatusCode.OK,
@@ -97,20 +98,7 @@ HUGE_PNG = PICTURES[1][:16] + HUGE + PICTURES[1][24:29]
 HUGE_PNG += struct.pack(">I", zlib.crc32(HUGE_PNG[12:])) + PICTURES[1][33:]
 HUGE_JPEG = PICTURES[2].replace(struct.pack(">HH", 4, 6), struct.pack(">HH", 65535, 65535), 1)
 BYTES = [b"", b"\0", *STATES, *PICTURES, HUGE_PNG, HUGE_JPEG, *(picture[:-20] for picture in PICTURES)]
-TEXTS = [
-    "",
-    " ",
-    "pick apple",
-    "pick aple",
-    "go to table",
-    "put down",
-    "done",
-    "table",
-    "apple",
-    "head",
-    "back",
-    "walker",
-]
+TEXTS = ["", " ", "pick apple", "pick aple", "go to table", "put down", "done", "table", "apple", "head", "walker"]
 TEXTS += ["x" * 64, "x" * 65, "x" * 1001, "🤖" * 1000, "a\0b", "line\nbreak", "../../etc/passwd", "%s{0}", "\u202e"]
 INTEGERS = {Field.CPPTYPE_INT32: (-(2**31), 2**31 - 1), Field.CPPTYPE_UINT32: (0, 2**32 - 1)}
 INTEGERS |= {Field.CPPTYPE_INT64: (-(2**63), 2**63 - 1), Field.CPPTYPE_UINT64: (0, 2**64 - 1)}
@@ -337,7 +325,7 @@ def server():
         process.kill()
 
 
-@pytest.mark.parametrize("cases", [150, pytest.param(10_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("cases", [120, pytest.param(10_000, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
 def test_whatever_is_sent_is_answered_or_refused_in_plain_words(server, method, cases):
     codes, half = Counter(), []
@@ -374,7 +362,7 @@ def black(side, encoding, **options):
 
 
 def many_pictures():
-    return pb.ScoreSkillsRequest(history=[black(4096, PNG)] * 32)
+    return pb.ScoreSkillsRequest(history=[black(4096, PNG)] * 8)
 
 
 def many_scans():
@@ -385,11 +373,11 @@ def many_scans():
 
 
 def long_name():
-    return pb.ScoreSkillsRequest(history=[SEEN], names=["a" * 50_000_000])
+    return pb.ScoreSkillsRequest(history=[SEEN], names=["a" * 20_000_000])
 
 
 def too_much():
-    return pb.ScoreSkillsRequest(names=["a" * 150_000_000])
+    return pb.ScoreSkillsRequest(names=["a" * 100_000_000])
 
 
 @pytest.mark.parametrize(
@@ -403,9 +391,9 @@ def too_much():
 )
 def test_a_bomb_is_refused_before_it_goes_off(server, make, words):
     sent, before = make().SerializeToString(), server.memory()
-    code, said = server.send(METHODS[1], [sent], grpc.Compression.Gzip)
+    code, said = server.send(SCORE, [sent], grpc.Compression.Gzip)
     assert code in FINE and words in said
-    assert server.memory("VmHWM") - before < 400
+    assert server.memory("VmHWM") - before < 250  # [MB]
     server.check()
 
 
@@ -503,7 +491,7 @@ ASKED = {
 }
 
 
-@pytest.mark.parametrize("cases", [40, pytest.param(2_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("cases", [30, pytest.param(2_000, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("method", [m for m in METHODS if m.name in ASKED], ids=lambda method: method.name)
 def test_whatever_a_server_answers_is_read_or_an_error_of_ours(liar, method, cases):
     answers, *clients = liar

@@ -10,6 +10,7 @@ from pathlib import Path
 import grpc
 import numpy as np
 import pytest
+import torch
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from tiny_policies import TEXTS, make
 from tiny_policies import observation as tiny_observation
@@ -257,6 +258,51 @@ def test_a_full_method_refuses_at_once_while_health_and_other_methods_answer(bus
             two.act(seen(1))
             with client.control("go") as three, pytest.raises(Busy, match="controls 2 robots"):
                 three.act(seen(1))
+
+
+def matrices():
+    torch.randn(600, 600) @ torch.randn(600, 600)
+
+
+def python():
+    for number in range(100_000):
+        number += 1
+
+
+class Heavy:
+    """Computes for as long as it is told to."""
+
+    def __init__(self, compute):
+        self.compute, self.over, self.began = compute, threading.Event(), threading.Event()
+
+    def value(self, history, instructions):
+        self.began.set()
+        while not self.over.is_set():
+            self.compute()
+        return np.full(len(instructions), 0.5, np.float32)
+
+
+@pytest.mark.parametrize("compute", [matrices, python])
+def test_health_answers_while_the_model_computes(compute):
+    """Within 0.1 s on a machine like those that serve, by `benchmarks/serving.py --health`; others may be slow."""
+    model, took = Heavy(compute), []
+    with (
+        serve(LIBRARY, critic=model) as server,
+        ThreadPoolExecutor(1) as thread,
+        SkillClient(server.address) as client,
+        grpc.insecure_channel(server.address) as channel,
+    ):
+        scores, health = thread.submit(client.score, [seen(1)], ["pick apple"]), health_pb2_grpc.HealthStub(channel)
+        try:
+            assert model.began.wait(10)
+            for _ in range(100):
+                started = time.monotonic()
+                health.Check(health_pb2.HealthCheckRequest(), timeout=30)
+                took.append(time.monotonic() - started)
+        finally:
+            model.over.set()
+        assert scores.result(30)
+    assert np.percentile(took, 99) < 1
 
 
 def test_health_answers_though_calls_that_never_send_their_request_hold_every_thread(busy):
