@@ -76,7 +76,7 @@ def test_bytes_cut_in_the_middle_of_a_message_are_a_clean_error_and_the_server_l
     ):
         client.info()
         proxy.left = left
-        with pytest.raises(Unavailable, match=f"the skill server at {proxy.address} has (died|stopped)") as caught:
+        with pytest.raises(Unavailable, match=f"the skill server at {proxy.address} (has|hangs)") as caught:
             client.score([large])
         assert "\n" not in str(caught.value)
         with SkillClient(server.address) as direct:
