@@ -4,6 +4,7 @@
     python benchmarks/serving.py --preset small --image 64 80      # 80 x 64, random weights: only time is measured
     python benchmarks/serving.py --preset compact --image 256 320  # 320 x 256
     python benchmarks/serving.py --planners 4 --out serving.json   # some ask for affordances all the while
+    python benchmarks/serving.py --health                          # how fast health answers while a model computes
 
 Every robot has a connection of its own and sends an observation three times a second, at moments that have nothing to
 do with other robots'; a period is missed when its action has not arrived before the next is due. The machine carries as
@@ -14,6 +15,9 @@ times a second; the slowest of a hundred checks is shown, and the median time of
 Both servers and the robots share this machine, over loopback, each in a process of its own; the servers are measured
 in turns, and a number of robots that misses too much is tried once more. A model sees images of one size, and nothing
 on the way resizes them: `--image` builds a network for it.
+
+`--health` measures something else: a model that computes without a pause, in torch, which lets other threads run
+meanwhile, or in Python, which does not, and a health check every hundredth of a second.
 """
 
 from __future__ import annotations
@@ -23,7 +27,8 @@ import json
 import multiprocessing
 import threading
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -58,6 +63,7 @@ class Config:
     patience: float = Limits.patience  # [s] that the first of a batch waits for company
     planners: int = 0  # beside the robots; each asks for the affordances of all skills, waits 5 s, and asks again
     seed: int = 0  # of images and of the robots' moments
+    health: bool = False  # only how fast health answers, while a model computes
     out: Path | None = None  # results as JSON
 
 
@@ -251,10 +257,85 @@ def line(name: str, row: dict[str, Any]) -> str:
     return f"{name:8s}{row['robots']:8d}{100 * row['missed']:8.2f}%{times}{scores}{lost}"
 
 
+def in_torch() -> None:
+    import torch
+
+    torch.randn(1000, 1000) @ torch.randn(1000, 1000)
+
+
+def in_python() -> None:
+    for number in range(100_000):
+        number += 1
+
+
+WORK = {"nothing": None, "in torch": in_torch, "in Python": in_python}
+
+
+class Occupied:
+    """A critic that computes for so many seconds."""
+
+    def __init__(self, work: Callable[[], None], seconds: float) -> None:
+        self.work, self.seconds = work, seconds
+
+    def value(self, history: Sequence[Observation], instructions: Sequence[str]) -> np.ndarray:
+        end = time.monotonic() + self.seconds
+        while time.monotonic() < end:
+            self.work()
+        return np.full(len(instructions), 0.5, np.float32)
+
+
+def host_occupied(config: Config, what: str, pipe: Connection) -> None:
+    """A process: a skill server whose model computes `what`, until the pipe closes."""
+    import torch
+
+    torch.set_num_threads(config.threads)
+    work = WORK[what]
+    critic = Occupied(work, config.seconds + SETTLE + 1) if work else None
+    with serve(SkillLibrary.load(), critic) as server:
+        pipe.send(server.address)
+        with contextlib.suppress(EOFError):
+            pipe.recv()
+
+
+def answering(config: Config) -> dict[str, Any]:
+    """How fast health answers, for each kind of work."""
+    rows = []
+    print("computing    checks   median     99 %    worst [ms]")
+    for what, work in WORK.items():
+        ours, theirs = SPAWN.Pipe()
+        process = SPAWN.Process(target=host_occupied, args=(config, what, theirs), daemon=True)
+        process.start()
+        theirs.close()
+        took, address = [], ours.recv()
+        with (
+            SkillClient(address, timeout=600) as client,
+            grpc.insecure_channel(address) as channel,
+            ThreadPoolExecutor(1) as thread,
+        ):
+            scores = thread.submit(client.score, [look(config, (80, 96), 0)], ["pick apple"]) if work else None
+            health = health_pb2_grpc.HealthStub(channel)
+            begin = time.monotonic() + SETTLE
+            while (started := time.monotonic()) < begin + config.seconds:
+                health.Check(health_pb2.HealthCheckRequest(), timeout=10)
+                if started >= begin:
+                    took.append(time.monotonic() - started)
+                time.sleep(0.01)
+            if scores:
+                scores.result()
+        ours.close()
+        process.join()
+        p50, p99 = np.percentile(took, [50, 99]).tolist()
+        rows.append({"computing": what, "checks": len(took), "p50": p50, "p99": p99, "worst": max(took)})
+        print(
+            f"{what:11s}{len(took):8d}" + "".join(f"{1e3 * value:9.1f}" for value in (p50, p99, max(took))), flush=True
+        )
+    return {"health": rows}
+
+
 def main(config: Config) -> None:
     if config.preset == "shipped" and config.image:
         raise SystemExit("the shipped models take 96 x 80 images; --preset small --image H W builds one of that size")
-    found = compare(config)
+    found = answering(config) if config.health else compare(config)
     if config.out:
         settings = {key: str(value) if isinstance(value, Path) else value for key, value in asdict(config).items()}
         config.out.write_text(json.dumps({"config": settings} | found, indent=1))

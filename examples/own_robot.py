@@ -25,6 +25,7 @@ from skills.client import Feedback, RobotClient, SkillClient
 from skills.errors import SkillError
 from skills.library import Skill, SkillLibrary
 from skills.robot import serve as serve_robot
+from skills.server import Limits
 from skills.server import serve as serve_skills
 from skills.types import CONTROL_HZ, Observation
 
@@ -103,7 +104,9 @@ def serve(config: Config, until_done: Callable[[str], int]) -> int:
     with ExitStack() as stack:
         policy = config.skill_server
         if not policy:
-            policy = stack.enter_context(serve_skills(SKILLS, Reach(), Reach(), model_id="reach")).address
+            limits = Limits(stream_timeout=5.0)  # a simulated arm may be late; for a real one keep the default
+            server = serve_skills(SKILLS, Reach(), Reach(), model_id="reach", limits=limits)
+            policy = stack.enter_context(server).address
         skills = stack.enter_context(SkillClient(policy))
         address = config.serve or "127.0.0.1:0"
         server = stack.enter_context(serve_robot(Arm(), skills.list_skills(), skills, address=address))

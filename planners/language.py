@@ -280,5 +280,7 @@ def seal(folder: Path) -> None:
 
 def is_whole(folder: Path) -> bool:
     """Are the files of a folder those that `seal` saw?"""
-    manifest = folder / MANIFEST
-    return manifest.is_file() and json.loads(manifest.read_text()) == _digests(folder)
+    try:
+        return json.loads((folder / MANIFEST).read_bytes()) == _digests(folder)
+    except (OSError, ValueError, RecursionError):
+        return False

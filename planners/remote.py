@@ -202,6 +202,7 @@ class RemoteScorer:
             headers["Authorization"] = f"Bearer {self._key}"
         data = None if body is None else json.dumps(body).encode()
         request = urllib.request.Request(self._root + path, data, headers)
+        refused: _Refused | None = None
         pause = FIRST_PAUSE
         while True:
             try:
@@ -211,10 +212,10 @@ class RemoteScorer:
                     refused = self._refused(error)
                 pause = max(pause, _seconds(error.headers.get("Retry-After")))
             except TimeoutError:
-                raise RemoteError(f"{self.server} gave no answer within {self.timeout:g} s") from None
+                raise self._late("gave no answer", refused) from None
             except urllib.error.URLError as error:
                 if isinstance(error.reason, TimeoutError):
-                    raise RemoteError(f"{self.server} could not be reached within {self.timeout:g} s") from None
+                    raise self._late("could not be reached", refused) from None
                 raise RemoteError(f"{self.server} cannot be reached: {self._clean(error.reason)}") from None
             except (OSError, http.client.HTTPException) as error:
                 reason = self._clean(error) or type(error).__name__
@@ -224,9 +225,15 @@ class RemoteScorer:
             if refused.status not in TRY_AGAIN:
                 raise refused
             if time.monotonic() + pause >= deadline:
-                raise RemoteError(f"{self.server} is too busy, asked for {self.timeout:g} s at most: {refused.said}")
+                raise self._late("is too busy", refused)
             time.sleep(pause)
             pause *= 2
+
+    def _late(self, what: str, refused: _Refused | None) -> RemoteError:
+        """The deadline ran out: while the server was too busy, if it ever said so."""
+        if refused is None:
+            return RemoteError(f"{self.server} {what} within {self.timeout:g} s")
+        return RemoteError(f"{self.server} is too busy, asked for {self.timeout:g} s at most: {refused.said}")
 
     def _fetch(self, request: urllib.request.Request, deadline: float) -> bytes:
         """The answer's bytes. A server that trickles them is given up too."""

@@ -101,7 +101,7 @@ def load(name_or_path: str | Path) -> Calibration:
         curve = _read(content)
         if content["checkpoint"] != weights_of(folder):
             raise CalibrationError(f"{path}: fitted to other weights than those of {folder} now; {make} fits it again")
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise CalibrationError(f"{path}: damaged ({type(error).__name__}: {error}); {make} makes it again") from None
     return curve
 

@@ -59,7 +59,7 @@ def load_files(folder: str | Path) -> tuple[dict[str, Any], dict[str, Tensor], d
     content = {name: _verified(folder / name, files[name]) for name in (CONFIG, MODEL, PROVENANCE)}
     try:
         tensors = tensors_from_bytes(content[MODEL])
-    except SafetensorError as error:
+    except (SafetensorError, KeyError, ValueError, RuntimeError) as error:  # KeyError: of a type that torch has not
         raise CheckpointError(f"{folder / MODEL}: not safetensors: {error}") from None
     return (
         _json_object(folder / CONFIG, content[CONFIG]),
@@ -78,14 +78,18 @@ def load(name_or_path: str | Path, device: str | torch.device = "cpu") -> Any:
     folder = resolve(name_or_path)
     config, tensors, _ = load_files(folder)
     algorithms = importlib.import_module("saycan_qt.algorithms").ALGORITHMS  # here, so that reading needs none of them
-    name = config.get("algorithm")
+    name = str(config.get("algorithm"))
     if name not in algorithms:
         known = ", ".join(sorted(algorithms))
         raise CheckpointError(f"{folder / CONFIG}: unknown algorithm {name!r}; known are {known}")
+    for key, tensor in tensors.items():
+        if not tensor.float().isfinite().all():
+            raise CheckpointError(f"{folder / MODEL}: {key} has numbers that are not finite; did its training diverge?")
     try:
         policy = algorithms[name].from_checkpoint(config, tensors)
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise CheckpointError(f"{folder}: does not fit this version of {name}: {error}") from error
+    except Exception as error:  # each constructor has its own word for what it cannot be built from
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise CheckpointError(f"{folder}: does not fit this version of {name}: {reason}") from error
     return policy.to(device)
 
 
@@ -96,7 +100,13 @@ def exists(folder: Path) -> bool:
 
 def resolve(name_or_path: str | Path) -> Path:
     """The folder of a checkpoint: a path, or the name of one that ships."""
-    path = Path(name_or_path)
+    try:
+        return _resolve(Path(name_or_path))
+    except OSError as error:
+        raise CheckpointError(f"{name_or_path}: cannot be read: {error.strerror}") from None
+
+
+def _resolve(path: Path) -> Path:
     if len(path.parts) == 1 and exists(SHIPPED / path):
         return SHIPPED / path
     if exists(path):
@@ -105,9 +115,9 @@ def resolve(name_or_path: str | Path) -> Path:
         _refuse_pickles(path)
         raise CheckpointError(f"{path}: no {MANIFEST} in it, so it is not a checkpoint folder")
     shipped = sorted(manifest.parent.name for manifest in SHIPPED.glob(f"*/{MANIFEST}"))
-    nearest = difflib.get_close_matches(str(name_or_path), shipped, n=1)
+    nearest = difflib.get_close_matches(str(path), shipped, n=1)
     hint = f"did you mean {nearest[0]!r}? " if nearest else ""
-    raise CheckpointError(f"no checkpoint {str(name_or_path)!r}: {hint}shipped are {', '.join(shipped) or 'none'}")
+    raise CheckpointError(f"no checkpoint {str(path)!r}: {hint}shipped are {', '.join(shipped) or 'none'}")
 
 
 # The state of a training run: the same folder, with an optimiser, generators and a position in place of a config
@@ -210,14 +220,15 @@ def _read_manifest(path: Path) -> dict[str, Any]:
 
 def _verified(path: Path, entry: Any) -> bytes:
     try:
+        size, digest = entry["bytes"], entry["sha256"]
+    except (KeyError, TypeError):
+        raise CheckpointError(f"{path.with_name(MANIFEST)}: damaged at its entry for {path.name}") from None
+    try:
+        if (found := path.stat().st_size) != size:
+            raise CheckpointError(f"{path}: {found} bytes, {size} were written; it is truncated or overwritten")
         content = path.read_bytes()
-        size, digest = int(entry["bytes"]), str(entry["sha256"])
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from None
-    except (KeyError, TypeError, ValueError):
-        raise CheckpointError(f"{path.with_name(MANIFEST)}: damaged at its entry for {path.name}") from None
-    if len(content) != size:
-        raise CheckpointError(f"{path}: {len(content)} bytes, {size} were written; it is truncated or overwritten")
     if atomic.sha256(content) != digest:
         raise CheckpointError(f"{path}: altered, its SHA-256 is not the one in {MANIFEST}")
     return content
@@ -226,7 +237,7 @@ def _verified(path: Path, entry: Any) -> bytes:
 def _json_object(path: Path, content: bytes) -> dict[str, Any]:
     try:
         value = json.loads(content)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: damaged: {error}") from None
     if not isinstance(value, dict):
         raise CheckpointError(f"{path}: damaged: not a JSON object")

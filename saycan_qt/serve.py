@@ -126,7 +126,7 @@ def checkpoints(config: ServeConfig) -> Models:
         curve = calibration.load(config.affordance) if config.calibrated else None
     except (checkpoint.CheckpointError, calibration.CalibrationError) as error:
         raise Unreadable(str(error)) from None
-    except (OSError, ValueError, LookupError, TypeError):  # a damaged manifest: load says what is wrong with it
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):  # damaged, as `load` will say
         return Models(config.affordance, config.execution, load)
     if curve is None:
         return Models(critic_id, actor_id, load)

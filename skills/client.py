@@ -9,6 +9,7 @@ Needs numpy, grpc and Pillow; neither torch nor mujoco, so it runs on a robot's 
 
 from __future__ import annotations
 
+import math
 import queue
 import threading
 import uuid
@@ -352,6 +353,9 @@ def _nothing(_: object) -> None:
 
 
 def _read_scores(reply: pb.ScoreSkillsResponse) -> list[SkillScore]:
+    for s in reply.scores:
+        if not (0 <= s.affordance <= 1 and math.isfinite(s.raw)):
+            raise InvalidRequest(f"{s.skill[:50]!r} has the affordance {s.affordance:g} and the raw value {s.raw:g}")
     return [SkillScore(s.skill, s.affordance, s.raw, s.model_id, s.seconds) for s in reply.scores]
 
 

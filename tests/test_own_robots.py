@@ -30,8 +30,9 @@ def start_own_robot(*arguments):
 
 def test_ones_own_robot_is_served_and_driven_in_one_command():
     with start_own_robot() as process:
-        out, _ = process.communicate(timeout=30)
-    assert process.returncode == 0 and out.count("succeeded") == 3 and "step 2: tip at [0.2  0.1  0.15] m" in out
+        out, _ = process.communicate(timeout=120)
+    assert process.returncode == 0 and out.count("succeeded") == 3, out
+    assert "step 2: tip at [0.2  0.1  0.15] m" in out
 
 
 def test_ones_own_robot_halts_and_ends_when_its_server_is_told_to():
@@ -43,7 +44,7 @@ def test_ones_own_robot_halts_and_ends_when_its_server_is_told_to():
             process.terminate()
             *_, outcome = events
         assert outcome.status.value == "canceled" and "shutting down" in outcome.message
-        assert process.wait(5) == 0
+        assert process.wait(30) == 0
 
 
 class StuckArm(own_robot.Arm):
@@ -55,7 +56,7 @@ class StuckArm(own_robot.Arm):
 
     def perform(self, skill, canceled):
         self.stuck.set()
-        self.freed.wait(5)
+        self.freed.wait(30)
 
     def stop(self):
         self.stops += 1
@@ -63,9 +64,9 @@ class StuckArm(own_robot.Arm):
 
 def test_a_driver_that_hangs_is_told_to_stop_and_stays_busy_until_it_returns():
     arm = StuckArm()
-    with serve_robot(arm, own_robot.SKILLS) as server, RobotClient(server.address, timeout=0.2) as robot:
+    with serve_robot(arm, own_robot.SKILLS) as server, RobotClient(server.address, timeout=2) as robot:
         running = RunningSkill(robot, "go to home")
-        assert arm.stuck.wait(2)
+        assert arm.stuck.wait(20)
         running.cancel()
         assert arm.stops and running.outcome is None
         with pytest.raises(Busy):
@@ -73,7 +74,7 @@ def test_a_driver_that_hangs_is_told_to_stop_and_stays_busy_until_it_returns():
         with pytest.raises(DeadlineExceeded):
             robot.observe()  # the driver's one thread is taken
         arm.freed.set()
-        assert running.wait(2) and running.outcome.status is Status.CANCELED
+        assert running.wait(20) and running.outcome.status is Status.CANCELED
 
 
 class Dot(gymnasium.Env):

@@ -1,5 +1,7 @@
 """The language scorer on the real model, and the weights it comes from."""
 
+import os
+import shutil
 import sys
 
 import numpy as np
@@ -7,7 +9,7 @@ import pytest
 import torch
 
 from planners import weights
-from planners.language import LanguageScorer, TokenTrie
+from planners.language import LanguageScorer, TokenTrie, adapted, is_whole
 from planners.weights import WeightsError
 
 PROMPT = "Instruction: bring me an apple\n1. find the apple\n2. pick up the apple\n\nInstruction: "
@@ -99,6 +101,35 @@ def test_damaged_weights_are_refused(tmp_path):
     file.write_bytes(b"not a model")
     with pytest.raises(WeightsError, match="damaged"):
         weights.checked(file, weights.LANGUAGE_MODEL.sha256)
+
+
+def flip(folder, name):
+    content = bytearray((folder / name).read_bytes())
+    content[len(content) // 2] ^= 1
+    (folder / name).write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (lambda folder: flip(folder, "adapter_model.safetensors"), "damaged, its files are not those"),
+        (lambda folder: flip(folder, "adapter_config.json"), "damaged"),
+        (lambda folder: os.truncate(folder / "adapter_model.safetensors", 1000), "damaged"),
+        (lambda folder: (folder / "adapter_model.bin").write_bytes(b"\x80\x04"), "damaged"),
+        (lambda folder: (folder / "more").mkdir(), "damaged"),
+        (lambda folder: (folder / "manifest.json").unlink(), "damaged"),
+        (lambda folder: (folder / "manifest.json").write_bytes(b"\xff not JSON"), "damaged"),
+        (lambda folder: (folder / "manifest.json").write_bytes(b"[" * 100_000), "damaged"),
+        (lambda folder: (folder / "adapter_model.safetensors").unlink(), "no adapter_model.safetensors"),
+    ],
+)
+def test_a_damaged_adapter_is_refused_before_it_is_read(tmp_path, damage, reason):
+    folder = shutil.copytree(weights.ADAPTER, tmp_path / "adapter")
+    assert is_whole(folder)
+    damage(folder)
+    with pytest.raises(WeightsError, match=f"{folder}: {reason}") as refusal:
+        adapted(None, folder)
+    assert "\n" not in str(refusal.value)
 
 
 def test_missing_weights_name_the_command_that_installs_them(tmp_path, monkeypatch):

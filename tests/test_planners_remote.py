@@ -142,7 +142,7 @@ def test_a_busy_server_is_asked_again_and_given_up_at_the_deadline(local, monkey
     with serving(busy) as url:
         scorer = RemoteScorer(url, "small")
         assert not statuses
-        scorer.timeout = 0.1
+        scorer.timeout = 1.0
         statuses += [429] * 1000
         with pytest.raises(RemoteError, match=r"too busy.*429, slow down"):
             scorer.score(PROMPT, CANDIDATES)
@@ -156,8 +156,8 @@ def test_a_dead_a_frozen_and_a_senseless_server_are_named_in_one_line(local):
     thawed = threading.Event()
     with serving(lambda *_: (200, str(thawed.wait()).encode())) as url:
         try:
-            with pytest.raises(RemoteError, match=rf"{url} gave no answer within 0\.2 s"):
-                RemoteScorer(url, "small", timeout=0.2)
+            with pytest.raises(RemoteError, match=rf"{url} gave no answer within 0\.5 s"):
+                RemoteScorer(url, "small", timeout=0.5)
         finally:
             thawed.set()
 

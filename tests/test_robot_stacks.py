@@ -14,7 +14,7 @@ import pytest
 import ros2_bridge
 import ros2_goals
 from running_skill import RunningSkill
-from tiny_services import LineRobot, Walker
+from tiny_services import UNHURRIED, LineRobot, Walker
 
 from skills import robot as robot_service
 from skills import server as skill_service
@@ -35,7 +35,7 @@ def line_robot():
 @pytest.fixture
 def robot_client(line_robot):
     with (
-        skill_service.serve(LIBRARY, Walker(), Walker(), model_id="walker") as server,
+        skill_service.serve(LIBRARY, Walker(), Walker(), model_id="walker", limits=UNHURRIED) as server,
         SkillClient(server.address) as skills,
         robot_service.serve(line_robot, LIBRARY, skills) as robot,
         RobotClient(robot.address) as client,
@@ -44,7 +44,7 @@ def robot_client(line_robot):
 
 
 def end_of(running: RunningSkill) -> Outcome:
-    assert running.wait(5)
+    assert running.wait(30)
     return running.outcome
 
 
@@ -70,7 +70,7 @@ def test_a_refused_skill_is_aborted_with_the_robots_reason(robot_client):
 
 def test_closing_the_client_stops_the_robot(robot_client, line_robot):
     running = RunningSkill(robot_client, ENDLESS)
-    assert line_robot.moving.wait(2)
+    assert line_robot.moving.wait(20)
     robot_client.close()
     assert end_of(running).status is Status.ABORTED
     time.sleep(0.1)
@@ -88,7 +88,7 @@ def leaf_of(robot_client):
     return lambda skill: RunSkill(robot_client, skill)
 
 
-def tick(tree, seconds=5.0):
+def tick(tree, seconds=30.0):
     deadline = time.monotonic() + seconds
     tree.tick_once()
     while tree.status.value == "RUNNING":
@@ -120,7 +120,7 @@ def test_a_halted_leaf_stops_the_robot_and_leaves_it_free_for_the_next(leaf_of, 
 
     leaf, other = leaf_of(ENDLESS), leaf_of("pick apple")
     leaf.tick_once()
-    assert line_robot.moving.wait(2)
+    assert line_robot.moving.wait(20)
     leaf.stop(py_trees.common.Status.INVALID)
     assert not line_robot.moving.is_set() and line_robot.applied < 45
     assert tick(other) == "SUCCESS"
@@ -178,7 +178,7 @@ def run_goal(robot_client):
         while thread.is_alive() and not handle.feedback:
             time.sleep(0.005)
         meanwhile(handle)
-        thread.join(5)
+        thread.join(30)
         return handle, results[0]
 
     return run

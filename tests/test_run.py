@@ -215,6 +215,17 @@ def test_a_killed_service_ends_the_run_within_two_seconds_and_is_named(tmp_path,
     assert victim == "robot" or (tmp_path / "stopped").exists()
 
 
+@pytest.mark.parametrize("victim, name", [("serve", "the skill server at"), ("robot", "the robot at")])
+def test_a_frozen_service_ends_the_run_and_leaves_nothing_behind(tmp_path, victim, name):
+    process = start("run", INSTRUCTION, "--out", tmp_path / "out", SMALL_PERIOD="0.2")
+    until(lambda: acting(tmp_path / "out"))
+    services = children_of(process.pid)
+    os.kill(services[victim], signal.SIGSTOP)
+    code, _, err = finish(process, 60)
+    assert code == 1 and name in plan_of(tmp_path / "out")["reason"] and name in err
+    assert not any(alive(pid) for pid in services.values())
+
+
 def test_a_death_is_noticed_while_the_language_model_thinks(tmp_path):
     folder = tmp_path / "out"
     process = start("run", INSTRUCTION, "--out", folder, SMALL_THINKS="60")

@@ -110,7 +110,7 @@ def test_who_does_not_fit_is_told_at_once_in_one_line(files, request, server, sh
         started = time.monotonic()
         with pytest.raises(Unavailable, match=f"the skill server at {running.address} .*{said}") as caught:
             client.info()
-    assert time.monotonic() - started < 2 and "\n" not in str(caught.value)
+    assert time.monotonic() - started < 10 and "\n" not in str(caught.value)
 
 
 def test_a_certificate_for_another_host_is_told(tls, trusting):

@@ -4,7 +4,7 @@ import grpc
 import pytest
 from google.rpc.error_details_pb2 import BadRequest, RetryInfo
 from grpc_status import rpc_status
-from tiny_services import LineRobot, Walker
+from tiny_services import UNHURRIED, LineRobot, Walker
 
 from skills import robot as robot_service
 from skills import server as skill_service
@@ -21,7 +21,7 @@ HERE = LineRobot().observe()
 
 @pytest.fixture
 def skill_server():
-    with skill_service.serve(LIBRARY, Walker(), Walker()) as server:
+    with skill_service.serve(LIBRARY, Walker(), Walker(), limits=UNHURRIED) as server:
         yield server
 
 

@@ -10,10 +10,11 @@ from pathlib import Path
 import grpc
 import numpy as np
 import pytest
+import torch
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from tiny_policies import TEXTS, make
 from tiny_policies import observation as tiny_observation
-from tiny_services import Walker
+from tiny_services import UNHURRIED, Walker, wait_until
 
 from saycan_qt import checkpoint
 from saycan_qt.serve import Warming
@@ -29,7 +30,6 @@ from skills.v1 import skills_pb2_grpc
 
 LIBRARY = SkillLibrary.load()
 GOOD, BAD = (8, 10, 3), (4, 4, 3)
-UNHURRIED = Limits(stream_timeout=10)
 
 
 def seen(*numbers, image=GOOD):
@@ -59,13 +59,6 @@ class Sums:
         self.judged += 1
         assert self.free.wait(10)
         return np.full(len(instructions), 0.5, np.float32)
-
-
-def wait_until(true, seconds=10.0):
-    deadline = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < deadline, "it never came true"
-        time.sleep(0.01)
 
 
 def at_once(count, call):
@@ -173,11 +166,12 @@ def test_a_robot_whose_image_the_model_refuses_costs_no_other_its_action():
 
 
 def test_one_robot_alone_does_not_wait_for_company():
-    with serve(LIBRARY, actor=Sums(), limits=Limits(patience=5)) as server, SkillClient(server.address) as client:
+    limits = Limits(patience=60, stream_timeout=10)
+    with serve(LIBRARY, actor=Sums(), limits=limits) as server, SkillClient(server.address) as client:
         started = time.monotonic()
-        with client.control("go") as control:
+        with client.control("go", timeout=90) as control:
             control.act(seen(1))
-        assert time.monotonic() - started < 2
+        assert time.monotonic() - started < 10
 
 
 def test_lines_take_turns_and_are_computed_in_the_order_they_came():
@@ -218,7 +212,7 @@ def test_the_served_kitchen_has_a_stream_timeout_of_its_own_and_batches_once_its
         with SkillClient(address) as client, client.control("pick apple") as control:
             control.act(seen(1))
             with pytest.raises(DeadlineExceeded, match=r"no observation came for 0\.2 s"):
-                raise control._replies.get(timeout=5)
+                raise control._replies.get(timeout=30)
         process.terminate()
     assert process.returncode == 0
     warming = Warming()
@@ -245,17 +239,17 @@ def test_a_full_method_refuses_at_once_while_health_and_other_methods_answer(bus
     model, address, client, score = busy
     scores, took = [score(), score()], []
     wait_until(lambda: model.judged)
-    time.sleep(0.1)  # the other one waits by now
+    time.sleep(0.5)  # the other one waits by now
     with grpc.insecure_channel(address) as channel:
         health = health_pb2_grpc.HealthStub(channel)
         for _ in range(20):
             started = time.monotonic()
-            health.Check(health_pb2.HealthCheckRequest(), timeout=5)
+            health.Check(health_pb2.HealthCheckRequest(), timeout=30)
             took.append(time.monotonic() - started)
             with pytest.raises(Busy, match="2 requests for scores") as caught:
                 client.score([seen(1)], ["pick apple"])
     assert caught.value.retry_after > 0
-    assert np.median(took) < 0.1
+    assert np.median(took) < 0.5
     model.free.set()
     assert [answer.result(5)[0].raw for answer in scores] == [0.5, 0.5]
     with client.control("go") as one:
@@ -266,19 +260,64 @@ def test_a_full_method_refuses_at_once_while_health_and_other_methods_answer(bus
                 three.act(seen(1))
 
 
+def matrices():
+    torch.randn(600, 600) @ torch.randn(600, 600)
+
+
+def python():
+    for number in range(100_000):
+        number += 1
+
+
+class Heavy:
+    """Computes for as long as it is told to."""
+
+    def __init__(self, compute):
+        self.compute, self.over, self.began = compute, threading.Event(), threading.Event()
+
+    def value(self, history, instructions):
+        self.began.set()
+        while not self.over.is_set():
+            self.compute()
+        return np.full(len(instructions), 0.5, np.float32)
+
+
+@pytest.mark.parametrize("compute", [matrices, python])
+def test_health_answers_while_the_model_computes(compute):
+    """Within 0.1 s on a machine like those that serve, by `benchmarks/serving.py --health`; others may be slow."""
+    model, took = Heavy(compute), []
+    with (
+        serve(LIBRARY, critic=model) as server,
+        ThreadPoolExecutor(1) as thread,
+        SkillClient(server.address) as client,
+        grpc.insecure_channel(server.address) as channel,
+    ):
+        scores, health = thread.submit(client.score, [seen(1)], ["pick apple"]), health_pb2_grpc.HealthStub(channel)
+        try:
+            assert model.began.wait(10)
+            for _ in range(100):
+                started = time.monotonic()
+                health.Check(health_pb2.HealthCheckRequest(), timeout=30)
+                took.append(time.monotonic() - started)
+        finally:
+            model.over.set()
+        assert scores.result(30)
+    assert np.percentile(took, 99) < 1
+
+
 def test_health_answers_though_calls_that_never_send_their_request_hold_every_thread(busy):
     _, address, *_ = busy
     over = threading.Event()
 
     def silence():
-        over.wait(10)
+        over.wait(60)
         yield from ()
 
     with grpc.insecure_channel(address) as attacker, grpc.insecure_channel(address) as channel:
         half_sent = attacker.stream_unary("/skills.v1.SkillService/ScoreSkills")
         _calls = [half_sent.future(silence()) for _ in range(30)]
         wait_until(lambda: sum("SkillService" in thread.name for thread in threading.enumerate()) >= 20)
-        health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=1)
+        health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=20)
         over.set()
 
 
@@ -290,7 +329,7 @@ def test_what_nobody_waits_for_any_more_is_not_computed(busy):
         hasty.score([seen(2)], ["pick apple"])
     with client.control("go", timeout=0.2) as control, pytest.raises(DeadlineExceeded):
         control.act(seen(3))  # and leaves
-    time.sleep(0.2)  # until the server has heard of it
+    time.sleep(1)  # until the server has heard of it
     model.free.set()
     first.result(5)
     client.score([seen(4)], ["pick apple"])
@@ -298,24 +337,22 @@ def test_what_nobody_waits_for_any_more_is_not_computed(busy):
 
 
 def test_a_robot_that_stops_observing_loses_its_stream_within_a_period_and_is_told_why():
-    limits = Limits(streams=1)
+    assert Limits().stream_timeout == pytest.approx(1 / 3 + 0.05)  # for real robots; here there is time to be slow
+    limits = Limits(streams=1, stream_timeout=1.0)
     with serve(LIBRARY, actor=Sums(), limits=limits) as server, SkillClient(server.address) as client:
         threads = threading.active_count()
         with client.control("go") as control:
             for step in range(3):
                 control.act(seen(step))
-                time.sleep(0.28)  # a robot that keeps its period is served
+                time.sleep(0.4)  # a robot that keeps its period is served
             control.act(seen(4))
             acted = time.monotonic()
-            with pytest.raises(DeadlineExceeded, match=r"no observation came for 0\.383 s"):
-                raise control._replies.get(timeout=5)
-            assert 0.3 < time.monotonic() - acted < 1
+            with pytest.raises(DeadlineExceeded, match=r"no observation came for 1 s"):
+                raise control._replies.get(timeout=30)
+            assert 0.9 < time.monotonic() - acted < 10
         with client.control("go") as control:  # the place is free
             control.act(seen(5))
-        until = time.monotonic() + 5
-        while threading.active_count() > threads + 1 and time.monotonic() < until:
-            time.sleep(0.01)
-        assert threading.active_count() <= threads + 1  # nobody reads an ended stream
+        wait_until(lambda: threading.active_count() <= threads + 1)  # nobody reads an ended stream
 
 
 class Deaf:
@@ -356,7 +393,8 @@ def test_a_client_that_does_not_read_costs_no_memory():
 
 def test_a_client_that_has_no_room_for_the_next_action_loses_its_stream():
     little = ("grpc.http2.bdp_probe", 0), ("grpc.http2.lookahead_bytes", 1024)
-    with serve(LIBRARY, actor=Walker(), limits=Limits(streams=1)) as server, SkillClient(server.address) as client:
+    limits = Limits(streams=1, stream_timeout=1)
+    with serve(LIBRARY, actor=Walker(), limits=limits) as server, SkillClient(server.address) as client:
 
         def served():
             try:

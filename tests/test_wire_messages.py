@@ -1,10 +1,12 @@
 """Types <-> protobuf: what goes out comes back, and what is malformed is refused as InvalidRequest."""
 
+import io
 import re
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image as PillowImage
 
 from skills import messages
 from skills.errors import InvalidRequest
@@ -40,6 +42,10 @@ def test_skills_and_outcomes_survive_the_wire():
         assert messages.read_outcome(messages.write_outcome(outcome)) == outcome
 
 
+PROGRESSIVE = io.BytesIO()
+PillowImage.new("RGB", (8, 8)).save(PROGRESSIVE, "JPEG", progressive=True)
+
+
 def image(**changes):
     message = messages.write_image(NOISE, changes.pop("encoding", messages.RAW))
     message.MergeFrom(pb.Image(**changes))
@@ -56,6 +62,7 @@ def image(**changes):
         (pb.Image(encoding=messages.JPEG, width=96, height=80, data=b"not a jpeg"), "not a readable JPEG"),
         (image(encoding=messages.PNG, data=messages.compress(NOISE, messages.PNG)[:900]), "not a readable PNG"),
         (pb.Image(width=1, height=1, data=b"abc"), "no known encoding"),
+        (pb.Image(encoding=messages.JPEG, width=8, height=8, data=PROGRESSIVE.getvalue()), "a progressive JPEG"),
     ],
 )
 def test_a_malformed_image_is_refused(message, reason):
@@ -84,6 +91,11 @@ def test_a_malformed_observation_is_refused(change, reason):
 def test_a_history_is_neither_empty_nor_endless(length):
     with pytest.raises(InvalidRequest, match="history"):
         messages.read_history([messages.write_observation(SEEN)] * length)
+
+
+def test_an_outcome_took_a_finite_time():
+    with pytest.raises(InvalidRequest, match="took nan seconds"):
+        messages.read_outcome(pb.Outcome(status=pb.STATUS_FAILED, seconds=float("nan")))
 
 
 def test_the_committed_stubs_are_what_the_proto_generates(tmp_path):

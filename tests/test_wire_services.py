@@ -10,7 +10,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 from tiny_policies import make
-from tiny_services import LineRobot, Walker, wait_until
+from tiny_services import UNHURRIED, LineRobot, Walker, wait_until
 
 from skills import robot as robot_service
 from skills import server as skill_service
@@ -34,7 +34,7 @@ LIBRARY = SkillLibrary.load()
 @pytest.fixture
 def skill_client():
     with (
-        skill_service.serve(LIBRARY, Walker(), Walker(), model_id="walker") as server,
+        skill_service.serve(LIBRARY, Walker(), Walker(), model_id="walker", limits=UNHURRIED) as server,
         SkillClient(server.address) as client,
     ):
         yield client
@@ -47,7 +47,7 @@ def line_robot():
 
 @pytest.fixture
 def robot_client(line_robot, skill_client):
-    server = robot_service.serve(line_robot, LIBRARY, skill_client, control_timeout=0.3)
+    server = robot_service.serve(line_robot, LIBRARY, skill_client, control_timeout=2)
     with server, RobotClient(server.address) as client:
         yield client
 
@@ -122,9 +122,9 @@ def test_cancelling_a_skill_stops_the_robot(robot_client, line_robot, skill):
     outcome = []
     thread = threading.Thread(target=lambda: outcome.append(finish(events)))
     thread.start()
-    assert line_robot.moving.wait(2)
+    assert line_robot.moving.wait(20)
     assert robot_client.cancel("walk")
-    thread.join(1)
+    thread.join(20)
     assert outcome[0].status is Status.CANCELED and not line_robot.moving.is_set()
     assert not robot_client.cancel("walk")  # it has ended
 
@@ -168,7 +168,7 @@ def test_a_goal_runs_at_most_once(robot_client, line_robot):
 
 def test_a_policy_that_gives_no_action_in_time_aborts_the_skill(robot_client, line_robot):
     outcome = finish(robot_client.execute("close top drawer"))
-    assert outcome.status is Status.ABORTED and "no action within 0.3 s" in outcome.message
+    assert outcome.status is Status.ABORTED and "no action within 2 s" in outcome.message
     assert line_robot.stops and not line_robot.applied
 
 
@@ -255,4 +255,4 @@ def test_a_slow_model_does_not_hold_up_other_calls(skill_client, line_robot):
         control.act(line_robot.observe())  # the model now computes for 3 s
     started = time.monotonic()
     skill_client.info()
-    assert time.monotonic() - started < 1
+    assert time.monotonic() - started < 2.5

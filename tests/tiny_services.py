@@ -10,13 +10,14 @@ import time
 import numpy as np
 
 from skills.library import SkillLibrary
-from skills.server import serve
+from skills.server import Limits, serve
 from skills.types import Observation
 
 GOAL = 0.5  # [m]
+UNHURRIED = Limits(stream_timeout=10)  # machines that run tests may be slow
 
 
-def wait_until(true, seconds=2.0):
+def wait_until(true, seconds=10.0):
     deadline = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < deadline, "it never came true"
@@ -90,6 +91,6 @@ class Walker:
 
 
 if __name__ == "__main__":
-    with serve(SkillLibrary.load(), Walker(), Walker(), model_id="walker") as server:
+    with serve(SkillLibrary.load(), Walker(), Walker(), model_id="walker", limits=UNHURRIED) as server:
         print(server.address, flush=True)
         sys.stdin.read()
