@@ -15,6 +15,7 @@ import socketserver
 import ssl
 import threading
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from http import HTTPStatus
 from typing import Any, Self
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
@@ -92,8 +93,8 @@ class Metrics(Watcher):
 
     def lines(self, lines: Mapping[str, Line[Any, Any]]) -> None:
         for name, line in lines.items():
-            self._waiting.labels(name).set_function(lambda line=line: line.waiting)
-            self._callers.labels(name).set_function(lambda line=line: line.callers)
+            self._waiting.labels(name).set_function(partial(getattr, line, "waiting"))
+            self._callers.labels(name).set_function(partial(getattr, line, "callers"))
 
 
 class Endpoint:
@@ -114,8 +115,8 @@ class Endpoint:
             kind = _IPv6 if ":" in host else _Server
             self._server = make_server(host, port, _guarded(make_wsgi_app(metrics.registry), access), kind, _Handler)
         except OSError as error:
-            address = join_address(host, port)
-            raise Unavailable(f"cannot listen on {address} for metrics: {error.strerror}; port 0 is free") from None
+            where = f"{join_address(host, port)} for metrics"
+            raise Unavailable(f"cannot listen on {where}: {error.strerror}; port 0 takes any free one") from None
         if context is not None:  # without a handshake here, which would hold up all others
             listening = self._server.socket
             self._server.socket = context.wrap_socket(listening, server_side=True, do_handshake_on_connect=False)

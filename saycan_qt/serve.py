@@ -19,11 +19,11 @@ from __future__ import annotations
 
 import gc
 import json
+import logging
 import signal
 import sys
 import threading
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Annotated
@@ -43,6 +43,8 @@ from skills.server import serve as serve_skills
 from skills.types import STATE_NAMES, Actor, Critic, Observation, Reader
 from skills.wire import join_address
 
+log = logging.getLogger(__name__)
+
 KITCHEN_IMAGE = (80, 96)  # height, width of what the kitchen robot observes [pixels]
 
 
@@ -55,12 +57,12 @@ class ServeConfig:
 
     affordance: Checkpoint = "affordance"  # checkpoint that judges
     execution: Checkpoint = "execution"  # checkpoint that acts
-    # More models, which clients ask for by name: one checkpoint, or one that judges and one that acts. The first two
-    # are the model that those get who name none; its name is "default"
-    also: Also = ()
     # Affordances are probabilities of success in place of raw Q-values, by the curve that
     # `python -m saycan_qt.evaluate affordance --calibrate isotonic` left beside the checkpoint that judges
     calibrated: bool = False
+    # More models, which clients ask for by name: one checkpoint, or one that judges and one that acts. Those who
+    # name none get the model of --affordance and --execution, whose name is "default"
+    also: Also = ()
     skills: File = None  # what the robot can do (YAML); by default kitchen.yaml
     host: str = "127.0.0.1"  # address to listen on
     port: int = 0  # 0: a free one, which is printed
@@ -168,8 +170,10 @@ def reload_when_told(models: Hosting) -> None:
 
     def reload() -> None:
         for name, _ in models:
-            with suppress(SkillError):  # it is in the log
+            try:
                 models.reload(name)
+            except SkillError as error:
+                log.warning("model %r stays as it was: %s", name, error)
 
     signal.signal(signal.SIGHUP, lambda *_: threading.Thread(target=reload, name="reload", daemon=True).start())
 

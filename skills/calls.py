@@ -48,8 +48,8 @@ class Calls:
     def _say(
         self, method: str, code: str, seconds: float, caller: str = "", goal_id: str = "", trace_id: str = ""
     ) -> None:
-        unsaid = 0
-        if code in REFUSED and (unsaid := self._refusals.unsaid()) is None:
+        unsaid = self._refusals.unsaid() if code in REFUSED else 0
+        if unsaid is None:
             return
         known = {"caller": caller, "goal_id": goal_id, "trace_id": trace_id, "unsaid": unsaid}
         known = {key: value for key, value in known.items() if value}

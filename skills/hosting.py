@@ -98,10 +98,11 @@ class Hosting:
             self._models[name], good = model, True
             log.info("model %r: judged by %s, done by %s", name, model.critic_id, model.actor_id)
             return model
-        except SkillError as error:
-            log.warning("model %r was not loaded: %s", name, error)
+        except SkillError:
             raise
         except Exception:
+            if not self._models[name].loaded:  # nothing to serve on with
+                raise
             log.exception("model %r was not loaded", name)
             raise Unreadable(f"model {name!r} cannot be loaded; the server's log has the reason") from None
         finally:

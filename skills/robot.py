@@ -24,6 +24,7 @@ import grpc
 import numpy as np
 
 from skills.access import Access
+from skills.calls import MAX_GOAL_ID
 from skills.client import CONTROL_TIMEOUT, Control, SkillClient
 from skills.errors import (
     Busy,
@@ -59,7 +60,6 @@ log = logging.getLogger(__name__)
 SERVICE = pb.DESCRIPTOR.services_by_name["RobotService"].full_name
 MAX_STEPS = 45  # [control periods] of a learnt skill, about the longest episode the policies were trained on
 RETRY_AFTER = 1.0  # [s] that a client is told to wait while another goal runs; skills take some seconds
-MAX_GOAL_ID = 64  # [characters]
 GOALS_REMEMBERED = 10_000  # whose ids are refused a second time, and whose results can be asked for
 MAX_VIEWS = 8
 URGENT = ("Stop", "CancelSkill")  # with threads of their own: they work while all others wait for the robot

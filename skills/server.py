@@ -152,6 +152,7 @@ class SkillServicer(skills_pb2_grpc.SkillServiceServicer):
         try:
             return pb.ReloadModelResponse(model=_write_model(name, self._models.reload(name)))
         except Unreadable as error:  # where things lie on this machine is nobody else's business
+            log.warning("model %r stays as it was: %s", name, error)
             reason = re.sub(r"\S*/", "", str(error))
             raise Unreadable(f"model {name!r} stays as it was: {reason}") from None
 

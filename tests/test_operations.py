@@ -423,10 +423,28 @@ def test_a_stranger_cannot_fill_the_disk_with_refusals(told):
     assert 20 <= len(refused) <= 40 and told()[-1].code == "OK"
 
 
+def test_a_log_that_nobody_reads_holds_up_nobody():
+    code = """
+import logging, os
+from saycan_qt import logs
+logs.configure("json", "info")
+for number in range(20_000):
+    logging.getLogger("skills").info("a line of some length, of which a pipe takes few")
+print("still here", flush=True)
+os._exit(0)
+"""
+    environment, pipe = os.environ | {"PYTHONPATH": str(ROOT)}, subprocess.PIPE
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdout=pipe, stderr=pipe, text=True, env=environment
+    ) as process:
+        assert process.stdout.readline() == "still here\n"
+        assert json.loads(process.stderr.readline())["level"] == "info"
+
+
 def test_what_was_held_back_is_counted_in_the_next_line():
-    seldom = Seldom(at_once=1, every=0.2)
+    seldom = Seldom(at_once=1, every=1.0)
     assert [seldom.unsaid() for _ in range(3)] == [0, None, None]
-    time.sleep(0.25)
+    time.sleep(1.1)
     assert seldom.unsaid() == 2
 
 
