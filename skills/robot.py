@@ -221,6 +221,8 @@ class RobotServicer(skills_pb2_grpc.RobotServiceServicer):
         while (event := goal.events.get()) is not None:
             if isinstance(event, Exception):
                 raise event
+            if event.WhichOneof("event") == "result":
+                context.set_code(grpc.StatusCode.OK)  # clients leave with it, without waiting for the call's end
             yield event
 
     def _accept(self, request: pb.ExecuteSkillRequest) -> _Goal:

@@ -253,7 +253,9 @@ def _within(call: Call, replies: Iterator[Any]) -> Iterator[Any]:
 
 
 def _left(context: grpc.ServicerContext) -> str:
-    """How a call ended whose client did not wait for its end."""
+    """How a call ended whose client did not wait for its end; a method that had said it all has set its code."""
+    if context.code() is grpc.StatusCode.OK:
+        return OK
     return "DEADLINE_EXCEEDED" if context.time_remaining() == 0 else "CANCELLED"
 
 
