@@ -108,6 +108,7 @@ class Transitions:
     def __init__(self, config: BatchConfig, dataset: Episodes, frames: np.ndarray, policy: Policy) -> None:
         """frames (N, ...): perceived ones, or the dataset's images."""
         self.config, self.dataset, self.frames, self.policy = config, dataset, frames, policy
+        policy.texts.keep(dataset.tasks)
         self.text = policy.texts.encode(dataset.tasks)
         self.meanings = meanings(dataset.tasks, SkillLibrary.load())
         episodes = np.arange(len(dataset.success))

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from saycan_qt.access import ClientOptions, HowToCall, ServerOptions, WhoMayCall
+from saycan_qt.operation import HowToWatch, OperationOptions
 from saycan_qt.options import Address, File, parse
 from saycan_qt.services import KITCHEN_ROBOT, EndWhenTold, announce, announce_ready, refuse
 from skills.client import RobotClient, SkillClient
@@ -35,10 +36,12 @@ class RobotConfig:
     seed: int = 0  # which kitchen: the same seed gives the same kitchen
     real_time: bool = False  # move as slowly as a real robot (3 Hz) instead of as fast as this machine simulates
     skill_server: Address = None  # who acts when a learnt skill runs
+    model: str = ""  # which of the skill server's models acts; "": its first
     host: str = "127.0.0.1"  # address to listen on
     port: int = 0  # 0: a free one, which is printed
     access: WhoMayCall = field(default_factory=ServerOptions)
     credentials: HowToCall = field(default_factory=ClientOptions)
+    operation: HowToWatch = field(default_factory=OperationOptions)
     latch: File = None  # remembers Stop there, so that a server started anew is still stopped
     release: Address = None  # reset a stopped robot and exit
     until_stdin_closes: bool = False  # end when standard input closes: with the process that started this one
@@ -86,11 +89,14 @@ def serve(config: RobotConfig, make_robot: Callable[[RobotConfig, SkillLibrary],
     try:
         access = config.access.load(config.host)
         credentials = config.credentials.load()
-        skills = SkillClient(config.skill_server, credentials=credentials) if config.skill_server else None
+        watcher = config.operation.start(KITCHEN_ROBOT, config.access, access)
+        skills = None
+        if config.skill_server:
+            skills = SkillClient(config.skill_server, credentials=credentials, model=config.model)
         library = skills.list_skills() if skills else SkillLibrary.load()
         robot = make_robot(config, library)
         latch, address = Latch(config.latch), join_address(config.host, config.port)
-        server = serve_robot(robot, library, skills, address=address, latch=latch, access=access)
+        server = serve_robot(robot, library, skills, address=address, latch=latch, access=access, watcher=watcher)
     except SkillError as error:
         return refuse(str(error))
     announce(KITCHEN_ROBOT, server.address)

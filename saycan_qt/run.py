@@ -61,6 +61,7 @@ SKILL_SERVICE, ROBOT_SERVICE = "skills.v1.SkillService", "skills.v1.RobotService
 LANGUAGE_MODEL = "language model"
 START_TIMEOUT = 120.0  # [s] for a service to become ready; importing torch on a busy small machine takes a while
 WITHOUT: dict[str, Literal["affordance", "language"]] = {"no-affordance": "affordance", "no-language": "language"}
+QUIET = ("--log-level", "warning")  # the run's own folder tells what was called
 SUCCEEDED, NOT_DONE, INTERRUPTED = 0, 1, 130  # exit codes, besides MISTAKE
 
 
@@ -248,7 +249,7 @@ class Run:
             server.wait_until_ready(START_TIMEOUT)  # a wrong address is told before anything else is started
             return server
         skills = () if config.skills is None else ("--skills", str(config.skills))
-        command = (*self.parts.serve, *skills, *(("--calibrated",) if config.calibrated else ()))
+        command = (*self.parts.serve, *QUIET, *skills, *(("--calibrated",) if config.calibrated else ()))
         return self._add(ServiceProcess(SKILL_SERVER, command, self.folder.path / "skill-server.log", self._died))
 
     def _start_robot(self, server: Service) -> Service:
@@ -259,7 +260,7 @@ class Run:
         if config.robot is not None:
             robot = self._remote(KITCHEN_ROBOT, config.robot, ROBOT_SERVICE)
         else:
-            command = (*self.parts.robot, "--seed", str(config.seed), "--skill-server", address)
+            command = (*self.parts.robot, *QUIET, "--seed", str(config.seed), "--skill-server", address)
             command += config.credentials.flags() if config.server is not None else ()
             robot = self._add(ServiceProcess(KITCHEN_ROBOT, command, folder / "kitchen-robot.log", self._died))
         for service in (robot, server):

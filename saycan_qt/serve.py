@@ -4,33 +4,51 @@
     python -m saycan_qt.serve --affordance runs/critic --port 50051
     python -m saycan_qt.serve --calibrated                          # affordances as probabilities of success
     python -m saycan_qt.serve --stream-timeout 0.4                  # for real robots: frees what has stopped observing
+    python -m saycan_qt.serve --also night=runs/night lab=runs/critic:runs/actor     # more models, asked for by name
+    python -m saycan_qt.serve --metrics-port 9090 --log-format json                  # Prometheus; a line for each call
     python -m saycan_qt.serve --skills my_robot.yaml --affordance runs/mine --execution runs/mine
     python -m saycan_qt.serve --host 0.0.0.0 --port 50051 --certificate gpu.pem --key gpu.key --tokens tokens.yaml
 
 It prints `skill server listening on HOST:PORT` as soon as it can be reached and `skill server ready: ...` when its
-models are warm; until then its health is NOT_SERVING. SIGTERM or Ctrl-C drains it, then it exits with 0.
+models are warm; until then its health is NOT_SERVING. SIGHUP, or `python -m saycan_qt.reload HOST:PORT [NAME]`, has it
+read its checkpoints again without dropping a call; a bad one changes nothing. SIGTERM or Ctrl-C drains it, then it
+exits with 0.
 """
 
 from __future__ import annotations
 
+import gc
 import json
+import logging
+import signal
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Annotated
 
 import numpy as np
+import tyro
 
 from saycan_qt.access import ServerOptions, WhoMayCall
+from saycan_qt.operation import HowToWatch, OperationOptions
 from saycan_qt.options import Checkpoint, File, parse
 from saycan_qt.services import SKILL_SERVER, EndWhenTold, announce, announce_ready, refuse
-from skills.errors import SkillError, Unavailable
+from skills.errors import SkillError, Unreadable
+from skills.hosting import DEFAULT, Calibrate, Hosting, Model
 from skills.library import SkillLibrary
-from skills.server import Calibrate, Limits
+from skills.server import Limits
 from skills.server import serve as serve_skills
-from skills.types import STATE_NAMES, Actor, BatchedActor, BatchedCritic, Critic, Observation, Reader
+from skills.types import STATE_NAMES, Actor, Critic, Observation, Reader
 from skills.wire import join_address
 
+log = logging.getLogger(__name__)
+
 KITCHEN_IMAGE = (80, 96)  # height, width of what the kitchen robot observes [pixels]
+
+
+Also = Annotated[tuple[str, ...], tyro.conf.arg(metavar="[NAME=NAME|DIR[:NAME|DIR] ...]", help_behavior_hint="")]
 
 
 @dataclass(frozen=True)
@@ -42,10 +60,14 @@ class ServeConfig:
     # Affordances are probabilities of success in place of raw Q-values, by the curve that
     # `python -m saycan_qt.evaluate affordance --calibrate isotonic` left beside the checkpoint that judges
     calibrated: bool = False
+    # More models, which clients ask for by name: one checkpoint, or one that judges and one that acts. Those who
+    # name none get the model of --affordance and --execution, whose name is "default"
+    also: Also = ()
     skills: File = None  # what the robot can do (YAML); by default kitchen.yaml
     host: str = "127.0.0.1"  # address to listen on
     port: int = 0  # 0: a free one, which is printed
     access: WhoMayCall = field(default_factory=ServerOptions)
+    operation: HowToWatch = field(default_factory=OperationOptions)
     threads: int = 2  # that the models may use
     robots: int = 64  # controlled at one time; further ones are told to come again later
     batch: int = 32  # robots whose actions are computed together, at most; 1: one after the other
@@ -53,10 +75,6 @@ class ServeConfig:
     # a second, so 0.4 is right for it; a simulated one takes as long as it takes to simulate and to draw
     stream_timeout: float = 5.0
     until_stdin_closes: bool = False  # end when standard input closes: with the process that started this one
-
-
-class Unreadable(Exception):
-    """A checkpoint, or its calibration, that cannot be used."""
 
 
 @dataclass(frozen=True)
@@ -67,34 +85,6 @@ class Models:
     actor_id: str
     load: Callable[[], tuple[Critic, Actor]]  # raises Unreadable
     calibrate: Calibrate | None = None  # makes affordances of the critic's values; None: they are the values
-
-
-class Warming:
-    """Stands in for the models while they load; refuses until then."""
-
-    def __init__(self) -> None:
-        self.models: tuple[Critic, Actor] | None = None
-
-    def become(self, critic: Critic, actor: Actor) -> None:
-        """From now on these answer, several questions at once where they can."""
-        self.models = critic, actor
-        if isinstance(critic, BatchedCritic):
-            self.value_many = critic.value_many
-        if isinstance(actor, BatchedActor):
-            self.act_many = actor.act_many
-        if isinstance(actor, Reader):
-            self.know = actor.know
-
-    def value(self, history: Sequence[Observation], instructions: Sequence[str]) -> np.ndarray:
-        return self._loaded()[0].value(history, instructions)
-
-    def act(self, history: Sequence[Observation], instruction: str) -> np.ndarray:
-        return self._loaded()[1].act(history, instruction)
-
-    def _loaded(self) -> tuple[Critic, Actor]:
-        if self.models is None:
-            raise Unavailable("the skill server is still loading its models; its health tells when it is ready")
-        return self.models
 
 
 def checkpoints(config: ServeConfig) -> Models:
@@ -118,7 +108,7 @@ def checkpoints(config: ServeConfig) -> Models:
         except checkpoint.CheckpointError as error:
             raise Unreadable(str(error)) from None
         if not hasattr(critic, "value"):
-            raise Unreadable(f"checkpoint {config.affordance!r} only acts; --affordance needs one that judges")
+            raise Unreadable(f"checkpoint {config.affordance!r} only acts; one that judges is needed")
         return critic, actor
 
     try:
@@ -137,6 +127,9 @@ def warm_up(critic: Critic, actor: Actor, library: SkillLibrary) -> None:
     """One call of each kind: the first is slow, and encodes every skill's words."""
     names = [skill.name for skill in library if skill.learned]
     if names:
+        for policy in (critic, actor):
+            if keep := getattr(policy, "keep", None):
+                keep(names)
         critic.value([blank_for(critic)], names)
         if isinstance(actor, Reader):
             actor.know(names)
@@ -150,37 +143,79 @@ def blank_for(policy: object) -> Observation:
     return Observation(np.zeros((*image, 3), np.uint8), np.zeros(len(STATE_NAMES), np.float32))
 
 
+def configs(config: ServeConfig) -> dict[str, ServeConfig]:
+    """Each model's name, and what would be served if it were the only one. Raises Unreadable for what is no name."""
+    found = {DEFAULT: config}
+    for also in config.also:
+        name, _, folders = also.partition("=")
+        judges, _, acts = folders.partition(":")
+        if not judges or not name.isprintable() or not name.strip():
+            raise Unreadable(f"{also!r} is no further model; give NAME=CHECKPOINT, or NAME=JUDGES:ACTS")
+        if name in found:
+            raise Unreadable(f"there are two models {name!r}; names must differ, and the first one's is {DEFAULT!r}")
+        found[name] = replace(config, affordance=judges, execution=acts or judges)
+    return found
+
+
+def load(choose: Callable[[], Models], library: SkillLibrary) -> Model:
+    """What is on disk now, warm; raises Unreadable."""
+    models = choose()
+    critic, actor = models.load()
+    warm_up(critic, actor, library)
+    return Model(critic, actor, models.critic_id, models.actor_id, models.calibrate)
+
+
+def reload_when_told(models: Hosting) -> None:
+    """SIGHUP: all of them, one after the other."""
+
+    def reload() -> None:
+        for name, _ in models:
+            try:
+                models.reload(name)
+            except SkillError as error:
+                log.warning("model %r stays as it was: %s", name, error)
+
+    signal.signal(signal.SIGHUP, lambda *_: threading.Thread(target=reload, name="reload", daemon=True).start())
+
+
 def serve(config: ServeConfig, choose: Callable[[ServeConfig], Models]) -> int:
     end = EndWhenTold(config.until_stdin_closes)
-    warming = Warming()
     try:
         access = config.access.load(config.host)
         library = SkillLibrary.load(config.skills)
-        models = choose(config)
+        asked = {name: partial(choose, one) for name, one in configs(config).items()}
+        names = {name: choice() for name, choice in asked.items()}
+        watcher = config.operation.start(SKILL_SERVER, config.access, access)
+        models = Hosting(
+            {name: Model(None, None, m.critic_id, m.actor_id, m.calibrate, loaded=False) for name, m in names.items()},
+            {name: partial(load, choice, library) for name, choice in asked.items()},
+            watcher,
+        )
         server = serve_skills(
             library,
-            critic=warming,
-            actor=warming,
-            critic_id=models.critic_id,
-            actor_id=models.actor_id,
-            calibrate=models.calibrate,
+            models=models,
             address=join_address(config.host, config.port),
             ready=False,
             limits=Limits(streams=config.robots, actions=config.batch, stream_timeout=config.stream_timeout),
             access=access,
+            watcher=watcher,
         )
-    except (SkillError, Unreadable) as error:
+    except SkillError as error:
         return refuse(str(error))
     announce(SKILL_SERVER, server.address)
     try:
-        critic, actor = models.load()
-    except Unreadable as error:
+        for name in names:
+            models.reload(name)
+    except SkillError as error:
         server.stop(0)
         return refuse(str(error))
-    warm_up(critic, actor, library)
-    warming.become(critic, actor)
+    gc.collect()
+    gc.freeze()  # a full collection of all that is loaded would hold up every thread, and so every robot
+    reload_when_told(models)
     server.set_ready()
-    announce_ready(SKILL_SERVER, f"{len(library)} skills, judged by {models.critic_id}, done by {models.actor_id}")
+    done = [f"judged by {model.critic_id}, done by {model.actor_id}" for _, model in models]
+    more = "".join(f"; {name}: {how}" for name, how in zip(list(names)[1:], done[1:], strict=True))
+    announce_ready(SKILL_SERVER, f"{len(library)} skills, {done[0]}{more}")
     end.wait()
     server.stop(grace=5.0)
     return 0

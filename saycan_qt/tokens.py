@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -12,6 +13,7 @@ from torch import Tensor
 from skills.types import ACTION_HIGH, ACTION_LOW, ACTION_NAMES, TERMINATE_THRESHOLD
 
 TEXT_SIZE = 384  # numbers of an all-MiniLM-L6-v2 embedding
+REMEMBERED = 4096  # texts beyond a table's: 6 MB of embeddings
 TERMINATE = ACTION_NAMES.index("terminate")
 
 
@@ -96,24 +98,48 @@ def bounds_of(actions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 class TextEncoder:
     """Instruction -> unit embedding. Known texts come from a table; the sentence model is loaded for the first unknown
-    one: MiniLM as it ships, or any that sentence-transformers opens by name or folder."""
+    one: MiniLM as it ships, or any that sentence-transformers opens by name or folder. The table is for good; of other
+    texts those are remembered that were asked for last."""
 
-    def __init__(self, table: Mapping[str, np.ndarray] | None = None, model: str = "") -> None:
+    def __init__(
+        self, table: Mapping[str, np.ndarray] | None = None, model: str = "", remembered: int = REMEMBERED
+    ) -> None:
         self.table: dict[str, np.ndarray] = dict(table or {})
-        self.model = model
-        self._reading = threading.Lock()
+        self.model, self._remembered = model, remembered
+        self._recent: OrderedDict[str, np.ndarray] = OrderedDict()  # the one asked for last comes last
+        self._reading, self._turning = threading.Lock(), threading.Lock()
 
     def encode(self, texts: Sequence[str]) -> Tensor:
         """(N, E) float32; E is 384 for MiniLM."""
-        if any(text not in self.table for text in texts):
+        found = self._find(texts)
+        if len(found) < len(set(texts)):
             with self._reading:  # one thread loads the model; those who know their words do not wait
-                self._read(sorted({text for text in texts if text not in self.table}))
-        return torch.from_numpy(np.stack([self.table[text] for text in texts]))
+                found = self._find(texts)
+                found |= self._read(sorted(set(texts) - found.keys()))
+        return torch.from_numpy(np.stack([found[text] for text in texts]))
 
-    def _read(self, unknown: Sequence[str]) -> None:
-        if unknown:
-            from planners.weights import text_embedder
+    def keep(self, texts: Sequence[str]) -> None:
+        """Embed them now, and never forget them."""
+        self.table |= zip(texts, self.encode(texts).numpy(), strict=True)
 
-            embedder = text_embedder(self.model)
-            vectors = embedder.encode(unknown, normalize_embeddings=True, show_progress_bar=False)
-            self.table.update(zip(unknown, np.asarray(vectors, np.float32), strict=True))
+    def _find(self, texts: Sequence[str]) -> dict[str, np.ndarray]:
+        """Those that are known."""
+        found = {text: self.table[text] for text in texts if text in self.table}
+        with self._turning:
+            for text in (set(texts) - found.keys()) & self._recent.keys():
+                self._recent.move_to_end(text)
+                found[text] = self._recent[text]
+        return found
+
+    def _read(self, unknown: Sequence[str]) -> dict[str, np.ndarray]:
+        if not unknown:
+            return {}
+        from planners.weights import text_embedder
+
+        vectors = text_embedder(self.model).encode(unknown, normalize_embeddings=True, show_progress_bar=False)
+        read = dict(zip(unknown, np.asarray(vectors, np.float32), strict=True))
+        with self._turning:
+            self._recent |= read
+            while len(self._recent) > self._remembered:
+                self._recent.popitem(last=False)
+        return read

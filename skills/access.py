@@ -41,6 +41,7 @@ NEEDS: Mapping[str, Role] = {  # a method that is not here is nobody's
     "/skills.v1.RobotService/Reset": "drive",
     "/skills.v1.RobotService/Stop": "stop",
     "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo": "read",
+    "/metrics": "read",  # over HTTP, see `saycan_qt.exposition`
 }
 
 
@@ -129,10 +130,11 @@ class Access:
         """May all who can connect call everything?"""
         return self.tokens is None and (self.tls is None or self.tls.client_ca is None)
 
-    def admit(self, method: str, metadata: Iterable[tuple[str, Any]]) -> None:
-        """Raises Unauthenticated or PermissionDenied unless the call's token has the role that the method needs."""
+    def admit(self, method: str, metadata: Iterable[tuple[str, Any]]) -> str:
+        """The name of the token's holder, "" where none is asked for. Raises Unauthenticated or PermissionDenied unless
+        the call's token has the role that the method needs."""
         if self.tokens is None or method.startswith(HEALTH):
-            return
+            return ""
         role, call = NEEDS.get(method), method.rpartition("/")[2]
         if role is None:
             raise PermissionDenied(f"no role allows {call}")
@@ -146,3 +148,4 @@ class Access:
         if not holder.may(role):
             has = ", ".join(own for own in ROLES if own in holder.roles)
             raise PermissionDenied(f"{call} needs the role {role!r}; the token of {holder.name!r} has: {has}")
+        return holder.name

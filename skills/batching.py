@@ -50,15 +50,26 @@ class Line(Generic[Question, Answer]):
         largest: int,
         patience: float,
         size: Callable[[Question], int],
+        together: Callable[[Question, Question], bool],
         retry_after: float,
         full: str,
     ) -> None:
         self._inference, self._one, self._many = inference, one, many
         self._callers, self._largest, self._patience, self._size = callers, largest, patience, size
-        self._retry_after, self._full = retry_after, full
+        self._together, self._retry_after, self._full = together, retry_after, full
         self._present = 0  # callers
         self._waiting: deque[_Asked[Question, Answer]] = deque()
         self._seconds = 0.0  # that the latest batch took
+
+    @property
+    def callers(self) -> int:
+        """That have a place now."""
+        return self._present
+
+    @property
+    def waiting(self) -> int:
+        """Questions that nobody computes yet."""
+        return len(self._waiting)
 
     @contextmanager
     def caller(self) -> Iterator[None]:
@@ -95,16 +106,22 @@ class Line(Generic[Question, Answer]):
         return self._waiting[0].since + self._patience - now
 
     def take(self) -> list[_Asked[Question, Answer]]:
-        """The next batch, first come, first served, without those whom nobody waits for."""
+        """The next batch, first come, first served, without those whom nobody waits for. Those who cannot be computed
+        together with its first keep their places."""
         batch: list[_Asked[Question, Answer]] = []
+        apart: list[_Asked[Question, Answer]] = []
         room = self._largest if self._many() is not None else 0
         while self._waiting and (not batch or self._size(self._waiting[0].question) <= room):
             asked = self._waiting.popleft()
+            if batch and not self._together(batch[0].question, asked.question):
+                apart.append(asked)
+                continue
             if not asked.wanted():
                 asked.answer.cancel()
             if asked.answer.set_running_or_notify_cancel():
                 batch.append(asked)
                 room -= self._size(asked.question)
+        self._waiting.extendleft(reversed(apart))
         return batch
 
     def compute(self, batch: Sequence[_Asked[Question, Answer]]) -> None:
@@ -160,10 +177,11 @@ class Inference:
         largest: int,  # a batch, in the questions' sizes; a question that is larger is a batch of its own
         patience: float = 0.0,  # [s] that the first question waits for company, as long as some caller has not asked
         size: Callable[[Question], int] = lambda _: 1,
+        together: Callable[[Question, Question], bool] = lambda one, other: True,  # may a batch hold both?
         retry_after: float = 0.1,  # [s] that a caller who is refused waits, at least
         full: str = "all places are taken; try again later",  # said to a caller who is refused
     ) -> Line[Question, Answer]:
-        line = Line(self, one, many, callers, largest, patience, size, retry_after, full)
+        line = Line(self, one, many, callers, largest, patience, size, together, retry_after, full)
         with self.changed:
             self._lines.append(line)
         return line

@@ -22,7 +22,7 @@ import grpc
 import numpy as np
 
 from skills.channel import Credentials, open_channel
-from skills.errors import DeadlineExceeded, InvalidRequest, ServerFault, SkillError, Unavailable
+from skills.errors import DeadlineExceeded, InvalidRequest, ServerFault, SkillError, Stopped, Unavailable, Unreadable
 from skills.library import SkillLibrary
 from skills.messages import (
     read_action,
@@ -33,6 +33,7 @@ from skills.messages import (
     read_views,
     write_observation,
 )
+from skills.tracing import carried
 from skills.types import Observation, Outcome
 from skills.v1 import skills_pb2 as pb
 from skills.v1 import skills_pb2_grpc
@@ -41,6 +42,7 @@ from skills.wire import error_of
 CALL_TIMEOUT = 30.0  # [s] for one answer; a service that dies is noticed at once, one that freezes within 2 s
 CONTROL_TIMEOUT = 2.0  # [s] for one action: a robot waits no longer for a policy
 EXECUTE_TIMEOUT = 600.0  # [s] for one skill from start to end
+RELOAD_TIMEOUT = 300.0  # [s] for a model to be loaded and warm
 
 T = TypeVar("T")
 
@@ -57,8 +59,18 @@ class SkillScore:
 
 
 @dataclass(frozen=True)
+class ModelInfo:
+    """What a skill server hosts under one name."""
+
+    name: str
+    actor_id: str  # "" when it only judges
+    critic_id: str  # "" when it only acts
+    calibrated: bool  # its affordances are calibrated probabilities, not raw values
+
+
+@dataclass(frozen=True)
 class ServerInfo:
-    """What a skill server hosts."""
+    """What a skill server hosts; ids are those of its first model."""
 
     actor_id: str  # "" when it cannot act
     critic_id: str  # "" when it cannot judge
@@ -67,6 +79,7 @@ class ServerInfo:
     max_history: int  # observations in one request
     schema_version: int
     calibrated: bool  # learnt skills' affordances are calibrated probabilities, not raw values
+    models: tuple[ModelInfo, ...] = ()  # all of them, the first one first
 
 
 @dataclass(frozen=True)
@@ -100,8 +113,12 @@ class _Client:
 
     def __init__(self, address: str, timeout: float = CALL_TIMEOUT, credentials: Credentials | None = None) -> None:
         credentials = credentials or Credentials()
-        self.address, self._timeout, self._metadata = address, timeout, credentials.metadata
+        self.address, self._timeout, self._credentials = address, timeout, credentials
         self._channel = open_channel(address, credentials)
+
+    @property
+    def _metadata(self) -> tuple[tuple[str, str], ...]:
+        return self._credentials.metadata + carried()
 
     def close(self) -> None:
         self._channel.close()
@@ -136,12 +153,16 @@ class _Client:
 
 
 class SkillClient(_Client):
-    """Asks a skill server which skills there are, how likely they are to succeed, and for actions."""
+    """Asks a skill server which skills there are, how likely they are to succeed, and for actions. `model` is the name
+    of the model that judges and acts, unless a call names another; "": the server's first."""
 
     service = "skill server"
 
-    def __init__(self, address: str, timeout: float = CALL_TIMEOUT, credentials: Credentials | None = None) -> None:
+    def __init__(
+        self, address: str, timeout: float = CALL_TIMEOUT, credentials: Credentials | None = None, model: str = ""
+    ) -> None:
         super().__init__(address, timeout, credentials)
+        self.model = model
         self._stub = skills_pb2_grpc.SkillServiceStub(self._channel)
 
     def info(self) -> ServerInfo:
@@ -153,23 +174,44 @@ class SkillClient(_Client):
 
         return self._ask(self._stub.ListSkills, pb.ListSkillsRequest(), read)
 
-    def score(self, history: Sequence[Observation], names: Sequence[str] | None = None) -> list[SkillScore]:
+    def score(
+        self, history: Sequence[Observation], names: Sequence[str] | None = None, model: str = ""
+    ) -> list[SkillScore]:
         """The named skills (None: all), in that order; history is oldest first, the last one is now."""
         if names is not None and not names:
             return []
-        request = pb.ScoreSkillsRequest(history=[write_observation(o) for o in history], names=names or ())
+        seen = [write_observation(observation) for observation in history]
+        request = pb.ScoreSkillsRequest(history=seen, names=names or (), model=model or self.model)
         return self._ask(self._stub.ScoreSkills, request, _read_scores)
 
-    def control(self, instruction: str, timeout: float = CONTROL_TIMEOUT) -> Control:
+    def control(
+        self,
+        instruction: str,
+        timeout: float = CONTROL_TIMEOUT,
+        model: str = "",
+        goal_id: str = "",  # the robot's goal, for the server's log and recordings
+    ) -> Control:
         """A stream of actions towards one instruction; use it as a context manager."""
-        return Control(self, partial(self._stub.Control, metadata=self._metadata), instruction, timeout)
+        first = pb.ControlRequest(instruction=instruction, model=model or self.model, goal_id=goal_id)
+        return Control(self, partial(self._stub.Control, metadata=self._metadata), first, timeout)
+
+    def reload(self, model: str = "", timeout: float = RELOAD_TIMEOUT) -> ModelInfo:
+        """Have a model's checkpoints read again; new calls are answered by them from now on. Raises Unreadable where
+        they will not do, and the model is what it was."""
+        try:
+            request = pb.ReloadModelRequest(name=model or self.model)
+            return self._ask(self._stub.ReloadModel, request, lambda reply: _read_model(reply.model), timeout)
+        except Stopped as error:  # FAILED_PRECONDITION, which is a robot's word for that
+            raise Unreadable(str(error)) from None
 
 
 class Control:
     """One skill's actions, one for each observation. `cancel` may be called from any thread."""
 
-    def __init__(self, client: SkillClient, method: Callable[..., Any], instruction: str, timeout: float) -> None:
-        self._client, self._instruction, self._timeout = client, instruction, timeout
+    def __init__(
+        self, client: SkillClient, method: Callable[..., Any], first: pb.ControlRequest, timeout: float
+    ) -> None:
+        self._client, self._next, self._timeout = client, first, timeout
         self._sequence = 0
         self._requests: queue.SimpleQueue[pb.ControlRequest | None] = queue.SimpleQueue()
         self._replies: queue.SimpleQueue[pb.ControlResponse | SkillError] = queue.SimpleQueue()
@@ -179,13 +221,10 @@ class Control:
     def act(self, observation: Observation) -> np.ndarray:
         """(8,) float32. Raises DeadlineExceeded when no action comes within the stream's timeout."""
         self._sequence += 1
-        self._requests.put(
-            pb.ControlRequest(
-                sequence=self._sequence,
-                instruction=self._instruction if self._sequence == 1 else "",
-                observation=write_observation(observation),
-            )
-        )
+        request, self._next = self._next, pb.ControlRequest()
+        request.sequence = self._sequence
+        request.observation.CopyFrom(write_observation(observation))
+        self._requests.put(request)
         try:
             reply = self._replies.get(timeout=self._timeout)
         except queue.Empty:
@@ -373,7 +412,12 @@ def _read_server_info(reply: pb.GetServerInfoResponse) -> ServerInfo:
         max_history=reply.max_history,
         schema_version=reply.schema_version,
         calibrated=reply.calibrated,
+        models=tuple(map(_read_model, reply.models)),
     )
+
+
+def _read_model(message: pb.Model) -> ModelInfo:
+    return ModelInfo(message.name, message.actor_id, message.critic_id, message.calibrated)
 
 
 def _read_robot_info(reply: pb.GetRobotInfoResponse) -> RobotInfo:

@@ -20,7 +20,7 @@ class InvalidRequest(SkillError):
 
 
 class UnknownSkill(SkillError):
-    """No skill (or view, or goal) of that name; names the nearest one."""
+    """No skill (or view, or goal, or model) of that name; names the nearest one, or those there are."""
 
 
 class Unavailable(SkillError):
@@ -41,6 +41,10 @@ class Busy(SkillError):
 
 class Stopped(SkillError):
     """The robot is stopped, and stays so until it is reset."""
+
+
+class Unreadable(SkillError):
+    """A model, or its calibration, that cannot be loaded; a server keeps the one that it had."""
 
 
 class AccessError(SkillError):

@@ -9,6 +9,7 @@ server dies or gives none at all, and on Stop, which also refuses further skills
 
 from __future__ import annotations
 
+import contextvars
 import logging
 import queue
 import threading
@@ -23,6 +24,7 @@ import grpc
 import numpy as np
 
 from skills.access import Access
+from skills.calls import MAX_GOAL_ID
 from skills.client import CONTROL_TIMEOUT, Control, SkillClient
 from skills.errors import (
     Busy,
@@ -50,6 +52,7 @@ from skills.types import (
 )
 from skills.v1 import skills_pb2 as pb
 from skills.v1 import skills_pb2_grpc
+from skills.watching import NOBODY, Watcher
 from skills.wire import SCHEMA_VERSION
 
 log = logging.getLogger(__name__)
@@ -57,7 +60,6 @@ log = logging.getLogger(__name__)
 SERVICE = pb.DESCRIPTOR.services_by_name["RobotService"].full_name
 MAX_STEPS = 45  # [control periods] of a learnt skill, about the longest episode the policies were trained on
 RETRY_AFTER = 1.0  # [s] that a client is told to wait while another goal runs; skills take some seconds
-MAX_GOAL_ID = 64  # [characters]
 GOALS_REMEMBERED = 10_000  # whose ids are refused a second time, and whose results can be asked for
 MAX_VIEWS = 8
 URGENT = ("Stop", "CancelSkill")  # with threads of their own: they work while all others wait for the robot
@@ -213,11 +215,14 @@ class RobotServicer(skills_pb2_grpc.RobotServiceServicer):
         goal = self._accept(request)
         if not context.add_callback(goal.leave):  # also called after a normal end
             goal.leave()
-        threading.Thread(target=self._run, args=(goal,), name=f"goal {goal.id}", daemon=True).start()
+        within = contextvars.copy_context().run  # the call's span
+        threading.Thread(target=within, args=(self._run, goal), name=f"goal {goal.id}", daemon=True).start()
         context.send_initial_metadata(())  # tells the client that there is a goal now, which can be canceled
         while (event := goal.events.get()) is not None:
             if isinstance(event, Exception):
                 raise event
+            if event.WhichOneof("event") == "result":
+                context.set_code(grpc.StatusCode.OK)  # clients leave with it, without waiting for the call's end
             yield event
 
     def _accept(self, request: pb.ExecuteSkillRequest) -> _Goal:
@@ -260,7 +265,8 @@ class RobotServicer(skills_pb2_grpc.RobotServiceServicer):
             last = pb.ExecuteSkillResponse(result=result)
         except Exception as error:
             if not isinstance(error, SkillError):
-                log.error("the robot's driver failed in %r", goal.skill.name, exc_info=error)
+                facts = {"goal_id": goal.id}
+                log.error("the robot's driver failed in %r", goal.skill.name, exc_info=error, extra=facts)
                 error = ServerFault(f"the robot's driver failed in {goal.skill.name!r}; the robot's log has the reason")
             result = write_outcome(Outcome(Status.ABORTED, str(error), seconds=time.monotonic() - started))
             last = error
@@ -278,7 +284,7 @@ class RobotServicer(skills_pb2_grpc.RobotServiceServicer):
         observed = time.monotonic()
         observation = self._do(self._robot.observe)
         try:
-            with self._skill_client.control(goal.skill.name, self._control_timeout) as control:
+            with self._skill_client.control(goal.skill.name, self._control_timeout, goal_id=goal.id) as control:
                 goal.use(control)
                 while steps < self._max_steps and not terminated and not goal.canceled.is_set():
                     action = np.clip(control.act(observation), ACTION_LOW, ACTION_HIGH)
@@ -360,6 +366,7 @@ def serve(
     control_timeout: float = CONTROL_TIMEOUT,
     latch: Latch | None = None,  # with a file, Stop outlives this process
     access: Access | None = None,  # who may call; None: whoever reaches a loopback address
+    watcher: Watcher = NOBODY,  # is told of calls
 ) -> Server:
     """A running robot server; port 0 takes a free port, `.address` says which."""
     servicer = RobotServicer(robot, library, skill_client, max_steps, control_timeout, latch)
@@ -367,4 +374,4 @@ def serve(
     def add(server: grpc.Server) -> None:
         skills_pb2_grpc.add_RobotServiceServicer_to_server(servicer, server)
 
-    return Server(add, SERVICE, address, on_stop=servicer.close, access=access, urgent=URGENT)
+    return Server(add, SERVICE, address, on_stop=servicer.close, access=access, urgent=URGENT, watcher=watcher)

@@ -1,4 +1,4 @@
-"""SkillService: hosts one Actor and one Critic for robots and planners that ask over gRPC.
+"""SkillService: hosts Actors and Critics for robots and planners that ask over gRPC.
 
 with serve(library, critic=policy, actor=policy, model_id="kitchen-1") as server:
     print(server.address)
@@ -8,9 +8,10 @@ with serve(library, critic=policy, actor=policy, model_id="kitchen-1") as server
 from __future__ import annotations
 
 import logging
+import re
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import CancelledError, wait
 from dataclasses import dataclass
 from typing import TypeVar
@@ -21,7 +22,8 @@ import numpy as np
 from skills import connective
 from skills.access import Access
 from skills.batching import Inference, Line
-from skills.errors import InvalidRequest, ServerFault, Unavailable
+from skills.errors import InvalidRequest, ServerFault, Unavailable, Unreadable
+from skills.hosting import DEFAULT, Calibrate, Hosting, Model
 from skills.library import SkillLibrary
 from skills.messages import (
     MAX_HISTORY,
@@ -49,12 +51,14 @@ from skills.types import (
 )
 from skills.v1 import skills_pb2 as pb
 from skills.v1 import skills_pb2_grpc
+from skills.watching import NOBODY, Watcher
 from skills.wire import SCHEMA_VERSION
 
 log = logging.getLogger(__name__)
 
 SERVICE = pb.DESCRIPTOR.services_by_name["SkillService"].full_name
 CONTROL_HISTORY = 16  # [observations] that a control stream remembers; an actor uses the last ones it needs
+ACTIONS, VALUES = "actions", "values"  # what the models compute
 ANALYTIC = "analytic"  # model id of scripted skills' affordances
 UNITS = ("m",) * 3 + ("rad",) * 3 + ("",) * 2
 
@@ -62,9 +66,8 @@ SPARE_THREADS = 16  # beyond those of streams and scorings: for health checks, a
 LATE = "no observation came for {:.3g} s, so this control stream was freed (the server's stream timeout)"
 FIRST_OBSERVATION = 2.0  # [s] that a stream may be open before its first observation
 
-Calibrate = Callable[[np.ndarray], np.ndarray]  # a critic's values (N,) -> probabilities of success (N,)
-Acting = tuple[Sequence[Observation], str]  # history and instruction
-Judging = tuple[Sequence[Observation], Sequence[str]]  # history and instructions
+Acting = tuple[Actor, Sequence[Observation], str]  # who acts, history and instruction
+Judging = tuple[Critic, Sequence[Observation], Sequence[str]]  # who judges, history and instructions
 Question = TypeVar("Question")
 Answer = TypeVar("Answer")
 
@@ -90,22 +93,19 @@ class SkillServicer(skills_pb2_grpc.SkillServiceServicer):
     def __init__(
         self,
         library: SkillLibrary,
-        critic: Critic | None = None,
-        actor: Actor | None = None,
-        critic_id: str = "",
-        actor_id: str = "",
-        calibrate: Calibrate | None = None,
+        models: Hosting,
         limits: Limits = Limits(),
+        watcher: Watcher = NOBODY,  # is told of batches
     ) -> None:
         for skill in library:
             if not skill.learned:
                 connective.check(skill)
-        self._library, self._critic, self._actor = library, critic, actor
-        self._critic_id, self._actor_id, self._calibrate = critic_id, actor_id, calibrate
+        self._library, self._models, self._watcher = library, models, watcher
         self._limits, self._inference = limits, Inference()
         self._acting: Line[Acting, np.ndarray] = self._inference.line(
-            self._act,
-            self._batched_actor,
+            lambda question: self._act([question])[0],
+            lambda: self._act,
+            together=lambda one, other: one[0] is other[0] and isinstance(one[0], BatchedActor),
             callers=limits.streams,
             largest=limits.actions,
             patience=limits.patience,
@@ -113,13 +113,15 @@ class SkillServicer(skills_pb2_grpc.SkillServiceServicer):
             full=f"this skill server already controls {limits.streams} robots",
         )
         self._judging: Line[Judging, np.ndarray] = self._inference.line(
-            self._value,
-            self._batched_critic,
+            lambda question: self._value([question])[0],
+            lambda: self._value,
+            together=lambda one, other: one[0] is other[0] and isinstance(one[0], BatchedCritic),
             callers=limits.scorings,
             largest=limits.values,
-            size=lambda question: len(question[1]),
+            size=lambda question: len(question[2]),
             full=f"this skill server already has {limits.scorings} requests for scores",
         )
+        watcher.lines({ACTIONS: self._acting, VALUES: self._judging})
 
     def close(self) -> None:
         self._inference.close()
@@ -130,32 +132,44 @@ class SkillServicer(skills_pb2_grpc.SkillServiceServicer):
     def GetServerInfo(
         self, request: pb.GetServerInfoRequest, context: grpc.ServicerContext
     ) -> pb.GetServerInfoResponse:
+        models = [_write_model(name, model) for name, model in self._models]
         dimensions = zip(ACTION_NAMES, ACTION_LOW, ACTION_HIGH, UNITS, strict=True)
         return pb.GetServerInfoResponse(
             schema_version=SCHEMA_VERSION,
-            actor_id=self._actor_id if self._actor else "",
-            critic_id=self._critic_id if self._critic else "",
+            actor_id=models[0].actor_id,
+            critic_id=models[0].critic_id,
             skills=len(self._library),
             action=[pb.ActionDimension(name=n, low=low, high=high, unit=u) for n, low, high, u in dimensions],
             state=STATE_NAMES,
             control_hz=CONTROL_HZ,
             max_history=MAX_HISTORY,
-            calibrated=self._critic is not None and self._calibrate is not None,
+            calibrated=models[0].calibrated,
+            models=models,
         )
+
+    def ReloadModel(self, request: pb.ReloadModelRequest, context: grpc.ServicerContext) -> pb.ReloadModelResponse:
+        name = self._models.name(request.name)
+        try:
+            return pb.ReloadModelResponse(model=_write_model(name, self._models.reload(name)))
+        except Unreadable as error:  # where things lie on this machine is nobody else's business
+            log.warning("model %r stays as it was: %s", name, error)
+            reason = re.sub(r"\S*/", "", str(error))
+            raise Unreadable(f"model {name!r} stays as it was: {reason}") from None
 
     def ScoreSkills(self, request: pb.ScoreSkillsRequest, context: grpc.ServicerContext) -> pb.ScoreSkillsResponse:
         if len(request.names) > len(self._library):
             raise InvalidRequest(f"{len(request.names)} names; this library has {len(self._library)} skills", "names")
+        model = self._models[request.model]
         with self._judging.caller():
             history = read_history(request.history)
             skills = [self._library[name] for name in request.names] or list(self._library)
             learned = [skill.name for skill in skills if skill.learned]
-            judged, seconds = self._judge(history, learned, context) if learned else ({}, 0.0)
+            judged, seconds = self._judge(model, history, learned, context) if learned else ({}, 0.0)
         scores = []
         for skill in skills:
             if skill.learned:
                 raw, affordance = judged[skill.name]
-                score = pb.SkillScore(raw=raw, model_id=self._critic_id, seconds=seconds)
+                score = pb.SkillScore(raw=raw, model_id=model.critic_id, seconds=seconds)
             else:
                 raw = affordance = connective.connective_affordance(skill, history[-1])
                 score = pb.SkillScore(raw=raw, model_id=ANALYTIC)
@@ -166,11 +180,10 @@ class SkillServicer(skills_pb2_grpc.SkillServiceServicer):
     def Control(
         self, requests: Iterator[pb.ControlRequest], context: grpc.ServicerContext
     ) -> Iterator[pb.ControlResponse]:
-        if self._actor is None:
-            raise InvalidRequest("this skill server hosts no actor; start it with a checkpoint that can act")
         timeout = self._limits.stream_timeout
         stream = Stream(requests, context, timeout, max(timeout, FIRST_OBSERVATION), LATE.format)
         history: deque[Observation] = deque(maxlen=CONTROL_HISTORY)
+        actor: Actor  # the model of the first request, to the stream's end
         instruction, last = "", -1
         with self._acting.caller(), stream:
             for request in stream:
@@ -182,15 +195,16 @@ class SkillServicer(skills_pb2_grpc.SkillServiceServicer):
                         raise InvalidRequest(problem, "instruction")
                     with inside("instruction"):
                         instruction = read_text(request.instruction, "the instruction")
-                    if isinstance(self._actor, Reader):
-                        self._actor.know([instruction])
+                    actor = self._models[request.model].acting
+                    if isinstance(actor, Reader):
+                        actor.know([instruction])
                 last = request.sequence
                 with inside("observation"):
                     observation = read_observation(request.observation)
                     if history and observation.image.shape != history[-1].image.shape:
                         raise InvalidRequest("the image changed its size within one control stream", "image")
                 history.append(observation)
-                action, seconds = self._infer(context, self._acting, (tuple(history), instruction))
+                action, seconds = self._infer(context, self._acting, (actor, tuple(history), instruction))
                 if np.shape(action) != ACTION_LOW.shape or not np.isfinite(action).all():
                     raise ServerFault(f"the actor gave no valid action for {instruction!r}: {action!r}")
                 yield from stream.answer(
@@ -198,15 +212,13 @@ class SkillServicer(skills_pb2_grpc.SkillServiceServicer):
                 )
 
     def _judge(
-        self, history: list[Observation], names: list[str], context: grpc.ServicerContext
+        self, model: Model, history: list[Observation], names: list[str], context: grpc.ServicerContext
     ) -> tuple[dict[str, tuple[float, float]], float]:
         """(raw value, affordance) of each, and the compute time of their batch [s]."""
-        if self._critic is None:
-            raise InvalidRequest("this skill server hosts no critic, so it cannot score learnt skills")
-        found, seconds = self._infer(context, self._judging, (history, names))
+        found, seconds = self._infer(context, self._judging, (model.judging, history, names))
         affordances = values = _one_for_each(names, found, "critic")
-        if self._calibrate is not None:
-            affordances = _one_for_each(names, self._calibrate(values), "calibration")
+        if model.calibrate is not None:
+            affordances = _one_for_each(names, model.calibrate(values), "calibration")
         return dict(zip(names, zip(values.tolist(), affordances.tolist(), strict=True), strict=True)), seconds
 
     def _infer(
@@ -233,26 +245,31 @@ class SkillServicer(skills_pb2_grpc.SkillServiceServicer):
             log.info("the model refused a request", exc_info=True)
             raise InvalidRequest(" ".join(str(error).split())) from error
 
-    def _act(self, question: Acting) -> np.ndarray:
-        assert self._actor is not None  # Control refused otherwise
-        return self._actor.act(*question)
+    def _act(self, questions: Sequence[Acting]) -> Sequence[np.ndarray]:
+        """Of one actor."""
+        actor, started = questions[0][0], time.perf_counter()
+        if len(questions) > 1 and isinstance(actor, BatchedActor):
+            actions = list(actor.act_many([h for _, h, _ in questions], [i for _, _, i in questions]))
+        else:
+            actions = [actor.act(history, instruction) for _, history, instruction in questions]
+        self._watcher.computed(ACTIONS, len(questions), time.perf_counter() - started)
+        return actions
 
-    def _value(self, question: Judging) -> np.ndarray:
-        assert self._critic is not None  # ScoreSkills refused otherwise
-        return self._critic.value(*question)
+    def _value(self, questions: Sequence[Judging]) -> Sequence[np.ndarray]:
+        """Of one critic."""
+        critic, started = questions[0][0], time.perf_counter()
+        if len(questions) > 1 and isinstance(critic, BatchedCritic):
+            values = critic.value_many([h for _, h, _ in questions], [n for _, _, n in questions])
+        else:
+            values = [critic.value(history, names) for _, history, names in questions]
+        self._watcher.computed(VALUES, sum(len(n) for _, _, n in questions), time.perf_counter() - started)
+        return values
 
-    def _batched_actor(self) -> Callable[[Sequence[Acting]], Sequence[np.ndarray]] | None:
-        """Asked for each batch: the models may still be loading when the server starts."""
-        actor = self._actor
-        if not isinstance(actor, BatchedActor):
-            return None
-        return lambda questions: list(actor.act_many([h for h, _ in questions], [i for _, i in questions]))
 
-    def _batched_critic(self) -> Callable[[Sequence[Judging]], Sequence[np.ndarray]] | None:
-        critic = self._critic
-        if not isinstance(critic, BatchedCritic):
-            return None
-        return lambda questions: critic.value_many([h for h, _ in questions], [n for _, n in questions])
+def _write_model(name: str, model: Model) -> pb.Model:
+    return pb.Model(
+        name=name, actor_id=model.actor_id, critic_id=model.critic_id, calibrated=model.calibrate is not None
+    )
 
 
 def _one_for_each(names: list[str], values: np.ndarray, who: str) -> np.ndarray:
@@ -271,16 +288,25 @@ def serve(
     critic_id: str = "",
     actor_id: str = "",
     calibrate: Calibrate | None = None,  # makes affordances of the critic's values; None: they are the values
+    models: Hosting | None = None,  # several by name, in place of critic and actor
     address: str = "127.0.0.1:0",
     ready: bool = True,  # False: health says NOT_SERVING until `Server.set_ready`, while models load
     limits: Limits = Limits(),
     access: Access | None = None,  # who may call; None: whoever reaches a loopback address
+    watcher: Watcher = NOBODY,  # is told of calls and batches
 ) -> Server:
     """A running skill server; port 0 takes a free port, `.address` says which."""
-    servicer = SkillServicer(library, critic, actor, critic_id or model_id, actor_id or model_id, calibrate, limits)
+    if models is None:
+        judges = "" if critic is None else critic_id or model_id
+        acts = "" if actor is None else actor_id or model_id
+        only = Model(critic, actor, judges, acts, None if critic is None else calibrate)
+        models = Hosting({DEFAULT: only}, watcher=watcher)
+    servicer = SkillServicer(library, models, limits, watcher)
 
     def add(server: grpc.Server) -> None:
         skills_pb2_grpc.add_SkillServiceServicer_to_server(servicer, server)
 
     threads = limits.streams + limits.scorings + SPARE_THREADS
-    return Server(add, SERVICE, address, on_stop=servicer.close, ready=ready, threads=threads, access=access)
+    return Server(
+        add, SERVICE, address, on_stop=servicer.close, ready=ready, threads=threads, access=access, watcher=watcher
+    )

@@ -16,8 +16,10 @@ from grpc_reflection.v1alpha import reflection
 from grpc_status import rpc_status
 
 from skills.access import HEALTH, Access
+from skills.calls import Call, Calls
 from skills.errors import InvalidRequest, ServerFault, SkillError, Unavailable
-from skills.wire import SERVER_OPTIONS, is_loopback, join_address, split_address, status_of
+from skills.watching import NOBODY, Watcher
+from skills.wire import SERVER_OPTIONS, code_of, is_loopback, join_address, split_address, status_of
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +43,7 @@ class Server:
         threads: int = THREADS,
         access: Access | None = None,  # who may call; None: whoever reaches a loopback address
         urgent: Collection[str] = (),  # unary methods of the service with threads of their own, so that they never wait
+        watcher: Watcher = NOBODY,  # is told of calls
     ) -> None:
         host, port = split_address(address)
         access = access or Access()
@@ -51,7 +54,7 @@ class Server:
         self._health_threads = ThreadPoolExecutor(HEALTH_THREADS, thread_name_prefix="health")
         self._urgent_threads = ThreadPoolExecutor(URGENT_THREADS, thread_name_prefix="urgent")
         apart = {f"/{service}/{method}": self._urgent_threads for method in urgent}
-        boundary = _Boundary(access, self._health_threads, apart)
+        boundary = _Boundary(access, self._health_threads, apart, Calls(watcher))
         self._server = grpc.server(self._threads, interceptors=[boundary], options=SERVER_OPTIONS)
         add_to_server(self._server)
         self._health = health.HealthServicer(experimental_non_blocking=True)
@@ -114,52 +117,62 @@ def _refuse_occupied(host: str, port: int, address: str) -> None:
         raise Unavailable(f"cannot listen on {address}: {error.strerror}; port 0 takes any free one") from None
 
 
+OK = grpc.StatusCode.OK.name
 _MALFORMED = object()  # stands for a request that is no protobuf message
+_END = object()  # stands for what follows a stream's last reply
 
 
 class _Boundary(grpc.ServerInterceptor):
-    """Around every method of ours: SkillError -> its status, anything else -> INTERNAL and a log line.
+    """Around every method of ours: SkillError -> its status, anything else -> INTERNAL and a log line; each call's end.
 
     Around all methods: who may not call is refused before anything of the request is read."""
 
     def __init__(
-        self, access: Access, health_threads: ThreadPoolExecutor, apart: Mapping[str, ThreadPoolExecutor]
+        self,
+        access: Access,
+        health_threads: ThreadPoolExecutor,
+        apart: Mapping[str, ThreadPoolExecutor],
+        calls: Calls,
     ) -> None:
-        self._access, self._health_threads, self._apart = access, health_threads, apart
+        self._access, self._health_threads, self._apart, self._calls = access, health_threads, apart, calls
 
     def intercept_service(self, continuation: Callable[[Any], Any], details: Any) -> Any:
         handler = continuation(details)
         if handler is None:
             return None
         try:
-            self._access.admit(details.method, details.invocation_metadata)
+            caller = self._access.admit(details.method, details.invocation_metadata)
         except Exception as error:
-            return _refusing(_problem(error))
+            return self._refusing(details.method, _problem(error))
         if details.method.startswith(HEALTH):
             return _apart(handler, self._health_threads)
         if not details.method.startswith("/skills.v1."):
             return handler
-        decode = _tolerant(handler.request_deserializer)
+        decode, begin = _tolerant(handler.request_deserializer), partial(self._begin, details, caller)
         if handler.request_streaming:
             return grpc.stream_stream_rpc_method_handler(
-                _stream(handler.stream_stream, _checked_each), decode, handler.response_serializer
+                _stream(handler.stream_stream, _checked_each, begin), decode, handler.response_serializer
             )
         if handler.response_streaming:
             return grpc.unary_stream_rpc_method_handler(
-                _stream(handler.unary_stream, _checked), decode, handler.response_serializer
+                _stream(handler.unary_stream, _checked, begin), decode, handler.response_serializer
             )
-        unary = grpc.unary_unary_rpc_method_handler(_unary(handler.unary_unary), decode, handler.response_serializer)
+        behave = _unary(handler.unary_unary, begin)
+        unary = grpc.unary_unary_rpc_method_handler(behave, decode, handler.response_serializer)
         threads = self._apart.get(details.method)
         return unary if threads is None else _apart(unary, threads)
 
+    def _begin(self, details: Any, caller: str) -> Call:
+        return self._calls.begin(details.method, caller, details.invocation_metadata)
 
-def _refusing(problem: SkillError) -> grpc.RpcMethodHandler:
-    """Fits every kind of method: it answers without waiting for a message, and so holds no thread for a stranger."""
+    def _refusing(self, method: str, problem: SkillError) -> grpc.RpcMethodHandler:
+        """Fits every kind of method: answers without waiting for a message, and so holds no thread for a stranger."""
 
-    def refuse(requests: Iterator[bytes], context: grpc.ServicerContext) -> None:
-        context.abort_with_status(rpc_status.to_status(status_of(problem)))
+        def refuse(requests: Iterator[bytes], context: grpc.ServicerContext) -> None:
+            self._calls.refused(method, code_of(problem).name)
+            context.abort_with_status(rpc_status.to_status(status_of(problem)))
 
-    return grpc.stream_unary_rpc_method_handler(refuse)
+        return grpc.stream_unary_rpc_method_handler(refuse)
 
 
 def _apart(handler: Any, threads: ThreadPoolExecutor) -> grpc.RpcMethodHandler:
@@ -182,39 +195,68 @@ def _tolerant(decode: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
     return tolerant
 
 
-def _checked(request: Any) -> Any:
+def _checked(request: Any, call: Call) -> Any:
     if request is _MALFORMED:
         raise InvalidRequest("the request is not a message of this service")
+    call.read(request)
     return request
 
 
-def _checked_each(requests: Iterator[Any]) -> Iterator[Any]:
-    return map(_checked, requests)
+def _checked_each(requests: Iterator[Any], call: Call) -> Iterator[Any]:
+    return (_checked(request, call) for request in requests)
 
 
-def _unary(behave: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+def _unary(behave: Callable[[Any, Any], Any], begin: Callable[[], Call]) -> Callable[[Any, Any], Any]:
     def guarded(request: Any, context: grpc.ServicerContext) -> Any:
+        call = begin()
         try:
-            return behave(_checked(request), context)
+            reply = call.span.context.run(behave, _checked(request, call), context)
         except Exception as error:
             problem = _problem(error)
+        else:
+            call.end(OK)
+            return reply
+        call.end(code_of(problem).name if context.is_active() else _left(context))
         context.abort_with_status(rpc_status.to_status(status_of(problem)))
 
     return guarded
 
 
-def _stream(behave: Callable[[Any, Any], Iterator[Any]], check: Callable[[Any], Any]) -> Callable[[Any, Any], Any]:
+def _stream(
+    behave: Callable[[Any, Any], Iterator[Any]], check: Callable[[Any, Call], Any], begin: Callable[[], Call]
+) -> Callable[[Any, Any], Any]:
     def guarded(request: Any, context: grpc.ServicerContext) -> Iterator[Any]:
+        call, code = begin(), ""
         try:
-            yield from behave(check(request), context)
+            yield from _within(call, behave(check(request, call), context))
+            code = OK
             return
         except Exception as error:
             if not context.is_active():  # the client left; nobody to tell
                 return
             problem = _problem(error)
+            code = code_of(problem).name
+        finally:
+            call.end(code or _left(context))
         context.abort_with_status(rpc_status.to_status(status_of(problem)))
 
     return guarded
+
+
+def _within(call: Call, replies: Iterator[Any]) -> Iterator[Any]:
+    """The same replies, each made within the call's span."""
+    try:
+        while (reply := call.span.context.run(next, replies, _END)) is not _END:
+            yield reply
+    finally:
+        call.span.context.run(replies.close)  # type: ignore[attr-defined]  # a generator, as all our streams are
+
+
+def _left(context: grpc.ServicerContext) -> str:
+    """How a call ended whose client did not wait for its end; a method that had said it all has set its code."""
+    if context.code() is grpc.StatusCode.OK:
+        return OK
+    return "DEADLINE_EXCEEDED" if context.time_remaining() == 0 else "CANCELLED"
 
 
 def _problem(error: Exception) -> SkillError:

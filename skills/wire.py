@@ -24,6 +24,7 @@ from skills.errors import (
     Unauthenticated,
     Unavailable,
     UnknownSkill,
+    Unreadable,
 )
 
 T = TypeVar("T", bound=Message)
@@ -63,11 +64,12 @@ CODES = {
     DeadlineExceeded: grpc.StatusCode.DEADLINE_EXCEEDED,
     Busy: grpc.StatusCode.RESOURCE_EXHAUSTED,
     Stopped: grpc.StatusCode.FAILED_PRECONDITION,
+    Unreadable: grpc.StatusCode.FAILED_PRECONDITION,
     Unauthenticated: grpc.StatusCode.UNAUTHENTICATED,
     PermissionDenied: grpc.StatusCode.PERMISSION_DENIED,
     ServerFault: grpc.StatusCode.INTERNAL,
 }
-ERRORS = {code: error for error, code in CODES.items()}
+ERRORS = {code: error for error, code in CODES.items() if error is not Unreadable}  # what ReloadModel alone answers
 
 
 def split_address(address: str) -> tuple[str, int]:

@@ -175,6 +175,10 @@ class Policy(ABC):
         """Embed them now. The first unknown words load the sentence model, which takes seconds."""
         self.texts.encode(instructions)
 
+    def keep(self, instructions: Sequence[str]) -> None:
+        """Know them for good, however many others come."""
+        self.texts.keep(instructions)
+
     def observe(self, histories: Sequence[Sequence[Observation]]) -> tuple[Tensor, Tensor]:
         """Perceived frames (N, h, ...) and states (N, h, 8); a short history is filled with its first observation."""
         length = self.network_config.history
