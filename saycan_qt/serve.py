@@ -4,6 +4,7 @@
     python -m saycan_qt.serve --affordance runs/critic --port 50051
     python -m saycan_qt.serve --calibrated                          # affordances as probabilities of success
     python -m saycan_qt.serve --stream-timeout 0.4                  # for real robots: frees what has stopped observing
+    python -m saycan_qt.serve --record data/executed                # keeps what robots do, to train on
     python -m saycan_qt.serve --skills my_robot.yaml --affordance runs/mine --execution runs/mine
     python -m saycan_qt.serve --host 0.0.0.0 --port 50051 --certificate gpu.pem --key gpu.key --tokens tokens.yaml
 
@@ -17,11 +18,12 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from saycan_qt.access import ServerOptions, WhoMayCall
-from saycan_qt.options import Checkpoint, File, parse
+from saycan_qt.options import Checkpoint, File, Folder, parse
 from saycan_qt.services import SKILL_SERVER, EndWhenTold, announce, announce_ready, refuse
 from skills.errors import SkillError, Unavailable
 from skills.library import SkillLibrary
@@ -29,6 +31,9 @@ from skills.server import Calibrate, Limits
 from skills.server import serve as serve_skills
 from skills.types import STATE_NAMES, Actor, BatchedActor, BatchedCritic, Critic, Observation, Reader
 from skills.wire import join_address
+
+if TYPE_CHECKING:
+    from saycan_qt.data.recorder import EpisodeRecorder
 
 KITCHEN_IMAGE = (80, 96)  # height, width of what the kitchen robot observes [pixels]
 
@@ -52,11 +57,14 @@ class ServeConfig:
     # Seconds without an observation after which a robot's control stream is freed. A real robot observes every third of
     # a second, so 0.4 is right for it; a simulated one takes as long as it takes to simulate and to draw
     stream_timeout: float = 5.0
+    # Keep each learnt skill that a robot executes, with its outcome, as an episode in this folder: LeRobotDatasets v3,
+    # for `python -m saycan_qt.train ... --data DIR`. What is there stays; more is added
+    record: Folder = None
     until_stdin_closes: bool = False  # end when standard input closes: with the process that started this one
 
 
 class Unreadable(Exception):
-    """A checkpoint, or its calibration, that cannot be used."""
+    """A checkpoint, its calibration, or a folder to record to, that cannot be used."""
 
 
 @dataclass(frozen=True)
@@ -145,9 +153,26 @@ def warm_up(critic: Critic, actor: Actor, library: SkillLibrary) -> None:
 
 def blank_for(policy: object) -> Observation:
     """An observation of the size that the policy was trained on."""
-    network = getattr(policy, "network_config", None)
-    image = network.encoder.image if network is not None else KITCHEN_IMAGE
+    image = image_of(policy) or KITCHEN_IMAGE
     return Observation(np.zeros((*image, 3), np.uint8), np.zeros(len(STATE_NAMES), np.float32))
+
+
+def image_of(policy: object) -> tuple[int, int] | None:
+    """Height and width [px] of what a policy was trained on; None where it does not say."""
+    network = getattr(policy, "network_config", None)
+    return tuple(network.encoder.image) if network is not None else None
+
+
+def open_recorder(config: ServeConfig) -> EpisodeRecorder | None:
+    """Raises Unreadable."""
+    if config.record is None:
+        return None
+    from saycan_qt.data.recorder import DatasetError, EpisodeRecorder
+
+    try:
+        return EpisodeRecorder(config.record)
+    except DatasetError as error:
+        raise Unreadable(str(error)) from None
 
 
 def serve(config: ServeConfig, choose: Callable[[ServeConfig], Models]) -> int:
@@ -157,6 +182,7 @@ def serve(config: ServeConfig, choose: Callable[[ServeConfig], Models]) -> int:
         access = config.access.load(config.host)
         library = SkillLibrary.load(config.skills)
         models = choose(config)
+        recorder = open_recorder(config)
         server = serve_skills(
             library,
             critic=warming,
@@ -168,12 +194,17 @@ def serve(config: ServeConfig, choose: Callable[[ServeConfig], Models]) -> int:
             ready=False,
             limits=Limits(streams=config.robots, actions=config.batch, stream_timeout=config.stream_timeout),
             access=access,
+            recorder=recorder,
         )
     except (SkillError, Unreadable) as error:
         return refuse(str(error))
     announce(SKILL_SERVER, server.address)
+    if recorder is not None:
+        print(f"recording to {recorder.folder}, {recorder.num_episodes} episodes there", flush=True)
     try:
         critic, actor = models.load()
+        if recorder is not None and (problem := recorder.misfit(image_of(actor))):
+            raise Unreadable(f"{problem}; record to another folder")
     except Unreadable as error:
         server.stop(0)
         return refuse(str(error))
@@ -183,6 +214,8 @@ def serve(config: ServeConfig, choose: Callable[[ServeConfig], Models]) -> int:
     announce_ready(SKILL_SERVER, f"{len(library)} skills, judged by {models.critic_id}, done by {models.actor_id}")
     end.wait()
     server.stop(grace=5.0)
+    if recorder is not None:
+        recorder.close()
     return 0
 
 

@@ -28,10 +28,12 @@ from skills.messages import (
     inside,
     read_history,
     read_observation,
+    read_outcome,
     read_text,
     write_skill,
     write_tensor,
 )
+from skills.recorder import Recorder, Take
 from skills.serving import Server
 from skills.streams import Stream
 from skills.types import (
@@ -40,11 +42,13 @@ from skills.types import (
     ACTION_NAMES,
     CONTROL_HZ,
     STATE_NAMES,
+    TERMINATE_THRESHOLD,
     Actor,
     BatchedActor,
     BatchedCritic,
     Critic,
     Observation,
+    Outcome,
     Reader,
 )
 from skills.v1 import skills_pb2 as pb
@@ -61,6 +65,7 @@ UNITS = ("m",) * 3 + ("rad",) * 3 + ("",) * 2
 SPARE_THREADS = 16  # beyond those of streams and scorings: for health checks, and for saying no
 LATE = "no observation came for {:.3g} s, so this control stream was freed (the server's stream timeout)"
 FIRST_OBSERVATION = 2.0  # [s] that a stream may be open before its first observation
+LAST_WORD = 2.0  # [s] from a terminating action until the robot has judged what it did, and says so
 
 Calibrate = Callable[[np.ndarray], np.ndarray]  # a critic's values (N,) -> probabilities of success (N,)
 Acting = tuple[Sequence[Observation], str]  # history and instruction
@@ -96,13 +101,14 @@ class SkillServicer(skills_pb2_grpc.SkillServiceServicer):
         actor_id: str = "",
         calibrate: Calibrate | None = None,
         limits: Limits = Limits(),
+        recorder: Recorder | None = None,
     ) -> None:
         for skill in library:
             if not skill.learned:
                 connective.check(skill)
         self._library, self._critic, self._actor = library, critic, actor
         self._critic_id, self._actor_id, self._calibrate = critic_id, actor_id, calibrate
-        self._limits, self._inference = limits, Inference()
+        self._limits, self._inference, self._recorder = limits, Inference(), recorder
         self._acting: Line[Acting, np.ndarray] = self._inference.line(
             self._act,
             self._batched_actor,
@@ -172,18 +178,24 @@ class SkillServicer(skills_pb2_grpc.SkillServiceServicer):
         stream = Stream(requests, context, timeout, max(timeout, FIRST_OBSERVATION), LATE.format)
         history: deque[Observation] = deque(maxlen=CONTROL_HISTORY)
         instruction, last = "", -1
-        with self._acting.caller(), stream:
+        with self._acting.caller(), stream, Take(self._recorder) as take:
             for request in stream:
                 if not last < request.sequence:
                     raise InvalidRequest(f"sequence {request.sequence} follows {last}; it must grow", "sequence")
+                if request.HasField("outcome"):
+                    take.outcome = _read_last_word(request, begun=bool(history))
+                    return
                 if not history or request.instruction not in ("", instruction):
                     if history:
                         problem = "one control stream serves one instruction; open another stream"
                         raise InvalidRequest(problem, "instruction")
                     with inside("instruction"):
                         instruction = read_text(request.instruction, "the instruction")
+                    with inside("goal_id"):
+                        goal_id = read_text(request.goal_id, "the goal id", required=False)
                     if isinstance(self._actor, Reader):
                         self._actor.know([instruction])
+                    take.begin(goal_id, instruction, self._actor_id)
                 last = request.sequence
                 with inside("observation"):
                     observation = read_observation(request.observation)
@@ -193,9 +205,12 @@ class SkillServicer(skills_pb2_grpc.SkillServiceServicer):
                 action, seconds = self._infer(context, self._acting, (tuple(history), instruction))
                 if np.shape(action) != ACTION_LOW.shape or not np.isfinite(action).all():
                     raise ServerFault(f"the actor gave no valid action for {instruction!r}: {action!r}")
+                ends = action[-1] > TERMINATE_THRESHOLD
                 yield from stream.answer(
-                    pb.ControlResponse(sequence=last, action=write_tensor(action), seconds=seconds)
+                    pb.ControlResponse(sequence=last, action=write_tensor(action), seconds=seconds),
+                    max(timeout, LAST_WORD) if ends else timeout,
                 )
+                take.add(observation, action)
 
     def _judge(
         self, history: list[Observation], names: list[str], context: grpc.ServicerContext
@@ -255,6 +270,15 @@ class SkillServicer(skills_pb2_grpc.SkillServiceServicer):
         return lambda questions: critic.value_many([h for h, _ in questions], [n for _, n in questions])
 
 
+def _read_last_word(request: pb.ControlRequest, begun: bool) -> Outcome:
+    if request.HasField("observation"):
+        raise InvalidRequest("a request has an observation or an outcome, not both", "outcome")
+    if not begun:
+        raise InvalidRequest("an outcome ends a control stream; this one has not begun", "outcome")
+    with inside("outcome"):
+        return read_outcome(request.outcome)
+
+
 def _one_for_each(names: list[str], values: np.ndarray, who: str) -> np.ndarray:
     values = np.asarray(values)
     if values.shape != (len(names),) or not np.isfinite(values).all():
@@ -275,9 +299,11 @@ def serve(
     ready: bool = True,  # False: health says NOT_SERVING until `Server.set_ready`, while models load
     limits: Limits = Limits(),
     access: Access | None = None,  # who may call; None: whoever reaches a loopback address
+    recorder: Recorder | None = None,  # keeps what robots do
 ) -> Server:
     """A running skill server; port 0 takes a free port, `.address` says which."""
-    servicer = SkillServicer(library, critic, actor, critic_id or model_id, actor_id or model_id, calibrate, limits)
+    ids = critic_id or model_id, actor_id or model_id
+    servicer = SkillServicer(library, critic, actor, *ids, calibrate, limits, recorder)
 
     def add(server: grpc.Server) -> None:
         skills_pb2_grpc.add_SkillServiceServicer_to_server(servicer, server)
