@@ -65,7 +65,7 @@ UNITS = ("m",) * 3 + ("rad",) * 3 + ("",) * 2
 SPARE_THREADS = 16  # beyond those of streams and scorings: for health checks, and for saying no
 LATE = "no observation came for {:.3g} s, so this control stream was freed (the server's stream timeout)"
 FIRST_OBSERVATION = 2.0  # [s] that a stream may be open before its first observation
-LAST_WORD = 2.0  # [s] from a terminating action until the robot has judged what it did, and says so
+LAST_WORD = 2.0  # [s] from a terminating action until the robot has judged what it did, and says so for a recording
 
 Calibrate = Callable[[np.ndarray], np.ndarray]  # a critic's values (N,) -> probabilities of success (N,)
 Acting = tuple[Sequence[Observation], str]  # history and instruction
@@ -205,7 +205,7 @@ class SkillServicer(skills_pb2_grpc.SkillServiceServicer):
                 action, seconds = self._infer(context, self._acting, (tuple(history), instruction))
                 if np.shape(action) != ACTION_LOW.shape or not np.isfinite(action).all():
                     raise ServerFault(f"the actor gave no valid action for {instruction!r}: {action!r}")
-                ends = action[-1] > TERMINATE_THRESHOLD
+                ends = self._recorder is not None and action[-1] > TERMINATE_THRESHOLD
                 yield from stream.answer(
                     pb.ControlResponse(sequence=last, action=write_tensor(action), seconds=seconds),
                     max(timeout, LAST_WORD) if ends else timeout,
