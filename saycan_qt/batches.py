@@ -34,9 +34,11 @@ class Episodes(Protocol):
     episode_task: np.ndarray
     success: np.ndarray
     rewards: np.ndarray
-    finished: np.ndarray
     tasks: list[str]
     digest: str
+
+    @property
+    def finished(self) -> np.ndarray: ...
 
 
 @dataclass(frozen=True)

@@ -251,6 +251,14 @@ def test_a_robot_with_another_camera_is_served_and_not_recorded(tmp_path, caplog
     assert EpisodeDataset(tmp_path / "d").num_episodes == 1
 
 
+def test_a_folder_knows_the_models_that_fit_it(tmp_path):
+    with services(tmp_path / "d", SeeingRobot()) as (client, _):
+        run(client, "pick apple")
+    with EpisodeRecorder(tmp_path / "d") as recorder:
+        assert recorder.num_episodes == 1 and not recorder.misfit((4, 6)) and not recorder.misfit(None)
+        assert "holds images of 4 x 6 pixels, these have 80 x 96" in recorder.misfit((80, 96))
+
+
 def test_a_folder_in_use_is_refused(tmp_path):
     with EpisodeRecorder(tmp_path), pytest.raises(DatasetError, match="another server records there; give"):
         EpisodeRecorder(tmp_path)
