@@ -125,7 +125,7 @@ class RandomEpisodes:
         self.frame_episode = np.arange(count) // LENGTH
         self.episode_start = np.arange(EPISODES + 1) * LENGTH
         self.episode_task = np.arange(EPISODES)
-        self.success = np.arange(EPISODES) % 2 == 0
+        self.success, self.finished = np.arange(EPISODES) % 2 == 0, np.ones(EPISODES, bool)
         self.tasks, self.digest = SKILLS, "random"
 
 

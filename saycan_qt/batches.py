@@ -37,6 +37,9 @@ class Episodes(Protocol):
     tasks: list[str]
     digest: str
 
+    @property
+    def finished(self) -> np.ndarray: ...
+
 
 @dataclass(frozen=True)
 class BatchConfig:
@@ -46,6 +49,8 @@ class BatchConfig:
     # "success": 1 at the last step of a success, else 0, as in the paper; "dataset": what was recorded with each step,
     # for which --value-low and --value-high give the range of returns
     reward: Literal["success", "dataset"] = "success"
+    # Learn also, as from failures, from what robots were recorded doing that was canceled, aborted or lost
+    unfinished: bool = False
     relabel: float = 0.0  # share of transitions given another episode's task and reward 0 [Q-Transformer, app. G]
     # Share of transitions replaced by the first one of their episode. Departs (paper: 0), for affordances: planners ask
     # from where episodes start, which only one transition in fifteen shows
@@ -114,11 +119,14 @@ class Transitions:
         episodes = np.arange(len(dataset.success))
         held_out = episodes % HELD_OUT == HELD_OUT - 1
         usable = np.asarray(dataset.success) if policy.only_successes else np.ones_like(held_out)
+        if not config.unfinished:
+            usable = usable & np.asarray(dataset.finished)
         self.train, self.validation = (
             Frames(dataset.episode_start, episodes[usable & part]) for part in (~held_out, held_out)
         )
         if not len(self.train):
-            raise ValueError(f"{policy.name} has nothing to train on: none of the episodes succeeded")
+            what = "succeeded" if policy.only_successes else "came to its end (--unfinished takes others too)"
+            raise ValueError(f"{policy.name} has nothing to train on: none of the episodes {what}")
         self._epoch = (-1, Shuffle(1, [0]))
 
     def rows(self, step: int) -> np.ndarray:

@@ -6,6 +6,7 @@
     python -m saycan_qt.serve --stream-timeout 0.4                  # for real robots: frees what has stopped observing
     python -m saycan_qt.serve --also night=runs/night lab=runs/critic:runs/actor     # more models, asked for by name
     python -m saycan_qt.serve --metrics-port 9090 --log-format json                  # Prometheus; a line for each call
+    python -m saycan_qt.serve --record data/executed                # keeps what robots do, to train on
     python -m saycan_qt.serve --skills my_robot.yaml --affordance runs/mine --execution runs/mine
     python -m saycan_qt.serve --host 0.0.0.0 --port 50051 --certificate gpu.pem --key gpu.key --tokens tokens.yaml
 
@@ -26,14 +27,14 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
 import tyro
 
 from saycan_qt.access import ServerOptions, WhoMayCall
 from saycan_qt.operation import HowToWatch, OperationOptions
-from saycan_qt.options import Checkpoint, File, parse
+from saycan_qt.options import Checkpoint, File, Folder, parse
 from saycan_qt.services import SKILL_SERVER, EndWhenTold, announce, announce_ready, refuse
 from skills.errors import SkillError, Unreadable
 from skills.hosting import DEFAULT, Calibrate, Hosting, Model
@@ -42,6 +43,9 @@ from skills.server import Limits
 from skills.server import serve as serve_skills
 from skills.types import STATE_NAMES, Actor, Critic, Observation, Reader
 from skills.wire import join_address
+
+if TYPE_CHECKING:
+    from saycan_qt.data.recorder import EpisodeRecorder
 
 log = logging.getLogger(__name__)
 
@@ -74,6 +78,9 @@ class ServeConfig:
     # Seconds without an observation after which a robot's control stream is freed. A real robot observes every third of
     # a second, so 0.4 is right for it; a simulated one takes as long as it takes to simulate and to draw
     stream_timeout: float = 5.0
+    # Keep each learnt skill that a robot executes, with its outcome, as an episode in this folder: LeRobotDatasets v3,
+    # for `python -m saycan_qt.train ... --data DIR`. What is there stays; more is added
+    record: Folder = None
     until_stdin_closes: bool = False  # end when standard input closes: with the process that started this one
 
 
@@ -138,8 +145,7 @@ def warm_up(critic: Critic, actor: Actor, library: SkillLibrary) -> None:
 
 def blank_for(policy: object) -> Observation:
     """An observation of the size that the policy was trained on."""
-    network = getattr(policy, "network_config", None)
-    image = network.encoder.image if network is not None else KITCHEN_IMAGE
+    image = image_of(policy) or KITCHEN_IMAGE
     return Observation(np.zeros((*image, 3), np.uint8), np.zeros(len(STATE_NAMES), np.float32))
 
 
@@ -178,6 +184,24 @@ def reload_when_told(models: Hosting) -> None:
     signal.signal(signal.SIGHUP, lambda *_: threading.Thread(target=reload, name="reload", daemon=True).start())
 
 
+def image_of(policy: object) -> tuple[int, int] | None:
+    """Height and width [px] of what a policy was trained on; None where it does not say."""
+    network = getattr(policy, "network_config", None)
+    return tuple(network.encoder.image) if network is not None else None
+
+
+def open_recorder(config: ServeConfig) -> EpisodeRecorder | None:
+    """Raises Unreadable."""
+    if config.record is None:
+        return None
+    from saycan_qt.data.recorder import DatasetError, EpisodeRecorder
+
+    try:
+        return EpisodeRecorder(config.record)
+    except DatasetError as error:
+        raise Unreadable(str(error)) from None
+
+
 def serve(config: ServeConfig, choose: Callable[[ServeConfig], Models]) -> int:
     end = EndWhenTold(config.until_stdin_closes)
     try:
@@ -191,6 +215,7 @@ def serve(config: ServeConfig, choose: Callable[[ServeConfig], Models]) -> int:
             {name: partial(load, choice, library) for name, choice in asked.items()},
             watcher,
         )
+        recorder = open_recorder(config)
         server = serve_skills(
             library,
             models=models,
@@ -199,13 +224,18 @@ def serve(config: ServeConfig, choose: Callable[[ServeConfig], Models]) -> int:
             limits=Limits(streams=config.robots, actions=config.batch, stream_timeout=config.stream_timeout),
             access=access,
             watcher=watcher,
+            recorder=recorder,
         )
     except SkillError as error:
         return refuse(str(error))
     announce(SKILL_SERVER, server.address)
+    if recorder is not None:
+        print(f"recording to {recorder.folder}, {recorder.num_episodes} episodes there", flush=True)
     try:
         for name in names:
-            models.reload(name)
+            actor = models.reload(name).actor
+            if recorder is not None and (problem := recorder.misfit(image_of(actor))):
+                raise Unreadable(f"{problem}; record to another folder")
     except SkillError as error:
         server.stop(0)
         return refuse(str(error))
@@ -218,6 +248,8 @@ def serve(config: ServeConfig, choose: Callable[[ServeConfig], Models]) -> int:
     announce_ready(SKILL_SERVER, f"{len(library)} skills, {done[0]}{more}")
     end.wait()
     server.stop(grace=5.0)
+    if recorder is not None:
+        recorder.close()
     return 0
 
 

@@ -238,6 +238,7 @@ def remember(config: TrainConfig, kind: str) -> None:
     if path.exists() and checkpoint.exists(config.out / STATE):
         before: dict[str, Any] = json.loads(path.read_text())
         before.setdefault("algorithm", before.get("q", before.get("rt1")))  # older runs call it so
+        before.get("batches", {}).setdefault("unfinished", False)  # and had no such episodes
         free = {"out", "steps", "minutes", "threads", "save_seconds", "validate_every", "device", "compile"}
         if changed := [key for key in described if key not in free and described[key] != before.get(key)]:
             raise ValueError(f"{config.out} holds a run with another {', '.join(changed)}; choose another --out")

@@ -16,6 +16,7 @@ import uuid
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from types import TracebackType
 from typing import Any, Self, TypeVar
 
 import grpc
@@ -32,9 +33,10 @@ from skills.messages import (
     read_state,
     read_views,
     write_observation,
+    write_outcome,
 )
 from skills.tracing import carried
-from skills.types import Observation, Outcome
+from skills.types import Observation, Outcome, Status
 from skills.v1 import skills_pb2 as pb
 from skills.v1 import skills_pb2_grpc
 from skills.wire import error_of
@@ -43,6 +45,7 @@ CALL_TIMEOUT = 30.0  # [s] for one answer; a service that dies is noticed at onc
 CONTROL_TIMEOUT = 2.0  # [s] for one action: a robot waits no longer for a policy
 EXECUTE_TIMEOUT = 600.0  # [s] for one skill from start to end
 RELOAD_TIMEOUT = 300.0  # [s] for a model to be loaded and warm
+END_TIMEOUT = 1.0  # [s] for a skill's outcome to reach the skill server; nobody waits for that
 
 T = TypeVar("T")
 
@@ -206,13 +209,16 @@ class SkillClient(_Client):
 
 
 class Control:
-    """One skill's actions, one for each observation. `cancel` may be called from any thread."""
+    """One skill's actions, one for each observation. `end` and `cancel` may be called from any thread.
+
+    Left by an exception it ends as ABORTED; left otherwise without `end`, it is cancelled."""
 
     def __init__(
         self, client: SkillClient, method: Callable[..., Any], first: pb.ControlRequest, timeout: float
     ) -> None:
         self._client, self._next, self._timeout = client, first, timeout
-        self._sequence = 0
+        self._lock = threading.Lock()  # of what is sent
+        self._sequence, self._awaiting, self._ended = 0, False, False
         self._requests: queue.SimpleQueue[pb.ControlRequest | None] = queue.SimpleQueue()
         self._replies: queue.SimpleQueue[pb.ControlResponse | SkillError] = queue.SimpleQueue()
         self._call = method(iter(self._requests.get, None))
@@ -220,31 +226,61 @@ class Control:
 
     def act(self, observation: Observation) -> np.ndarray:
         """(8,) float32. Raises DeadlineExceeded when no action comes within the stream's timeout."""
-        self._sequence += 1
-        request, self._next = self._next, pb.ControlRequest()
-        request.sequence = self._sequence
-        request.observation.CopyFrom(write_observation(observation))
-        self._requests.put(request)
+        observed = write_observation(observation)
+        with self._lock:
+            self._sequence, self._awaiting = self._sequence + 1, True
+            request, self._next = self._next, pb.ControlRequest()
+            request.sequence = self._sequence
+            request.observation.CopyFrom(observed)
+            self._requests.put(request)
         try:
             reply = self._replies.get(timeout=self._timeout)
         except queue.Empty:
             self.cancel()
             where = f"the skill server at {self._client.address}"
             raise DeadlineExceeded(f"{where} gave no action within {self._timeout:g} s") from None
+        self._awaiting = False
         if isinstance(reply, SkillError):
             self._replies.put(reply)  # a broken stream stays broken
             raise reply
         return self._client._read(read_action, reply.action)
 
+    def end(self, outcome: Outcome) -> None:
+        """Leave, and tell the server how the skill ended, for its recordings. Returns at once, and the server may be
+        gone: what has not arrived within END_TIMEOUT is dropped. Only the first counts. While `act` waits this is
+        `cancel`: a model should not think for nobody."""
+        with self._lock:
+            if self._ended:
+                return
+            self._ended, idle = True, not self._awaiting
+            if idle:
+                self._requests.put(pb.ControlRequest(sequence=self._sequence + 1, outcome=write_outcome(outcome)))
+            self._requests.put(None)
+        if not idle:
+            self._call.cancel()
+            return
+        self._replies.put(Unavailable("this control stream was ended"))
+        late = threading.Timer(END_TIMEOUT, self._call.cancel)
+        late.daemon = True
+        if self._call.add_callback(late.cancel):  # else the call is over
+            late.start()
+
     def cancel(self) -> None:
-        self._requests.put(None)
+        with self._lock:
+            self._ended = True
+            self._requests.put(None)
         self._call.cancel()
 
     def __enter__(self) -> Control:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.cancel()
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is not None:
+            self.end(Outcome(Status.ABORTED, str(error) if isinstance(error, SkillError) else ""))
+        elif not self._ended:
+            self.cancel()
 
     def _receive(self) -> None:
         """Answers come in order, each once, and none before its observation was sent."""

@@ -76,6 +76,7 @@ class _Goal:
         self.events: queue.SimpleQueue[Event | None] = queue.SimpleQueue()
         self.canceled = threading.Event()
         self.reason = ""  # why it was cancelled, for people
+        self.steps, self.started = 0, time.monotonic()  # control periods done; when, of time.monotonic [s]
         self.motion = Motion(robot)
         self._lock = threading.Lock()
         self._control: Control | None = None
@@ -89,9 +90,11 @@ class _Goal:
             if not self.canceled.is_set():
                 self.reason = reason
                 self.canceled.set()
-            if self._control is not None:
-                self._control.cancel()  # the loop may be waiting for an action
-            self.motion.halt()
+            try:
+                if self._control is not None:
+                    self._control.end(self.outcome(Status.CANCELED, reason))  # the loop may be waiting for an action
+            finally:
+                self.motion.halt()
             return True
 
     def leave(self) -> None:
@@ -105,6 +108,12 @@ class _Goal:
             self._control = control
             if self.canceled.is_set():
                 control.cancel()
+
+    def outcome(self, status: Status, message: str) -> Outcome:
+        """Of a goal that ended like this, unless it was cancelled."""
+        if self.canceled.is_set():
+            status, message = Status.CANCELED, self.reason
+        return Outcome(status, message, self.steps, time.monotonic() - self.started)
 
     def _leave(self) -> None:
         with suppress(ServerFault):  # it is in the log
@@ -253,22 +262,19 @@ class RobotServicer(skills_pb2_grpc.RobotServiceServicer):
 
     def _run(self, goal: _Goal) -> None:
         """The goal's own thread: whatever happens, the robot ends stopped and the client gets its last event."""
-        started = time.monotonic()
         last: Event
         try:
             self._do(self._see, goal.views)  # an unknown view is refused before anything moves
             goal.events.put(pb.ExecuteSkillResponse(accepted=pb.Accepted(goal_id=goal.id)))
-            status, message, steps = (self._learned if goal.skill.learned else self._scripted)(goal)
-            if goal.canceled.is_set():
-                status, message = Status.CANCELED, goal.reason
-            result = write_outcome(Outcome(status, message, steps, time.monotonic() - started))
+            status, message = (self._learned if goal.skill.learned else self._scripted)(goal)
+            result = write_outcome(goal.outcome(status, message))
             last = pb.ExecuteSkillResponse(result=result)
         except Exception as error:
             if not isinstance(error, SkillError):
                 facts = {"goal_id": goal.id}
                 log.error("the robot's driver failed in %r", goal.skill.name, exc_info=error, extra=facts)
                 error = ServerFault(f"the robot's driver failed in {goal.skill.name!r}; the robot's log has the reason")
-            result = write_outcome(Outcome(Status.ABORTED, str(error), seconds=time.monotonic() - started))
+            result = write_outcome(Outcome(Status.ABORTED, str(error), goal.steps, time.monotonic() - goal.started))
             last = error
         goal.end()
         with self._lock:
@@ -277,30 +283,35 @@ class RobotServicer(skills_pb2_grpc.RobotServiceServicer):
         goal.events.put(last)
         goal.events.put(None)
 
-    def _learned(self, goal: _Goal) -> tuple[Status, str, int]:
+    def _learned(self, goal: _Goal) -> tuple[Status, str]:
         assert self._skill_client is not None  # _accept refused otherwise
-        steps, terminated = 0, False
+        terminated = False
         self._do(goal.motion.run, self._robot.start, goal.skill)
         observed = time.monotonic()
         observation = self._do(self._robot.observe)
         try:
             with self._skill_client.control(goal.skill.name, self._control_timeout, goal_id=goal.id) as control:
                 goal.use(control)
-                while steps < self._max_steps and not terminated and not goal.canceled.is_set():
+                while goal.steps < self._max_steps and not terminated and not goal.canceled.is_set():
                     action = np.clip(control.act(observation), ACTION_LOW, ACTION_HIGH)
                     if not self._do(self._apply, goal, action, observed):
                         break
-                    steps += 1
+                    goal.steps += 1
                     terminated = bool(action[-1] > TERMINATE_THRESHOLD)
                     observed = time.monotonic()
-                    observation = self._do(self._observe_and_report, goal, steps, action)
+                    observation = self._do(self._observe_and_report, goal, goal.steps, action)
+                status, message = self._judge(goal, terminated)
+                control.end(goal.outcome(status, message))
         except SkillError as error:
-            return Status.ABORTED, str(error), steps
-        reached = self._do(self._robot.succeeded, goal.skill)
+            return Status.ABORTED, str(error)
         self._do(goal.motion.run, self._robot.finish, goal.skill, goal.canceled.is_set)
+        return status, message
+
+    def _judge(self, goal: _Goal, terminated: bool) -> tuple[Status, str]:
+        reached = self._do(self._robot.succeeded, goal.skill)
         if reached if reached is not None else terminated:
-            return Status.SUCCEEDED, "", steps
-        return Status.FAILED, "the goal was not reached" if terminated else f"no end within {steps} steps", steps
+            return Status.SUCCEEDED, ""
+        return Status.FAILED, "the goal was not reached" if terminated else f"no end within {goal.steps} steps"
 
     def _apply(self, goal: _Goal, action: np.ndarray, observed: float) -> bool:
         """False once the goal is canceled. The robot stands still while an action is late, so it fits until its
@@ -310,7 +321,7 @@ class RobotServicer(skills_pb2_grpc.RobotServiceServicer):
             raise DeadlineExceeded(f"an action came {age:.1f} s after its observation, and was not applied")
         return goal.motion.apply(action)
 
-    def _scripted(self, goal: _Goal) -> tuple[Status, str, int]:
+    def _scripted(self, goal: _Goal) -> tuple[Status, str]:
         def canceled() -> bool:
             """What the robot asks now and then; with views asked for, the client sees them each time."""
             if goal.views:
@@ -325,10 +336,10 @@ class RobotServicer(skills_pb2_grpc.RobotServiceServicer):
         try:
             self._do(perform)
         except ValueError as error:
-            return Status.ABORTED, str(error), 0
+            return Status.ABORTED, str(error)
         if self._do(self._robot.succeeded, goal.skill) is False:
-            return Status.FAILED, "the goal was not reached", 0
-        return Status.SUCCEEDED, "", 0
+            return Status.FAILED, "the goal was not reached"
+        return Status.SUCCEEDED, ""
 
     def _observe_and_report(self, goal: _Goal, step: int, action: np.ndarray | None) -> Observation:
         observation = self._robot.observe()

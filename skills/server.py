@@ -30,10 +30,12 @@ from skills.messages import (
     inside,
     read_history,
     read_observation,
+    read_outcome,
     read_text,
     write_skill,
     write_tensor,
 )
+from skills.recorder import Recorder, Take
 from skills.serving import Server
 from skills.streams import Stream
 from skills.types import (
@@ -42,11 +44,13 @@ from skills.types import (
     ACTION_NAMES,
     CONTROL_HZ,
     STATE_NAMES,
+    TERMINATE_THRESHOLD,
     Actor,
     BatchedActor,
     BatchedCritic,
     Critic,
     Observation,
+    Outcome,
     Reader,
 )
 from skills.v1 import skills_pb2 as pb
@@ -65,6 +69,7 @@ UNITS = ("m",) * 3 + ("rad",) * 3 + ("",) * 2
 SPARE_THREADS = 16  # beyond those of streams and scorings: for health checks, and for saying no
 LATE = "no observation came for {:.3g} s, so this control stream was freed (the server's stream timeout)"
 FIRST_OBSERVATION = 2.0  # [s] that a stream may be open before its first observation
+LAST_WORD = 2.0  # [s] from a terminating action until the robot has judged what it did, and says so for a recording
 
 Acting = tuple[Actor, Sequence[Observation], str]  # who acts, history and instruction
 Judging = tuple[Critic, Sequence[Observation], Sequence[str]]  # who judges, history and instructions
@@ -96,11 +101,12 @@ class SkillServicer(skills_pb2_grpc.SkillServiceServicer):
         models: Hosting,
         limits: Limits = Limits(),
         watcher: Watcher = NOBODY,  # is told of batches
+        recorder: Recorder | None = None,
     ) -> None:
         for skill in library:
             if not skill.learned:
                 connective.check(skill)
-        self._library, self._models, self._watcher = library, models, watcher
+        self._library, self._models, self._watcher, self._recorder = library, models, watcher, recorder
         self._limits, self._inference = limits, Inference()
         self._acting: Line[Acting, np.ndarray] = self._inference.line(
             lambda question: self._act([question])[0],
@@ -185,19 +191,26 @@ class SkillServicer(skills_pb2_grpc.SkillServiceServicer):
         history: deque[Observation] = deque(maxlen=CONTROL_HISTORY)
         actor: Actor  # the model of the first request, to the stream's end
         instruction, last = "", -1
-        with self._acting.caller(), stream:
+        with self._acting.caller(), stream, Take(self._recorder) as take:
             for request in stream:
                 if not last < request.sequence:
                     raise InvalidRequest(f"sequence {request.sequence} follows {last}; it must grow", "sequence")
+                if request.HasField("outcome"):
+                    take.outcome = _read_last_word(request, begun=bool(history))
+                    return
                 if not history or request.instruction not in ("", instruction):
                     if history:
                         problem = "one control stream serves one instruction; open another stream"
                         raise InvalidRequest(problem, "instruction")
                     with inside("instruction"):
                         instruction = read_text(request.instruction, "the instruction")
-                    actor = self._models[request.model].acting
+                    with inside("goal_id"):
+                        goal_id = read_text(request.goal_id, "the goal id", required=False)
+                    model = self._models[request.model]
+                    actor = model.acting
                     if isinstance(actor, Reader):
                         actor.know([instruction])
+                    take.begin(goal_id, instruction, model.actor_id)
                 last = request.sequence
                 with inside("observation"):
                     observation = read_observation(request.observation)
@@ -207,9 +220,12 @@ class SkillServicer(skills_pb2_grpc.SkillServiceServicer):
                 action, seconds = self._infer(context, self._acting, (actor, tuple(history), instruction))
                 if np.shape(action) != ACTION_LOW.shape or not np.isfinite(action).all():
                     raise ServerFault(f"the actor gave no valid action for {instruction!r}: {action!r}")
+                ends = self._recorder is not None and action[-1] > TERMINATE_THRESHOLD
                 yield from stream.answer(
-                    pb.ControlResponse(sequence=last, action=write_tensor(action), seconds=seconds)
+                    pb.ControlResponse(sequence=last, action=write_tensor(action), seconds=seconds),
+                    max(timeout, LAST_WORD) if ends else timeout,
                 )
+                take.add(observation, action)
 
     def _judge(
         self, model: Model, history: list[Observation], names: list[str], context: grpc.ServicerContext
@@ -272,6 +288,15 @@ def _write_model(name: str, model: Model) -> pb.Model:
     )
 
 
+def _read_last_word(request: pb.ControlRequest, begun: bool) -> Outcome:
+    if request.HasField("observation"):
+        raise InvalidRequest("a request has an observation or an outcome, not both", "outcome")
+    if not begun:
+        raise InvalidRequest("an outcome ends a control stream; this one has not begun", "outcome")
+    with inside("outcome"):
+        return read_outcome(request.outcome)
+
+
 def _one_for_each(names: list[str], values: np.ndarray, who: str) -> np.ndarray:
     values = np.asarray(values)
     if values.shape != (len(names),) or not np.isfinite(values).all():
@@ -294,6 +319,7 @@ def serve(
     limits: Limits = Limits(),
     access: Access | None = None,  # who may call; None: whoever reaches a loopback address
     watcher: Watcher = NOBODY,  # is told of calls and batches
+    recorder: Recorder | None = None,  # keeps what robots do
 ) -> Server:
     """A running skill server; port 0 takes a free port, `.address` says which."""
     if models is None:
@@ -301,7 +327,7 @@ def serve(
         acts = "" if actor is None else actor_id or model_id
         only = Model(critic, actor, judges, acts, None if critic is None else calibrate)
         models = Hosting({DEFAULT: only}, watcher=watcher)
-    servicer = SkillServicer(library, models, limits, watcher)
+    servicer = SkillServicer(library, models, limits, watcher, recorder)
 
     def add(server: grpc.Server) -> None:
         skills_pb2_grpc.add_SkillServiceServicer_to_server(servicer, server)

@@ -42,8 +42,10 @@ class Stream(Generic[Request]):
         self._left = threading.Event()
         self._next: Future[Request | None] | None = None
 
-    def answer(self, response: Response) -> Iterator[Response]:
-        """Yields it. The call is cancelled if it has not left in time."""
+    def answer(self, response: Response, timeout: float | None = None) -> Iterator[Response]:
+        """Yields it. The call is cancelled if it has not left in time.
+        timeout: [s] from then to the next request; None: the usual."""
+        self._patience = self._timeout if timeout is None else timeout
         self._left.clear()
         self._next = self._reader.submit(self._read_after_leaving)
         yield response
@@ -61,7 +63,6 @@ class Stream(Generic[Request]):
             raise DeadlineExceeded(self._late(self._patience)) from None
         if request is None:
             raise StopIteration
-        self._patience = self._timeout
         return request
 
     def __enter__(self) -> Self:

@@ -13,7 +13,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from tiny_policies import TEXTS, make
+from tiny_policies import TEXTS, make, save_perception
 
 from planners.weights import WeightsError, sentence_model_path
 from saycan_qt import checkpoint, figures, pretrain, train
@@ -45,14 +45,7 @@ def data(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def perception(tmp_path_factory):
-    """An untrained trunk, with the embeddings of the texts."""
-    policy, folder = make("rt1"), tmp_path_factory.mktemp("learning") / "perception"
-    encoder = policy.network.encoder
-    config = {"algorithm": "perception", "trunk": checkpoint.plain(encoder.trunk.config), "texts": TEXTS}
-    tensors = {f"trunk.{k}": v for k, v in encoder.trunk.state_dict().items()}
-    tensors |= {f"grounding.{k}": v for k, v in encoder.grounding.state_dict().items()}
-    checkpoint.save(folder, config, tensors | {"texts": policy.texts.encode(TEXTS)}, {})
-    return folder
+    return save_perception(tmp_path_factory.mktemp("learning") / "perception")
 
 
 def run_command(algorithm, data, perception, out, *more):

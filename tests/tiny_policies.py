@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import torch
 
+from saycan_qt import checkpoint
 from saycan_qt.algorithms.policy import Batch, Policy
 from saycan_qt.algorithms.q_transformer import QTransformer, QTransformerConfig
 from saycan_qt.algorithms.qt_opt import QTOpt, QTOptConfig
@@ -72,6 +74,17 @@ def batch_for(policy: Policy, size: int = 16, seed: int = 0) -> Batch:
         returns=success * 0.9,
         demonstrates=success.float(),
     )
+
+
+def save_perception(folder: Path) -> Path:
+    """An untrained trunk as a checkpoint, with the embeddings of TEXTS."""
+    policy = make("rt1")
+    encoder = policy.network.encoder
+    config = {"algorithm": "perception", "trunk": checkpoint.plain(encoder.trunk.config), "texts": TEXTS}
+    tensors = {f"trunk.{k}": v for k, v in encoder.trunk.state_dict().items()}
+    tensors |= {f"grounding.{k}": v for k, v in encoder.grounding.state_dict().items()}
+    checkpoint.save(folder, config, tensors | {"texts": policy.texts.encode(TEXTS)}, {})
+    return folder
 
 
 def observation(policy: Policy, seed: int = 0) -> Observation:

@@ -32,6 +32,7 @@ from saycan_qt.data.lerobot import DatasetError, Episode
 from saycan_qt.data.mapping import ColumnMapping
 from saycan_qt.data.reader import Quarantined
 from saycan_qt.data.writer import EpisodeWriter
+from skills.types import Status
 
 __all__ = ["ColumnMapping", "DatasetError", "Episode", "EpisodeDataset", "EpisodeWriter", "Quarantined"]
 
@@ -108,6 +109,14 @@ class EpisodeDataset:
     def info(self) -> Mapping[str, list[Any]]:
         """What was written with each episode: key -> one value an episode, None where a shard has none."""
         return self._infos.to_pydict()
+
+    @cached_property
+    def finished(self) -> np.ndarray:
+        """(E,) bool; False for what a robot was recorded doing that was canceled, aborted or lost."""
+        if lerobot.OUTCOME not in self._infos.column_names:
+            return np.ones(self.num_episodes, np.bool_)
+        cut = {Status.CANCELED.value, Status.ABORTED.value, lerobot.LOST}
+        return np.array([outcome not in cut for outcome in self._infos.column(lerobot.OUTCOME).to_pylist()])
 
     @cached_property
     def _infos(self) -> pa.Table:

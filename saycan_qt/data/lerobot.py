@@ -31,6 +31,8 @@ VIDEO_PATH = "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.m
 INFO, STATS, TASKS, MANIFEST = "meta/info.json", "meta/stats.json", "meta/tasks.parquet", "meta/manifest.json"
 CHUNK_FILES = 1000  # files in one chunk folder
 INFO_PREFIX = "info/"  # columns of meta/episodes that hold Episode.info
+OUTCOME = "outcome"  # in the info of what robots were recorded doing: a value of skills.types.Status, or
+LOST = "lost"  # where the robot never said how it ended
 
 
 class DatasetError(Exception):

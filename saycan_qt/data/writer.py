@@ -143,6 +143,10 @@ class EpisodeWriter:
         stats = {key: lerobot.merge_stats(self.stats.get(key), new) for key, new in self._values().items()}
         self._commit(files, tasks, stats)
 
+    def discard(self) -> None:
+        """Forget what was added and is not on disk: after a flush that failed, which would fail again."""
+        self._waiting = []
+
     def close(self) -> None:
         try:
             self.flush()
