@@ -78,6 +78,7 @@ class Limits:
     actions: int = 32  # computed in one batch; 1: one after the other
     values: int = 256  # of a state and a skill, computed in one batch; one call's are never taken apart
     patience: float = 0.005  # [s] that the first of a batch of actions waits for other robots that are connected
+    batches: int = 1  # computed at the same time; more where the models exist several times
     # [s] from an action's leaving to the robot's next observation, after which its stream is freed: a control period
     # and 50 ms. Simulated robots on slow machines may need longer
     stream_timeout: float = 1 / CONTROL_HZ + 0.05
@@ -102,7 +103,7 @@ class SkillServicer(skills_pb2_grpc.SkillServiceServicer):
                 connective.check(skill)
         self._library, self._critic, self._actor = library, critic, actor
         self._critic_id, self._actor_id, self._calibrate = critic_id, actor_id, calibrate
-        self._limits, self._inference = limits, Inference()
+        self._limits, self._inference = limits, Inference(limits.batches)
         self._acting: Line[Acting, np.ndarray] = self._inference.line(
             self._act,
             self._batched_actor,
