@@ -6,6 +6,7 @@
     python -m saycan_qt.serve --stream-timeout 0.4                  # for real robots: frees what has stopped observing
     python -m saycan_qt.serve --skills my_robot.yaml --affordance runs/mine --execution runs/mine
     python -m saycan_qt.serve --host 0.0.0.0 --port 50051 --certificate gpu.pem --key gpu.key --tokens tokens.yaml
+    python -m saycan_qt.serve --ray auto                            # the models on every node of a Ray cluster
 
 It prints `skill server listening on HOST:PORT` as soon as it can be reached and `skill server ready: ...` when its
 models are warm; until then its health is NOT_SERVING. SIGTERM or Ctrl-C drains it, then it exits with 0.
@@ -22,6 +23,7 @@ import numpy as np
 
 from saycan_qt.access import ServerOptions, WhoMayCall
 from saycan_qt.options import Checkpoint, File, parse
+from saycan_qt.replicas import RayOptions, Replicas, WhereModelsLive
 from saycan_qt.services import SKILL_SERVER, EndWhenTold, announce, announce_ready, refuse
 from skills.errors import SkillError, Unavailable
 from skills.library import SkillLibrary
@@ -46,7 +48,8 @@ class ServeConfig:
     host: str = "127.0.0.1"  # address to listen on
     port: int = 0  # 0: a free one, which is printed
     access: WhoMayCall = field(default_factory=ServerOptions)
-    threads: int = 2  # that the models may use
+    threads: int = 2  # that the models may use, in each replica
+    cluster: WhereModelsLive = field(default_factory=RayOptions)
     robots: int = 64  # controlled at one time; further ones are told to come again later
     batch: int = 32  # robots whose actions are computed together, at most; 1: one after the other
     # Seconds without an observation after which a robot's control stream is freed. A real robot observes every third of
@@ -67,6 +70,7 @@ class Models:
     actor_id: str
     load: Callable[[], tuple[Critic, Actor]]  # raises Unreadable
     calibrate: Calibrate | None = None  # makes affordances of the critic's values; None: they are the values
+    replicas: Replicas | None = None  # on a cluster, where the models are; None: they are in this process
 
 
 class Warming:
@@ -98,7 +102,7 @@ class Warming:
 
 
 def checkpoints(config: ServeConfig) -> Models:
-    """The shipped models, or those that were asked for; raises Unreadable."""
+    """The shipped models, or those that were asked for; raises Unreadable, or Unavailable for a cluster."""
     import torch
 
     from saycan_qt import calibration, checkpoint
@@ -113,8 +117,8 @@ def checkpoints(config: ServeConfig) -> Models:
 
     def load() -> tuple[Critic, Actor]:
         try:
-            critic = checkpoint.load(config.affordance)
-            actor = critic if config.execution == config.affordance else checkpoint.load(config.execution)
+            critic = read(config.affordance)
+            actor = critic if config.execution == config.affordance else read(config.execution)
         except checkpoint.CheckpointError as error:
             raise Unreadable(str(error)) from None
         if not hasattr(critic, "value"):
@@ -127,16 +131,20 @@ def checkpoints(config: ServeConfig) -> Models:
     except (checkpoint.CheckpointError, calibration.CalibrationError) as error:
         raise Unreadable(str(error)) from None
     except (OSError, ValueError, LookupError, TypeError):  # a damaged manifest: load says what is wrong with it
-        return Models(config.affordance, config.execution, load)
+        critic_id, actor_id, curve = config.affordance, config.execution, None
+    replicas = None if config.cluster.ray is None else Replicas(config.cluster, config.threads)
+    read = checkpoint.load if replicas is None else replicas.load
     if curve is None:
-        return Models(critic_id, actor_id, load)
-    return Models(f"{critic_id}+{curve.method}", actor_id, load, curve.calibrated)
+        return Models(critic_id, actor_id, load, replicas=replicas)
+    return Models(f"{critic_id}+{curve.method}", actor_id, load, curve.calibrated, replicas)
 
 
 def warm_up(critic: Critic, actor: Actor, library: SkillLibrary) -> None:
     """One call of each kind: the first is slow, and encodes every skill's words."""
     names = [skill.name for skill in library if skill.learned]
     if names:
+        if isinstance(critic, Reader):
+            critic.know(names)  # in every replica
         critic.value([blank_for(critic)], names)
         if isinstance(actor, Reader):
             actor.know(names)
@@ -166,7 +174,12 @@ def serve(config: ServeConfig, choose: Callable[[ServeConfig], Models]) -> int:
             calibrate=models.calibrate,
             address=join_address(config.host, config.port),
             ready=False,
-            limits=Limits(streams=config.robots, actions=config.batch, stream_timeout=config.stream_timeout),
+            limits=Limits(
+                streams=config.robots,
+                actions=config.batch,
+                batches=1 if models.replicas is None else len(models.replicas),
+                stream_timeout=config.stream_timeout,
+            ),
             access=access,
         )
     except (SkillError, Unreadable) as error:
@@ -180,7 +193,9 @@ def serve(config: ServeConfig, choose: Callable[[ServeConfig], Models]) -> int:
     warm_up(critic, actor, library)
     warming.become(critic, actor)
     server.set_ready()
-    announce_ready(SKILL_SERVER, f"{len(library)} skills, judged by {models.critic_id}, done by {models.actor_id}")
+    where = "" if models.replicas is None else f", on {models.replicas}"
+    by = f"judged by {models.critic_id}, done by {models.actor_id}"
+    announce_ready(SKILL_SERVER, f"{len(library)} skills, {by}{where}")
     end.wait()
     server.stop(grace=5.0)
     return 0
