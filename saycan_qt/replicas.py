@@ -50,7 +50,7 @@ class RayOptions:
     # as long as the server runs), HOST:PORT or ray://HOST:PORT; without it everything is in one process
     ray: Annotated[str | None, tyro.conf.arg(metavar="ADDRESS", help_behavior_hint="")] = None
     replicas: int = 0  # copies of the models; 0: one for each node that has room for it, or 2 with --ray local
-    replica_cpus: float = 1.0  # CPUs that Ray sets aside for each
+    replica_cpus: float = 1.0  # CPUs that Ray sets aside for each; more than 0
     replica_gpus: float = 0.0  # GPUs that Ray sets aside for each; a part, such as 0.5, shares one
 
 
@@ -179,7 +179,7 @@ class Replicas:
     def __post_init__(self) -> None:
         self._ray = _joined(self.options)
         cpus, gpus = self.options.replica_cpus, self.options.replica_gpus
-        count = self.options.replicas or self._count()
+        count = self._count()
         actor = self._ray.remote(
             num_cpus=cpus, num_gpus=gpus, max_restarts=-1, max_concurrency=CALLS, scheduling_strategy="SPREAD"
         )(Replica)
@@ -291,12 +291,19 @@ class Replicas:
             return [(policy.model, list(policy.words)) for policy in self._policies]
 
     def _count(self) -> int:
-        """One for each node that could hold one."""
-        if self.options.ray == LOCAL:
-            return LOCAL_REPLICAS
-        wanted = {"CPU": self.options.replica_cpus, "GPU": self.options.replica_gpus}
-        alive = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
-        return max(1, sum(all(has.get(kind, 0) >= n for kind, n in wanted.items()) for has in alive))
+        """How many there shall be, which the cluster's nodes could hold."""
+        options = self.options
+        wanted = {"CPU": options.replica_cpus, "GPU": options.replica_gpus}
+        nodes = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
+        room = [min(int(has.get(kind, 0) / n) for kind, n in wanted.items() if n) for has in nodes]
+        count = options.replicas or (LOCAL_REPLICAS if options.ray == LOCAL else sum(one > 0 for one in room))
+        if not 0 < count <= sum(room):
+            each = f"{options.replica_cpus:g} CPUs and {options.replica_gpus:g} GPUs each"
+            raise Unavailable(
+                f"the Ray cluster has room for {sum(room)} replicas of {each}, not {max(count, 1)}; "
+                "see --replicas, --replica-cpus and --replica-gpus, or add nodes"
+            )
+        return count
 
 
 def _ray() -> Any:
@@ -312,8 +319,8 @@ def _joined(options: RayOptions) -> Any:
     ray = _ray()
     own: dict[str, Any] = {}
     if options.ray == LOCAL:
-        count = options.replicas or LOCAL_REPLICAS
-        own = {"num_cpus": math.ceil(count * options.replica_cpus), "include_dashboard": False}
+        cpus = math.ceil((options.replicas or LOCAL_REPLICAS) * options.replica_cpus)
+        own = {"num_cpus": cpus, "include_dashboard": False}
     on_sigterm = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(options.ray, log_to_driver=False, logging_level=logging.ERROR, **own)
