@@ -16,6 +16,7 @@ import logging
 import math
 import os
 import signal
+import socket
 import tempfile
 import threading
 import weakref
@@ -30,6 +31,7 @@ import tyro
 
 from skills.errors import Unavailable
 from skills.types import STATE_NAMES, Observation
+from skills.wire import split_address
 
 log = logging.getLogger(__name__)
 
@@ -316,13 +318,16 @@ def _ray() -> Any:
 def _joined(options: RayOptions) -> Any:
     """Ray, in a cluster; its own lines are not for our standard output."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    ray = _ray()
-    own: dict[str, Any] = {}
-    if options.ray == LOCAL:
-        cpus = math.ceil((options.replicas or LOCAL_REPLICAS) * options.replica_cpus)
-        own = {"num_cpus": cpus, "include_dashboard": False}
+    assert options.ray is not None
     on_sigterm = signal.getsignal(signal.SIGTERM)
     try:
+        if ":" in options.ray:  # Ray itself would try for minutes
+            socket.create_connection(split_address(options.ray.removeprefix("ray://")), timeout=10).close()
+        ray = _ray()
+        own: dict[str, Any] = {}
+        if options.ray == LOCAL:
+            cpus = math.ceil((options.replicas or LOCAL_REPLICAS) * options.replica_cpus)
+            own = {"num_cpus": cpus, "include_dashboard": False}
         ray.init(options.ray, log_to_driver=False, logging_level=logging.ERROR, **own)
     except (OSError, RuntimeError, ValueError) as error:  # ConnectionError is an OSError
         reason = str(error).strip().splitlines()[0]

@@ -172,6 +172,11 @@ def test_the_server_drains_and_leaves_no_replica_behind(served):
     assert served.cluster.wait(60) == 0
 
 
+def test_an_address_where_no_cluster_is_is_refused_at_once():
+    with pytest.raises(Unavailable, match=r"cannot join the Ray cluster '127\.0\.0\.1:1': .*refused; start one with"):
+        Replicas(RayOptions(ray="127.0.0.1:1"), threads=1)
+
+
 def test_without_ray_the_next_move_is_to_install_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(Unavailable, match=re.escape(INSTALL)):
