@@ -9,6 +9,7 @@
     python -m saycan_qt.serve --record data/executed                # keeps what robots do, to train on
     python -m saycan_qt.serve --skills my_robot.yaml --affordance runs/mine --execution runs/mine
     python -m saycan_qt.serve --host 0.0.0.0 --port 50051 --certificate gpu.pem --key gpu.key --tokens tokens.yaml
+    python -m saycan_qt.serve --ray auto                            # the models on every node of a Ray cluster
 
 It prints `skill server listening on HOST:PORT` as soon as it can be reached and `skill server ready: ...` when its
 models are warm; until then its health is NOT_SERVING. SIGHUP, or `python -m saycan_qt.reload HOST:PORT [NAME]`, has it
@@ -35,6 +36,7 @@ import tyro
 from saycan_qt.access import ServerOptions, WhoMayCall
 from saycan_qt.operation import HowToWatch, OperationOptions
 from saycan_qt.options import Checkpoint, File, Folder, parse
+from saycan_qt.replicas import RayOptions, Replicas, WhereModelsLive
 from saycan_qt.services import SKILL_SERVER, EndWhenTold, announce, announce_ready, refuse
 from skills.errors import SkillError, Unreadable
 from skills.hosting import DEFAULT, Calibrate, Hosting, Model
@@ -72,7 +74,8 @@ class ServeConfig:
     port: int = 0  # 0: a free one, which is printed
     access: WhoMayCall = field(default_factory=ServerOptions)
     operation: HowToWatch = field(default_factory=OperationOptions)
-    threads: int = 2  # that the models may use
+    threads: int = 2  # that the models may use, in each replica
+    cluster: WhereModelsLive = field(default_factory=RayOptions)
     robots: int = 64  # controlled at one time; further ones are told to come again later
     batch: int = 32  # robots whose actions are computed together, at most; 1: one after the other
     # Seconds without an observation after which a robot's control stream is freed. A real robot observes every third of
@@ -94,13 +97,14 @@ class Models:
     calibrate: Calibrate | None = None  # makes affordances of the critic's values; None: they are the values
 
 
-def checkpoints(config: ServeConfig) -> Models:
-    """The shipped models, or those that were asked for; raises Unreadable."""
+def checkpoints(config: ServeConfig, replicas: Replicas | None = None) -> Models:
+    """The shipped models, or those that were asked for, here or in replicas; raises Unreadable."""
     import torch
 
     from saycan_qt import calibration, checkpoint
 
     torch.set_num_threads(config.threads)
+    read = checkpoint.load if replicas is None else replicas.load
 
     def identify(name: str) -> str:
         """Its name and the beginning of its weights' SHA-256."""
@@ -110,8 +114,8 @@ def checkpoints(config: ServeConfig) -> Models:
 
     def load() -> tuple[Critic, Actor]:
         try:
-            critic = checkpoint.load(config.affordance)
-            actor = critic if config.execution == config.affordance else checkpoint.load(config.execution)
+            critic = read(config.affordance)
+            actor = critic if config.execution == config.affordance else read(config.execution)
         except checkpoint.CheckpointError as error:
             raise Unreadable(str(error)) from None
         if not hasattr(critic, "value"):
@@ -207,6 +211,8 @@ def serve(config: ServeConfig, choose: Callable[[ServeConfig], Models]) -> int:
     try:
         access = config.access.load(config.host)
         library = SkillLibrary.load(config.skills)
+        replicas = None if config.cluster.ray is None else Replicas(config.cluster, config.threads)
+        choose = choose if replicas is None else partial(choose, replicas=replicas)
         asked = {name: partial(choose, one) for name, one in configs(config).items()}
         names = {name: choice() for name, choice in asked.items()}
         watcher = config.operation.start(SKILL_SERVER, config.access, access)
@@ -221,7 +227,12 @@ def serve(config: ServeConfig, choose: Callable[[ServeConfig], Models]) -> int:
             models=models,
             address=join_address(config.host, config.port),
             ready=False,
-            limits=Limits(streams=config.robots, actions=config.batch, stream_timeout=config.stream_timeout),
+            limits=Limits(
+                streams=config.robots,
+                actions=config.batch,
+                batches=1 if replicas is None else len(replicas),
+                stream_timeout=config.stream_timeout,
+            ),
             access=access,
             watcher=watcher,
             recorder=recorder,
@@ -245,7 +256,8 @@ def serve(config: ServeConfig, choose: Callable[[ServeConfig], Models]) -> int:
     server.set_ready()
     done = [f"judged by {model.critic_id}, done by {model.actor_id}" for _, model in models]
     more = "".join(f"; {name}: {how}" for name, how in zip(list(names)[1:], done[1:], strict=True))
-    announce_ready(SKILL_SERVER, f"{len(library)} skills, {done[0]}{more}")
+    where = "" if replicas is None else f", on {replicas}"
+    announce_ready(SKILL_SERVER, f"{len(library)} skills, {done[0]}{more}{where}")
     end.wait()
     server.stop(grace=5.0)
     if recorder is not None:

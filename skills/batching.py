@@ -1,12 +1,13 @@
 """One model, many callers: what waits when the model becomes free is computed as one batch.
 
-    inference = Inference()                                       # its one thread
+    inference = Inference()                                       # one thread; threads=2: two batches at a time
     line = inference.line(act, act_many, callers=64, largest=32, patience=0.005)
     with line.caller():                                           # Busy at once, when 64 are there already
         action, seconds = line.ask(question).result()
 
 A caller has one question at a time, so a line is never longer than its callers. Lines take turns at the model: however
-many queue in one, another waits for one batch of it at most.
+many queue in one, another waits for one batch of it at most. Several threads are for a model that exists several times:
+what waits is shared among those that have nothing to do.
 """
 
 from __future__ import annotations
@@ -59,6 +60,7 @@ class Line(Generic[Question, Answer]):
         self._together, self._retry_after, self._full = together, retry_after, full
         self._present = 0  # callers
         self._waiting: deque[_Asked[Question, Answer]] = deque()
+        self._computing = 0  # questions
         self._seconds = 0.0  # that the latest batch took
 
     @property
@@ -101,16 +103,17 @@ class Line(Generic[Question, Answer]):
         """[s] until its next batch may begin; infinite when nobody waits. The caller holds the lock, as for `take`."""
         if not self._waiting:
             return float("inf")
-        if len(self._waiting) >= min(self._present, self._largest):  # nobody else could come along
+        if len(self._waiting) >= min(self._present - self._computing, self._largest):  # nobody else could come along
             return 0.0
         return self._waiting[0].since + self._patience - now
 
-    def take(self) -> list[_Asked[Question, Answer]]:
+    def take(self, threads: int) -> list[_Asked[Question, Answer]]:
         """The next batch, first come, first served, without those whom nobody waits for. Those who cannot be computed
-        together with its first keep their places."""
+        together with its first keep their places, and it leaves their part to the other `threads` that are free."""
         batch: list[_Asked[Question, Answer]] = []
         apart: list[_Asked[Question, Answer]] = []
-        room = self._largest if self._many() is not None else 0
+        share = -(-sum(self._size(asked.question) for asked in self._waiting) // threads)
+        room = min(share, self._largest) if self._many() is not None else 0
         while self._waiting and (not batch or self._size(self._waiting[0].question) <= room):
             asked = self._waiting.popleft()
             if batch and not self._together(batch[0].question, asked.question):
@@ -122,7 +125,12 @@ class Line(Generic[Question, Answer]):
                 batch.append(asked)
                 room -= self._size(asked.question)
         self._waiting.extendleft(reversed(apart))
+        self._computing += len(batch)
         return batch
+
+    def taken(self, batch: Sequence[_Asked[Question, Answer]]) -> None:
+        """It is computed."""
+        self._computing -= len(batch)
 
     def compute(self, batch: Sequence[_Asked[Question, Answer]]) -> None:
         """Answer each. One that the model refuses must not cost the others theirs: then each is computed alone."""
@@ -132,6 +140,10 @@ class Line(Generic[Question, Answer]):
                 answers = many([asked.question for asked in batch])
                 if len(answers) != len(batch):
                     raise TypeError(f"the model gave {len(answers)} answers to {len(batch)} questions")
+            except Unavailable as error:  # it is the model that is missing: each alone would only wait longer
+                for asked in batch:
+                    asked.answer.set_exception(error)
+                return
             except Exception as error:
                 level = logging.INFO if isinstance(error, ValueError) else logging.WARNING  # a ValueError is a refusal
                 log.log(level, "a batch of %d failed; each is computed alone", len(batch), exc_info=True)
@@ -158,14 +170,16 @@ class Line(Generic[Question, Answer]):
 
 
 class Inference:
-    """The thread that computes, and the lines in front of it."""
+    """The threads that compute, and the lines in front of them."""
 
-    def __init__(self) -> None:
+    def __init__(self, threads: int = 1) -> None:
         self.changed = threading.Condition()
         self.closed = False
         self._lines: deque[Line[Any, Any]] = deque()  # the one whose turn it is comes first
-        self._thread = threading.Thread(target=self._run, name="inference", daemon=True)
-        self._thread.start()
+        self._free = threads  # that compute nothing
+        self._threads = [threading.Thread(target=self._run, name="inference", daemon=True) for _ in range(threads)]
+        for thread in self._threads:
+            thread.start()
         atexit.register(self._end)
 
     def line(
@@ -192,23 +206,29 @@ class Inference:
             self.closed = True
             for line in self._lines:
                 line.refuse()
-            self.changed.notify()
+            self.changed.notify_all()
 
     def _end(self) -> None:
         """An interpreter must not go away under a computation."""
         self.close()
-        self._thread.join()
+        for thread in list(self._threads):
+            thread.join()
 
     def _run(self) -> None:
-        while (line := self._next()) is not None:
-            with self.changed:
-                batch = line.take()
+        while (turn := self._next()) is not None:
+            line, batch = turn
             line.compute(batch)
-            del batch  # images need not stay in memory until the next
-        atexit.unregister(self._end)
+            with self.changed:
+                line.taken(batch)
+                self._free += 1
+            del turn, batch  # images need not stay in memory until the next
+        with self.changed:
+            self._threads.remove(threading.current_thread())
+            if not self._threads:
+                atexit.unregister(self._end)
 
-    def _next(self) -> Line[Any, Any] | None:
-        """The line whose turn it is, once it is ready; None when closed."""
+    def _next(self) -> tuple[Line[Any, Any], list[_Asked[Any, Any]]] | None:
+        """The line whose turn it is, once it is ready, and its batch; None when closed."""
         with self.changed:
             while not self.closed:
                 now, soonest = time.monotonic(), float("inf")
@@ -216,7 +236,10 @@ class Inference:
                     if (wait := line.ready_in(now)) <= 0:
                         self._lines.remove(line)
                         self._lines.append(line)
-                        return line
+                        batch = line.take(self._free)
+                        self._free -= 1
+                        self.changed.notify()  # another thread has what this one left
+                        return line, batch
                     soonest = min(soonest, wait)
                 self.changed.wait(soonest if soonest < float("inf") else None)
         return None

@@ -86,6 +86,7 @@ class Limits:
     actions: int = 32  # computed in one batch; 1: one after the other
     values: int = 256  # of a state and a skill, computed in one batch; one call's are never taken apart
     patience: float = 0.005  # [s] that the first of a batch of actions waits for other robots that are connected
+    batches: int = 1  # computed at the same time; more where the models exist several times
     # [s] from an action's leaving to the robot's next observation, after which its stream is freed: a control period
     # and 50 ms. Simulated robots on slow machines may need longer
     stream_timeout: float = 1 / CONTROL_HZ + 0.05
@@ -107,7 +108,7 @@ class SkillServicer(skills_pb2_grpc.SkillServiceServicer):
             if not skill.learned:
                 connective.check(skill)
         self._library, self._models, self._watcher, self._recorder = library, models, watcher, recorder
-        self._limits, self._inference = limits, Inference()
+        self._limits, self._inference = limits, Inference(limits.batches)
         self._acting: Line[Acting, np.ndarray] = self._inference.line(
             lambda question: self._act([question])[0],
             lambda: self._act,

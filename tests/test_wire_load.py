@@ -19,7 +19,7 @@ from tiny_services import UNHURRIED, Walker, wait_until
 from saycan_qt import checkpoint
 from skills.batching import Inference
 from skills.client import SkillClient
-from skills.errors import Busy, DeadlineExceeded, InvalidRequest
+from skills.errors import Busy, DeadlineExceeded, InvalidRequest, Unavailable
 from skills.library import SkillLibrary
 from skills.messages import write_observation
 from skills.server import Limits, serve
@@ -190,6 +190,47 @@ def test_lines_take_turns_and_are_computed_in_the_order_they_came():
     go_on.set()
     assert [answer.result(5)[0] for answer in answers] == [*"abcdefxyz"]
     assert order == [["a"], ["x"], ["b", "c"], ["y"], ["d", "e"], ["z"], ["f"]]
+    inference.close()
+
+
+def test_two_threads_share_what_waits_and_no_line_waits_for_both():
+    inference, go_on, began, batches = Inference(threads=2), threading.Semaphore(0), threading.Semaphore(0), []
+
+    def compute(questions):
+        batches.append(list(questions))
+        began.release()
+        assert go_on.acquire(timeout=10)
+        return questions
+
+    many = inference.line(lambda q: compute([q])[0], lambda: compute, callers=9, largest=4)
+    few = inference.line(lambda q: compute([q])[0], lambda: compute, callers=9, largest=4)
+    answers = [many.ask("a"), many.ask("b")]
+    assert began.acquire(timeout=5) and began.acquire(timeout=5)  # two at a time
+    assert sorted(batches) == [["a"], ["b"]]
+    answers += [line.ask(text) for line, texts in [(many, "cdefgh"), (few, "x")] for text in texts]
+    for _ in range(2):  # one thread becomes free after the other, so each takes all that it may
+        go_on.release()
+        assert began.acquire(timeout=5)
+    assert batches[2:] == [["x"], ["c", "d", "e", "f"]]
+    inference.close()
+    go_on.release(2)
+    assert [answer.result(5)[0] for answer in answers[:6] + answers[-1:]] == [*"abcdefx"]
+    with pytest.raises(Unavailable, match="shutting down"):  # gh, which waited when it closed
+        answers[6].result(5)
+
+
+def test_a_batch_whose_model_is_missing_is_not_asked_again_one_by_one():
+    inference, asked = Inference(), []
+
+    def missing(questions):
+        asked.append(len(questions))
+        raise Unavailable("nobody computes here")
+
+    line = inference.line(lambda q: missing([q]), lambda: missing, callers=9, largest=9, patience=5)
+    with line.caller(), line.caller(), line.caller():
+        answers = [line.ask(text) for text in "abc"]
+        assert all(isinstance(answer.exception(5), Unavailable) for answer in answers)
+    assert asked == [3]
     inference.close()
 
 

@@ -1,0 +1,343 @@
+"""Copies of the models on a Ray cluster, behind one server: the least busy copy answers.
+
+    replicas = Replicas(RayOptions(ray="auto"), threads=2)
+    policy = replicas.load("execution")               # an Actor, often a Critic, as `checkpoint.load` gives
+
+A checkpoint's files travel through Ray's object store, and every replica checks them by their manifest: a worker needs
+this package, and no disk in common. What a replica computed when its process or its machine died, another one computes;
+Ray starts it anew where there is room, and it is asked again once it holds the models. Ray's own processes talk in
+pickle: let nobody into a cluster whom you would not let onto its machines.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import math
+import os
+import signal
+import socket
+import tempfile
+import threading
+import weakref
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import tyro
+
+from skills.errors import Unavailable
+from skills.types import STATE_NAMES, Observation
+from skills.wire import split_address
+
+log = logging.getLogger(__name__)
+
+LOCAL, LOCAL_REPLICAS = "local", 2
+INSTALL = "--ray needs Ray, here and on every node: pip install 'saycan-qt[ray]'"
+START = "start one with `ray start --head`, and on each further machine `ray start --address HEAD:6379`; or --ray local"
+PLACING = 120.0  # [s] that a cluster has to start the replicas
+WAITING = 10.0  # [s] that a question waits for some replica to come back, when none is there
+TRIES = 3  # replicas that may die of one batch
+CALLS = 8  # at a time in one replica: one computes, others read new words
+
+
+@dataclass(frozen=True)
+class RayOptions:
+    """Where the models live: in this process, or as copies on a Ray cluster."""
+
+    # Cluster that holds copies of the models: auto (the one that this machine belongs to), local (one of its own, for
+    # as long as the server runs), HOST:PORT or ray://HOST:PORT; without it everything is in one process
+    ray: Annotated[str | None, tyro.conf.arg(metavar="ADDRESS", help_behavior_hint="")] = None
+    replicas: int = 0  # copies of the models; 0: one for each node that has room for it, or 2 with --ray local
+    replica_cpus: float = 1.0  # CPUs that Ray sets aside for each; more than 0
+    replica_gpus: float = 0.0  # GPUs that Ray sets aside for each; a part, such as 0.5, shares one
+
+
+WhereModelsLive = Annotated[RayOptions, tyro.conf.arg(name="")]
+
+
+@dataclass(frozen=True)
+class Shipped:
+    """A checkpoint in the object store."""
+
+    name: str  # of its folder, for messages
+    sha256: str  # of its manifest
+    files: list[Any]  # reference to their bytes by name; in a list, Ray passes it on as it is
+
+
+class Replica:
+    """What runs on a worker, in a process of its own: a copy of every model."""
+
+    def __init__(self, threads: int, device: str) -> None:
+        import torch
+
+        torch.set_num_threads(threads)
+        self._device = device
+        self._policies: dict[str, Any] = {}
+        self._loading, self._computing = threading.Lock(), threading.Lock()
+
+    def hold(self, models: Sequence[tuple[Shipped, Sequence[str]]]) -> str:
+        """These models, each with the words that it shall know, warm, and no others; returns the node's id."""
+        for model, words in models:
+            self.keep(model, words)
+            self._warm_up(self._policy(model))
+        kept = {model.sha256 for model, _ in models}
+        with self._loading:
+            self._policies = {sha256: policy for sha256, policy in self._policies.items() if sha256 in kept}
+        return str(_ray().get_runtime_context().get_node_id())
+
+    def keep(self, model: Shipped, words: Sequence[str]) -> None:
+        if words:
+            self._policy(model).keep(words)
+
+    def know(self, model: Shipped, words: Sequence[str]) -> None:
+        self._policy(model).know(words)
+
+    def ask(self, model: Shipped, method: str, *arguments: Any) -> Any:
+        policy = self._policy(model)
+        with self._computing:
+            return getattr(policy, method)(*arguments)
+
+    def _policy(self, model: Shipped) -> Any:
+        from saycan_qt import checkpoint
+
+        with self._loading:
+            if model.sha256 not in self._policies:
+                with tempfile.TemporaryDirectory() as parent:
+                    folder = Path(parent, model.name)
+                    folder.mkdir()
+                    for name, content in _ray().get(model.files[0]).items():
+                        (folder / name).write_bytes(content)
+                    self._policies[model.sha256] = checkpoint.load(folder, self._device)
+            return self._policies[model.sha256]
+
+    def _warm_up(self, policy: Any) -> None:
+        image = np.zeros((*policy.network_config.encoder.image, 3), np.uint8)
+        blank = Observation(image, np.zeros(len(STATE_NAMES), np.float32))
+        with self._computing:
+            for word in list(policy.texts.table)[:1]:
+                policy.act([blank], word)
+                if hasattr(policy, "value"):
+                    policy.value([blank], [word])
+
+
+class RemoteActor:
+    """Acts as the checkpoint does, by asking the replicas."""
+
+    def __init__(self, replicas: Replicas, model: Shipped, network_config: Any) -> None:
+        self.model, self.network_config, self.words = model, network_config, dict[str, None]()  # that are kept
+        self._replicas = replicas
+
+    def act(self, history: Sequence[Observation], instruction: str) -> np.ndarray:
+        return self.act_many([history], [instruction])[0]
+
+    def act_many(self, histories: Sequence[Sequence[Observation]], instructions: Sequence[str]) -> np.ndarray:
+        return self._replicas.ask(self.model, "act_many", self._recent(histories), list(instructions))
+
+    def keep(self, instructions: Sequence[str]) -> None:
+        self.words.update(dict.fromkeys(instructions))
+        self._replicas.tell("keep", self.model, list(instructions))
+
+    def know(self, instructions: Sequence[str]) -> None:
+        if new := [text for text in instructions if text not in self.words]:
+            self._replicas.tell("know", self.model, new)
+
+    def _recent(self, histories: Sequence[Sequence[Observation]]) -> list[list[Observation]]:
+        """What the network looks at: no more need travel."""
+        return [list(history)[-self.network_config.history :] for history in histories]
+
+
+class RemoteJudge(RemoteActor):
+    """Judges, too."""
+
+    def value(self, history: Sequence[Observation], instructions: Sequence[str]) -> np.ndarray:
+        return self.value_many([history], [instructions])[0]
+
+    def value_many(
+        self, histories: Sequence[Sequence[Observation]], instructions: Sequence[Sequence[str]]
+    ) -> list[np.ndarray]:
+        return self._replicas.ask(self.model, "value_many", self._recent(histories), [list(i) for i in instructions])
+
+
+@dataclass(eq=False)
+class _Place:
+    """A replica as seen from here, over all its lives."""
+
+    actor: Any  # Ray's handle
+    here: bool = False  # it holds the models, and is asked
+    busy: int = 0  # questions that it has now
+    node: str = ""  # that it is on
+    problem: str = ""  # why it will never be here
+
+
+@dataclass(eq=False)
+class Replicas:
+    """The replicas and who of them is asked. Raises Unavailable where the cluster cannot be joined or has no room."""
+
+    options: RayOptions
+    threads: int  # that the models of one replica may use
+    _places: list[_Place] = field(init=False)
+    _policies: weakref.WeakSet[RemoteActor] = field(init=False, default_factory=weakref.WeakSet)
+    _changed: threading.Condition = field(init=False, default_factory=threading.Condition)
+
+    def __post_init__(self) -> None:
+        self._ray = _joined(self.options)
+        cpus, gpus = self.options.replica_cpus, self.options.replica_gpus
+        count = self._count()
+        actor = self._ray.remote(
+            num_cpus=cpus, num_gpus=gpus, max_restarts=-1, max_concurrency=CALLS, scheduling_strategy="SPREAD"
+        )(Replica)
+        device = "cuda" if gpus else "cpu"
+        self._places = [_Place(actor.remote(self.threads, device)) for _ in range(count)]
+        for place in self._places:
+            self._await(place)
+        with self._changed:
+            self._changed.wait_for(lambda: all(place.here or place.problem for place in self._places), PLACING)
+            absent = [place for place in self._places if not place.here]
+        if len(absent) == count:
+            room = f"the cluster did not place one within {PLACING:.0f} s; has it {cpus:g} CPUs and {gpus:g} GPUs free?"
+            raise Unavailable(f"no replica of the models could start: {absent[0].problem or room}")
+        if absent:
+            log.warning("%d of %d replicas could not start yet; is there room for so many?", len(absent), count)
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __str__(self) -> str:
+        with self._changed:
+            here = [place.node for place in self._places if place.here]
+        nodes = len(set(here))
+        return f"{len(here)} replica{'s' * (len(here) != 1)} on {nodes} node{'s' * (nodes != 1)}"
+
+    def load(self, name_or_path: str | Path) -> RemoteActor:
+        """The policy of a checkpoint, once every replica holds it. Raises CheckpointError."""
+        from saycan_qt import atomic, checkpoint
+
+        policy = checkpoint.load(name_or_path)  # here, too: whatever is wrong with it is said before it travels
+        folder = atomic.newest(checkpoint.resolve(name_or_path))
+        names = checkpoint.CONFIG, checkpoint.MODEL, checkpoint.PROVENANCE, checkpoint.MANIFEST
+        files = {name: (folder / name).read_bytes() for name in names}
+        model = Shipped(folder.name, atomic.sha256(files[checkpoint.MANIFEST]), [self._ray.put(files)])
+        remote = (RemoteJudge if hasattr(policy, "value") else RemoteActor)(self, model, policy.network_config)
+        with self._changed:
+            self._policies.add(remote)
+        self.tell("hold", self._held())
+        return remote
+
+    def ask(self, model: Shipped, method: str, *arguments: Any) -> Any:
+        """What the least busy replica answers; another one, where that dies. The model's own errors are raised as they
+        are; Unavailable where no replica is left for too long."""
+        for _ in range(TRIES):
+            with self._least_busy() as place:
+                try:
+                    return self._ray.get(place.actor.ask.remote(model, method, *arguments))
+                except self._ray.exceptions.RayTaskError as error:
+                    raise error.cause from error
+                except self._ray.exceptions.RayError as error:
+                    self._lost(place, error)
+        raise Unavailable(f"{TRIES} replicas of the models died of one question; their logs are on the cluster")
+
+    def tell(self, method: str, *arguments: Any) -> None:
+        """Every replica that is here; the others learn it when they come back."""
+        with self._changed:
+            told = [(place, getattr(place.actor, method).remote(*arguments)) for place in self._places if place.here]
+        for place, answer in told:
+            try:
+                self._ray.get(answer)
+            except self._ray.exceptions.RayTaskError as error:
+                raise error.cause from error
+            except self._ray.exceptions.RayError as error:
+                self._lost(place, error)
+
+    @contextmanager
+    def _least_busy(self) -> Iterator[_Place]:
+        with self._changed:
+            if not self._changed.wait_for(lambda: any(place.here for place in self._places), WAITING):
+                raise Unavailable(f"no replica of the models was alive for {WAITING:.0f} s; try again later")
+            chosen = min((place for place in self._places if place.here), key=lambda place: place.busy)
+            chosen.busy += 1
+        try:
+            yield chosen
+        finally:
+            with self._changed:
+                chosen.busy -= 1
+
+    def _lost(self, place: _Place, error: Exception) -> None:
+        log.debug("a replica failed", exc_info=error)
+        with self._changed:
+            if not place.here:
+                return
+            place.here = False
+        log.warning("a replica of the models died; %s left", self)
+        self._await(place, "a replica of the models is back; %s")
+
+    def _await(self, place: _Place, news: str = "") -> None:
+        """Ask this replica, too, as soon as it is started and holds the models."""
+
+        def wait() -> None:
+            hold = place.actor.hold.options(max_task_retries=-1)  # it waits for a room, and through further deaths
+            try:
+                place.node = self._ray.get(hold.remote(self._held()))
+            except self._ray.exceptions.RayError as error:
+                place.problem = str(error).strip().splitlines()[-1]
+            with self._changed:
+                place.here = not place.problem
+                self._changed.notify_all()
+            if place.problem:
+                log.error("a replica of the models is gone for good: %s", place.problem)
+            elif news:
+                log.warning(news, self)
+
+        threading.Thread(target=wait, name="replica", daemon=True).start()
+
+    def _held(self) -> list[tuple[Shipped, list[str]]]:
+        with self._changed:
+            return [(policy.model, list(policy.words)) for policy in self._policies]
+
+    def _count(self) -> int:
+        """How many there shall be, which the cluster's nodes could hold."""
+        options = self.options
+        wanted = {"CPU": options.replica_cpus, "GPU": options.replica_gpus}
+        nodes = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
+        room = [min(int(has.get(kind, 0) / n) for kind, n in wanted.items() if n) for has in nodes]
+        count = options.replicas or (LOCAL_REPLICAS if options.ray == LOCAL else sum(one > 0 for one in room))
+        if not 0 < count <= sum(room):
+            each = f"{options.replica_cpus:g} CPUs and {options.replica_gpus:g} GPUs each"
+            raise Unavailable(
+                f"the Ray cluster has room for {sum(room)} replicas of {each}, not {max(count, 1)}; "
+                "see --replicas, --replica-cpus and --replica-gpus, or add nodes"
+            )
+        return count
+
+
+def _ray() -> Any:
+    try:
+        return importlib.import_module("ray")
+    except ImportError:
+        raise Unavailable(INSTALL) from None
+
+
+def _joined(options: RayOptions) -> Any:
+    """Ray, in a cluster; its own lines are not for our standard output."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    assert options.ray is not None
+    on_sigterm = signal.getsignal(signal.SIGTERM)
+    try:
+        if ":" in options.ray:  # Ray itself would try for minutes
+            socket.create_connection(split_address(options.ray.removeprefix("ray://")), timeout=10).close()
+        ray = _ray()
+        own: dict[str, Any] = {}
+        if options.ray == LOCAL:
+            cpus = math.ceil((options.replicas or LOCAL_REPLICAS) * options.replica_cpus)
+            own = {"num_cpus": cpus, "include_dashboard": False}
+        ray.init(options.ray, log_to_driver=False, logging_level=logging.ERROR, **own)
+    except (OSError, RuntimeError, ValueError) as error:  # ConnectionError is an OSError
+        reason = str(error).strip().splitlines()[0]
+        raise Unavailable(f"cannot join the Ray cluster {options.ray!r}: {reason}; {START}") from None
+    finally:
+        signal.signal(signal.SIGTERM, on_sigterm)  # Ray sets its own, under which a server would not drain
+    ray._private.worker._worker_logs_enabled = False  # deaths are told by `Replicas`, in a line each
+    return ray
