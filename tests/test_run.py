@@ -46,7 +46,7 @@ def nothing_left_running():
         process.stderr.close()
 
 
-def finish(process, timeout=30):
+def finish(process, timeout=120):
     out, err = process.communicate(timeout=timeout)
     return process.returncode, out, err
 
@@ -68,7 +68,7 @@ def plan_of(folder):
     return json.loads((folder / "plan.json").read_text())
 
 
-def until(condition, timeout=20):
+def until(condition, timeout=90):
     deadline = time.monotonic() + timeout
     while not condition():
         assert time.monotonic() < deadline, "it did not happen in time"
@@ -204,7 +204,7 @@ def test_a_killed_service_ends_the_run_within_two_seconds_and_is_named(tmp_path,
     (tmp_path / "stopped").unlink(missing_ok=True)
     os.kill(services[victim], signal.SIGKILL)
     killed = time.monotonic()
-    code, _, err = finish(process, 10)
+    code, _, err = finish(process, 60)
     assert time.monotonic() - killed < 2
     assert code == 1
     assert f"the {name} (pid {services[victim]}, 127.0.0.1:" in err and "died: killed by SIGKILL" in err
@@ -233,7 +233,7 @@ def test_a_death_is_noticed_while_the_language_model_thinks(tmp_path):
     time.sleep(1.5)
     os.kill(children_of(process.pid)["robot"], signal.SIGKILL)
     killed = time.monotonic()
-    code, _, err = finish(process, 10)
+    code, _, err = finish(process, 60)
     assert (code, time.monotonic() - killed < 2) == (1, True)
     assert "kitchen robot" in err
 
@@ -246,7 +246,7 @@ def test_interrupting_stops_the_robot_and_ends_cleanly(tmp_path, number):
     services = children_of(process.pid)
     assert set(services) == {"serve", "robot"}
     process.send_signal(number)
-    code, _, err = finish(process, 10)
+    code, _, err = finish(process, 60)
     assert (code, "Traceback" in err) == (130, False)
     assert (tmp_path / "stopped").exists()
     assert plan_of(folder)["ended"] == "interrupted"
@@ -259,7 +259,7 @@ def test_a_reader_that_leaves_ends_the_run(tmp_path):
     process.stdout.readline()
     services = children_of(process.pid)
     process.stdout.close()
-    assert process.wait(20) == 1
+    assert process.wait(90) == 1
     assert plan_of(tmp_path / "out")["reason"] == "nobody reads the output any more"
     assert not any(alive(pid) for pid in services.values())
 
@@ -272,7 +272,7 @@ def test_services_end_when_the_run_is_killed(tmp_path):
     assert set(services) == {"serve", "robot"}
     process.kill()
     process.communicate()
-    until(lambda: not any(alive(pid) for pid in services.values()), 5)
+    until(lambda: not any(alive(pid) for pid in services.values()))
     assert plan_of(folder)["steps"][0]["skill"] == "find apple"
 
 
@@ -293,7 +293,7 @@ def test_a_death_of_somebody_elses_robot_is_noticed_too(tmp_path):
     until(lambda: acting(folder))
     robot.kill()
     killed = time.monotonic()
-    code, _, err = finish(process, 10)
+    code, _, err = finish(process, 60)
     assert (code, time.monotonic() - killed < 2) == (1, True)
     assert f"the kitchen robot ({at}) is gone" in err
 
@@ -302,7 +302,7 @@ def test_a_death_of_somebody_elses_robot_is_noticed_too(tmp_path):
 def test_a_service_drains_on_sigterm(command):
     process, _ = service(command, *(["--skills", SKILLS] if command == "serve" else []))
     process.send_signal(signal.SIGTERM)
-    assert finish(process, 10)[0] == 0
+    assert finish(process, 60)[0] == 0
 
 
 def test_the_skill_server_is_not_serving_before_its_models_are_warm():
