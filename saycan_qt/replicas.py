@@ -24,7 +24,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 import numpy as np
 import tyro
@@ -40,6 +40,7 @@ INSTALL = "--ray needs Ray, here and on every node: pip install 'saycan-qt[ray]'
 START = "start one with `ray start --head`, and on each further machine `ray start --address HEAD:6379`; or --ray local"
 PLACING = 120.0  # [s] that a cluster has to start the replicas
 WAITING = 10.0  # [s] that a question waits for some replica to come back, when none is there
+LOOKING = 0.5  # [s] between two looks whether the server ends, while a replica is awaited
 TRIES = 3  # replicas that may die of one batch
 CALLS = 8  # at a time in one replica: one computes, others read new words
 
@@ -175,13 +176,16 @@ class _Place:
 
 @dataclass(eq=False)
 class Replicas:
-    """The replicas and who of them is asked. Raises Unavailable where the cluster cannot be joined or has no room."""
+    """The replicas and who of them is asked. Use it as a context manager, or call `close`. Raises Unavailable where the
+    cluster cannot be joined or has no room."""
 
     options: RayOptions
     threads: int  # that the models of one replica may use
     _places: list[_Place] = field(init=False)
     _policies: weakref.WeakSet[RemoteActor] = field(init=False, default_factory=weakref.WeakSet)
     _changed: threading.Condition = field(init=False, default_factory=threading.Condition)
+    _closed: threading.Event = field(init=False, default_factory=threading.Event)
+    _waiting: list[threading.Thread] = field(init=False, default_factory=list)  # for a replica each
 
     def __post_init__(self) -> None:
         self._ray = _joined(self.options)
@@ -202,6 +206,19 @@ class Replicas:
             raise Unavailable(f"no replica of the models could start: {absent[0].problem or room}")
         if absent:
             log.warning("%d of %d replicas could not start yet; is there room for so many?", len(absent), count)
+
+    def close(self) -> None:
+        """Leave the cluster, and no replica behind. Nobody may wait in Ray then: it would crash."""
+        self._closed.set()
+        for thread in self._waiting:
+            thread.join()
+        self._ray.shutdown()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def __len__(self) -> int:
         return len(self._places)
@@ -279,8 +296,12 @@ class Replicas:
 
         def wait() -> None:
             hold = place.actor.hold.options(max_task_retries=-1)  # it waits for a room, and through further deaths
+            answer = hold.remote(self._held())
+            while not self._ray.wait([answer], timeout=LOOKING)[0]:
+                if self._closed.is_set():
+                    return
             try:
-                place.node = self._ray.get(hold.remote(self._held()))
+                place.node = self._ray.get(answer)
             except self._ray.exceptions.RayError as error:
                 place.problem = str(error).strip().splitlines()[-1]
             with self._changed:
@@ -291,7 +312,9 @@ class Replicas:
             elif news:
                 log.warning(news, self)
 
-        threading.Thread(target=wait, name="replica", daemon=True).start()
+        thread = threading.Thread(target=wait, name="replica", daemon=True)
+        self._waiting = [*(other for other in self._waiting if other.is_alive()), thread]
+        thread.start()
 
     def _held(self) -> list[tuple[Shipped, list[str]]]:
         with self._changed:

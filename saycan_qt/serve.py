@@ -206,39 +206,47 @@ def open_recorder(config: ServeConfig) -> EpisodeRecorder | None:
         raise Unreadable(str(error)) from None
 
 
-def serve(config: ServeConfig, choose: Callable[[ServeConfig], Models]) -> int:
+def serve(config: ServeConfig, choose: Callable[..., Models]) -> int:
+    """Until it is told to end; the exit code. choose: as `checkpoints`, where replicas are only given if there are."""
     end = EndWhenTold(config.until_stdin_closes)
     try:
-        access = config.access.load(config.host)
-        library = SkillLibrary.load(config.skills)
-        replicas = None if config.cluster.ray is None else Replicas(config.cluster, config.threads)
-        choose = choose if replicas is None else partial(choose, replicas=replicas)
-        asked = {name: partial(choose, one) for name, one in configs(config).items()}
-        names = {name: choice() for name, choice in asked.items()}
-        watcher = config.operation.start(SKILL_SERVER, config.access, access)
-        models = Hosting(
-            {name: Model(None, None, m.critic_id, m.actor_id, m.calibrate, loaded=False) for name, m in names.items()},
-            {name: partial(load, choice, library) for name, choice in asked.items()},
-            watcher,
-        )
-        recorder = open_recorder(config)
-        server = serve_skills(
-            library,
-            models=models,
-            address=join_address(config.host, config.port),
-            ready=False,
-            limits=Limits(
-                streams=config.robots,
-                actions=config.batch,
-                batches=1 if replicas is None else len(replicas),
-                stream_timeout=config.stream_timeout,
-            ),
-            access=access,
-            watcher=watcher,
-            recorder=recorder,
-        )
+        if config.cluster.ray is None:
+            return host(config, choose, end)
+        with Replicas(config.cluster, config.threads) as replicas:
+            return host(config, partial(choose, replicas=replicas), end, replicas)
     except SkillError as error:
         return refuse(str(error))
+
+
+def host(
+    config: ServeConfig, choose: Callable[[ServeConfig], Models], end: EndWhenTold, replicas: Replicas | None = None
+) -> int:
+    access = config.access.load(config.host)
+    library = SkillLibrary.load(config.skills)
+    asked = {name: partial(choose, one) for name, one in configs(config).items()}
+    names = {name: choice() for name, choice in asked.items()}
+    watcher = config.operation.start(SKILL_SERVER, config.access, access)
+    models = Hosting(
+        {name: Model(None, None, m.critic_id, m.actor_id, m.calibrate, loaded=False) for name, m in names.items()},
+        {name: partial(load, choice, library) for name, choice in asked.items()},
+        watcher,
+    )
+    recorder = open_recorder(config)
+    server = serve_skills(
+        library,
+        models=models,
+        address=join_address(config.host, config.port),
+        ready=False,
+        limits=Limits(
+            streams=config.robots,
+            actions=config.batch,
+            batches=1 if replicas is None else len(replicas),
+            stream_timeout=config.stream_timeout,
+        ),
+        access=access,
+        watcher=watcher,
+        recorder=recorder,
+    )
     announce(SKILL_SERVER, server.address)
     if recorder is not None:
         print(f"recording to {recorder.folder}, {recorder.num_episodes} episodes there", flush=True)
@@ -247,9 +255,9 @@ def serve(config: ServeConfig, choose: Callable[[ServeConfig], Models]) -> int:
             actor = models.reload(name).actor
             if recorder is not None and (problem := recorder.misfit(image_of(actor))):
                 raise Unreadable(f"{problem}; record to another folder")
-    except SkillError as error:
+    except SkillError:
         server.stop(0)
-        return refuse(str(error))
+        raise
     gc.collect()
     gc.freeze()  # a full collection of all that is loaded would hold up every thread, and so every robot
     reload_when_told(models)

@@ -64,7 +64,7 @@ class Served:
 
     def said(self):
         """What the server wrote to standard error, by line."""
-        return self.log.read_text().splitlines()
+        return [line.partition(": ")[2] for line in self.log.read_text().splitlines()]
 
     def ask(self, text, seen, actions, values):
         """One round of a robot and a planner: every answer is what the models say here."""
@@ -125,7 +125,8 @@ def served(tmp_path_factory):
             "--stream-timeout",
             "60",
         ]
-        with running(environment, stderr, "-m", "saycan_qt.serve", *flags, "--until-stdin-closes") as server:
+        flags += ["--log-level", "warning", "--until-stdin-closes"]
+        with running(environment, stderr, "-m", "saycan_qt.serve", *flags) as server:
             yield Served(cluster, server, log, *policies)
 
 
