@@ -230,7 +230,7 @@ class Run:
         found = journey.travel(self.config.instruction, self.config.max_steps)
         return Ending(SUCCEEDED if found.success else NOT_DONE, found.ended, found.reason, found.judge)
 
-    def _load_language(self, skills: SkillClient) -> tuple[Language, list[Skill]]:
+    def _load_language(self, skills: SkillClient) -> tuple[Language, SkillLibrary]:
         """The skill server tells its skills before its models are loaded."""
         self.display.begin_loading(LANGUAGE_MODEL)
         listed = skills.list_skills()
