@@ -61,16 +61,16 @@ SLOTS = {  # kind -> what its arguments are
     "near_held": ("target",),
 }
 SOURCES = {  # what an instruction is made from, and how often
-    "sentence": 0.16,
-    "clause": 0.08,
-    "wish": 0.09,
+    "sentence": 0.10,
+    "clause": 0.05,
+    "wish": 0.08,
     "situation": 0.20,
-    "frame": 0.18,
-    "shared": 0.08,
-    "held": 0.06,
-    "sets": 0.07,
+    "frame": 0.20,
+    "shared": 0.09,
+    "held": 0.08,
+    "sets": 0.13,
     "swap": 0.02,
-    "impossible": 0.06,
+    "impossible": 0.05,
 }
 POLITE = (
     "please {}",
@@ -355,7 +355,7 @@ class PairGenerator:
     def _frame(self, rng: np.random.Generator) -> Wanted:
         """Clauses about different things, joined."""
         frames = self.phrases.compound["frames"]
-        count = int(rng.choice([2, 3, 4, 5], p=[0.35, 0.4, 0.2, 0.05]))
+        count = int(rng.choice([2, 3, 4, 5], p=[0.25, 0.35, 0.3, 0.1]))
         frame = self._pick(rng, [f for f in frames if _parts(f) == count])
         kinds = [str(kind) for kind in rng.choice([k for k in SLOTS if k not in OF_HELD], count)]
         if rng.random() < 0.15:

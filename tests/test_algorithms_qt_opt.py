@@ -172,6 +172,7 @@ def recorded(count=4, length=6):
         episode_start=np.arange(count + 1) * length,
         episode_task=np.arange(count) % len(TEXTS),
         success=np.arange(count) % 2 == 0,
+        finished=np.ones(count, bool),
         tasks=list(TEXTS),
         digest="0" * 64,
     )
