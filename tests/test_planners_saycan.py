@@ -12,7 +12,7 @@ from planners.language import LanguageScorer
 from planners.prompts import Prompt, load_examples, one_line
 from planners.saycan import SayCanConfig, SayCanPlanner, Step, decide
 from planners.symbolic import SymbolicKitchen
-from planners.weights import text_embedder
+from planners.weights import ADAPTER, text_embedder
 from skills.library import SkillLibrary
 from skills.types import Outcome, Status
 
@@ -234,16 +234,21 @@ def test_a_thing_that_is_not_there_is_no_reason_to_refuse(prompt):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("part", ["chosen_on", "written_before"])
-def test_few_sentences_are_refused_wrongly(planner, part):
-    """Measured: see README. A false refusal is worse than a pointless try."""
+@pytest.mark.parametrize(("tuned", "wrongly", "rightly"), [(False, 0, 0.7), (True, 0.1, 0.95)])
+def test_few_sentences_are_refused_wrongly(planner, part, tuned, wrongly, rightly):
+    """Measured: see README. In these kitchens some things that are asked for are not there."""
+    if tuned:
+        planner = SayCanPlanner(LanguageScorer(adapter=ADAPTER), Prompt(text_embedder(), tuned=True), LIBRARY)
     sentences = yaml.safe_load(SENTENCES.read_text())[part]
-    refused = {"can": 0, "cannot": 0}
-    for kind in refused:
+    share = {}
+    for kind in ("can", "cannot"):
+        refused = 0
         for number, said in enumerate(sentences[kind]):
             here = Here(SymbolicKitchen.random(np.random.default_rng(number), LIBRARY.objects))
-            refused[kind] += planner.step(said, [], here.affordances(here.observe())).refusal is not None
-    assert refused["can"] == 0
-    assert refused["cannot"] >= 0.7 * len(sentences["cannot"])
+            seen = here.observe()
+            refused += planner.step(said, [], here.affordances(seen), seen).refusal is not None
+        share[kind] = refused / len(sentences[kind])
+    assert share["can"] <= wrongly and share["cannot"] >= rightly, share
 
 
 @pytest.mark.parametrize(
