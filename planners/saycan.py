@@ -46,7 +46,7 @@ class SayCanConfig:
     unlike: float = 0.42  # cosine to the nearest way to ask, or skill text, below which an instruction is refused...
     alike: float = 0.65  # ... from which it is not, and between the two the language model decides: ...
     likely: float = 0.03  # ... refused if less of the next line's probability than this falls on the whole library
-    cannot: float = 0.7  # a tuned model says so itself: refused if it finds this likely that nothing serves
+    cannot: float = 0.6  # a tuned model says so itself: refused if it finds this likely that nothing serves
 
 
 @dataclass(frozen=True)
