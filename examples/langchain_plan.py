@@ -21,7 +21,7 @@ from planners.prompts import Prompt
 from planners.proposal import ChatProposer, ProposalPlanner, SampledProposer
 from planners.saycan import Decision, SayCanPlanner
 from planners.weights import text_embedder
-from saycan_qt.language import LanguageConfig, load_language
+from saycan_qt.language import NONE, LanguageConfig, load_language
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,8 @@ def main(config: Config) -> int:
             ChatProposer(init_chat_model(config.chat), prompt), prompt, here.skills
         )
     else:
-        language = load_language(LanguageConfig(config.url, config.model), here.skills)
+        adapter = NONE if config.propose else ""  # tuned on plans alone, it has one idea where eight are wanted
+        language = load_language(LanguageConfig(config.url, config.model, adapter), here.skills)
         if config.propose:
             proposer = SampledProposer(language.scorer, language.prompt)
             planner = ProposalPlanner(proposer, language.prompt, here.skills)

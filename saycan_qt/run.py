@@ -23,7 +23,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from types import FrameType
 from typing import Literal, NoReturn, TypeVar, cast
@@ -34,7 +34,7 @@ from planners import saycan
 from saycan_qt.access import ClientOptions, HowToCall
 from saycan_qt.display import Display
 from saycan_qt.journey import Journey
-from saycan_qt.language import Language, LanguageConfig, LanguageError, load_language
+from saycan_qt.language import NONE, Language, LanguageConfig, LanguageError, load_language
 from saycan_qt.options import Address, File, Folder, Instruction, parse
 from saycan_qt.recording import Recorder
 from saycan_qt.report import write_report
@@ -233,8 +233,10 @@ class Run:
     def _load_language(self, skills: SkillClient) -> tuple[Language, SkillLibrary]:
         """The skill server tells its skills before its models are loaded."""
         self.display.begin_loading(LANGUAGE_MODEL)
-        listed = skills.list_skills()
-        language = self.parts.load_language(self.config.language, listed, self.config.explain)
+        listed, config = skills.list_skills(), self.config.language
+        if self.config.planner == "proposal" and not config.adapter:
+            config = replace(config, adapter=NONE)  # what was tuned on plans alone has one idea where eight are wanted
+        language = self.parts.load_language(config, listed, self.config.explain)
         self.display.loaded(LANGUAGE_MODEL, language.name)
         return language, listed
 
