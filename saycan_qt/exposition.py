@@ -76,9 +76,9 @@ class Metrics(Watcher):
         self._open.labels(method).inc()
 
     def ended(self, method: str, code: str, seconds: float) -> None:
-        self._open.labels(method).dec()
         self._calls.labels(method, code).inc()
         self._call_seconds.labels(method).observe(seconds)
+        self._open.labels(method).dec()  # last: who sees no call open finds them all counted
 
     def refused(self, method: str, code: str) -> None:
         self._refused.labels(method, code).inc()

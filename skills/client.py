@@ -255,9 +255,9 @@ class Control:
             self._ended, idle = True, not self._awaiting
             if idle:
                 self._requests.put(pb.ControlRequest(sequence=self._sequence + 1, outcome=write_outcome(outcome)))
-            self._requests.put(None)
+                self._requests.put(None)
         if not idle:
-            self._call.cancel()
+            self.cancel()
             return
         self._replies.put(Unavailable("this control stream was ended"))
         late = threading.Timer(END_TIMEOUT, self._call.cancel)
@@ -268,8 +268,8 @@ class Control:
     def cancel(self) -> None:
         with self._lock:
             self._ended = True
-            self._requests.put(None)
         self._call.cancel()
+        self._requests.put(None)  # after it: a server that sees the requests end may take it for a regular end
 
     def __enter__(self) -> Control:
         return self
