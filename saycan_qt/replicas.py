@@ -41,7 +41,7 @@ START = "start one with `ray start --head`, and on each further machine `ray sta
 PLACING = 120.0  # [s] that a cluster has to start the replicas
 WAITING = 10.0  # [s] that a question waits for some replica to come back, when none is there
 LOOKING = 0.5  # [s] between two looks whether the server ends, while a replica is awaited
-TRIES = 3  # replicas that may die of one batch
+TRIES = 3  # replicas that may die of one batch, or fall silent
 CALLS = 8  # at a time in one replica: one computes, others read new words
 
 
@@ -55,6 +55,9 @@ class RayOptions:
     replicas: int = 0  # copies of the models; 0: one for each node that has room for it, or 2 with --ray local
     replica_cpus: float = 1.0  # CPUs that Ray sets aside for each; more than 0
     replica_gpus: float = 0.0  # GPUs that Ray sets aside for each; a part, such as 0.5, shares one
+    replica_timeout: float = (
+        30.0  # [s] without an answer, after which another one is asked, and this one once it is back
+    )
 
 
 WhereModelsLive = Annotated[RayOptions, tyro.conf.arg(name="")]
@@ -245,25 +248,27 @@ class Replicas:
         return remote
 
     def ask(self, model: Shipped, method: str, *arguments: Any) -> Any:
-        """What the least busy replica answers; another one, where that dies. The model's own errors are raised as they
-        are; Unavailable where no replica is left for too long."""
+        """What the least busy replica answers; another one, where that dies or falls silent. The model's own errors
+        are raised as they are; Unavailable where no replica is left for too long."""
         for _ in range(TRIES):
             with self._least_busy() as place:
                 try:
-                    return self._ray.get(place.actor.ask.remote(model, method, *arguments))
+                    answer = place.actor.ask.remote(model, method, *arguments)
+                    return self._ray.get(answer, timeout=self.options.replica_timeout)
                 except self._ray.exceptions.RayTaskError as error:
                     raise error.cause from error
                 except self._ray.exceptions.RayError as error:
                     self._lost(place, error)
-        raise Unavailable(f"{TRIES} replicas of the models died of one question; their logs are on the cluster")
+        raise Unavailable(f"{TRIES} replicas of the models failed at one question; their logs are on the cluster")
 
     def tell(self, method: str, *arguments: Any) -> None:
         """Every replica that is here; the others learn it when they come back."""
+        timeout = PLACING if method == "hold" else self.options.replica_timeout
         with self._changed:
             told = [(place, getattr(place.actor, method).remote(*arguments)) for place in self._places if place.here]
         for place, answer in told:
             try:
-                self._ray.get(answer)
+                self._ray.get(answer, timeout=timeout)
             except self._ray.exceptions.RayTaskError as error:
                 raise error.cause from error
             except self._ray.exceptions.RayError as error:
@@ -288,7 +293,8 @@ class Replicas:
             if not place.here:
                 return
             place.here = False
-        log.warning("a replica of the models died; %s left", self)
+        silent = isinstance(error, self._ray.exceptions.GetTimeoutError)
+        log.warning("a replica of the models %s; %s left", "does not answer" if silent else "died", self)
         self._await(place, "a replica of the models is back; %s")
 
     def _await(self, place: _Place, news: str = "") -> None:

@@ -1,6 +1,7 @@
 """A Ray cluster on this machine, in a process of its own: a head that holds no replica, and workers with one CPU each.
 
-    python tests/ray_cluster.py 2        # prints its address; "replica" or "node" on a line kills one, and prints it
+    python tests/ray_cluster.py 2        # prints its address; "replica", "node" on a line kills one, "freeze" stops a
+    replica, "thaw" lets it go on, and it is printed
 
 Ends with its standard input.
 """
@@ -31,11 +32,17 @@ def main():
     for cpus in [0, *[1] * int(sys.argv[1])]:
         cluster.add_node(num_cpus=cpus, object_store_memory=MEMORY, include_dashboard=False)
     print(cluster.address, flush=True)
+    frozen = []
     for line in sys.stdin:
         node = next(node for node in cluster.worker_nodes if replicas(node))
         pids = replicas(node)
         if line.strip() == "replica":
             os.kill(pids[0], signal.SIGKILL)
+        elif line.strip() == "freeze":
+            frozen = pids
+            os.kill(frozen[0], signal.SIGSTOP)
+        elif line.strip() == "thaw":
+            os.kill(frozen[0], signal.SIGCONT)
         elif line.strip() == "node":
             cluster.remove_node(node, allow_graceful=False)
         print(line.strip(), *pids, flush=True)

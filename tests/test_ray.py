@@ -54,8 +54,9 @@ class Served:
             actions = [actor.act(seen[: step + 1], text) for step in range(STEPS)]
             self.robots.append((text, seen, actions, critic.value(seen[:1], NAMES)))
 
-    def kill(self, what):
-        """A replica's process, or a node; once the server has noticed, how many lines it had written before."""
+    def hit(self, what):
+        """Kill or freeze a replica's process, or kill a node; once the server has noticed, how many lines it had
+        written before."""
         lines = len(self.said())
         print(what, file=self.cluster.stdin, flush=True)
         assert self.cluster.stdout.readline().split()[1:]
@@ -125,7 +126,7 @@ def served(tmp_path_factory):
             "--stream-timeout",
             "60",
         ]
-        flags += ["--log-level", "warning", "--until-stdin-closes"]
+        flags += ["--log-level", "warning", "--until-stdin-closes", "--replica-timeout", "5"]
         with running(environment, stderr, "-m", "saycan_qt.serve", *flags) as server:
             yield Served(cluster, server, log, *policies)
 
@@ -148,7 +149,7 @@ def test_what_a_model_refuses_is_refused_in_its_own_words(served):
 @needs_ray
 def test_no_call_is_lost_when_a_replica_is_killed_under_load_and_it_comes_back(served):
     def kill():
-        lines = served.kill("replica")
+        lines = served.hit("replica")
         wait_until(lambda: len(served.said()) > lines + 1, 60)
 
     served.under_load(kill)
@@ -159,8 +160,22 @@ def test_no_call_is_lost_when_a_replica_is_killed_under_load_and_it_comes_back(s
 
 
 @needs_ray
+def test_no_call_is_lost_when_a_replica_freezes_under_load_and_it_is_asked_again_when_it_goes_on(served):
+    def freeze():
+        before = served.hit("freeze")
+        served.hit("thaw")
+        return before
+
+    before = served.under_load(freeze)
+    assert served.said()[before:] == [
+        "a replica of the models does not answer; 1 replica on 1 node left",
+        "a replica of the models is back; 2 replicas on 2 nodes",
+    ]
+
+
+@needs_ray
 def test_no_call_is_lost_when_a_node_is_killed_under_load(served):
-    lines = served.under_load(lambda: served.kill("node"))
+    lines = served.under_load(lambda: served.hit("node"))
     assert served.said()[lines:] == ["a replica of the models died; 1 replica on 1 node left"]
 
 
