@@ -51,7 +51,15 @@ from saycan_qt.services import (
     refuse,
 )
 from skills.client import RobotClient, SkillClient
-from skills.errors import AccessError, PermissionDenied, ServerFault, SkillError, Stopped, Unauthenticated
+from skills.errors import (
+    AccessError,
+    PermissionDenied,
+    ServerFault,
+    SkillError,
+    Stopped,
+    Unauthenticated,
+    UnknownSkill,
+)
 from skills.library import Skill, SkillLibrary
 
 log = logging.getLogger(__name__)
@@ -72,6 +80,7 @@ class RunConfig:
     instruction: Instruction  # what you want, in your own words
     seed: int = 0  # which kitchen: the same seed gives the same kitchen
     server: Address = None  # use this skill server, which already runs
+    model: str = ""  # which of that server's models judges and acts; "": its first
     robot: Address = None  # use this robot, which already runs
     credentials: HowToCall = field(default_factory=ClientOptions)
     skills: File = None  # what the robot can do (YAML); by default kitchen.yaml
@@ -198,7 +207,12 @@ class Run:
             self._endings.put(Ending(MISTAKE, "error", str(error)))
         except ServerFault as error:
             self._endings.put(Ending(NOT_DONE, "error", f"{error} (logs: {self.folder.path}/*.log)"))
-        except (AccessError, Unauthenticated, PermissionDenied) as error:  # at the first step already, or much later
+        except (
+            AccessError,
+            Unauthenticated,
+            PermissionDenied,
+            UnknownSkill,
+        ) as error:  # at the first step already, or much later
             self._endings.put(Ending(NOT_DONE if self.folder.steps else MISTAKE, "error", str(error)))
         except SkillError as error:
             self._endings.put(Ending(NOT_DONE, "error", str(error)))
@@ -211,11 +225,15 @@ class Run:
 
     def _journey(self) -> Ending:
         server = self._start_server()
-        skills = SkillClient(server.wait_for_address(START_TIMEOUT), credentials=server.credentials)
+        address, credentials = server.wait_for_address(START_TIMEOUT), server.credentials
+        skills = SkillClient(address, credentials=credentials, model=self.config.model)
+        if self.config.model:
+            skills.info().hosted(self.config.model)  # an unknown one is told before anything else is started
         loading = in_background(partial(self._load_language, skills))
         robot = self._start_robot(server)
         self._robot = RobotClient(robot.address, credentials=robot.credentials)
-        (language, listed), hosted, body = loading.result(), skills.info(), self._robot.info()
+        (language, listed), body = loading.result(), self._robot.info()
+        hosted = skills.info().hosted(self.config.model)
         models = {"language": language.name, "affordance": hosted.critic_id, "execution": hosted.actor_id}
         multiplied = "calibrated" if hosted.calibrated else "raw"
         self.folder.note(models=models, affordances=multiplied, robot={"name": body.name, "address": robot.address})
@@ -263,7 +281,7 @@ class Run:
             robot = self._remote(KITCHEN_ROBOT, config.robot, ROBOT_SERVICE)
         else:
             command = (*self.parts.robot, *QUIET, "--seed", str(config.seed), "--skill-server", address)
-            command += config.credentials.flags() if config.server is not None else ()
+            command += ("--model", config.model, *config.credentials.flags()) if config.server is not None else ()
             robot = self._add(ServiceProcess(KITCHEN_ROBOT, command, folder / "kitchen-robot.log", self._died))
         for service in (robot, server):
             service.wait_until_ready(START_TIMEOUT)
@@ -314,6 +332,8 @@ def check(config: RunConfig) -> str | None:
         return "--skills is for the skill server that run starts; the one at --server brings its own skills"
     if config.calibrated and config.server is not None:
         return "--calibrated is for the skill server that run starts; the one at --server has an option of that name"
+    if config.model and config.server is None:
+        return "--model is for a skill server that already runs; name it with --server"
     if config.planner == "proposal" and (config.normalise != "sum" or config.explain):
         return "--normalise and --explain are about likelihoods, of which --planner proposal has none"
     if config.planner == "proposal" and config.language.remote:

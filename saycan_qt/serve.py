@@ -209,6 +209,7 @@ def open_recorder(config: ServeConfig) -> EpisodeRecorder | None:
 def serve(config: ServeConfig, choose: Callable[..., Models]) -> int:
     """Until it is told to end; the exit code. choose: as `checkpoints`, where replicas are only given if there are."""
     end = EndWhenTold(config.until_stdin_closes)
+    signal.signal(signal.SIGHUP, lambda *_: None)  # until there is something to reload, it shall not end us
     try:
         if config.cluster.ray is None:
             return host(config, choose, end)

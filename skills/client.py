@@ -23,7 +23,16 @@ import grpc
 import numpy as np
 
 from skills.channel import Credentials, open_channel
-from skills.errors import DeadlineExceeded, InvalidRequest, ServerFault, SkillError, Stopped, Unavailable, Unreadable
+from skills.errors import (
+    DeadlineExceeded,
+    InvalidRequest,
+    ServerFault,
+    SkillError,
+    Stopped,
+    Unavailable,
+    UnknownSkill,
+    Unreadable,
+)
 from skills.library import SkillLibrary
 from skills.messages import (
     read_action,
@@ -83,6 +92,17 @@ class ServerInfo:
     schema_version: int
     calibrated: bool  # learnt skills' affordances are calibrated probabilities, not raw values
     models: tuple[ModelInfo, ...] = ()  # all of them, the first one first
+
+    def hosted(self, name: str = "") -> ModelInfo:
+        """The model of this name, "" for the first; raises UnknownSkill, as its calls would."""
+        if not name:  # older servers name none
+            return ModelInfo("", self.actor_id, self.critic_id, self.calibrated)
+        models = {model.name: model for model in self.models}
+        if name not in models:
+            raise UnknownSkill(
+                f"no model {name!r}; this skill server hosts {', '.join(models) or 'one without a name'}"
+            )
+        return models[name]
 
 
 @dataclass(frozen=True)

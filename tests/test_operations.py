@@ -294,6 +294,7 @@ def test_a_served_process_reloads_on_command_and_on_sighup_and_shows_its_metrics
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     with subprocess.Popen(arguments, text=True, env=environment, cwd=tmp_path, **pipes) as process:
         url, address = process.stdout.readline().split()[-1], process.stdout.readline().split()[-1]
+        process.send_signal(signal.SIGHUP)  # there is nothing to reload yet
         assert "night: judged by night@" in process.stdout.readline()
         with SkillClient(address) as client:
             before = [model.critic_id for model in client.info().models]

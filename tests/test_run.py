@@ -285,6 +285,15 @@ def test_running_services_are_used_and_left_running(tmp_path):
     assert server.poll() is None and robot.poll() is None
 
 
+def test_a_run_is_judged_and_done_by_the_model_that_it_names(tmp_path):
+    _, where = service("serve", "--skills", SKILLS, "--also", "night=none")
+    code, _, err = run_small(INSTRUCTION, "--server", where, "--model", "noon", "--out", tmp_path / "noon")
+    assert code == 2 and "no model 'noon'; this skill server hosts default, night" in one_line(err)
+    code, _, err = run_small(INSTRUCTION, "--server", where, "--model", "night", "--out", tmp_path / "night")
+    assert code == 0, err
+    assert {plan_of(tmp_path / "night")["models"][role] for role in ("affordance", "execution")} == {"small none"}
+
+
 def test_a_death_of_somebody_elses_robot_is_noticed_too(tmp_path):
     _, where = service("serve", "--skills", SKILLS)
     robot, at = service("robot", "--skill-server", where, SMALL_PERIOD="3")
@@ -341,6 +350,7 @@ def test_mistakes_are_told_in_one_line_with_exit_code_2(tmp_path):
             (["--preselect", -1], "--preselect"),
             (["--server", "nowhere"], "HOST:PORT"),
             (["--server", nobody, "--calibrated"], "--calibrated is for the skill server that run starts"),
+            (["--model", "night"], "--model is for a skill server that already runs"),
             (["--server", nobody, "--out", tmp_path / "out"], f"skill server at {nobody} cannot be reached"),
         ]
         for arguments, told in cases:
