@@ -12,7 +12,7 @@ from __future__ import annotations
 import functools
 import re
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,9 @@ LETTERS = "aabcdeefghiijklmnoopqrstuuvwxyz"
 ARTICLE = re.compile(r"^(an?|some|any) ")
 LONGEST_PLAN = 19  # steps, "done" not counted
 INSIDE = ("bring_from", "trash_from", "put_from", "take_out", "hold_from")  # kinds whose object is in a drawer
-OF_HELD = ("release", "give", "trash_held", "put_held", "store_held", "near_held")
+OF_HELD = ("release", "give", "trash_held", "put_held", "store_held", "near_held", "go_held")
+OF_SEVERAL = ("bring", "trash", "put", "store")  # kinds that go with a set of things as with one
+NUMBERS = {2: re.compile(r"\b(both|two)\b", re.IGNORECASE), 3: re.compile(r"\bthree\b", re.IGNORECASE)}
 SLOTS = {  # kind -> what its arguments are
     "bring": ("object",),
     "bring_from": ("object", "drawer"),
@@ -59,19 +61,23 @@ SLOTS = {  # kind -> what its arguments are
     "put_held": ("place",),
     "store_held": ("drawer",),
     "near_held": ("target",),
+    "go_held": ("place",),
+    "close_all": (),
 }
 SOURCES = {  # what an instruction is made from, and how often
-    "sentence": 0.10,
-    "clause": 0.05,
-    "wish": 0.08,
+    "sentence": 0.08,
+    "clause": 0.04,
+    "wish": 0.06,
     "situation": 0.20,
-    "frame": 0.20,
-    "shared": 0.09,
-    "held": 0.08,
-    "sets": 0.13,
-    "swap": 0.02,
+    "frame": 0.19,
+    "shared": 0.14,
+    "held": 0.11,
+    "sets": 0.10,
+    "swap": 0.03,
     "impossible": 0.05,
 }
+SEVERAL = 0.2  # share of errands in which one thing becomes a set of them
+UNTOUCHED, CORRECTED, EITHER, BY_NEIGHBOUR, BY_OPENNESS = 0.05, 0.05, 0.02, 0.06, 0.12  # of what may be said so
 POLITE = (
     "please {}",
     "{}, please",
@@ -182,8 +188,10 @@ class Expert:
                 self.hold(thing)
             case "find":
                 self.do(f"find {thing}")
-            case "go":
+            case "go" | "go_held":
                 self.go(place)
+            case "close_all":
+                self.close_all()
             case "release":
                 self.do("put down")
             case _:
@@ -227,7 +235,15 @@ class Expert:
         self.do("bring it to you")
         self.do("put down")
 
+    def close_all(self) -> None:
+        if not self.kitchen.open_drawers:
+            raise Unsuitable("closed")
+        for drawer in DRAWERS:
+            self.close(drawer)
+
     def put(self, thing: str, place: str) -> None:
+        if self.kitchen.where.get(thing) == place:
+            raise Unsuitable("there")
         self.hold(thing)
         self.go(place)
         self.do("put down")
@@ -303,6 +319,7 @@ class Wanted:
     where: dict[str, str] = field(default_factory=dict)  # object -> place at the start
     absent: set[str] = field(default_factory=set)
     open: set[str] = field(default_factory=set)
+    one_open: bool = False  # of the drawers
 
 
 class PairGenerator:
@@ -321,6 +338,10 @@ class PairGenerator:
         while True:
             try:
                 wanted = getattr(self, f"_{source}")(rng)
+                if source in ("situation", "frame", "shared", "held") and rng.random() < SEVERAL:
+                    self._several(wanted, rng)
+                if wanted.tasks and rng.random() < UNTOUCHED and "{other}" not in wanted.say:
+                    wanted.say = self._pick(rng, self.phrases.compound["untouched"]).replace("{}", wanted.say)
                 return self._pair(wanted, source, rng)
             except Unsuitable:
                 pass
@@ -412,16 +433,7 @@ class PairGenerator:
             others = [str(o) for o in rng.permutation(self.library.objects) if o not in present][: rng.integers(1, 4)]
             wanted.where |= {o: str(rng.choice([w for w in WORKTOPS if w != at])) for o in others}
         else:
-            category = self.categories[str(rng.choice([n for n, e in self.categories.items() if e.get("all")]))]
-            phrase = self._pick(rng, category["all"])
-            several = category["members"]
-            two = bool(re.search(r"\b(both|two)\b", phrase))
-            count = 2 if two else int(rng.integers(2, 5))
-            present = [str(o) for o in rng.permutation(several)[:count]]
-            if len(present) < 2 or (two and len(present) != 2):
-                raise Unsuitable(phrase)
-            wanted.words["all"] = phrase
-            wanted.absent.update(several)
+            wanted.words["all"], several, present = self._all_of_a_kind(wanted, (2, 4), rng)
         stays = ""
         if "except" in names:
             if several and len(present) < 2:
@@ -444,6 +456,34 @@ class PairGenerator:
             tasks.append(Task(task.kind, (f"member{number}", *to)))
         wanted.tasks = [*tasks, *rest]
         return wanted
+
+    def _several(self, wanted: Wanted, rng: np.random.Generator) -> None:
+        """One thing of the errand becomes all of a kind."""
+        names = [name for task in wanted.tasks for name in task.names]
+        fitting = [i for i, t in enumerate(wanted.tasks) if t.kind in OF_SEVERAL and names.count(t.names[0]) == 1]
+        if not fitting or wanted.absent:
+            return
+        at = fitting[rng.integers(len(fitting))]
+        task = wanted.tasks[at]
+        phrase, _, present = self._all_of_a_kind(wanted, (2, 3), rng)
+        wanted.words[task.names[0]] = phrase
+        wanted.values |= {f"member{number}": thing for number, thing in enumerate(present)}
+        members = [Task(task.kind, (f"member{number}", *task.names[1:])) for number in range(len(present))]
+        wanted.tasks[at : at + 1] = members
+
+    def _all_of_a_kind(
+        self, wanted: Wanted, between: tuple[int, int], rng: np.random.Generator
+    ) -> tuple[str, list[str], list[str]]:
+        """Words such as "both fruits", what is of the kind, and those of it that are in the kitchen."""
+        category = self.categories[str(rng.choice([n for n, e in self.categories.items() if e.get("all")]))]
+        phrase, several = self._pick(rng, category["all"]), category["members"]
+        two = bool(NUMBERS[2].search(phrase))
+        count = 2 if two else int(rng.integers(between[0], between[1] + 1))
+        present = [str(o) for o in rng.permutation(several)[:count]]
+        if len(present) < 2 or (two and len(present) != 2):
+            raise Unsuitable(phrase)
+        wanted.absent.update(several)
+        return phrase, several, present
 
     def _impossible(self, rng: np.random.Generator) -> Wanted:
         return Wanted([], self._pick(rng, self.phrases.impossible))
@@ -475,6 +515,25 @@ class PairGenerator:
     def _drawer(self, drawer: str, rng: np.random.Generator) -> str:
         return f"the {drawer} drawer" if rng.random() < 0.6 else self._pick(rng, self.phrases.nouns["drawers"][drawer])
 
+    def _place_in(
+        self, wanted: Wanted, place: str, objects: Sequence[str], used: set[str], rng: np.random.Generator
+    ) -> str:
+        """Now and then a worktop is called by what stands there."""
+        free = [o for o in objects if o not in used and o not in wanted.where]
+        if not wanted.tasks or place not in WORKTOPS or not free or rng.random() >= BY_NEIGHBOUR:
+            return self._place(place, rng)
+        used.add(other := str(rng.choice(free)))
+        wanted.where[other] = place
+        return self._pick(rng, self.phrases.compound["same place"]).format(other=self._noun(other, rng, 0.6))
+
+    def _drawer_in(self, wanted: Wanted, drawer: str, rng: np.random.Generator) -> str:
+        """Now and then a drawer is called open, as no other is; the robot sees which one."""
+        others = {name for task in wanted.tasks for name in task.names if name.startswith("drawer")}
+        if len(others) != 1 or rng.random() >= BY_OPENNESS or {"open", "close_all"} & {t.kind for t in wanted.tasks}:
+            return self._drawer(drawer, rng)
+        wanted.open, wanted.one_open = {drawer}, True
+        return self._pick(rng, self.phrases.nouns["open drawer"])
+
     def _bind(self, wanted: Wanted, rng: np.random.Generator) -> None:
         """A value for every name of the tasks and slot of the sentence that has none yet, and words for all."""
         used = set(wanted.values.values())
@@ -498,13 +557,13 @@ class PairGenerator:
                 kind = "drawer" if name.startswith("drawer") else "place" if name.startswith("place") else "object"
                 wanted.values[name] = fresh({"drawer": DRAWERS, "place": WORKTOPS}.get(kind, objects))
         plain = float(rng.choice([0.3, 0.6, 0.95]))
-        for name, value in wanted.values.items():
+        for name, value in list(wanted.values.items()):
             if name in wanted.words or f"{{{name}}}" not in wanted.say:
                 continue
             if name.startswith("drawer"):
-                wanted.words[name] = self._drawer(value, rng)
+                wanted.words[name] = self._drawer_in(wanted, value, rng)
             elif name.startswith("place"):
-                wanted.words[name] = self._place(value, rng)
+                wanted.words[name] = self._place_in(wanted, value, objects, used, rng)
             elif wanted.tasks and value not in wanted.where and rng.random() < 0.12:
                 fitting = [e for e in self.categories.values() if value in e["members"] and e.get("one")]
                 if not fitting:
@@ -515,6 +574,34 @@ class PairGenerator:
                 wanted.absent.update(m for m in category["members"] if m not in wanted.values.values())
             else:
                 wanted.words[name] = self._noun(value, rng, plain)
+            if wanted.tasks and "{other}" not in wanted.say and wanted.say.count(f"{{{name}}}") == 1:
+                self._waver(wanted, name, value, fresh, objects, rng)
+
+    def _waver(
+        self,
+        wanted: Wanted,
+        name: str,
+        value: str,
+        fresh: Callable[[Sequence[str]], str],
+        objects: Sequence[str],
+        rng: np.random.Generator,
+    ) -> None:
+        """Now and then what is said of one thing is corrected, or another would do as well."""
+        luck, words = rng.random(), wanted.words[name]
+        if luck > CORRECTED + EITHER or {"wrong", "other"} & wanted.words.keys():
+            return
+        options = DRAWERS if name.startswith("drawer") else WORKTOPS if name.startswith("place") else objects
+        if luck < CORRECTED:
+            wrong = str(rng.choice([o for o in options if o not in wanted.values.values()] or [""]))
+            if wrong:
+                said = self._noun(wrong, rng, 0.6) if options is objects else f"the {wrong}"
+                said += " drawer" if options is DRAWERS else ""
+                wanted.values["wrong"], wanted.words["wrong"] = wrong, said
+                wanted.words[name] = self._pick(rng, self.phrases.compound["corrected"]).format(wrong=said, right=words)
+        elif options is objects:
+            wanted.values["other"] = fresh(objects)
+            wanted.words["other"] = other = self._noun(wanted.values["other"], rng, 0.6)
+            wanted.words[name] = self._pick(rng, self.phrases.compound["either"]).format(other=other, right=words)
 
     def _bind_near(
         self, wanted: Wanted, task: Task, slots: Mapping[str, str], used: set[str], rng: np.random.Generator
@@ -580,10 +667,12 @@ class PairGenerator:
         for name, value in values.items():  # things that are spoken of and left alone
             if value in self.library.objects and value not in where and name in wanted.words and rng.random() < 0.8:
                 where[value] = str(rng.choice(WORKTOPS))
-        if rng.random() < 0.06:
+        if any(task.kind == "close_all" for task in wanted.tasks):
+            self._leave_open(wanted, rng)
+        elif rng.random() < 0.06 and not wanted.one_open:
             wanted.open.add(str(rng.choice([d for d in DRAWERS if d not in opened] or ["top"])))
         if IN_HAND not in where.values() and rng.random() < 0.2 and wanted.tasks:
-            movable = [o for o, place in where.items() if place in WORKTOPS]
+            movable = [o for o, place in where.items() if place in WORKTOPS and o not in wanted.where]
             first = wanted.tasks[0].names[:1]
             thing = values.get(first[0], "") if first else ""
             if thing in movable and wanted.tasks[0].kind not in ("find", *INSIDE) and rng.random() < 0.6:
@@ -600,6 +689,14 @@ class PairGenerator:
         ]
         order = rng.permutation(list(where))
         return SymbolicKitchen({str(o): where[str(o)] for o in order}, str(rng.choice(places)), set(wanted.open))
+
+    def _leave_open(self, wanted: Wanted, rng: np.random.Generator) -> None:
+        """As many drawers as the sentence says."""
+        said = next((number for number, words in NUMBERS.items() if words.search(wanted.say)), 0)
+        used = {wanted.values[name] for task in wanted.tasks for name in task.names if name.startswith("drawer")}
+        if "open" in {task.kind for task in wanted.tasks} or (said and used):
+            raise Unsuitable("drawers")
+        wanted.open.update(str(d) for d in rng.permutation(DRAWERS)[: said or rng.integers(1, 4)])
 
 
 def _entry(entries: Sequence[Mapping[str, Any]], rng: np.random.Generator) -> Mapping[str, Any]:

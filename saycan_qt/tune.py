@@ -31,7 +31,7 @@ from skills.library import SkillLibrary
 
 STATE, ADAPTER, PROVENANCE = "state", "adapter", "provenance.json"  # folders in a run's folder, a file in the second
 MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-LENGTHS = (64, 96, 128, 192, 320)  # tokens that a batch's rows are padded to; few, so that few shapes are compiled
+LENGTHS = (64, 96, 128, 192, 320, 448)  # tokens that a batch's rows are padded to; few, so that few shapes are compiled
 VALIDATION = 400  # pairs with ways to say things that are kept from training
 POOL = 1024  # pairs that are drawn, sorted by length and cut into batches at a time; a run resumes between pools
 IGNORED = -100
