@@ -35,6 +35,7 @@ from skills.connective import OPERATOR
 from skills.library import SkillLibrary
 
 INSTRUCTIONS = Path(__file__).with_name("instructions.yaml")
+DEVELOPMENT = Path(__file__).with_name("development.yaml")  # to learn from; nothing in it is held out
 FAMILIES = (  # SayCan's
     "single primitive",
     "noun synonyms",

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import yaml
 
-from planners.instructions import InstructionsError, load
+from planners.instructions import DEVELOPMENT, FAMILIES, HELD_OUT, INSTRUCTIONS, InstructionsError, load
 from planners.prompts import Example, Prompt
 from planners.saycan import SayCanConfig
 from saycan_qt import plans
@@ -84,6 +84,15 @@ def mistakes(tmp_path, *entries):
     with pytest.raises(InstructionsError) as raised:
         loaded(tmp_path, *entries)
     return str(raised.value).splitlines()
+
+
+def test_the_sets_have_all_families_and_what_is_held_out_is_in_one_of_them_alone():
+    measured, development = load(INSTRUCTIONS, LIBRARY), load(DEVELOPMENT, LIBRARY)
+    for entries in (measured, development):
+        assert len(entries) >= 100 and {entry.family for entry in entries} == set(FAMILIES)
+    assert abs(sum(1 if entry.half == HELD_OUT else -1 for entry in measured)) <= 1
+    assert not any(entry.half == HELD_OUT for entry in development)
+    assert not {entry.say.lower() for entry in measured} & {entry.say.lower() for entry in development}
 
 
 def test_goals_decide_and_halves_and_families_are_counted_apart(evaluated):
