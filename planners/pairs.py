@@ -427,22 +427,23 @@ class PairGenerator:
         values = {name: str(rng.choice(DRAWERS if name.startswith("drawer") else WORKTOPS)) for name in to}
         if at in values.values():
             raise Unsuitable(at)
-        if EVERYTHING in names:
-            present, several = list(rng.permutation(self.library.objects)[: rng.integers(1, 4)]), []
+        of_a_kind = EVERYTHING not in names
+        if not of_a_kind:
+            present = [str(o) for o in rng.permutation(self.library.objects)[: rng.integers(1, 4)]]
             wanted.absent.update(self.library.objects)  # nothing else stands there: see _kitchen
             others = [str(o) for o in rng.permutation(self.library.objects) if o not in present][: rng.integers(1, 4)]
             wanted.where |= {o: str(rng.choice([w for w in WORKTOPS if w != at])) for o in others}
         else:
-            wanted.words["all"], several, present = self._all_of_a_kind(wanted, (2, 4), rng)
+            wanted.words["all"], present = self._all_of_a_kind(wanted, (2, 4), rng)
         stays = ""
         if "except" in names:
-            if several and len(present) < 2:
+            if of_a_kind and len(present) < 2:
                 raise Unsuitable("except")
             stays = present.pop()
             wanted.values["except"] = stays
         elsewhere = [w for w in WORKTOPS if w not in (at, *values.values())]
         for number, thing in enumerate(present):
-            outside = at and several and number and rng.random() < 0.3
+            outside = at and of_a_kind and number and rng.random() < 0.3
             wanted.where[str(thing)] = str(rng.choice(elsewhere)) if outside else at or str(rng.choice(elsewhere))
         if stays:
             wanted.where[stays] = at or str(rng.choice(elsewhere))
@@ -465,7 +466,7 @@ class PairGenerator:
             return
         at = fitting[rng.integers(len(fitting))]
         task = wanted.tasks[at]
-        phrase, _, present = self._all_of_a_kind(wanted, (2, 3), rng)
+        phrase, present = self._all_of_a_kind(wanted, (2, 3), rng)
         wanted.words[task.names[0]] = phrase
         wanted.values |= {f"member{number}": thing for number, thing in enumerate(present)}
         members = [Task(task.kind, (f"member{number}", *task.names[1:])) for number in range(len(present))]
@@ -473,17 +474,17 @@ class PairGenerator:
 
     def _all_of_a_kind(
         self, wanted: Wanted, between: tuple[int, int], rng: np.random.Generator
-    ) -> tuple[str, list[str], list[str]]:
-        """Words such as "both fruits", what is of the kind, and those of it that are in the kitchen."""
+    ) -> tuple[str, list[str]]:
+        """Words such as "both fruits", and those of the kind that are in the kitchen."""
         category = self.categories[str(rng.choice([n for n, e in self.categories.items() if e.get("all")]))]
-        phrase, several = self._pick(rng, category["all"]), category["members"]
+        phrase, members = self._pick(rng, category["all"]), category["members"]
         two = bool(NUMBERS[2].search(phrase))
         count = 2 if two else int(rng.integers(between[0], between[1] + 1))
-        present = [str(o) for o in rng.permutation(several)[:count]]
+        present = [str(o) for o in rng.permutation(members)[:count]]
         if len(present) < 2 or (two and len(present) != 2):
             raise Unsuitable(phrase)
-        wanted.absent.update(several)
-        return phrase, several, present
+        wanted.absent.update(members)
+        return phrase, present
 
     def _impossible(self, rng: np.random.Generator) -> Wanted:
         return Wanted([], self._pick(rng, self.phrases.impossible))
