@@ -55,9 +55,7 @@ class RayOptions:
     replicas: int = 0  # copies of the models; 0: one for each node that has room for it, or 2 with --ray local
     replica_cpus: float = 1.0  # CPUs that Ray sets aside for each; more than 0
     replica_gpus: float = 0.0  # GPUs that Ray sets aside for each; a part, such as 0.5, shares one
-    replica_timeout: float = (
-        30.0  # [s] without an answer, after which another one is asked, and this one once it is back
-    )
+    replica_timeout: float = 30.0  # [s] without an answer, after which another one is asked, until this one is back
 
 
 WhereModelsLive = Annotated[RayOptions, tyro.conf.arg(name="")]

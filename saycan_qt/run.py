@@ -207,12 +207,7 @@ class Run:
             self._endings.put(Ending(MISTAKE, "error", str(error)))
         except ServerFault as error:
             self._endings.put(Ending(NOT_DONE, "error", f"{error} (logs: {self.folder.path}/*.log)"))
-        except (
-            AccessError,
-            Unauthenticated,
-            PermissionDenied,
-            UnknownSkill,
-        ) as error:  # at the first step already, or much later
+        except (AccessError, Unauthenticated, PermissionDenied, UnknownSkill) as error:  # at the first step, or later
             self._endings.put(Ending(NOT_DONE if self.folder.steps else MISTAKE, "error", str(error)))
         except SkillError as error:
             self._endings.put(Ending(NOT_DONE, "error", str(error)))
