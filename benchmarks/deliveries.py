@@ -18,7 +18,7 @@ from typing import Annotated
 
 import tyro
 
-from saycan_qt.evaluate import wilson
+from saycan_qt.evaluation.rates import wilson
 
 
 @dataclass(frozen=True)

@@ -31,8 +31,9 @@ from planners.language import NEGLIGIBLE, LanguageScorer
 from planners.prompts import Prompt
 from planners.saycan import SayCanConfig, SayCanPlanner, Step
 from planners.weights import text_embedder
-from saycan_qt import checkpoint
+from saycan_qt.kitchen.language.spoken import kitchen_language
 from saycan_qt.kitchen.robot import KitchenRobot
+from saycan_qt.learning import checkpoint
 from skills.connective import connective_affordance
 from skills.library import Skill, SkillLibrary
 from skills.types import Outcome, Status
@@ -204,7 +205,7 @@ def whole_step(prompt: Prompt, config: Config) -> dict[str, Any]:
 def main(config: Config) -> None:
     torch.set_num_threads(config.threads)
     scorer = LanguageScorer(dtype=torch.float32 if config.float32 else None, negligible=0)
-    prompt = Prompt(text_embedder())
+    prompt = kitchen_language().prompt(text_embedder())
     text = prompt_of(scorer, prompt, config.prompt_tokens)
     tokens = len(scorer.tokenizer(text).input_ids)
     print(

@@ -4,9 +4,10 @@
     python benchmarks/learning.py --preset small --seconds 2          # a first look
     python benchmarks/learning.py --peer peer/bin/python --json       # beside PyPI's q-transformer 0.5.0
 
-A training sample is a transition; a step is `saycan_qt.loop.Run.train_step`: batch, target network, loss, backward
-pass, optimiser and moving average, in bfloat16 autocast. An action is `Policy.act` of one observation history, and
-skills are scored as `Policy.value` does, both with perception, in float32. Images, actions and texts are random.
+A training sample is a transition; a step is `saycan_qt.learning.loop.Run.train_step`: batch, target network, loss,
+backward pass, optimiser and moving average, in bfloat16 autocast. An action is `Policy.act` of one observation
+history, and skills are scored as `Policy.value` does, both with perception, in float32. Images, actions and texts are
+random.
 
 The share of the peak is the training's matrix products and convolutions, in FLOPs a second, over what large square
 bfloat16 matrix products reach on the same threads in the same minutes. All figures of a preset, ours and the package's,
@@ -33,14 +34,14 @@ import tyro
 from pypi_q_transformer import PRESETS as PEER_PRESETS
 from pypi_q_transformer import SCORED, flops_of, timed
 
-from saycan_qt.algorithms import ALGORITHMS
-from saycan_qt.algorithms.policy import Judge, Policy
-from saycan_qt.algorithms.q_transformer import QTransformerConfig
-from saycan_qt.algorithms.rt1 import RT1Config
-from saycan_qt.backbone import PAPER, SMALL, NetworkConfig
-from saycan_qt.batches import BatchConfig
-from saycan_qt.loop import Run
-from saycan_qt.tokens import TEXT_SIZE, TextEncoder
+from saycan_qt.learning.algorithms import ALGORITHMS
+from saycan_qt.learning.algorithms.policy import Judge, Policy
+from saycan_qt.learning.algorithms.q_transformer import QTransformerConfig
+from saycan_qt.learning.algorithms.rt1 import RT1Config
+from saycan_qt.learning.batches import BatchConfig
+from saycan_qt.learning.loop import Run
+from saycan_qt.networks.backbone import PAPER, SMALL, NetworkConfig
+from saycan_qt.networks.tokens import TEXT_SIZE, TextEncoder
 from saycan_qt.train import TrainQTransformer
 from skills.types import ACTION_HIGH, ACTION_LOW, Observation
 

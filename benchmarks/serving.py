@@ -71,7 +71,7 @@ def host(config: Config, batch: int, pipe: Connection) -> None:
     """A process: the skill server, until the pipe closes."""
     import torch
 
-    from saycan_qt import checkpoint
+    from saycan_qt.learning import checkpoint
 
     torch.set_num_threads(config.threads)
     torch.manual_seed(config.seed)
@@ -94,8 +94,8 @@ def untrained(config: Config, texts: Any) -> Any:
     """A Q-Transformer of the preset, for images of the size that was asked for."""
     from dataclasses import replace
 
-    from saycan_qt.algorithms.q_transformer import QTransformer, QTransformerConfig
-    from saycan_qt.backbone import PRESETS
+    from saycan_qt.learning.algorithms.q_transformer import QTransformer, QTransformerConfig
+    from saycan_qt.networks.backbone import PRESETS
 
     network = PRESETS[config.preset]
     if config.image:

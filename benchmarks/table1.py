@@ -39,7 +39,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from saycan_qt import atomic
-from saycan_qt.checkpoint import SHIPPED
+from saycan_qt.learning.checkpoint import SHIPPED
 
 Q_TRANSFORMER = ("q-transformer", "--loss", "cross_entropy")
 # QT-Opt's best of three settings tried with 300 steps (target look, seed 0), F1 at a tuned threshold and ROC-AUC: with

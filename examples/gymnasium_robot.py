@@ -142,7 +142,7 @@ def make(config: Config) -> tuple[gymnasium.Env, Mapping, Skill]:
 def policy(config: Config) -> Actor:
     if config.env != "kitchen":
         return Flail(config.seed)
-    from saycan_qt import checkpoint
+    from saycan_qt.learning import checkpoint
 
     return checkpoint.load("execution")
 

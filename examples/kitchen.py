@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from planners.symbolic import SymbolicKitchen
+from saycan_qt.kitchen.symbolic import SymbolicKitchen
 from skills.client import RobotClient, SkillClient
 from skills.library import Skill, SkillLibrary
 from skills.types import Observation, Outcome

@@ -22,6 +22,7 @@ from langgraph.types import Command
 
 from planners.langchain import PlannerModel, skill_tools
 from planners.saycan import SayCanPlanner
+from saycan_qt.kitchen.language.spoken import kitchen_language
 from saycan_qt.language import LanguageConfig, load_language
 
 
@@ -40,7 +41,7 @@ def main(config: Config) -> int:
     tools = skill_tools(here.skills, here)
     model: Any = config.model
     if not model:
-        language = load_language(LanguageConfig(), here.skills)
+        language = load_language(LanguageConfig(), kitchen_language(), here.skills)
         planner = SayCanPlanner(language.scorer, language.prompt, here.skills)
         model = PlannerModel(planner=planner, judge=here, world=here)
     allowed: dict[str, Any] = {tool.name: {"allowed_decisions": ["approve", "reject"]} for tool in tools}

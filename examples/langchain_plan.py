@@ -17,10 +17,10 @@ from kitchen import kitchen
 from langchain.chat_models import init_chat_model
 
 from planners.langchain import runnable_plan
-from planners.prompts import Prompt
 from planners.proposal import ChatProposer, ProposalPlanner, SampledProposer
 from planners.saycan import Decision, SayCanPlanner
 from planners.weights import text_embedder
+from saycan_qt.kitchen.language.spoken import kitchen_language
 from saycan_qt.language import NONE, LanguageConfig, load_language
 
 
@@ -39,13 +39,13 @@ class Config:
 def main(config: Config) -> int:
     here = kitchen(config.seed, config.server, config.robot)
     if config.chat:
-        prompt = Prompt(text_embedder())
+        prompt = kitchen_language().prompt(text_embedder())
         planner: SayCanPlanner = ProposalPlanner(
             ChatProposer(init_chat_model(config.chat), prompt), prompt, here.skills
         )
     else:
         adapter = NONE if config.propose else ""  # tuned on plans alone, it has one idea where eight are wanted
-        language = load_language(LanguageConfig(config.url, config.model, adapter), here.skills)
+        language = load_language(LanguageConfig(config.url, config.model, adapter), kitchen_language(), here.skills)
         if config.propose:
             proposer = SampledProposer(language.scorer, language.prompt)
             planner = ProposalPlanner(proposer, language.prompt, here.skills)

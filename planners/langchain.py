@@ -1,8 +1,8 @@
 """What LangChain sees of this: the planner as a Runnable or as the model of an agent, skills as tools, the local model.
 
 chain = RunnablePlanner(planner) | (lambda decision: decision.skill.name)
-chain.invoke({"instruction": "bring me a coke can", "affordances": {"find coke can": 1.0}})
-for [event] in runnable_plan(planner, judge, world).stream("bring me a coke can"): ...     # Decisions and Steps
+chain.invoke({"instruction": "bring me the red block", "affordances": {"find red block": 1.0}})
+for [event] in runnable_plan(planner, judge, world).stream("bring me the red block"): ...     # Decisions and Steps
 create_agent("openai:gpt-5", skill_tools(library, world))                  # any agent that calls tools
 create_agent(PlannerModel(planner=planner, judge=judge, world=world), skill_tools(library, world))
 PromptTemplate.from_template("A poem on {subject}:\n") | LocalLLM(local=LanguageScorer())

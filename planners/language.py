@@ -68,7 +68,7 @@ class LanguageScorer:
     def __init__(
         self,
         path: str | Path | None = None,  # a model folder or a GGUF file; by default the pinned model
-        adapter: str | Path | None = None,  # a folder in PEFT's format, such as planners.weights.ADAPTER
+        adapter: str | Path | None = None,  # a folder in PEFT's format, as `python -m saycan_qt.tune` leaves it
         dtype: torch.dtype | None = None,  # see `fast_dtype`
         negligible: float = NEGLIGIBLE,  # see `score`
     ) -> None:
@@ -84,8 +84,8 @@ class LanguageScorer:
     def score(self, prompt: str, candidates: Sequence[str]) -> np.ndarray:
         """Log-likelihoods (N,) float32: the sum over each candidate's tokens, given the prompt.
 
-        A candidate brings its own blank and its own end ("\\n"): without an end, "find the orange" would also be
-        credited with all that goes to "find the orange can".
+        A candidate brings its own blank and its own end ("\\n"): without an end, "find the red block" would also be
+        credited with all that goes to "find the red block tower".
 
         -inf for a candidate given up early: one whose beginning is less than `negligible` times as likely as the
         likeliest beginning of that length. With `negligible` 0 every candidate is scored, in a single pass.

@@ -12,7 +12,6 @@ from typing import Any, Protocol
 import numpy as np
 import yaml
 
-EXAMPLES_FILE = Path(__file__).with_name("examples.yaml")
 MASK = "thing"
 NOTHING_SAID = "N/A"
 SAME = 0.93  # cosine from which an example says what the instruction says
@@ -47,12 +46,12 @@ class TextEmbedder(Protocol):
     def encode(self, inputs: Any, **options: Any) -> Any: ...
 
 
-def load_words(path: Path = EXAMPLES_FILE) -> dict[str, list]:
+def load_words(path: Path) -> dict[str, list]:
     """The named lists that fill slots."""
     return yaml.safe_load(path.read_text(encoding="utf-8"))["words"]
 
 
-def load_examples(path: Path = EXAMPLES_FILE) -> list[Example]:
+def load_examples(path: Path) -> list[Example]:
     """Every entry's every way to ask, its slots filled in every way."""
     document = yaml.safe_load(path.read_text(encoding="utf-8"))
     words = document.get("words", {})
@@ -84,28 +83,28 @@ class Prompt:
     fillings of one way to ask, the one that shares most words comes first, and is made to be about the same things (a
     small model copies better than it generalises); the next are about other things, and show what is to be copied.
 
-    A model that was fine-tuned to plan (planners.pairs) is told the scene instead. Of the examples it only gets one
+    A model that was fine-tuned to plan (saycan_qt.tune) is told the scene instead. Of the examples it only gets one
     that says nearly what the instruction says, so that those which users add teach it, too.
     """
 
     def __init__(
         self,
         embedder: TextEmbedder,
-        examples: Sequence[Example] | None = None,
-        things: Sequence[str] | None = None,  # the names to mask; by default `words: thing` of examples.yaml
+        examples: Sequence[Example],
+        things: Sequence[str],  # the names to mask
         nearest: int = 8,  # examples in a prompt
         per_way: int = 2,  # of them with the same way to ask
         spread: float = 0.12,  # a way to ask that is less similar than the nearest by more than this is left out...
         fewest: int = 2,  # ... if there are this many without it
-        tuned: bool = False,  # for a model that was fine-tuned to plan, see below
+        tuned: bool = False,  # for a model that was fine-tuned to plan, see above
+        about: str = "a robot",  # whom a chat model is told that it plans for
     ) -> None:
         self.embedder = embedder
-        self.examples = list(examples if examples is not None else load_examples())
-        things = things if things is not None else load_words()["thing"]
+        self.examples = list(examples)
         self._things = re.compile(r"\b(" + "|".join(map(re.escape, sorted(things, key=len, reverse=True))) + r")\b")
         self.nearest, self.per_way = nearest, per_way
         self.spread, self.fewest = spread, fewest
-        self.tuned = tuned
+        self.tuned, self.about = tuned, about
         self._by_way: dict[str, list[Example]] = {}
         for example in self.examples:
             self._by_way.setdefault(self._mask(example.instruction), []).append(example)

@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 LONGEST_LINE = 200  # letters of a proposal that are read
 UNSAID = 1e-30  # share of a skill that nobody proposed
 MARKS = re.compile(r"^\s*(?:[-*•]|\d+[.):])?\s*[\"'`]*(.*?)[\"'`.\s]*$")  # what stands around a line of a list
-CHAT = """You choose the next step of a robot in a kitchen. Below are examples of instructions and the steps that \
+CHAT = """You choose the next step of {about}. Below are examples of instructions and the steps that \
 carried them out, then the instruction at hand and the steps done so far. Answer with up to {k} different next steps, \
 one a line, the most sensible first, in the words of the examples, without numbers or reasons. When nothing is left to \
 do, answer with "done" alone."""
@@ -205,7 +205,7 @@ class ChatProposer:
         shown = self.prompt.build(instruction, steps_done, feasible)
         if feasible:
             shown += "\n\nAmong what is possible now: " + ", ".join(sorted(feasible))
-        answer = self.model.invoke([SystemMessage(CHAT.format(k=k)), HumanMessage(shown)])
+        answer = self.model.invoke([SystemMessage(CHAT.format(k=k, about=self.prompt.about)), HumanMessage(shown)])
         return [line for line in str(answer.text).splitlines() if line.strip()][:k]
 
 

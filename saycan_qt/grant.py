@@ -19,9 +19,9 @@ import tyro
 import yaml
 
 from saycan_qt.options import File, parse
-from saycan_qt.services import refuse
-from skills.access import Role, Tokens, digest, new_token
+from saycan_qt.services.processes import refuse
 from skills.errors import AccessError, SkillError
+from skills.security.access import Role, Tokens, digest, new_token
 
 MODE = 0o600  # the owner's business alone
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from planners.prompts import Prompt
+from planners.robot_language import RobotLanguage
 from planners.saycan import Scorer
-from planners.weights import ADAPTER
-from skills.library import Skill, SkillLibrary
+from skills.library import Skill
 
 KEY = "LANGUAGE_SERVER_KEY"  # environment variable
 NONE = "none"
@@ -27,7 +27,7 @@ class LanguageConfig:
     model: str = ""  # another one: a model folder, a GGUF file, or the URL of a server that scores texts, as vLLM does
     served: str = ""  # what that server calls the model; the server's key is taken from LANGUAGE_SERVER_KEY
     # A folder that `saycan_qt.tune` left; "none": the model as published, which needs examples. By default the shipped
-    # model plans with the adapter that comes with it, where the robot's skills are the kitchen's
+    # model plans with the adapter that comes with the robot's language, where it was taught all of the robot's skills
     adapter: str = ""
 
     @property
@@ -44,9 +44,11 @@ class Language:
     name: str
 
 
-def load_language(config: LanguageConfig, skills: Iterable[Skill], score_hopeless: bool = False) -> Language:
-    """skills: those to plan with. score_hopeless: candidates that have no chance get their score, too.
-    Raises LanguageError."""
+def load_language(
+    config: LanguageConfig, robot: RobotLanguage, skills: Iterable[Skill], score_hopeless: bool = False
+) -> Language:
+    """robot: how people speak to it. skills: those to plan with. score_hopeless: candidates that have no chance get
+    their score, too. Raises LanguageError."""
     from transformers.utils import logging as transformers_logging  # seconds, spent while the services start
 
     from planners.language import NEGLIGIBLE, LanguageScorer
@@ -62,17 +64,16 @@ def load_language(config: LanguageConfig, skills: Iterable[Skill], score_hopeles
                     f"{config.model}: a server needs the name of its model (--language.served) and takes no adapter"
                 )
             remote = RemoteScorer(config.model, config.served, os.environ.get(KEY))
-            return Language(remote, Prompt(text_embedder()), config.served)
-        adapter = _adapter(config, skills)
+            return Language(remote, robot.prompt(text_embedder()), config.served)
+        adapter = _adapter(config, robot, skills)
         scorer = LanguageScorer(config.model or None, adapter, negligible=negligible)
         name = scorer.path.stem + (f" + {adapter.name}" if adapter else "")
-        return Language(scorer, Prompt(text_embedder(), tuned=adapter is not None), name)
+        return Language(scorer, robot.prompt(text_embedder(), tuned=adapter is not None), name)
     except (WeightsError, RemoteError, OSError, ValueError) as error:
         raise LanguageError(" ".join(str(error).split())) from error
 
 
-def _adapter(config: LanguageConfig, skills: Iterable[Skill]) -> Path | None:
+def _adapter(config: LanguageConfig, robot: RobotLanguage, skills: Iterable[Skill]) -> Path | None:
     if config.adapter:
         return None if config.adapter == NONE else Path(config.adapter)
-    taught = {skill.text for skill in SkillLibrary.load()}
-    return None if config.model or not {skill.text for skill in skills} <= taught else ADAPTER
+    return None if config.model else robot.adapter_for(skills)

@@ -15,9 +15,9 @@ from typing import Annotated
 
 import tyro
 
-from saycan_qt.access import ClientOptions, HowToCall
 from saycan_qt.options import parse
-from saycan_qt.services import refuse
+from saycan_qt.services.access import ClientOptions, HowToCall
+from saycan_qt.services.processes import refuse
 from skills.client import SkillClient
 from skills.errors import SkillError
 

@@ -15,10 +15,10 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from saycan_qt.access import ClientOptions, HowToCall, ServerOptions, WhoMayCall
-from saycan_qt.operation import HowToWatch, OperationOptions
 from saycan_qt.options import Address, File, parse
-from saycan_qt.services import KITCHEN_ROBOT, EndWhenTold, announce, announce_ready, refuse
+from saycan_qt.services.access import ClientOptions, HowToCall, ServerOptions, WhoMayCall
+from saycan_qt.services.operation import HowToWatch, OperationOptions
+from saycan_qt.services.processes import KITCHEN_ROBOT, EndWhenTold, announce, announce_ready, refuse
 from skills.client import RobotClient, SkillClient
 from skills.connective import RULES
 from skills.errors import LibraryError, SkillError
@@ -26,7 +26,7 @@ from skills.latch import Latch
 from skills.library import Skill, SkillLibrary
 from skills.robot import serve as serve_robot
 from skills.types import Robot
-from skills.wire import join_address
+from skills.wire.conventions import join_address
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,6 @@ exits with 0.
 from __future__ import annotations
 
 import gc
-import json
 import logging
 import signal
 import sys
@@ -30,28 +29,26 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
-import numpy as np
 import tyro
 
-from saycan_qt.access import ServerOptions, WhoMayCall
-from saycan_qt.operation import HowToWatch, OperationOptions
 from saycan_qt.options import Checkpoint, File, Folder, parse
-from saycan_qt.replicas import RayOptions, Replicas, WhereModelsLive
-from saycan_qt.services import SKILL_SERVER, EndWhenTold, announce, announce_ready, refuse
+from saycan_qt.services import models
+from saycan_qt.services.access import ServerOptions, WhoMayCall
+from saycan_qt.services.models import Models, image_of, load
+from saycan_qt.services.operation import HowToWatch, OperationOptions
+from saycan_qt.services.processes import SKILL_SERVER, EndWhenTold, announce, announce_ready, refuse
+from saycan_qt.services.replicas import RayOptions, Replicas, WhereModelsLive
 from skills.errors import SkillError, Unreadable
-from skills.hosting import DEFAULT, Calibrate, Hosting, Model
 from skills.library import SkillLibrary
 from skills.server import Limits
 from skills.server import serve as serve_skills
-from skills.types import STATE_NAMES, Actor, Critic, Observation, Reader
-from skills.wire import join_address
+from skills.serving.hosting import DEFAULT, Hosting, Model
+from skills.wire.conventions import join_address
 
 if TYPE_CHECKING:
     from saycan_qt.data.recorder import EpisodeRecorder
 
 log = logging.getLogger(__name__)
-
-KITCHEN_IMAGE = (80, 96)  # height, width of what the kitchen robot observes [pixels]
 
 
 Also = Annotated[tuple[str, ...], tyro.conf.arg(metavar="[NAME=NAME|DIR[:NAME|DIR] ...]", help_behavior_hint="")]
@@ -87,70 +84,9 @@ class ServeConfig:
     until_stdin_closes: bool = False  # end when standard input closes: with the process that started this one
 
 
-@dataclass(frozen=True)
-class Models:
-    """What judges and what acts: named at once, loaded when the server can already be reached."""
-
-    critic_id: str
-    actor_id: str
-    load: Callable[[], tuple[Critic, Actor]]  # raises Unreadable
-    calibrate: Calibrate | None = None  # makes affordances of the critic's values; None: they are the values
-
-
 def checkpoints(config: ServeConfig, replicas: Replicas | None = None) -> Models:
     """The shipped models, or those that were asked for, here or in replicas; raises Unreadable."""
-    import torch
-
-    from saycan_qt import calibration, checkpoint
-
-    torch.set_num_threads(config.threads)
-    read = checkpoint.load if replicas is None else replicas.load
-
-    def identify(name: str) -> str:
-        """Its name and the beginning of its weights' SHA-256."""
-        folder = checkpoint.resolve(name)
-        manifest = json.loads((folder / checkpoint.MANIFEST).read_bytes())
-        return f"{folder.name}@{manifest['files'][checkpoint.MODEL]['sha256'][:8]}"
-
-    def load() -> tuple[Critic, Actor]:
-        try:
-            critic = read(config.affordance)
-            actor = critic if config.execution == config.affordance else read(config.execution)
-        except checkpoint.CheckpointError as error:
-            raise Unreadable(str(error)) from None
-        if not hasattr(critic, "value"):
-            raise Unreadable(f"checkpoint {config.affordance!r} only acts; one that judges is needed")
-        return critic, actor
-
-    try:
-        critic_id, actor_id = identify(config.affordance), identify(config.execution)
-        curve = calibration.load(config.affordance) if config.calibrated else None
-    except (checkpoint.CheckpointError, calibration.CalibrationError) as error:
-        raise Unreadable(str(error)) from None
-    except (OSError, ValueError, LookupError, TypeError, RecursionError):  # damaged, as `load` will say
-        return Models(config.affordance, config.execution, load)
-    if curve is None:
-        return Models(critic_id, actor_id, load)
-    return Models(f"{critic_id}+{curve.method}", actor_id, load, curve.calibrated)
-
-
-def warm_up(critic: Critic, actor: Actor, library: SkillLibrary) -> None:
-    """One call of each kind: the first is slow, and encodes every skill's words."""
-    names = [skill.name for skill in library if skill.learned]
-    if names:
-        for policy in (critic, actor):
-            if keep := getattr(policy, "keep", None):
-                keep(names)
-        critic.value([blank_for(critic)], names)
-        if isinstance(actor, Reader):
-            actor.know(names)
-        actor.act([blank_for(actor)], names[0])
-
-
-def blank_for(policy: object) -> Observation:
-    """An observation of the size that the policy was trained on."""
-    image = image_of(policy) or KITCHEN_IMAGE
-    return Observation(np.zeros((*image, 3), np.uint8), np.zeros(len(STATE_NAMES), np.float32))
+    return models.checkpoints(config.affordance, config.execution, config.calibrated, config.threads, replicas)
 
 
 def configs(config: ServeConfig) -> dict[str, ServeConfig]:
@@ -167,14 +103,6 @@ def configs(config: ServeConfig) -> dict[str, ServeConfig]:
     return found
 
 
-def load(choose: Callable[[], Models], library: SkillLibrary) -> Model:
-    """What is on disk now, warm; raises Unreadable."""
-    models = choose()
-    critic, actor = models.load()
-    warm_up(critic, actor, library)
-    return Model(critic, actor, models.critic_id, models.actor_id, models.calibrate)
-
-
 def reload_when_told(models: Hosting) -> None:
     """SIGHUP: all of them, one after the other."""
 
@@ -186,12 +114,6 @@ def reload_when_told(models: Hosting) -> None:
                 log.warning("model %r stays as it was: %s", name, error)
 
     signal.signal(signal.SIGHUP, lambda *_: threading.Thread(target=reload, name="reload", daemon=True).start())
-
-
-def image_of(policy: object) -> tuple[int, int] | None:
-    """Height and width [px] of what a policy was trained on; None where it does not say."""
-    network = getattr(policy, "network_config", None)
-    return tuple(network.encoder.image) if network is not None else None
 
 
 def open_recorder(config: ServeConfig) -> EpisodeRecorder | None:
@@ -227,7 +149,7 @@ def host(
     asked = {name: partial(choose, one) for name, one in configs(config).items()}
     names = {name: choice() for name, choice in asked.items()}
     watcher = config.operation.start(SKILL_SERVER, config.access, access)
-    models = Hosting(
+    hosted = Hosting(
         {name: Model(None, None, m.critic_id, m.actor_id, m.calibrate, loaded=False) for name, m in names.items()},
         {name: partial(load, choice, library) for name, choice in asked.items()},
         watcher,
@@ -235,7 +157,7 @@ def host(
     recorder = open_recorder(config)
     server = serve_skills(
         library,
-        models=models,
+        models=hosted,
         address=join_address(config.host, config.port),
         ready=False,
         limits=Limits(
@@ -253,7 +175,7 @@ def host(
         print(f"recording to {recorder.folder}, {recorder.num_episodes} episodes there", flush=True)
     try:
         for name in names:
-            actor = models.reload(name).actor
+            actor = hosted.reload(name).actor
             if recorder is not None and (problem := recorder.misfit(image_of(actor))):
                 raise Unreadable(f"{problem}; record to another folder")
     except SkillError:
@@ -261,9 +183,9 @@ def host(
         raise
     gc.collect()
     gc.freeze()  # a full collection of all that is loaded would hold up every thread, and so every robot
-    reload_when_told(models)
+    reload_when_told(hosted)
     server.set_ready()
-    done = [f"judged by {model.critic_id}, done by {model.actor_id}" for _, model in models]
+    done = [f"judged by {model.critic_id}, done by {model.actor_id}" for _, model in hosted]
     more = "".join(f"; {name}: {how}" for name, how in zip(list(names)[1:], done[1:], strict=True))
     where = "" if replicas is None else f", on {replicas}"
     announce_ready(SKILL_SERVER, f"{len(library)} skills, {done[0]}{more}{where}")

@@ -22,7 +22,6 @@ from typing import Any, Self, TypeVar
 import grpc
 import numpy as np
 
-from skills.channel import Credentials, open_channel
 from skills.errors import (
     DeadlineExceeded,
     InvalidRequest,
@@ -34,7 +33,12 @@ from skills.errors import (
     Unreadable,
 )
 from skills.library import SkillLibrary
-from skills.messages import (
+from skills.security.channel import Credentials, open_channel
+from skills.types import Observation, Outcome, Status
+from skills.v1 import skills_pb2 as pb
+from skills.v1 import skills_pb2_grpc
+from skills.wire.conventions import error_of
+from skills.wire.messages import (
     read_action,
     read_observation,
     read_outcome,
@@ -44,11 +48,7 @@ from skills.messages import (
     write_observation,
     write_outcome,
 )
-from skills.tracing import carried
-from skills.types import Observation, Outcome, Status
-from skills.v1 import skills_pb2 as pb
-from skills.v1 import skills_pb2_grpc
-from skills.wire import error_of
+from skills.wire.tracing import carried
 
 CALL_TIMEOUT = 30.0  # [s] for one answer; a service that dies is noticed at once, one that freezes within 2 s
 CONTROL_TIMEOUT = 2.0  # [s] for one action: a robot waits no longer for a policy

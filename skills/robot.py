@@ -23,8 +23,6 @@ from typing import TypeVar
 import grpc
 import numpy as np
 
-from skills.access import Access
-from skills.calls import MAX_GOAL_ID
 from skills.client import CONTROL_TIMEOUT, Control, SkillClient
 from skills.errors import (
     Busy,
@@ -37,9 +35,11 @@ from skills.errors import (
 )
 from skills.latch import Latch
 from skills.library import Skill, SkillLibrary
-from skills.messages import JPEG, inside, read_text, write_image, write_observation, write_outcome, write_tensor
-from skills.motion import Motion
-from skills.serving import Server
+from skills.security.access import Access
+from skills.serving.calls import MAX_GOAL_ID
+from skills.serving.grpc_server import Server
+from skills.serving.motion import Motion
+from skills.serving.watching import NOBODY, Watcher
 from skills.types import (
     ACTION_HIGH,
     ACTION_LOW,
@@ -52,8 +52,8 @@ from skills.types import (
 )
 from skills.v1 import skills_pb2 as pb
 from skills.v1 import skills_pb2_grpc
-from skills.watching import NOBODY, Watcher
-from skills.wire import SCHEMA_VERSION
+from skills.wire.conventions import SCHEMA_VERSION
+from skills.wire.messages import JPEG, inside, read_text, write_image, write_observation, write_outcome, write_tensor
 
 log = logging.getLogger(__name__)
 

@@ -20,24 +20,15 @@ import grpc
 import numpy as np
 
 from skills import connective
-from skills.access import Access
-from skills.batching import Inference, Line
 from skills.errors import InvalidRequest, ServerFault, Unavailable, Unreadable
-from skills.hosting import DEFAULT, Calibrate, Hosting, Model
 from skills.library import SkillLibrary
-from skills.messages import (
-    MAX_HISTORY,
-    inside,
-    read_history,
-    read_observation,
-    read_outcome,
-    read_text,
-    write_skill,
-    write_tensor,
-)
-from skills.recorder import Recorder, Take
-from skills.serving import Server
-from skills.streams import Stream
+from skills.security.access import Access
+from skills.serving.batching import Inference, Line
+from skills.serving.grpc_server import Server
+from skills.serving.hosting import DEFAULT, Calibrate, Hosting, Model
+from skills.serving.recorder import Recorder, Take
+from skills.serving.streams import Stream
+from skills.serving.watching import NOBODY, Watcher
 from skills.types import (
     ACTION_HIGH,
     ACTION_LOW,
@@ -55,8 +46,17 @@ from skills.types import (
 )
 from skills.v1 import skills_pb2 as pb
 from skills.v1 import skills_pb2_grpc
-from skills.watching import NOBODY, Watcher
-from skills.wire import SCHEMA_VERSION
+from skills.wire.conventions import SCHEMA_VERSION
+from skills.wire.messages import (
+    MAX_HISTORY,
+    inside,
+    read_history,
+    read_observation,
+    read_outcome,
+    read_text,
+    write_skill,
+    write_tensor,
+)
 
 log = logging.getLogger(__name__)
 

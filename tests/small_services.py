@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 
 from planners.prompts import Example, Prompt
-from planners.symbolic import SymbolicKitchen
 from saycan_qt import robot, run, serve
+from saycan_qt.kitchen.symbolic import SymbolicKitchen
 from saycan_qt.language import Language
 from saycan_qt.options import parse
 from skills.types import Status

@@ -8,16 +8,16 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from tiny_services import LineRobot, Walker
 
-from saycan_qt.access import TOKEN, ClientOptions
 from saycan_qt.grant import GrantConfig, grant
+from saycan_qt.services.access import TOKEN, ClientOptions
 from skills import robot as robot_service
 from skills import server as skill_service
-from skills.access import NEEDS, ROLES, Access, Holder, Tokens, digest
-from skills.channel import Credentials
 from skills.client import RobotClient, SkillClient
 from skills.errors import AccessError, PermissionDenied, Stopped, Unauthenticated
 from skills.library import SkillLibrary
-from skills.tls import ClientTLS, ServerTLS
+from skills.security.access import NEEDS, ROLES, Access, Holder, Tokens, digest
+from skills.security.channel import Credentials
+from skills.security.tls import ClientTLS, ServerTLS
 from skills.v1 import skills_pb2 as pb
 
 LIBRARY = SkillLibrary.load()

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import f1_score
 
-from saycan_qt.affordance_metrics import (
+from saycan_qt.evaluation.affordance.metrics import (
     Ranked,
     all_positive_f1,
     balanced_weights,

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from saycan_qt.data.scenes import HISTORY
-from saycan_qt.kitchen.affordances import Snapshot, attempt, label, labelled_scene, let_time_pass
-from saycan_qt.kitchen.disturbances import DISTURBANCES
-from saycan_qt.kitchen.rollouts import random_skill
+from saycan_qt.kitchen.practice.affordances import Snapshot, attempt, label, labelled_scene, let_time_pass
+from saycan_qt.kitchen.practice.disturbances import DISTURBANCES
+from saycan_qt.kitchen.practice.rollouts import random_skill
 from saycan_qt.kitchen.tasks import feasible, practice
 from saycan_qt.kitchen.world import CARRY, World
 from skills.library import SkillLibrary

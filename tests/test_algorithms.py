@@ -7,7 +7,7 @@ import pytest
 import torch
 from tiny_policies import AUTOREGRESSIVE, KINDS, TEXTS, batch_for, make, observation
 
-from saycan_qt import checkpoint
+from saycan_qt.learning import checkpoint
 from skills.types import ACTION_HIGH, ACTION_LOW
 
 every_algorithm = pytest.mark.parametrize("kind", KINDS)

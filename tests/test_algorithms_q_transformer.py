@@ -9,7 +9,7 @@ import pytest
 import torch
 from tiny_policies import TEXTS, batch_for, make, observation
 
-from saycan_qt.algorithms.q_transformer import QTransformerConfig, dimension_targets, q_loss
+from saycan_qt.learning.algorithms.q_transformer import QTransformerConfig, dimension_targets, q_loss
 
 GAMMA = 0.9
 Q_BEST = torch.tensor([[0.2, 0.5, 0.4], [0.3, 0.1, 0.6]])  # two transitions, three action dimensions

@@ -11,8 +11,8 @@ import torch
 from tiny_policies import TEXTS, batch_for, make, observation
 
 from saycan_qt import train
-from saycan_qt.algorithms.qt_opt import QTOptConfig, clipped_double_target, cql_penalty, draw, maximize
-from saycan_qt.loop import Run
+from saycan_qt.learning.algorithms.qt_opt import QTOptConfig, clipped_double_target, cql_penalty, draw, maximize
+from saycan_qt.learning.loop import Run
 from skills.types import ACTION_HIGH, ACTION_LOW
 
 GOAL = torch.tensor([-0.5, 0.5, 0.2, 0.0, -0.3, 0.7, 1.0, -1.0])  # normalised; closed, not terminating

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from sklearn.isotonic import IsotonicRegression
 
-from saycan_qt import calibration, checkpoint
-from saycan_qt.affordance_metrics import calibration_error
-from saycan_qt.calibration import TIE_BREAK, CalibrationError
+from saycan_qt.evaluation.affordance.metrics import calibration_error
+from saycan_qt.learning import calibration, checkpoint
+from saycan_qt.learning.calibration import TIE_BREAK, CalibrationError
 from saycan_qt.serve import ServeConfig, Unreadable, checkpoints
 
 METHODS = ("isotonic", "temperature")

@@ -14,8 +14,9 @@ from safetensors.torch import load as tensors_from_bytes
 from safetensors.torch import save_file
 from tiny_policies import TEXTS, make
 
-from saycan_qt import atomic, checkpoint
-from saycan_qt.checkpoint import CheckpointError
+from saycan_qt import atomic
+from saycan_qt.learning import checkpoint
+from saycan_qt.learning.checkpoint import CheckpointError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,7 +84,7 @@ def test_a_wrong_name_suggests_the_nearest_shipped_one(folder, monkeypatch):
 
 
 def test_an_unknown_algorithm_is_named(folder, monkeypatch):
-    monkeypatch.setattr("saycan_qt.algorithms.ALGORITHMS", {"rt1": None}, raising=False)
+    monkeypatch.setattr("saycan_qt.learning.algorithms.ALGORITHMS", {"rt1": None}, raising=False)
     with pytest.raises(CheckpointError, match="unknown algorithm 'q-transformer'; known are rt1"):
         checkpoint.load(folder)
 
@@ -96,7 +97,7 @@ def test_a_policy_is_built_by_its_algorithm(folder, monkeypatch):
             policy.load_state_dict({"weight": tensors["weight"]})
             return policy
 
-    monkeypatch.setattr("saycan_qt.algorithms.ALGORITHMS", {"q-transformer": Algorithm}, raising=False)
+    monkeypatch.setattr("saycan_qt.learning.algorithms.ALGORITHMS", {"q-transformer": Algorithm}, raising=False)
     assert torch.equal(checkpoint.load(folder, device="cpu").weight, torch.arange(6.0).reshape(2, 3).T)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from saycan_qt.collect import CollectConfig, episode, episodes, load_actor, main
 from saycan_qt.data.episodes import DatasetError, EpisodeDataset, EpisodeWriter
 from saycan_qt.data.scenes import HISTORY, SceneDataset
-from saycan_qt.kitchen.affordances import labelled_scene
+from saycan_qt.kitchen.practice.affordances import labelled_scene
 from skills.library import SkillLibrary
 
 

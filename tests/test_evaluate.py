@@ -12,12 +12,15 @@ import pytest
 import tiny_policies
 from test_data_rlds import fractal, save
 
-from saycan_qt import affordance, checkpoint
-from saycan_qt.affordance_figures import figures
-from saycan_qt.algorithms.q_transformer import QTransformer
 from saycan_qt.data import scenes
 from saycan_qt.data.episodes import Episode, EpisodeDataset, EpisodeWriter
-from saycan_qt.evaluate import main, run_episode, wilson
+from saycan_qt.evaluate import main
+from saycan_qt.evaluation.affordance import measure as affordance
+from saycan_qt.evaluation.affordance.figures import figures
+from saycan_qt.evaluation.rates import wilson
+from saycan_qt.evaluation.skills import run_episode
+from saycan_qt.learning import checkpoint
+from saycan_qt.learning.algorithms.q_transformer import QTransformer
 from saycan_qt.options import dispatch
 from skills.library import SkillLibrary
 from skills.server import serve
@@ -61,7 +64,7 @@ def test_a_mistake_is_one_line_and_exit_code_2(flag, value, capsys):
 
 
 def test_rolling_out_does_not_pay_for_the_modules_of_other_commands():
-    code = "import sys, saycan_qt.evaluate; print({'torch', 'sklearn'} & set(sys.modules))"
+    code = "import sys, saycan_qt.evaluation.skills; print({'torch', 'sklearn'} & set(sys.modules))"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "set()"
 

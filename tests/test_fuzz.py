@@ -31,14 +31,14 @@ from hypothesis import strategies as st
 from PIL import Image
 from tiny_services import UNHURRIED, LineRobot, Walker
 
-from skills import messages
 from skills import robot as robot_service
 from skills import server as skill_service
 from skills.client import RobotClient, SkillClient
 from skills.errors import SkillError
 from skills.library import SkillLibrary
-from skills.messages import JPEG, PNG, RAW, compress, write_image, write_observation, write_skill
 from skills.v1 import skills_pb2 as pb
+from skills.wire import messages
+from skills.wire.messages import JPEG, PNG, RAW, compress, write_image, write_observation, write_skill
 
 LIBRARY = SkillLibrary.load()
 HERE = Path(__file__).parent

@@ -5,11 +5,11 @@ import numpy as np
 import pytest
 
 from saycan_qt.kitchen import goals
-from saycan_qt.kitchen.disturbances import absent
 from saycan_qt.kitchen.env import KitchenEnv
-from saycan_qt.kitchen.experts import Expert
 from saycan_qt.kitchen.objects import THINGS
-from saycan_qt.kitchen.perception import KEYPOINTS, labelled_frames
+from saycan_qt.kitchen.practice.disturbances import absent
+from saycan_qt.kitchen.practice.experts import Expert
+from saycan_qt.kitchen.practice.perception import KEYPOINTS, labelled_frames
 from saycan_qt.kitchen.robot import KitchenRobot
 from saycan_qt.kitchen.scene import WORKTOPS
 from saycan_qt.kitchen.tasks import FAMILIES, feasible, practice, random_kitchen

@@ -21,12 +21,12 @@ from skills.client import Execution, RobotClient, SkillClient
 from skills.errors import Stopped, Unavailable
 from skills.latch import Latch
 from skills.library import SkillLibrary
-from skills.messages import write_tensor
-from skills.motion import PERIOD
-from skills.serving import Server
+from skills.serving.grpc_server import Server
+from skills.serving.motion import PERIOD
 from skills.types import Outcome, Status
 from skills.v1 import skills_pb2 as pb
 from skills.v1 import skills_pb2_grpc
+from skills.wire.messages import write_tensor
 
 LIBRARY = SkillLibrary.load()
 ENDLESS = "open top drawer"  # the policy never ends it

@@ -29,21 +29,22 @@ from tiny_policies import observation as tiny_observation
 from tiny_services import LineRobot, Walker, wait_until
 
 from planners import weights
-from saycan_qt import checkpoint, logs
 from saycan_qt import serve as command
-from saycan_qt.access import ServerOptions
-from saycan_qt.exposition import Endpoint, Metrics
-from saycan_qt.operation import OperationOptions
-from saycan_qt.tokens import TextEncoder
+from saycan_qt.learning import checkpoint
+from saycan_qt.networks.tokens import TextEncoder
+from saycan_qt.services import logs
+from saycan_qt.services.access import ServerOptions
+from saycan_qt.services.exposition import Endpoint, Metrics
+from saycan_qt.services.operation import OperationOptions
 from skills import robot as robot_service
-from skills.access import Access, Holder, Tokens, digest
-from skills.calls import Seldom
-from skills.channel import Credentials
 from skills.client import RobotClient, SkillClient
 from skills.errors import AccessError, Busy, Unauthenticated, UnknownSkill, Unreadable
-from skills.hosting import Hosting, Model
 from skills.library import Skill, SkillLibrary
+from skills.security.access import Access, Holder, Tokens, digest
+from skills.security.channel import Credentials
 from skills.server import Limits, serve
+from skills.serving.calls import Seldom
+from skills.serving.hosting import Hosting, Model
 from skills.types import Outcome, Status
 
 LIBRARY = SkillLibrary(Skill(text, "pick") for text in TEXTS)

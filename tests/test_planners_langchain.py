@@ -12,10 +12,10 @@ from langchain_core.utils.function_calling import convert_to_openai_tool
 
 from planners.langchain import LocalLLM, PlannerModel, runnable_plan, skill_tools, tool_names
 from planners.language import LanguageScorer
-from planners.prompts import Prompt
 from planners.saycan import SayCanPlanner
-from planners.symbolic import SymbolicKitchen
 from planners.weights import text_embedder
+from saycan_qt.kitchen.language.spoken import kitchen_language
+from saycan_qt.kitchen.symbolic import SymbolicKitchen
 from skills.library import Skill, SkillLibrary
 from skills.types import Outcome, Status
 
@@ -43,7 +43,7 @@ def scorer():
 
 @pytest.fixture(scope="module")
 def planner(scorer):
-    return SayCanPlanner(scorer, Prompt(text_embedder()), LIBRARY)
+    return SayCanPlanner(scorer, kitchen_language().prompt(text_embedder()), LIBRARY)
 
 
 def call(tools, name, arguments):

@@ -11,6 +11,7 @@ import torch
 from planners import weights
 from planners.language import LanguageScorer, TokenTrie, adapted, is_whole
 from planners.weights import WeightsError
+from saycan_qt.kitchen.language.spoken import kitchen_language
 
 PROMPT = "Instruction: bring me an apple\n1. find the apple\n2. pick up the apple\n\nInstruction: "
 CANDIDATES = [
@@ -124,7 +125,7 @@ def flip(folder, name):
     ],
 )
 def test_a_damaged_adapter_is_refused_before_it_is_read(tmp_path, damage, reason):
-    folder = shutil.copytree(weights.ADAPTER, tmp_path / "adapter")
+    folder = shutil.copytree(kitchen_language().adapter, tmp_path / "adapter")
     assert is_whole(folder)
     damage(folder)
     with pytest.raises(WeightsError, match=f"{folder}: {reason}") as refusal:

@@ -5,10 +5,10 @@ import re
 import numpy as np
 import pytest
 
-from planners import instructions
-from planners.pairs import PHRASES, SOURCES, PairGenerator, Phrases, is_held_out, text_of
 from planners.prompts import CANNOT
-from planners.symbolic import SymbolicKitchen
+from saycan_qt.kitchen.language import instructions
+from saycan_qt.kitchen.language.pairs import PHRASES, SOURCES, PairGenerator, Phrases, is_held_out, text_of
+from saycan_qt.kitchen.symbolic import SymbolicKitchen
 from skills.library import SkillLibrary
 from skills.types import Status
 

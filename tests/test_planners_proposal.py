@@ -5,11 +5,11 @@ import pytest
 from langchain_core.language_models import FakeListChatModel
 
 from planners.language import LanguageScorer
-from planners.prompts import Prompt
 from planners.proposal import ChatProposer, ProposalConfig, ProposalPlanner, SampledProposer
 from planners.saycan import SayCanConfig
-from planners.symbolic import SymbolicKitchen
 from planners.weights import text_embedder
+from saycan_qt.kitchen.language.spoken import kitchen_language
+from saycan_qt.kitchen.symbolic import SymbolicKitchen
 from skills.library import SkillLibrary
 
 LIBRARY = SkillLibrary.load()
@@ -26,7 +26,7 @@ HOSTILE = [
 
 @pytest.fixture(scope="module")
 def prompt():
-    return Prompt(text_embedder())
+    return kitchen_language().prompt(text_embedder())
 
 
 class Says:

@@ -9,10 +9,11 @@ import yaml
 
 from planners.langchain import RunnablePlanner
 from planners.language import LanguageScorer
-from planners.prompts import Prompt, load_examples, one_line
+from planners.prompts import one_line
 from planners.saycan import SayCanConfig, SayCanPlanner, Step, decide
-from planners.symbolic import SymbolicKitchen
-from planners.weights import ADAPTER, text_embedder
+from planners.weights import text_embedder
+from saycan_qt.kitchen.language.spoken import kitchen_language
+from saycan_qt.kitchen.symbolic import SymbolicKitchen
 from skills.library import SkillLibrary
 from skills.types import Outcome, Status
 
@@ -25,7 +26,7 @@ DRINKS = {o for o in LIBRARY.objects if "can" in o.split() or "bottle" in o or "
 
 @pytest.fixture(scope="module")
 def prompt():
-    return Prompt(text_embedder())
+    return kitchen_language().prompt(text_embedder())
 
 
 @pytest.fixture(scope="module")
@@ -176,7 +177,7 @@ def test_a_round_of_skills_that_was_gone_twice_is_given_up(prompt):
 
 def test_every_example_speaks_the_librarys_words_and_ends_with_done():
     texts = {skill.text for skill in LIBRARY}
-    examples = load_examples()
+    examples = kitchen_language().examples
     assert len(examples) >= 150
     assert not [e for e in examples if not texts.issuperset(e.plan) or e.plan[-1] != "done"]
 
@@ -238,7 +239,9 @@ def test_a_thing_that_is_not_there_is_no_reason_to_refuse(prompt):
 def test_few_sentences_are_refused_wrongly(planner, part, tuned, wrongly, rightly):
     """Measured: see README. In these kitchens some things that are asked for are not there."""
     if tuned:
-        planner = SayCanPlanner(LanguageScorer(adapter=ADAPTER), Prompt(text_embedder(), tuned=True), LIBRARY)
+        language = kitchen_language()
+        scorer = LanguageScorer(adapter=language.adapter)
+        planner = SayCanPlanner(scorer, language.prompt(text_embedder(), tuned=True), LIBRARY)
     sentences = yaml.safe_load(SENTENCES.read_text())[part]
     share = {}
     for kind in ("can", "cannot"):

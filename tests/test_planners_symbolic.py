@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from planners.symbolic import SymbolicKitchen
 from saycan_qt.kitchen import goals, tasks
 from saycan_qt.kitchen.staging import Stage
+from saycan_qt.kitchen.symbolic import SymbolicKitchen
 from skills.library import SkillLibrary
 
 LIBRARY = SkillLibrary.load()

@@ -7,13 +7,20 @@ import numpy as np
 import pytest
 import yaml
 
-from planners.instructions import DEVELOPMENT, FAMILIES, HELD_OUT, INSTRUCTIONS, InstructionsError, load
 from planners.prompts import Example, Prompt
 from planners.saycan import SayCanConfig
-from saycan_qt import plans
 from saycan_qt.evaluate import main
+from saycan_qt.evaluation import plans
+from saycan_qt.evaluation.plans import PlansConfig
+from saycan_qt.kitchen.language.instructions import (
+    DEVELOPMENT,
+    FAMILIES,
+    HELD_OUT,
+    INSTRUCTIONS,
+    InstructionsError,
+    load,
+)
 from saycan_qt.language import Language
-from saycan_qt.plans import PlansConfig
 from skills.library import SkillLibrary
 
 LIBRARY = SkillLibrary.load()

@@ -17,8 +17,8 @@ import pytest
 from tiny_policies import TEXTS, make, observation
 from tiny_services import wait_until
 
-from saycan_qt import checkpoint
-from saycan_qt.replicas import INSTALL, RayOptions, Replicas
+from saycan_qt.learning import checkpoint
+from saycan_qt.services.replicas import INSTALL, RayOptions, Replicas
 from skills.client import SkillClient
 from skills.errors import InvalidRequest, Unavailable
 from skills.types import Observation

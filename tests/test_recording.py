@@ -27,10 +27,10 @@ from skills import server as skill_service
 from skills.client import RobotClient, SkillClient
 from skills.errors import ServerFault
 from skills.library import SkillLibrary
-from skills.messages import write_observation, write_outcome
 from skills.types import Observation, Outcome, Status
 from skills.v1 import skills_pb2 as pb
 from skills.v1 import skills_pb2_grpc
+from skills.wire.messages import write_observation, write_outcome
 
 LIBRARY = SkillLibrary.load()
 PATIENT = skill_service.Limits(stream_timeout=10.0)

@@ -14,9 +14,9 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from saycan_qt.checkpoint import SHIPPED
+from saycan_qt.learning.checkpoint import SHIPPED
 from saycan_qt.robot import check
-from saycan_qt.services import LISTENING
+from saycan_qt.services.processes import LISTENING
 from skills.client import RobotClient
 from skills.errors import LibraryError
 from skills.library import Skill, SkillLibrary

@@ -4,10 +4,11 @@ import certificates
 import pytest
 from test_run import INSTRUCTION, SKILLS, finish, nothing_left_running, plan_of, service, start
 
-from saycan_qt.access import TOKEN, ClientOptions, ServerOptions
 from saycan_qt.grant import GrantConfig, grant
-from saycan_qt.run import SKILL_SERVICE, RunConfig, check
-from saycan_qt.services import SKILL_SERVER, RemoteService, StartFailed
+from saycan_qt.journey.lifecycle import SKILL_SERVICE, RunConfig
+from saycan_qt.run import check
+from saycan_qt.services.access import TOKEN, ClientOptions, ServerOptions
+from saycan_qt.services.processes import SKILL_SERVER, RemoteService, StartFailed
 from skills.errors import AccessError
 from skills.library import SkillLibrary
 from skills.server import serve

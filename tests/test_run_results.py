@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from saycan_qt.recording import Recorder
-from saycan_qt.report import write_report
-from saycan_qt.results import Candidate, RunFolder, Step, new_folder, vetoes
+from saycan_qt.journey.recording import Recorder
+from saycan_qt.journey.report import write_report
+from saycan_qt.journey.results import Candidate, RunFolder, Step, new_folder, vetoes
 from skills.types import Observation, Outcome, Status
 
 
@@ -133,6 +133,6 @@ def test_the_report_shows_words_as_they_were_said(finished):
 
 
 def test_a_large_video_is_linked_beside_the_report(finished, monkeypatch):
-    monkeypatch.setattr("saycan_qt.report.INLINED_VIDEO", 10)
+    monkeypatch.setattr("saycan_qt.journey.report.INLINED_VIDEO", 10)
     page = write_report(finished.path).read_text()
     assert "data:video" not in page and 'href="run.mp4"' in page

@@ -11,13 +11,13 @@ from tiny_services import LineRobot, Walker
 
 from skills import robot as robot_service
 from skills import server as skill_service
-from skills.access import Access
-from skills.channel import Credentials, open_channel
 from skills.client import RobotClient, SkillClient
 from skills.errors import AccessError, Unavailable
 from skills.library import SkillLibrary
-from skills.tls import ClientTLS, ServerTLS
-from skills.wire import is_loopback
+from skills.security.access import Access
+from skills.security.channel import Credentials, open_channel
+from skills.security.tls import ClientTLS, ServerTLS
+from skills.wire.conventions import is_loopback
 
 LIBRARY = SkillLibrary.load()
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from saycan_qt.tokens import TERMINATE, ActionTokenizer, bounds_of
+from saycan_qt.networks.tokens import TERMINATE, ActionTokenizer, bounds_of
 from skills.types import ACTION_HIGH, ACTION_LOW
 
 RNG = np.random.default_rng(0)

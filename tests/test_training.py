@@ -16,10 +16,11 @@ import torch
 from tiny_policies import TEXTS, make, save_perception
 
 from planners.weights import WeightsError, sentence_model_path
-from saycan_qt import checkpoint, figures, pretrain, train
-from saycan_qt.batches import BatchConfig, Shuffle, Transitions
+from saycan_qt import figures, pretrain, train
 from saycan_qt.data.episodes import Episode, EpisodeDataset, EpisodeWriter
-from saycan_qt.keypoints import Grounding
+from saycan_qt.learning import checkpoint
+from saycan_qt.learning.batches import BatchConfig, Shuffle, Transitions
+from saycan_qt.networks.keypoints import Grounding
 from skills.library import SkillLibrary
 from skills.types import ACTION_HIGH, ACTION_LOW
 

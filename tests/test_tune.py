@@ -8,10 +8,11 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from planners.language import LanguageScorer, is_whole, load
-from planners.pairs import PairGenerator, text_of
 from planners.weights import language_model_path
-from saycan_qt import tune
-from saycan_qt.tune import ADAPTER, Run, TuneConfig, encode
+from saycan_qt.kitchen.language.pairs import PairGenerator, text_of
+from saycan_qt.learning import tuning
+from saycan_qt.learning.tuning import ADAPTER, Run, TuneConfig, encode
+from saycan_qt.tune import kitchen_pairs
 from skills.library import SkillLibrary
 
 STEPS = 60
@@ -26,14 +27,15 @@ def model(tmp_path_factory):
     LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), initializer_range=0.3, **shape)).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tune, "language_model_path", lambda: folder)
-        patch.setattr(tune, "POOL", 60)
-        patch.setattr(tune, "VALIDATION", 60)
+        patch.setattr(tuning, "language_model_path", lambda: folder)
+        patch.setattr(tuning, "POOL", 60)
+        patch.setattr(tuning, "VALIDATION", 60)
         yield folder
 
 
 def run(out):
-    return Run(TuneConfig(out, steps=STEPS, tokens=512, warmup=1, learning_rate=1e-2, compile=False))
+    config = TuneConfig(out, steps=STEPS, tokens=512, warmup=1, learning_rate=1e-2, compile=False)
+    return Run(config, kitchen_pairs())
 
 
 @pytest.fixture(scope="module")

@@ -2,10 +2,11 @@
 
 import numpy as np
 
-from saycan_qt import checkpoint, figures
+from saycan_qt import figures
+from saycan_qt.evaluation.value_map import swept
 from saycan_qt.kitchen.camera import HEAD
 from saycan_qt.kitchen.tasks import practice
-from saycan_qt.value_map import swept
+from saycan_qt.learning import checkpoint
 from skills.library import SkillLibrary
 
 LIBRARY = SkillLibrary.load()

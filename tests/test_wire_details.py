@@ -11,9 +11,9 @@ from skills import server as skill_service
 from skills.client import RobotClient, SkillClient
 from skills.errors import Busy, InvalidRequest, UnknownSkill
 from skills.library import SkillLibrary
-from skills.messages import write_observation
 from skills.v1 import skills_pb2 as pb
 from skills.v1 import skills_pb2_grpc
+from skills.wire.messages import write_observation
 
 LIBRARY = SkillLibrary.load()
 HERE = LineRobot().observe()

@@ -16,16 +16,16 @@ from tiny_policies import TEXTS, make
 from tiny_policies import observation as tiny_observation
 from tiny_services import UNHURRIED, Walker, wait_until
 
-from saycan_qt import checkpoint
-from skills.batching import Inference
+from saycan_qt.learning import checkpoint
 from skills.client import SkillClient
 from skills.errors import Busy, DeadlineExceeded, InvalidRequest, Unavailable
 from skills.library import SkillLibrary
-from skills.messages import write_observation
 from skills.server import Limits, serve
+from skills.serving.batching import Inference
 from skills.types import Observation
 from skills.v1 import skills_pb2 as pb
 from skills.v1 import skills_pb2_grpc
+from skills.wire.messages import write_observation
 
 LIBRARY = SkillLibrary.load()
 GOOD, BAD = (8, 10, 3), (4, 4, 3)

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from PIL import Image as PillowImage
 
-from skills import messages
 from skills.errors import InvalidRequest
 from skills.generate import ROOT, generate
 from skills.library import SkillLibrary
 from skills.types import Observation, Outcome, Status
 from skills.v1 import skills_pb2 as pb
+from skills.wire import messages
 
 NOISE = np.random.default_rng(0).integers(0, 256, (80, 96, 3), np.uint8)
 SEEN = Observation(NOISE, np.arange(8, dtype=np.float32), "table", "tea", {"apple": "far counter"})

@@ -8,14 +8,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from saycan_qt import checkpoint
-from saycan_qt.algorithms.policy import Batch, Policy
-from saycan_qt.algorithms.q_transformer import QTransformer, QTransformerConfig
-from saycan_qt.algorithms.qt_opt import QTOpt, QTOptConfig
-from saycan_qt.algorithms.rt1 import RT1, RT1Config
-from saycan_qt.backbone import DEBUG
-from saycan_qt.efficientnet import EfficientNetConfig
-from saycan_qt.tokens import TextEncoder
+from saycan_qt.learning import checkpoint
+from saycan_qt.learning.algorithms.policy import Batch, Policy
+from saycan_qt.learning.algorithms.q_transformer import QTransformer, QTransformerConfig
+from saycan_qt.learning.algorithms.qt_opt import QTOpt, QTOptConfig
+from saycan_qt.learning.algorithms.rt1 import RT1, RT1Config
+from saycan_qt.networks.backbone import DEBUG
+from saycan_qt.networks.efficientnet import EfficientNetConfig
+from saycan_qt.networks.tokens import TextEncoder
 from skills.types import Observation
 
 torch.set_num_threads(1)  # threads of tiny networks only wait for each other

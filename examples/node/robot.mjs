@@ -19,7 +19,7 @@ const PROTOS = fileURLToPath(new URL("../../protos", import.meta.url));
 const CALL_TIMEOUT = 30_000; // [ms] for one answer
 const EXECUTE_TIMEOUT = 600_000; // [ms] for one skill from start to end
 const CHANNEL = {
-  "grpc.max_receive_message_length": 64 * 2 ** 20, // [bytes] as in skills/wire.py; the default holds no long history
+  "grpc.max_receive_message_length": 64 * 2 ** 20, // [bytes] as in skills/wire/conventions.py; the default holds no long history
   "grpc.keepalive_time_ms": 1000, // a link that died is noticed within two seconds
   "grpc.keepalive_timeout_ms": 1000,
   "grpc.enable_http_proxy": 0,

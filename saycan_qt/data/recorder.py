@@ -34,7 +34,7 @@ MEMORY = 1 << 30  # [bytes] of images that are not on disk yet
 
 
 class EpisodeRecorder:
-    """A `skills.recorder.Recorder`. What it cannot keep, it leaves out with one line in the log; robots go on."""
+    """A `skills.serving.recorder.Recorder`. What it cannot keep it leaves out, with one line in the log"""
 
     def __init__(self, folder: str | Path, per_shard: int = PER_SHARD, memory: int = MEMORY) -> None:
         """Continues what is there. Raises DatasetError for a folder that holds something else, or is in use."""
@@ -155,7 +155,7 @@ class EpisodeRecorder:
 
 
 class _Recording:
-    """One skill that a robot executes; a `skills.recorder.Recording`."""
+    """One skill that a robot executes; a `skills.serving.recorder.Recording`."""
 
     def __init__(self, recorder: EpisodeRecorder, task: str, info: dict[str, Any]) -> None:
         self._recorder, self._task, self._info = recorder, task, info

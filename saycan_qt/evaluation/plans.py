@@ -14,23 +14,34 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from planners.instructions import FAMILIES, HELD_OUT, INSTRUCTIONS, TUNING, Instruction, InstructionsError
-from planners.instructions import load as load_instructions
 from planners.saycan import Decision, SayCanConfig, SayCanPlanner, Step
-from saycan_qt import atomic, serve
-from saycan_qt.evaluate import wilson
+from saycan_qt import atomic
+from saycan_qt.evaluation.rates import wilson
+from saycan_qt.evaluation.worlds import LearntWorld, PerfectWorld, Value, World, WorldJudge
+from saycan_qt.kitchen.language.instructions import (
+    FAMILIES,
+    HELD_OUT,
+    INSTRUCTIONS,
+    TUNING,
+    Instruction,
+    InstructionsError,
+)
+from saycan_qt.kitchen.language.instructions import load as load_instructions
+from saycan_qt.kitchen.language.spoken import kitchen_language
 from saycan_qt.kitchen.robot import KitchenRobot
 from saycan_qt.kitchen.staging import Stage
 from saycan_qt.language import Language, LanguageConfig, LanguageError, load_language
 from saycan_qt.options import Checkpoint, File
-from saycan_qt.plan_worlds import LearntWorld, PerfectWorld, Value, World, WorldJudge
-from saycan_qt.services import refuse
+from saycan_qt.services.models import Models as Hosted
+from saycan_qt.services.models import checkpoints
+from saycan_qt.services.processes import refuse
+from skills.errors import Unreadable
 from skills.library import Skill, SkillLibrary
 from skills.types import Actor, Observation
 
 PLANNED, EXECUTED = "planned", "executed"
 WIDE = 160  # [characters] of the table where no terminal limits it
-Loader = Callable[[LanguageConfig, Iterable[Skill]], Language]  # as saycan_qt.language.load_language
+Loader = Callable[[LanguageConfig, Iterable[Skill]], Language]  # load_language for one robot
 
 
 @dataclass(frozen=True)
@@ -131,7 +142,7 @@ class Models:
     actor: str = ""
 
 
-def value_of(models: serve.Models, critic: Any, name: str) -> Value:
+def value_of(hosted: Hosted, critic: Any, name: str) -> Value:
     """What the skill server would answer."""
 
     def value(observation: Observation, names: list[str]) -> np.ndarray:
@@ -139,7 +150,7 @@ def value_of(models: serve.Models, critic: Any, name: str) -> Value:
             values = critic.value([observation], names)
         except ValueError as error:
             raise UseError(f"checkpoint {name!r} cannot judge this kitchen: {error}") from None
-        return np.clip(models.calibrate(values) if models.calibrate else values, 0.0, 1.0)
+        return np.clip(hosted.calibrate(values) if hosted.calibrate else values, 0.0, 1.0)
 
     return value
 
@@ -152,12 +163,12 @@ def load_models(config: PlansConfig, skills: SkillLibrary, load_language: Loader
     value, act, critic_id, actor_id = None, None, "oracle", ""
     if config.affordance == "model" or config.execute:
         acting = config.actor if config.execute else config.critic  # naming one twice loads it once
-        models = serve.checkpoints(serve.ServeConfig(config.critic, acting, config.calibrated, threads=config.threads))
-        critic, actor = models.load()
+        chosen = checkpoints(config.critic, acting, config.calibrated, config.threads)
+        critic, actor = chosen.load()
         if config.affordance == "model":
-            value, critic_id = value_of(models, critic, config.critic), models.critic_id
+            value, critic_id = value_of(chosen, critic, config.critic), chosen.critic_id
         if config.execute:
-            act, actor_id = actor, models.actor_id
+            act, actor_id = actor, chosen.actor_id
     language = load_language(config.language, skills)
     planner = SayCanPlanner(language.scorer, language.prompt, skills, config.planner)
     return Models(planner, language.name, value, critic_id, act, actor_id)
@@ -307,7 +318,11 @@ def choose(config: PlansConfig, found: list[Instruction]) -> list[Instruction]:
     return chosen
 
 
-def plans(config: PlansConfig, load_language: Loader = load_language) -> int:
+def load_kitchen(config: LanguageConfig, skills: Iterable[Skill]) -> Language:
+    return load_language(config, kitchen_language(), skills)
+
+
+def plans(config: PlansConfig, load_language: Loader = load_kitchen) -> int:
     path, skills, console = config.set or INSTRUCTIONS, SkillLibrary.load(), Console(stderr=True)
     try:
         check(config)
@@ -319,7 +334,7 @@ def plans(config: PlansConfig, load_language: Loader = load_language) -> int:
         for line in str(error).splitlines():
             code = refuse(line)
         return code
-    except (UseError, LanguageError, serve.Unreadable) as error:
+    except (UseError, LanguageError, Unreadable) as error:
         return refuse(str(error))
     found = answer(config, path, models, tried)
     out = sys.stderr if config.json else sys.stdout

@@ -21,7 +21,7 @@ from saycan_qt.kitchen.world import CARRY, Placement, Scene, World
 from skills.library import Skill, SkillLibrary
 
 if TYPE_CHECKING:
-    from saycan_qt.algorithms.policy import Judge
+    from saycan_qt.learning.algorithms.policy import Judge
 
 WORKTOP_LOW, WORKTOP_HIGH = np.array([0.04, -0.46]), np.array([0.50, 0.46])  # in the base frame [m]
 BANDS = ((0.0, 0.20), (0.20, 0.36), (0.36, 0.46), (0.46, 0.53))  # x, from the robot's edge of the worktop on [m]
@@ -80,8 +80,8 @@ def values(config: ValuesConfig) -> int:
     SkillError."""
     import torch
 
-    from saycan_qt import checkpoint
-    from saycan_qt.algorithms.policy import Judge
+    from saycan_qt.learning import checkpoint
+    from saycan_qt.learning.algorithms.policy import Judge
 
     torch.set_num_threads(config.threads)
     library = SkillLibrary.load()

@@ -11,12 +11,12 @@ from typing import Protocol
 
 import numpy as np
 
-from planners.instructions import Condition
 from planners.saycan import DONE
-from planners.symbolic import SymbolicKitchen
 from saycan_qt.kitchen import goals, tasks
+from saycan_qt.kitchen.language.instructions import Condition
 from saycan_qt.kitchen.robot import KitchenRobot
 from saycan_qt.kitchen.staging import Stage
+from saycan_qt.kitchen.symbolic import SymbolicKitchen
 from skills.connective import connective_affordance
 from skills.library import Skill, SkillLibrary
 from skills.robot import MAX_STEPS

@@ -14,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.status import Status as Spinner
 from rich.table import Table
 
-from saycan_qt.results import Step, vetoes
+from saycan_qt.journey.results import Step, vetoes
 from skills.types import Outcome, Status
 
 SHOWN_CANDIDATES = 8

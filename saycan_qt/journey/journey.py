@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 from planners import saycan
-from saycan_qt.display import Display
-from saycan_qt.recording import VIEWS, Recorder
-from saycan_qt.results import Candidate, RunFolder, Step
+from saycan_qt.journey.display import Display
+from saycan_qt.journey.recording import VIEWS, Recorder
+from saycan_qt.journey.results import Candidate, RunFolder, Step
 from skills.client import RobotClient, SkillClient
 from skills.library import Skill
 from skills.types import Observation, Outcome, Status

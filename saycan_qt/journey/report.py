@@ -1,36 +1,22 @@
 """Turn a run's folder into one HTML page that needs nothing else: no server, no network, no other file.
 
-    python -m saycan_qt.report runs/20261121-101500-bring-me-a-snack
-
-`saycan_qt.run` writes it by itself; the command makes it again from plan.json and the pictures.
+`saycan_qt.run` writes it; `python -m saycan_qt.report DIR` makes it again from plan.json and the pictures.
 """
 
 from __future__ import annotations
 
 import base64
 import json
-import sys
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import jinja2
-import tyro
 
-from saycan_qt.options import parse
-from saycan_qt.results import PLAN, REPORT, Candidate, vetoes, write_atomically
-from saycan_qt.services import refuse
+from saycan_qt.journey.results import PLAN, REPORT, Candidate, vetoes, write_atomically
 
 SHOWN_CANDIDATES, SHOWN_VETOES = 10, 5
 INLINED_VIDEO = 8_000_000  # [bytes]; a larger video is linked
 TYPES = {".png": "image/png", ".jpg": "image/jpeg", ".mp4": "video/mp4"}
-
-
-@dataclass(frozen=True)
-class ReportConfig:
-    """Make report.html again from a run's folder."""
-
-    folder: Annotated[Path, tyro.conf.Positional]  # a folder that `saycan_qt.run` left
 
 
 def data_uri(path: Path) -> str:
@@ -96,15 +82,3 @@ def render(folder: Path) -> str:
 def write_report(folder: Path) -> Path:
     write_atomically(folder / REPORT, render(folder))
     return folder / REPORT
-
-
-def main() -> int:
-    config = parse(ReportConfig, "python -m saycan_qt.report", __doc__)
-    if not (config.folder / PLAN).is_file():
-        return refuse(f"{config.folder} holds no {PLAN}; give a folder that `python -m saycan_qt.run` left")
-    print(write_report(config.folder))
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -8,7 +8,7 @@ import gymnasium
 import numpy as np
 
 from saycan_qt.kitchen.camera import HEAD, HEAD_FOR_PEOPLE
-from saycan_qt.kitchen.rollouts import MAX_STEPS
+from saycan_qt.kitchen.practice.rollouts import MAX_STEPS
 from saycan_qt.kitchen.tasks import practice, succeeded
 from saycan_qt.kitchen.world import Scene, World
 from skills.library import Skill

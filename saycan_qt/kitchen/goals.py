@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import yaml
 
-from planners.symbolic import NOTHING
 from saycan_qt.kitchen.objects import THINGS
 from saycan_qt.kitchen.scene import DRAWERS, PLACES
+from saycan_qt.kitchen.symbolic import NOTHING
 from saycan_qt.kitchen.tasks import NEAR, OPEN, SHUT
 from saycan_qt.kitchen.world import World
 
@@ -64,7 +64,7 @@ def find(instruction: str) -> Goal | None:
 
 
 def holds(world: World, condition: Mapping[str, Any]) -> bool:
-    """One condition of goals.yaml, or of an instruction file (`planners.instructions`)."""
+    """One condition of goals.yaml, or of an instruction file (`saycan_qt.kitchen.language.instructions`)."""
     match condition:
         case {"open": drawer}:
             return world.opening(drawer) > OPEN

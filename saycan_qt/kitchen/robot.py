@@ -10,8 +10,8 @@ import numpy as np
 
 from saycan_qt.kitchen import goals, tasks
 from saycan_qt.kitchen.camera import HEAD_FOR_PEOPLE, ROOM
-from saycan_qt.kitchen.experts import Expert, carry
 from saycan_qt.kitchen.objects import THINGS
+from saycan_qt.kitchen.practice.experts import Expert, carry
 from saycan_qt.kitchen.scene import PLACES, WORKTOPS
 from saycan_qt.kitchen.world import Scene, World
 from skills.library import Skill

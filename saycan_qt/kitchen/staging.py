@@ -5,8 +5,8 @@ from __future__ import annotations
 import mujoco
 import numpy as np
 
-from planners.symbolic import IN_HAND, SymbolicKitchen
 from saycan_qt.kitchen.scene import WORKTOPS
+from saycan_qt.kitchen.symbolic import IN_HAND, SymbolicKitchen
 from saycan_qt.kitchen.tasks import AREA_HIGH, AREA_LOW, NEAR, inside_drawer
 from saycan_qt.kitchen.world import Placement, Scene, World
 from skills.connective import OPERATOR

@@ -53,7 +53,7 @@ class SymbolicKitchen:
         return Observation(*blank, place=self.place, held=self.held, objects=objects)
 
     def holds(self, condition: Mapping[str, Any]) -> bool:
-        """Does one condition of a goal hold? `planners.instructions` lists them."""
+        """Does one condition of a goal hold? `saycan_qt.kitchen.language.instructions` lists them."""
         match condition:
             case {"open": drawer}:
                 return drawer in self.open_drawers

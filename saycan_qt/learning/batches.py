@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from saycan_qt import atomic
-from saycan_qt.algorithms.policy import Batch, Policy
 from saycan_qt.data.relabel import meanings, relabel
-from saycan_qt.keypoints import POSITION, KeypointTrunk
-from saycan_qt.tokens import TERMINATE
+from saycan_qt.learning.algorithms.policy import Batch, Policy
+from saycan_qt.networks.keypoints import POSITION, KeypointTrunk
+from saycan_qt.networks.tokens import TERMINATE
 from skills.library import SkillLibrary
 from skills.types import TERMINATE_THRESHOLD
 

@@ -19,7 +19,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from saycan_qt import atomic, checkpoint
+from saycan_qt import atomic
+from saycan_qt.learning import checkpoint
 
 FORMAT = "saycan-qt calibration 1"
 Method = Literal["isotonic", "temperature"]

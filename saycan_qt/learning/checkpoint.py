@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from saycan_qt import atomic
 
-SHIPPED = Path(__file__).with_name("checkpoints")
+SHIPPED = Path(__file__).parent.parent / "checkpoints"
 CONFIG, MODEL, PROVENANCE, MANIFEST = "config.json", "model.safetensors", "provenance.json", "manifest.json"
 FORMAT = "saycan-qt checkpoint 1"
 PICKLES = (".pt", ".pth", ".ckpt", ".bin", ".pkl", ".pickle")
@@ -77,7 +77,8 @@ def load(name_or_path: str | Path, device: str | torch.device = "cpu") -> Any:
     """The policy of a shipped checkpoint or a folder, ready to act. Raises CheckpointError."""
     folder = resolve(name_or_path)
     config, tensors, _ = load_files(folder)
-    algorithms = importlib.import_module("saycan_qt.algorithms").ALGORITHMS  # here, so that reading needs none of them
+    # here, so that reading needs none of them
+    algorithms = importlib.import_module("saycan_qt.learning.algorithms").ALGORITHMS
     name = str(config.get("algorithm"))
     if name not in algorithms:
         known = ", ".join(sorted(algorithms))

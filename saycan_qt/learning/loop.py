@@ -7,23 +7,45 @@ import math
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from saycan_qt import checkpoint, distributed
-from saycan_qt.algorithms.policy import Batch, Metrics, Policy
-from saycan_qt.backbone import KeypointEncoder
-from saycan_qt.batches import Episodes, Transitions, cached_features
-from saycan_qt.metrics import MetricsLog
-
-if TYPE_CHECKING:
-    from saycan_qt.train import TrainConfig
+from saycan_qt.learning import checkpoint, distributed
+from saycan_qt.learning.algorithms.policy import Batch, Metrics, Policy
+from saycan_qt.learning.batches import BatchConfig, Episodes, Transitions, cached_features
+from saycan_qt.learning.metrics import MetricsLog
+from saycan_qt.networks.backbone import KeypointEncoder
 
 STATE, CHECKPOINT = "state", "checkpoint"  # folders in a run's folder: to resume from, and to serve
 VALIDATION = 4096  # transitions
+
+
+@dataclass(frozen=True)
+class LoopConfig:
+    """How long and how fast an algorithm is trained, and what is kept."""
+
+    data: tuple[Path, ...]  # folders of recorded episodes
+    out: Path  # folder of the run
+    batches: BatchConfig = field(default_factory=BatchConfig)
+    steps: int = 20000  # optimiser steps
+    minutes: float = 0.0  # train for as long instead; the schedule follows the clock, so the run cannot be repeated
+    learning_rate: float = 1e-3  # its peak
+    warmup: int = 200  # steps
+    weight_decay: float = 1e-4
+    average: float = 0.01  # rate of the moving average of the weights, which is also the target network [D.1]
+    freeze_trunk: bool = True  # small preset: keep the pre-trained trunk, so that its features are computed once
+    log_every: int = 100  # steps
+    validate_every: int = 2000  # steps; the checkpoint is written then, too
+    keep: Literal["last", "best"] = "last"  # best: write the checkpoint only when the held-out loss has fallen
+    save_seconds: float = 60.0  # between states to resume from
+    device: str = "cpu"
+    bfloat16: bool = True  # autocast
+    compile: bool = False  # torch.compile, which takes a minute or two at first
 
 
 class PolicyLoss(nn.Module):
@@ -40,7 +62,7 @@ class PolicyLoss(nn.Module):
 class Run:
     """One training run: a policy, its data, its optimiser, and where it stands."""
 
-    def __init__(self, config: TrainConfig, dataset: Episodes, policy: Policy, texts: Sequence[str]) -> None:
+    def __init__(self, config: LoopConfig, dataset: Episodes, policy: Policy, texts: Sequence[str]) -> None:
         """texts: instructions, beside the dataset's, whose embeddings the checkpoint carries."""
         self.config, self.dataset, self.policy = config, dataset, policy
         self.policy.prepare(config.device, config.freeze_trunk)

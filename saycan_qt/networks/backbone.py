@@ -16,9 +16,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from saycan_qt.efficientnet import EfficientNetConfig, FilmEfficientNet
-from saycan_qt.keypoints import FEATURE, HEADING, POSITION, PRESENCE, ROLES, Grounding, KeypointTrunk, TrunkConfig
-from saycan_qt.tokens import TEXT_SIZE
+from saycan_qt.networks.efficientnet import EfficientNetConfig, FilmEfficientNet
+from saycan_qt.networks.keypoints import (
+    FEATURE,
+    HEADING,
+    POSITION,
+    PRESENCE,
+    ROLES,
+    Grounding,
+    KeypointTrunk,
+    TrunkConfig,
+)
+from saycan_qt.networks.tokens import TEXT_SIZE
 from skills.types import ACTION_NAMES
 
 STATE_SIZE = 8

@@ -9,10 +9,10 @@ from typing import Annotated
 import tyro
 
 from saycan_qt.options import File
-from skills.access import Access, Tokens
-from skills.channel import Credentials, read_token
 from skills.errors import AccessError
-from skills.tls import ClientTLS, ServerTLS
+from skills.security.access import Access, Tokens
+from skills.security.channel import Credentials, read_token
+from skills.security.tls import ClientTLS, ServerTLS
 
 TOKEN = "SAYCAN_QT_TOKEN"  # environment variable; a command line is for everybody on the machine to see
 

@@ -31,11 +31,11 @@ from prometheus_client import (
     make_wsgi_app,
 )
 
-from skills.access import Access
-from skills.batching import Line
 from skills.errors import PermissionDenied, Unauthenticated, Unavailable
-from skills.watching import Watcher
-from skills.wire import join_address
+from skills.security.access import Access
+from skills.serving.batching import Line
+from skills.serving.watching import Watcher
+from skills.wire.conventions import join_address
 
 log = logging.getLogger(__name__)
 

@@ -8,10 +8,10 @@ from typing import Annotated
 
 import tyro
 
-from saycan_qt import logs, telemetry
-from saycan_qt.access import ServerOptions
-from skills.access import Access
-from skills.watching import NOBODY, Watcher
+from saycan_qt.services import logs, telemetry
+from saycan_qt.services.access import ServerOptions
+from skills.security.access import Access
+from skills.serving.watching import NOBODY, Watcher
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class OperationOptions:
         telemetry.start(service.replace(" ", "-"))
         if self.metrics_port is None:
             return NOBODY
-        from saycan_qt.exposition import Endpoint, Metrics
+        from saycan_qt.services.exposition import Endpoint, Metrics
 
         metrics = Metrics()
         endpoint = Endpoint(metrics, self.metrics_host, self.metrics_port, access, _tls(options))

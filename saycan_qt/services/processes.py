@@ -20,8 +20,8 @@ from types import FrameType
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from skills.channel import Credentials, open_channel
-from skills.wire import error_of
+from skills.security.channel import Credentials, open_channel
+from skills.wire.conventions import error_of
 
 SKILL_SERVER, KITCHEN_ROBOT = "skill server", "kitchen robot"
 LISTENING = re.compile(r"^(?P<name>.+) listening on (?P<address>\S+:\d+)$")

@@ -31,7 +31,7 @@ import tyro
 
 from skills.errors import Unavailable
 from skills.types import STATE_NAMES, Observation
-from skills.wire import split_address
+from skills.wire.conventions import split_address
 
 log = logging.getLogger(__name__)
 
@@ -104,7 +104,7 @@ class Replica:
             return getattr(policy, method)(*arguments)
 
     def _policy(self, model: Shipped) -> Any:
-        from saycan_qt import checkpoint
+        from saycan_qt.learning import checkpoint
 
         with self._loading:
             if model.sha256 not in self._policies:
@@ -232,7 +232,8 @@ class Replicas:
 
     def load(self, name_or_path: str | Path) -> RemoteActor:
         """The policy of a checkpoint, once every replica holds it. Raises CheckpointError."""
-        from saycan_qt import atomic, checkpoint
+        from saycan_qt import atomic
+        from saycan_qt.learning import checkpoint
 
         policy = checkpoint.load(name_or_path)  # here, too: whatever is wrong with it is said before it travels
         folder = atomic.newest(checkpoint.resolve(name_or_path))

@@ -19,8 +19,8 @@ from typing import Any, Literal, get_args
 import yaml
 
 from skills.errors import AccessError, PermissionDenied, Unauthenticated
-from skills.tls import ServerTLS, read_file, warn_if_shared
-from skills.wire import is_loopback
+from skills.security.tls import ServerTLS, read_file, warn_if_shared
+from skills.wire.conventions import is_loopback
 
 Role = Literal["read", "score", "drive", "stop", "operate"]
 ROLES: tuple[Role, ...] = get_args(Role)
@@ -41,7 +41,7 @@ NEEDS: Mapping[str, Role] = {  # a method that is not here is nobody's
     "/skills.v1.RobotService/Reset": "drive",
     "/skills.v1.RobotService/Stop": "stop",
     "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo": "read",
-    "/metrics": "read",  # over HTTP, see `saycan_qt.exposition`
+    "/metrics": "read",  # over HTTP, see `saycan_qt.services.exposition`
 }
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import grpc
 
 from skills.errors import AccessError
-from skills.tls import ClientTLS, read_file, warn_if_shared
-from skills.wire import CLIENT_OPTIONS, is_loopback, split_address
+from skills.security.tls import ClientTLS, read_file, warn_if_shared
+from skills.wire.conventions import CLIENT_OPTIONS, is_loopback, split_address
 
 
 @dataclass(frozen=True)

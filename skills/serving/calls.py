@@ -12,10 +12,10 @@ import time
 from collections.abc import Iterable
 from typing import Any
 
-from skills.tracing import Span
-from skills.watching import Watcher
+from skills.serving.watching import Watcher
+from skills.wire.tracing import Span
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("skills.calls")  # the name that filters of logs know
 
 MAX_GOAL_ID = 64  # [characters]
 REFUSED = {"UNAUTHENTICATED", "PERMISSION_DENIED", "RESOURCE_EXHAUSTED"}  # of which any number may come

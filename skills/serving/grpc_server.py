@@ -15,11 +15,11 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 from grpc_status import rpc_status
 
-from skills.access import HEALTH, Access
-from skills.calls import Call, Calls
 from skills.errors import InvalidRequest, ServerFault, SkillError, Unavailable
-from skills.watching import NOBODY, Watcher
-from skills.wire import SERVER_OPTIONS, code_of, is_loopback, join_address, split_address, status_of
+from skills.security.access import HEALTH, Access
+from skills.serving.calls import Call, Calls
+from skills.serving.watching import NOBODY, Watcher
+from skills.wire.conventions import SERVER_OPTIONS, code_of, is_loopback, join_address, split_address, status_of
 
 log = logging.getLogger(__name__)
 

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from skills.errors import Busy, InvalidRequest, SkillError, Unavailable, UnknownSkill, Unreadable
+from skills.serving.watching import NOBODY, Watcher
 from skills.types import Actor, Critic
-from skills.watching import NOBODY, Watcher
 
 log = logging.getLogger(__name__)
 

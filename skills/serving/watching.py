@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from skills.batching import Line
+from skills.serving.batching import Line
 
 
 class Watcher:

@@ -17,7 +17,7 @@ from skills.errors import InvalidRequest
 from skills.library import Skill
 from skills.types import ACTION_NAMES, STATE_NAMES, Observation, Outcome, Status
 from skills.v1 import skills_pb2 as pb
-from skills.wire import MAX_MESSAGE
+from skills.wire.conventions import MAX_MESSAGE
 
 MAX_SIDE = 4096  # [pixels]
 MAX_HISTORY = 64  # [observations] in one request

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from saycan_qt import affordance_metrics as am
+from saycan_qt.evaluation.affordance import metrics as am
 
 FIXED = 0.5  # the threshold beside a tuned one
 EVERY = slice(None)

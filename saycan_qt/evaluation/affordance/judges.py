@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from saycan_qt import atomic
-from saycan_qt.affordance_data import History, NotComparable, Part
+from saycan_qt.evaluation.affordance.questions import History, NotComparable, Part
 from skills.errors import SkillError
 
 
@@ -40,8 +40,8 @@ class Judge:
 
 def of_checkpoint(name: str) -> Judge:
     """A shipped checkpoint's name, or a folder. Raises CheckpointError or NotComparable."""
-    from saycan_qt import checkpoint
-    from saycan_qt.algorithms import ALGORITHMS
+    from saycan_qt.learning import checkpoint
+    from saycan_qt.learning.algorithms import ALGORITHMS
 
     policy = checkpoint.load(name)
     if not hasattr(policy, "value"):

@@ -14,14 +14,16 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from saycan_qt import affordance_judges, affordance_report, atomic
-from saycan_qt import affordance_metrics as am
-from saycan_qt.access import ClientOptions, HowToCall
-from saycan_qt.affordance_data import Label, NotComparable, Questions, ask
-from saycan_qt.affordance_figures import FIXED, figures
-from saycan_qt.affordance_judges import Interrupted, Judge
-from saycan_qt.affordance_table import WIDE, table
+from saycan_qt import atomic
 from saycan_qt.data.scenes import DatasetError
+from saycan_qt.evaluation.affordance import judges as affordance_judges
+from saycan_qt.evaluation.affordance import metrics as am
+from saycan_qt.evaluation.affordance import report as affordance_report
+from saycan_qt.evaluation.affordance.figures import FIXED, figures
+from saycan_qt.evaluation.affordance.judges import Interrupted, Judge
+from saycan_qt.evaluation.affordance.questions import Label, NotComparable, Questions, ask
+from saycan_qt.evaluation.affordance.table import WIDE, table
+from saycan_qt.services.access import ClientOptions, HowToCall
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,7 @@ def calibrated(
     """The scores (S, N) as probabilities, by a curve that is fitted here and kept beside the checkpoint; and about it.
 
     It is fitted to balanced pairs, as those of the headline: a value of 0.5 then means an even chance among them."""
-    from saycan_qt import calibration
+    from saycan_qt.learning import calibration
 
     assert judge.folder is not None
     labels, tuning = questions.labels, questions.tuning
@@ -160,8 +162,8 @@ def evaluate(config: AffordanceConfig, console: Console) -> tuple[dict[str, Any]
 
 def affordance(config: AffordanceConfig) -> int:
     from planners.weights import WeightsError
-    from saycan_qt.calibration import CalibrationError
-    from saycan_qt.checkpoint import CheckpointError
+    from saycan_qt.learning.calibration import CalibrationError
+    from saycan_qt.learning.checkpoint import CheckpointError
     from skills.errors import SkillError
 
     console = Console(stderr=True)

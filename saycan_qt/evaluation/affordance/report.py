@@ -15,8 +15,8 @@ import jinja2
 import numpy as np
 from PIL import Image
 
-from saycan_qt.affordance_data import Questions
-from saycan_qt.affordance_table import sections
+from saycan_qt.evaluation.affordance.questions import Questions
+from saycan_qt.evaluation.affordance.table import sections
 
 WORST = 12  # mistakes of either kind that are shown
 WIDTH = 384  # [px] small images are enlarged to about as much, by a whole factor: 80 x 96 by 4
@@ -56,7 +56,7 @@ def render(answer: Mapping[str, Any], questions: Questions) -> str:
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
     environment.filters["points"] = points
-    template = Path(__file__).with_name("affordance_report_template.html").read_text(encoding="utf-8")
+    template = Path(__file__).with_name("report_template.html").read_text(encoding="utf-8")
     return environment.from_string(template).render(
         answer=answer,
         models=[(f"c{i % COLORS}", name, model) for i, (name, model) in enumerate(models)],

@@ -30,7 +30,7 @@ from typing import Any, NoReturn
 import numpy as np
 import yaml
 
-from planners.symbolic import IN_HAND, NOTHING, WORKTOPS, SymbolicKitchen
+from saycan_qt.kitchen.symbolic import IN_HAND, NOTHING, WORKTOPS, SymbolicKitchen
 from skills.connective import OPERATOR
 from skills.library import SkillLibrary
 

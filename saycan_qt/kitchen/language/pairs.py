@@ -21,7 +21,7 @@ import numpy as np
 import yaml
 
 from planners.prompts import CANNOT, describe, numbered, one_line
-from planners.symbolic import DRAWERS, IN_HAND, WORKTOPS, SymbolicKitchen
+from saycan_qt.kitchen.symbolic import DRAWERS, IN_HAND, WORKTOPS, SymbolicKitchen
 from skills.connective import OPERATOR
 from skills.library import SkillLibrary
 from skills.types import Status

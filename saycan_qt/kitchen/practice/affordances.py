@@ -18,10 +18,10 @@ import mujoco
 import numpy as np
 
 from saycan_qt.data.scenes import HISTORY, LabelledScene
-from saycan_qt.kitchen.disturbances import disturbed
-from saycan_qt.kitchen.experts import Expert, carry
 from saycan_qt.kitchen.looks import LookName
-from saycan_qt.kitchen.rollouts import MAX_STEPS, Rollout, random_skill
+from saycan_qt.kitchen.practice.disturbances import disturbed
+from saycan_qt.kitchen.practice.experts import Expert, carry
+from saycan_qt.kitchen.practice.rollouts import MAX_STEPS, Rollout, random_skill
 from saycan_qt.kitchen.tasks import feasible, practice, random_kitchen, succeeded
 from saycan_qt.kitchen.world import Scene, World
 from skills.library import Skill, SkillLibrary

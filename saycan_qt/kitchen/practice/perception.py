@@ -7,10 +7,10 @@ from collections.abc import Callable
 
 import numpy as np
 
-from saycan_qt.kitchen import rollouts
 from saycan_qt.kitchen.camera import HEAD, cast, paint
 from saycan_qt.kitchen.looks import LookName
 from saycan_qt.kitchen.objects import THINGS
+from saycan_qt.kitchen.practice import rollouts
 from saycan_qt.kitchen.scene import DRAWER_Z, DRAWERS
 from saycan_qt.kitchen.world import World
 from skills.library import SkillLibrary

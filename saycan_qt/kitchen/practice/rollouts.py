@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from saycan_qt.kitchen.disturbances import at_no_worktop, disturbed
-from saycan_qt.kitchen.experts import Expert
 from saycan_qt.kitchen.looks import LookName
+from saycan_qt.kitchen.practice.disturbances import at_no_worktop, disturbed
+from saycan_qt.kitchen.practice.experts import Expert
 from saycan_qt.kitchen.tasks import feasible, practice, succeeded
 from saycan_qt.kitchen.world import World
 from skills.library import Skill, SkillLibrary

@@ -14,9 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from saycan_qt.backbone import KeypointEncoder, Memory, NetworkConfig, PolicyNetwork
-from saycan_qt.distributed import shared_count
-from saycan_qt.tokens import TERMINATE, ActionTokenizer, TextEncoder
+from saycan_qt.learning.distributed import shared_count
+from saycan_qt.networks.backbone import KeypointEncoder, Memory, NetworkConfig, PolicyNetwork
+from saycan_qt.networks.tokens import TERMINATE, ActionTokenizer, TextEncoder
 from skills.types import Observation
 
 Metrics = dict[str, Tensor]

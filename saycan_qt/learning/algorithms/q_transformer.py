@@ -13,9 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from saycan_qt.algorithms.policy import Batch, Judge, Metrics, behavior_loss, smooth_probabilities
-from saycan_qt.backbone import Memory, NetworkConfig, PolicyNetwork
-from saycan_qt.tokens import TERMINATE, ActionTokenizer, TextEncoder
+from saycan_qt.learning.algorithms.policy import Batch, Judge, Metrics, behavior_loss, smooth_probabilities
+from saycan_qt.networks.backbone import Memory, NetworkConfig, PolicyNetwork
+from saycan_qt.networks.tokens import TERMINATE, ActionTokenizer, TextEncoder
 
 Conservatism = Literal["paper", "softmax", "none"]
 Loss = Literal["squared", "cross_entropy"]

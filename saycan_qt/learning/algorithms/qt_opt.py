@@ -17,9 +17,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from saycan_qt.algorithms.policy import Batch, Judge, Metrics
-from saycan_qt.backbone import LOW_Q, Memory, NetworkConfig, PolicyNetwork
-from saycan_qt.tokens import TERMINATE, ActionTokenizer, TextEncoder
+from saycan_qt.learning.algorithms.policy import Batch, Judge, Metrics
+from saycan_qt.networks.backbone import LOW_Q, Memory, NetworkConfig, PolicyNetwork
+from saycan_qt.networks.tokens import TERMINATE, ActionTokenizer, TextEncoder
 from skills.types import ACTION_NAMES, TERMINATE_THRESHOLD
 
 CLOSEDNESS = ACTION_NAMES.index("closedness")

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from saycan_qt.algorithms.policy import Batch, Metrics, Policy, behavior_loss, smooth_probabilities
-from saycan_qt.backbone import NetworkConfig, PolicyNetwork
-from saycan_qt.tokens import ActionTokenizer, TextEncoder
+from saycan_qt.learning.algorithms.policy import Batch, Metrics, Policy, behavior_loss, smooth_probabilities
+from saycan_qt.networks.backbone import NetworkConfig, PolicyNetwork
+from saycan_qt.networks.tokens import ActionTokenizer, TextEncoder
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,1 @@
+"""What was learnt, measured: skills, plans, affordances, values over a scene."""

@@ -1,0 +1,1 @@
+"""How well value functions tell what is possible, measured offline."""

@@ -1,0 +1,1 @@
+"""One run: from a sentence to a folder that says what happened."""

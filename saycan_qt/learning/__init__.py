@@ -1,0 +1,1 @@
+"""What turns recorded episodes into checkpoints."""

@@ -1,0 +1,1 @@
+"""Networks: images, state and words to tokens, and a Transformer over them."""

@@ -1,0 +1,1 @@
+"""Services as processes: started, watched, reached, closed to strangers."""

@@ -1,0 +1,1 @@
+"""The words on the wire, and what both ends of a connection agree on."""
