@@ -217,7 +217,7 @@ class SampledProposer:
         scorer: LocalModel,
         prompt: Prompt,
         temperature: float = 0.7,
-        max_tokens: int = 24,  # the longest skill text of the kitchen has 20
+        max_tokens: int = 24,  # skill texts are shorter, the longest seen had 20
         seed: int = 0,
     ) -> None:
         import torch
