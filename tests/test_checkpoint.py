@@ -285,7 +285,7 @@ def test_the_skill_server_says_in_one_line_which_checkpoint_it_refuses(damaged):
 
 KILL = """
 import os, pathlib, signal, sys, time, torch
-from saycan_qt import checkpoint
+from saycan_qt.learning import checkpoint
 torch.set_num_threads(1)
 state, number = pathlib.Path(sys.argv[1]), 0
 for delay in (0.0, 0.001, 0.002, 0.003, 0.005, 0.008, 0.013, 0.021):

@@ -431,7 +431,7 @@ def test_a_stranger_cannot_fill_the_disk_with_refusals(told):
 def test_a_log_that_nobody_reads_holds_up_nobody():
     code = """
 import logging, os
-from saycan_qt import logs
+from saycan_qt.services import logs
 logs.configure("json", "info")
 for number in range(20_000):
     logging.getLogger("skills").info("a line of some length, of which a pipe takes few")

@@ -18,7 +18,7 @@ from tiny_policies import TEXTS, make, save_perception
 from planners.weights import WeightsError, sentence_model_path
 from saycan_qt import figures, pretrain, train
 from saycan_qt.data.episodes import Episode, EpisodeDataset, EpisodeWriter
-from saycan_qt.learning import checkpoint
+from saycan_qt.learning import checkpoint, start
 from saycan_qt.learning.batches import BatchConfig, Shuffle, Transitions
 from saycan_qt.networks.keypoints import Grounding
 from skills.library import SkillLibrary
@@ -132,7 +132,7 @@ def test_bounds_come_from_a_file_and_a_wrong_one_is_named(data, perception, tmp_
     train.main(train.command(run_command("rt1", *run, tmp_path / "good.yaml")))
     assert weights(tmp_path / "run")["action_edges"][:, -1].tolist() == [2, 2, 2, 1, 1, 1, 1, 1]
     with pytest.raises(ValueError, match=r"bad\.yaml.*eight numbers"):
-        train.new_tokenizer(train.command(run_command("rt1", *run, tmp_path / "bad.yaml")), 256, np.zeros((9, 8)))
+        start.new_tokenizer(train.command(run_command("rt1", *run, tmp_path / "bad.yaml")), 256, np.zeros((9, 8)))
 
 
 def test_another_preset_takes_the_size_of_the_data_and_any_sentence_model(data, tmp_path):
