@@ -39,11 +39,12 @@ import numpy as np
 import tyro
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from saycan_qt.kitchen.embodiment import CONTROL_HZ
 from skills.client import SkillClient
 from skills.errors import SkillError
 from skills.library import SkillLibrary
 from skills.server import Limits, serve
-from skills.types import CONTROL_HZ, Observation
+from skills.types import Observation
 
 PERIOD = 1 / CONTROL_HZ
 BEARABLE = 0.01  # share of periods missed

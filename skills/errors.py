@@ -11,6 +11,10 @@ class LibraryError(SkillError):
     """A skill file that cannot be used: file, line, reason."""
 
 
+class EmbodimentError(SkillError):
+    """A description of a robot that cannot be used, or a policy and a robot that do not fit: the first difference."""
+
+
 class InvalidRequest(SkillError):
     """The request is malformed: wrong shape, unreadable image, a number that is not finite."""
 

@@ -33,7 +33,7 @@ import yaml
 
 from skills.errors import LibraryError, UnknownSkill
 
-KITCHEN = Path(__file__).with_name("kitchen.yaml")
+KITCHEN = Path(__file__).parent / "kitchen" / "skills.yaml"
 MAX_SKILLS = 100_000  # a library larger than this is a mistake in a template
 MAX_SAID = 100  # [characters] of an unknown name that are compared and repeated
 FAMILY_KEYS = ("name", "text", "learned", "pairs")

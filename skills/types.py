@@ -12,34 +12,40 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 
+from skills.embodiment import TERMINATE_THRESHOLD as TERMINATE_THRESHOLD  # until their users take an embodiment
+from skills.embodiment import Embodiment
 from skills.library import Skill
+from skills.robot_folder import default_robot
 
-CONTROL_HZ = 3.0  # the policy's rate [Q-Transformer, app. D.3]
-STATE_NAMES = (  # proprioception, all of it in the base frame (x forward, y left, z up; origin: worktop front edge)
-    "gripper_x",  # [m]
-    "gripper_y",  # [m]
-    "gripper_z",  # [m]
-    "gripper_roll",  # rotation vector relative to pointing straight down [rad]
-    "gripper_pitch",
-    "gripper_yaw",
-    "finger_opening",  # measured, 0 shut to 1 fully open
-    "closedness_command",  # last command, 0 open to 1 closed
-)
-ACTION_NAMES = ("dx", "dy", "dz", "droll", "dpitch", "dyaw", "closedness", "terminate")
-ACTION_LOW = np.array([-0.08, -0.08, -0.08, -0.5, -0.5, -0.5, 0.0, 0.0], np.float32)  # [m] x3, [rad] x3, fractions
-ACTION_HIGH = np.array([0.08, 0.08, 0.08, 0.5, 0.5, 0.5, 1.0, 1.0], np.float32)
-TERMINATE_THRESHOLD = 0.5  # an action whose last number exceeds this ends the skill
+_KITCHEN = default_robot().embodiment
+CONTROL_HZ = _KITCHEN.control_hz
+STATE_NAMES = tuple(number.name for number in _KITCHEN.state)
+ACTION_NAMES = tuple(dimension.name for dimension in _KITCHEN.action)
+ACTION_LOW, ACTION_HIGH = _KITCHEN.low, _KITCHEN.high
 
 
 @dataclass(frozen=True)
 class Observation:
-    """What the robot perceives at one instant."""
+    """What the robot perceives at one instant.
 
-    image: np.ndarray  # (H, W, 3) uint8 RGB, head camera
-    state: np.ndarray  # (8,) float32, see STATE_NAMES
+    images may be given as one array where there is one camera; its name is then "" and it stands for any."""
+
+    images: Mapping[str, np.ndarray]  # camera -> (H, W, 3) uint8 RGB; empty where the robot has none
+    state: np.ndarray  # (S,) float32, the numbers of the robot's embodiment
     place: str = ""  # where the base stands, a library place; "" when unknown
     held: str = ""  # the object the robot believes it holds; "" for none
     objects: Mapping[str, str] = field(default_factory=dict)  # semantic map: object -> place where it was last seen
+
+    def __post_init__(self) -> None:
+        if isinstance(self.images, np.ndarray):
+            object.__setattr__(self, "images", {"": self.images})
+
+    @property
+    def image(self) -> np.ndarray:
+        """(H, W, 3) uint8 of the first camera; ValueError where there is none."""
+        if not self.images:
+            raise ValueError("this robot has no camera")
+        return next(iter(self.images.values()))
 
 
 class Status(Enum):
@@ -78,7 +84,7 @@ class Actor(Protocol):
     """Acts: the next action towards an instruction."""
 
     def act(self, history: Sequence[Observation], instruction: str) -> np.ndarray:
-        """One action, (8,) float32 within ACTION_LOW..ACTION_HIGH; history is oldest first.
+        """One action, (D,) float32 within the bounds of its embodiment; history is oldest first.
         Raises ValueError, saying why in one line, where it cannot act from this history."""
         ...
 
@@ -100,7 +106,7 @@ class BatchedActor(Actor, Protocol):
     """An actor for several robots at once; a server then asks it so. A plain one is asked one by one."""
 
     def act_many(self, histories: Sequence[Sequence[Observation]], instructions: Sequence[str]) -> np.ndarray:
-        """What `act` gives for each history, of any length, and instruction: (N, 8) float32. A ValueError means that
+        """What `act` gives for each history, of any length, and instruction: (N, D) float32. A ValueError means that
         one of them is refused; each then acts alone."""
         ...
 
@@ -115,13 +121,28 @@ class Reader(Protocol):
 
 
 @runtime_checkable
+class Embodied(Protocol):
+    """A robot, or a model, that says for which body it is. Where neither does, a robot is sent what the model gives."""
+
+    @property
+    def embodiment(self) -> Embodiment: ...
+
+
+def embodiment_of(thing: object) -> Embodiment | None:
+    """What a robot or a model says of its body; None where it says nothing."""
+    found = getattr(thing, "embodiment", None)
+    return found if isinstance(found, Embodiment) else None
+
+
+@runtime_checkable
 class Robot(Protocol):
-    """A robot's driver; knows nothing of gRPC. All calls come from one thread at a time, `stop` from any."""
+    """A robot's driver; knows nothing of gRPC. All calls come from one thread at a time, `stop` from any. It should be
+    `Embodied`, too: then no policy for another body moves it."""
 
     def observe(self) -> Observation: ...
 
     def apply(self, action: np.ndarray) -> None:
-        """Carry out one (8,) float32 action for one control period; returns when the period has passed."""
+        """Carry out one (D,) float32 action for one control period; returns when the period has passed."""
 
     def stop(self) -> None:
         """Zero velocity now, gripper holds; what moves, ends. Safe to call at any time, from any thread, any number of
@@ -144,4 +165,4 @@ class Robot(Protocol):
         """Does the world now meet the instruction's goal? None when the robot knows no goal for it."""
 
     def view(self, name: str) -> np.ndarray:
-        """(H, W, 3) uint8 RGB for people, from camera `name` ("head" or "room"); KeyError for an unknown one."""
+        """(H, W, 3) uint8 RGB for people, from camera `name`; KeyError for an unknown one."""

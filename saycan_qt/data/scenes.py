@@ -133,7 +133,7 @@ class SceneDataset:
             except lerobot.BadEpisode as error:
                 raise DatasetError(f"{file}: {error}") from None
             pairs = zip(decoded, states.reshape(len(encoded), -1), strict=True)
-            found.append([Observation(image, state) for image, state in pairs])
+            found.append([Observation({"head": image}, state) for image, state in pairs])
         return found
 
     @staticmethod

@@ -13,15 +13,17 @@ import numpy as np
 
 from planners.saycan import DONE
 from saycan_qt.kitchen import goals, tasks
+from saycan_qt.kitchen.embodiment import ACTION_HIGH, ACTION_LOW
 from saycan_qt.kitchen.language.instructions import Condition
 from saycan_qt.kitchen.robot import KitchenRobot
 from saycan_qt.kitchen.staging import Stage
 from saycan_qt.kitchen.symbolic import SymbolicKitchen
 from skills.connective import connective_affordance
+from skills.embodiment import TERMINATE_THRESHOLD
 from skills.library import Skill, SkillLibrary
 from skills.robot import MAX_STEPS
 from skills.server import CONTROL_HISTORY
-from skills.types import ACTION_HIGH, ACTION_LOW, TERMINATE_THRESHOLD, Actor, Observation, Outcome, Status
+from skills.types import Actor, Observation, Outcome, Status
 
 Value = Callable[[Observation, list[str]], np.ndarray]  # affordances (N,) of learnt skills by their names
 

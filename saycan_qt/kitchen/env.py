@@ -8,11 +8,12 @@ import gymnasium
 import numpy as np
 
 from saycan_qt.kitchen.camera import HEAD, HEAD_FOR_PEOPLE
+from saycan_qt.kitchen.embodiment import ACTION_HIGH, ACTION_LOW
 from saycan_qt.kitchen.practice.rollouts import MAX_STEPS
 from saycan_qt.kitchen.tasks import practice, succeeded
 from saycan_qt.kitchen.world import Scene, World
+from skills.embodiment import TERMINATE_THRESHOLD
 from skills.library import Skill
-from skills.types import ACTION_HIGH, ACTION_LOW, TERMINATE_THRESHOLD
 
 
 class KitchenEnv(gymnasium.Env):

@@ -10,12 +10,13 @@ import numpy as np
 
 from saycan_qt.kitchen import goals, tasks
 from saycan_qt.kitchen.camera import HEAD_FOR_PEOPLE, ROOM
+from saycan_qt.kitchen.embodiment import CONTROL_HZ
 from saycan_qt.kitchen.objects import THINGS
 from saycan_qt.kitchen.practice.experts import Expert, carry
 from saycan_qt.kitchen.scene import PLACES, WORKTOPS
 from saycan_qt.kitchen.world import Scene, World
 from skills.library import Skill
-from skills.types import CONTROL_HZ, Observation
+from skills.types import Observation
 
 CAMERAS = {"head": HEAD_FOR_PEOPLE, "room": ROOM}
 HAND_OVER = (0.2, 0.0)  # where things are put on the operator's tray and dropped into the trash can [m]

@@ -47,10 +47,9 @@ class SymbolicKitchen:
         return next((o for o, place in self.where.items() if place == IN_HAND), "")
 
     def observe(self) -> Observation:
-        """What the robot knows, which is not what drawers hold; the image and the proprioception are blank."""
+        """What the robot knows, which is not what drawers hold; there are no images and no proprioception."""
         objects = {o: place for o, place in self.where.items() if place != IN_HAND and not place.endswith(" drawer")}
-        blank = np.zeros((1, 1, 3), np.uint8), np.zeros(8, np.float32)
-        return Observation(*blank, place=self.place, held=self.held, objects=objects)
+        return Observation({}, np.zeros(0, np.float32), place=self.place, held=self.held, objects=objects)
 
     def holds(self, condition: Mapping[str, Any]) -> bool:
         """Does one condition of a goal hold? `saycan_qt.kitchen.language.instructions` lists them."""

@@ -13,6 +13,7 @@ import mujoco
 import numpy as np
 
 from saycan_qt.kitchen.camera import Camera, render
+from saycan_qt.kitchen.embodiment import ACTION_HIGH, ACTION_LOW, CONTROL_HZ
 from saycan_qt.kitchen.looks import LOOKS, LookName
 from saycan_qt.kitchen.objects import THINGS
 from saycan_qt.kitchen.scene import (
@@ -26,7 +27,7 @@ from saycan_qt.kitchen.scene import (
     WORKTOPS,
     kitchen_xml,
 )
-from skills.types import ACTION_HIGH, ACTION_LOW, CONTROL_HZ, Observation
+from skills.types import Observation
 
 PHYSICS_DT = 0.004  # [s]
 CHUNKS = 8  # joint targets are interpolated over the first 70 % of a control period, in this many pieces
@@ -191,7 +192,7 @@ class World:
 
     def observe(self) -> Observation:
         seen = {n: self.where(n) for n in self.names if not any(self.in_drawer(n, d) for d in DRAWERS)}
-        return Observation(self.render(self.look.head), self.state(), self.place, self.held(), seen)
+        return Observation({"head": self.render(self.look.head)}, self.state(), self.place, self.held(), seen)
 
     def render(self, camera: Camera) -> np.ndarray:
         return render(self.model, self.data, camera, self.look.lamp)

@@ -83,7 +83,7 @@ def warm_up(critic: Critic, actor: Actor, library: SkillLibrary) -> None:
 def blank_for(policy: object) -> Observation:
     """An observation of the size that the policy was trained on."""
     image = image_of(policy) or KITCHEN_IMAGE
-    return Observation(np.zeros((*image, 3), np.uint8), np.zeros(len(STATE_NAMES), np.float32))
+    return Observation({"": np.zeros((*image, 3), np.uint8)}, np.zeros(len(STATE_NAMES), np.float32))
 
 
 def load(choose: Callable[[], Models], library: SkillLibrary) -> Model:

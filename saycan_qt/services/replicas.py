@@ -118,7 +118,7 @@ class Replica:
 
     def _warm_up(self, policy: Any) -> None:
         image = np.zeros((*policy.network_config.encoder.image, 3), np.uint8)
-        blank = Observation(image, np.zeros(len(STATE_NAMES), np.float32))
+        blank = Observation({"": image}, np.zeros(len(STATE_NAMES), np.float32))
         with self._computing:
             for word in list(policy.texts.table)[:1]:
                 policy.act([blank], word)

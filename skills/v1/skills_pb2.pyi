@@ -26,6 +26,14 @@ class Status(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     STATUS_FAILED: _ClassVar[Status]
     STATUS_CANCELED: _ClassVar[Status]
     STATUS_ABORTED: _ClassVar[Status]
+
+class ActionKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    ACTION_KIND_UNSPECIFIED: _ClassVar[ActionKind]
+    ACTION_KIND_DELTA: _ClassVar[ActionKind]
+    ACTION_KIND_ABSOLUTE: _ClassVar[ActionKind]
+    ACTION_KIND_FRACTION: _ClassVar[ActionKind]
+    ACTION_KIND_TERMINATE: _ClassVar[ActionKind]
 IMAGE_ENCODING_UNSPECIFIED: ImageEncoding
 IMAGE_ENCODING_RAW: ImageEncoding
 IMAGE_ENCODING_PNG: ImageEncoding
@@ -37,6 +45,11 @@ STATUS_SUCCEEDED: Status
 STATUS_FAILED: Status
 STATUS_CANCELED: Status
 STATUS_ABORTED: Status
+ACTION_KIND_UNSPECIFIED: ActionKind
+ACTION_KIND_DELTA: ActionKind
+ACTION_KIND_ABSOLUTE: ActionKind
+ACTION_KIND_FRACTION: ActionKind
+ACTION_KIND_TERMINATE: ActionKind
 
 class Image(_message.Message):
     __slots__ = ("encoding", "width", "height", "data")
@@ -61,7 +74,7 @@ class Tensor(_message.Message):
     def __init__(self, dtype: _Optional[_Union[DataType, str]] = ..., shape: _Optional[_Iterable[int]] = ..., data: _Optional[bytes] = ...) -> None: ...
 
 class Observation(_message.Message):
-    __slots__ = ("image", "state", "place", "held", "objects")
+    __slots__ = ("image", "state", "place", "held", "objects", "camera", "images")
     class ObjectsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -69,17 +82,78 @@ class Observation(_message.Message):
         key: str
         value: str
         def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
+    class ImagesEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: Image
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[_Union[Image, _Mapping]] = ...) -> None: ...
     IMAGE_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
     PLACE_FIELD_NUMBER: _ClassVar[int]
     HELD_FIELD_NUMBER: _ClassVar[int]
     OBJECTS_FIELD_NUMBER: _ClassVar[int]
+    CAMERA_FIELD_NUMBER: _ClassVar[int]
+    IMAGES_FIELD_NUMBER: _ClassVar[int]
     image: Image
     state: Tensor
     place: str
     held: str
     objects: _containers.ScalarMap[str, str]
-    def __init__(self, image: _Optional[_Union[Image, _Mapping]] = ..., state: _Optional[_Union[Tensor, _Mapping]] = ..., place: _Optional[str] = ..., held: _Optional[str] = ..., objects: _Optional[_Mapping[str, str]] = ...) -> None: ...
+    camera: str
+    images: _containers.MessageMap[str, Image]
+    def __init__(self, image: _Optional[_Union[Image, _Mapping]] = ..., state: _Optional[_Union[Tensor, _Mapping]] = ..., place: _Optional[str] = ..., held: _Optional[str] = ..., objects: _Optional[_Mapping[str, str]] = ..., camera: _Optional[str] = ..., images: _Optional[_Mapping[str, Image]] = ...) -> None: ...
+
+class Camera(_message.Message):
+    __slots__ = ("name", "height", "width")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    HEIGHT_FIELD_NUMBER: _ClassVar[int]
+    WIDTH_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    height: int
+    width: int
+    def __init__(self, name: _Optional[str] = ..., height: _Optional[int] = ..., width: _Optional[int] = ...) -> None: ...
+
+class StateNumber(_message.Message):
+    __slots__ = ("name", "unit")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    UNIT_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    unit: str
+    def __init__(self, name: _Optional[str] = ..., unit: _Optional[str] = ...) -> None: ...
+
+class ActionDimension(_message.Message):
+    __slots__ = ("name", "low", "high", "unit", "kind")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    LOW_FIELD_NUMBER: _ClassVar[int]
+    HIGH_FIELD_NUMBER: _ClassVar[int]
+    UNIT_FIELD_NUMBER: _ClassVar[int]
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    low: float
+    high: float
+    unit: str
+    kind: ActionKind
+    def __init__(self, name: _Optional[str] = ..., low: _Optional[float] = ..., high: _Optional[float] = ..., unit: _Optional[str] = ..., kind: _Optional[_Union[ActionKind, str]] = ...) -> None: ...
+
+class Embodiment(_message.Message):
+    __slots__ = ("name", "cameras", "state", "action", "control_hz", "max_seconds", "history")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    CAMERAS_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    ACTION_FIELD_NUMBER: _ClassVar[int]
+    CONTROL_HZ_FIELD_NUMBER: _ClassVar[int]
+    MAX_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    HISTORY_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    cameras: _containers.RepeatedCompositeFieldContainer[Camera]
+    state: _containers.RepeatedCompositeFieldContainer[StateNumber]
+    action: _containers.RepeatedCompositeFieldContainer[ActionDimension]
+    control_hz: float
+    max_seconds: float
+    history: int
+    def __init__(self, name: _Optional[str] = ..., cameras: _Optional[_Iterable[_Union[Camera, _Mapping]]] = ..., state: _Optional[_Iterable[_Union[StateNumber, _Mapping]]] = ..., action: _Optional[_Iterable[_Union[ActionDimension, _Mapping]]] = ..., control_hz: _Optional[float] = ..., max_seconds: _Optional[float] = ..., history: _Optional[int] = ...) -> None: ...
 
 class Skill(_message.Message):
     __slots__ = ("name", "family", "text", "arguments", "learned")
@@ -185,7 +259,7 @@ class GetServerInfoRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class GetServerInfoResponse(_message.Message):
-    __slots__ = ("schema_version", "actor_id", "critic_id", "skills", "action", "state", "control_hz", "max_history", "calibrated", "models")
+    __slots__ = ("schema_version", "actor_id", "critic_id", "skills", "action", "state", "control_hz", "max_history", "calibrated", "models", "embodiment")
     SCHEMA_VERSION_FIELD_NUMBER: _ClassVar[int]
     ACTOR_ID_FIELD_NUMBER: _ClassVar[int]
     CRITIC_ID_FIELD_NUMBER: _ClassVar[int]
@@ -196,6 +270,7 @@ class GetServerInfoResponse(_message.Message):
     MAX_HISTORY_FIELD_NUMBER: _ClassVar[int]
     CALIBRATED_FIELD_NUMBER: _ClassVar[int]
     MODELS_FIELD_NUMBER: _ClassVar[int]
+    EMBODIMENT_FIELD_NUMBER: _ClassVar[int]
     schema_version: int
     actor_id: str
     critic_id: str
@@ -206,19 +281,22 @@ class GetServerInfoResponse(_message.Message):
     max_history: int
     calibrated: bool
     models: _containers.RepeatedCompositeFieldContainer[Model]
-    def __init__(self, schema_version: _Optional[int] = ..., actor_id: _Optional[str] = ..., critic_id: _Optional[str] = ..., skills: _Optional[int] = ..., action: _Optional[_Iterable[_Union[ActionDimension, _Mapping]]] = ..., state: _Optional[_Iterable[str]] = ..., control_hz: _Optional[float] = ..., max_history: _Optional[int] = ..., calibrated: bool = ..., models: _Optional[_Iterable[_Union[Model, _Mapping]]] = ...) -> None: ...
+    embodiment: Embodiment
+    def __init__(self, schema_version: _Optional[int] = ..., actor_id: _Optional[str] = ..., critic_id: _Optional[str] = ..., skills: _Optional[int] = ..., action: _Optional[_Iterable[_Union[ActionDimension, _Mapping]]] = ..., state: _Optional[_Iterable[str]] = ..., control_hz: _Optional[float] = ..., max_history: _Optional[int] = ..., calibrated: bool = ..., models: _Optional[_Iterable[_Union[Model, _Mapping]]] = ..., embodiment: _Optional[_Union[Embodiment, _Mapping]] = ...) -> None: ...
 
 class Model(_message.Message):
-    __slots__ = ("name", "actor_id", "critic_id", "calibrated")
+    __slots__ = ("name", "actor_id", "critic_id", "calibrated", "embodiment")
     NAME_FIELD_NUMBER: _ClassVar[int]
     ACTOR_ID_FIELD_NUMBER: _ClassVar[int]
     CRITIC_ID_FIELD_NUMBER: _ClassVar[int]
     CALIBRATED_FIELD_NUMBER: _ClassVar[int]
+    EMBODIMENT_FIELD_NUMBER: _ClassVar[int]
     name: str
     actor_id: str
     critic_id: str
     calibrated: bool
-    def __init__(self, name: _Optional[str] = ..., actor_id: _Optional[str] = ..., critic_id: _Optional[str] = ..., calibrated: bool = ...) -> None: ...
+    embodiment: Embodiment
+    def __init__(self, name: _Optional[str] = ..., actor_id: _Optional[str] = ..., critic_id: _Optional[str] = ..., calibrated: bool = ..., embodiment: _Optional[_Union[Embodiment, _Mapping]] = ...) -> None: ...
 
 class ReloadModelRequest(_message.Message):
     __slots__ = ("name",)
@@ -231,18 +309,6 @@ class ReloadModelResponse(_message.Message):
     MODEL_FIELD_NUMBER: _ClassVar[int]
     model: Model
     def __init__(self, model: _Optional[_Union[Model, _Mapping]] = ...) -> None: ...
-
-class ActionDimension(_message.Message):
-    __slots__ = ("name", "low", "high", "unit")
-    NAME_FIELD_NUMBER: _ClassVar[int]
-    LOW_FIELD_NUMBER: _ClassVar[int]
-    HIGH_FIELD_NUMBER: _ClassVar[int]
-    UNIT_FIELD_NUMBER: _ClassVar[int]
-    name: str
-    low: float
-    high: float
-    unit: str
-    def __init__(self, name: _Optional[str] = ..., low: _Optional[float] = ..., high: _Optional[float] = ..., unit: _Optional[str] = ...) -> None: ...
 
 class ObserveRequest(_message.Message):
     __slots__ = ("views",)
@@ -369,7 +435,7 @@ class GetRobotInfoRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class GetRobotInfoResponse(_message.Message):
-    __slots__ = ("schema_version", "name", "skills", "skill_server", "control_hz", "max_steps", "stopped", "executing")
+    __slots__ = ("schema_version", "name", "skills", "skill_server", "control_hz", "max_steps", "stopped", "executing", "embodiment", "views")
     SCHEMA_VERSION_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     SKILLS_FIELD_NUMBER: _ClassVar[int]
@@ -378,6 +444,8 @@ class GetRobotInfoResponse(_message.Message):
     MAX_STEPS_FIELD_NUMBER: _ClassVar[int]
     STOPPED_FIELD_NUMBER: _ClassVar[int]
     EXECUTING_FIELD_NUMBER: _ClassVar[int]
+    EMBODIMENT_FIELD_NUMBER: _ClassVar[int]
+    VIEWS_FIELD_NUMBER: _ClassVar[int]
     schema_version: int
     name: str
     skills: int
@@ -386,4 +454,6 @@ class GetRobotInfoResponse(_message.Message):
     max_steps: int
     stopped: bool
     executing: str
-    def __init__(self, schema_version: _Optional[int] = ..., name: _Optional[str] = ..., skills: _Optional[int] = ..., skill_server: _Optional[str] = ..., control_hz: _Optional[float] = ..., max_steps: _Optional[int] = ..., stopped: bool = ..., executing: _Optional[str] = ...) -> None: ...
+    embodiment: Embodiment
+    views: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, schema_version: _Optional[int] = ..., name: _Optional[str] = ..., skills: _Optional[int] = ..., skill_server: _Optional[str] = ..., control_hz: _Optional[float] = ..., max_steps: _Optional[int] = ..., stopped: bool = ..., executing: _Optional[str] = ..., embodiment: _Optional[_Union[Embodiment, _Mapping]] = ..., views: _Optional[_Iterable[str]] = ...) -> None: ...

@@ -9,13 +9,15 @@ import contextlib
 import io
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from typing import cast, get_args
 
 import numpy as np
 from PIL import Image as PillowImage
 
-from skills.errors import InvalidRequest
+from skills.embodiment import LARGEST, MAX_SECONDS, ActionDimension, Camera, Embodiment, Kind, StateNumber
+from skills.errors import EmbodimentError, InvalidRequest
 from skills.library import Skill
-from skills.types import ACTION_NAMES, STATE_NAMES, Observation, Outcome, Status
+from skills.types import Observation, Outcome, Status
 from skills.v1 import skills_pb2 as pb
 from skills.wire.conventions import MAX_MESSAGE
 
@@ -23,9 +25,12 @@ MAX_SIDE = 4096  # [pixels]
 MAX_HISTORY = 64  # [observations] in one request
 MAX_TEXT = 1000  # [characters] in any name, instruction or place
 MAX_OBJECTS = 1000  # in a semantic map
+MAX_CAMERAS = 16  # in one observation
+MAX_NUMBERS = LARGEST  # of a state or an action
 JPEG_QUALITY = 90
 RAW, PNG, JPEG = pb.IMAGE_ENCODING_RAW, pb.IMAGE_ENCODING_PNG, pb.IMAGE_ENCODING_JPEG
 FORMATS = {PNG: "PNG", JPEG: "JPEG"}  # as Pillow calls them
+KINDS: dict[str, pb.ActionKind] = {kind: pb.ActionKind.Value(f"ACTION_KIND_{kind.upper()}") for kind in get_args(Kind)}
 
 # Writing
 
@@ -55,12 +60,34 @@ def write_tensor(values: np.ndarray) -> pb.Tensor:
 
 def write_observation(observation: Observation, encoding: pb.ImageEncoding = RAW) -> pb.Observation:
     """Lossless unless told otherwise: a policy must see the pixels that the camera gave."""
-    return pb.Observation(
-        image=write_image(observation.image, encoding),
+    message = pb.Observation(
         state=write_tensor(observation.state),
         place=observation.place,
         held=observation.held,
         objects=dict(observation.objects),
+    )
+    for number, (name, image) in enumerate(observation.images.items()):
+        written = write_image(image, encoding)
+        if number == 0:  # where services of before there were several look for it
+            message.image.CopyFrom(written)
+            message.camera = name
+        else:
+            message.images[name].CopyFrom(written)
+    return message
+
+
+def write_embodiment(embodiment: Embodiment) -> pb.Embodiment:
+    return pb.Embodiment(
+        name=embodiment.name,
+        cameras=[pb.Camera(name=c.name, height=c.height, width=c.width) for c in embodiment.cameras],
+        state=[pb.StateNumber(name=number.name, unit=number.unit) for number in embodiment.state],
+        action=[
+            pb.ActionDimension(name=d.name, low=d.low, high=d.high, unit=d.unit, kind=KINDS[d.kind])
+            for d in embodiment.action
+        ],
+        control_hz=embodiment.control_hz,
+        max_seconds=embodiment.max_seconds,
+        history=embodiment.history,
     )
 
 
@@ -129,12 +156,39 @@ def read_tensor(message: pb.Tensor, shape: tuple[int, ...], what: str) -> np.nda
     return values
 
 
+def read_numbers(message: pb.Tensor, what: str, most: int = MAX_NUMBERS) -> np.ndarray:
+    """Message -> (N,) float32, all numbers finite; whoever uses them knows how many there must be."""
+    if len(message.shape) != 1 or message.shape[0] > most:
+        raise InvalidRequest(f"{what} has shape {tuple(message.shape)}; it is one row of at most {most} numbers")
+    return read_tensor(message, tuple(message.shape), what)
+
+
 def read_state(message: pb.Tensor) -> np.ndarray:
-    return read_tensor(message, (len(STATE_NAMES),), "the state")
+    return read_numbers(message, "the state")
 
 
 def read_action(message: pb.Tensor) -> np.ndarray:
-    return read_tensor(message, (len(ACTION_NAMES),), "the action")
+    return read_numbers(message, "the action")
+
+
+def read_embodiment(message: pb.Embodiment) -> Embodiment:
+    kinds = {number: kind for kind, number in KINDS.items()}
+    if unknown := [d.name for d in message.action if d.kind not in kinds]:
+        raise InvalidRequest(f"the action dimension {unknown[0][:50]!r} is of no known kind")
+    try:
+        return Embodiment(
+            action=tuple(
+                ActionDimension(d.name, d.low, d.high, d.unit, cast(Kind, kinds[d.kind])) for d in message.action
+            ),
+            cameras=tuple(Camera(c.name, c.height, c.width) for c in message.cameras),
+            state=tuple(StateNumber(number.name, number.unit) for number in message.state),
+            control_hz=message.control_hz,
+            max_seconds=message.max_seconds or MAX_SECONDS,
+            history=message.history or 1,
+            name=message.name,
+        )
+    except EmbodimentError as error:
+        raise InvalidRequest(f"the embodiment: {error}") from None
 
 
 def read_text(text: str, what: str, required: bool = True) -> str:
@@ -146,8 +200,7 @@ def read_text(text: str, what: str, required: bool = True) -> str:
 
 
 def read_observation(message: pb.Observation) -> Observation:
-    with inside("image"):
-        image = read_image(message.image)
+    images = read_images(message)
     with inside("state"):
         state = read_state(message.state)
     with inside("place"):
@@ -161,7 +214,25 @@ def read_observation(message: pb.Observation) -> Observation:
             read_text(name, "an object"): read_text(where, f"the place of {name[:50]!r}", required=False)
             for name, where in message.objects.items()
         }
-    return Observation(image, state, place, held, objects)
+    return Observation(images, state, place, held, objects)
+
+
+def read_images(message: pb.Observation) -> dict[str, np.ndarray]:
+    """Camera -> (H, W, 3) uint8 RGB, the first one first; "" names an only one that has no name."""
+    if len(message.images) + message.HasField("image") > MAX_CAMERAS:
+        raise InvalidRequest(f"{len(message.images) + 1} images; at most {MAX_CAMERAS} cameras are taken", "images")
+    found = {}
+    if message.HasField("image"):
+        with inside("camera"):
+            name = read_text(message.camera, "the camera", required=False)
+        with inside("image"):
+            found[name] = read_image(message.image)
+    for name in sorted(message.images):  # a map has no order
+        with inside(f"images[{name[:50]!r}]"):
+            if not found or not name or name in found:
+                raise InvalidRequest("`image` and `camera` hold the first camera, `images` the others by their names")
+            found[read_text(name, "a camera")] = read_image(message.images[name], f"the image of {name[:50]!r}")
+    return found
 
 
 def read_history(messages: Sequence[pb.Observation]) -> list[Observation]:
@@ -172,13 +243,27 @@ def read_history(messages: Sequence[pb.Observation]) -> list[Observation]:
     for index, message in enumerate(messages):
         with inside(f"history[{index}]"):
             history.append(read_observation(message))
-        decoded += history[-1].image.nbytes
+        decoded += sum(image.nbytes for image in history[-1].images.values())
         if decoded > MAX_MESSAGE:
             raise InvalidRequest(f"the images take more than {MAX_MESSAGE >> 20} MiB once decoded", "history")
-    sizes = {observation.image.shape for observation in history}
-    if len(sizes) > 1:
-        raise InvalidRequest(f"the images of one history differ in size: {sorted(sizes)}", "history")
+    if problem := changed(history):
+        raise InvalidRequest(problem, "history")
     return history
+
+
+def changed(history: Sequence[Observation]) -> str:
+    """What is not the same in all observations of one history; "" where nothing is."""
+    cameras = {name: image.shape for name, image in history[0].images.items()}
+    for later in history[1:]:
+        sizes = {name: image.shape for name, image in later.images.items()}
+        if sizes.keys() != cameras.keys():
+            return f"the cameras of one history differ: {sorted(cameras)} and {sorted(sizes)}"
+        if differing := [name for name in sizes if sizes[name] != cameras[name]]:
+            shapes = sorted({cameras[differing[0]], sizes[differing[0]]})
+            return f"the images of one history differ in size: {shapes}"
+        if later.state.shape != history[0].state.shape:
+            return f"the states of one history differ in length: {len(history[0].state)} and {len(later.state)}"
+    return ""
 
 
 def read_skill(message: pb.Skill) -> Skill:

@@ -181,7 +181,7 @@ def of_episodes(dataset: EpisodeDataset, folder: Path, label: str) -> Questions:
 
     def history(first: int, last: int) -> History:
         rows = range(max(first, last + 1 - scenes.HISTORY), last + 1)
-        return [Observation(np.array(dataset.images[i]), np.array(dataset.states[i])) for i in rows]
+        return [Observation({"": np.array(dataset.images[i])}, np.array(dataset.states[i])) for i in rows]
 
     def read(episodes: np.ndarray) -> list[History]:
         firsts, ends = dataset.episode_start[episodes], dataset.episode_start[episodes + 1]

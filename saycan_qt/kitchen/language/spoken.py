@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from functools import cache
-from pathlib import Path
 
 from planners.robot_language import RobotLanguage
-from skills.library import SkillLibrary
-
-FOLDER = Path(__file__).parent
+from skills.robot_folder import default_robot
 
 
 @cache
 def kitchen_language() -> RobotLanguage:
-    return RobotLanguage.load(FOLDER, "a robot in a kitchen", SkillLibrary.load())
+    robot = default_robot()
+    return RobotLanguage.load(robot.path, "a robot in a kitchen", robot.library)

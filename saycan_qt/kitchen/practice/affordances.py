@@ -18,14 +18,16 @@ import mujoco
 import numpy as np
 
 from saycan_qt.data.scenes import HISTORY, LabelledScene
+from saycan_qt.kitchen.embodiment import ACTION_HIGH, ACTION_LOW
 from saycan_qt.kitchen.looks import LookName
 from saycan_qt.kitchen.practice.disturbances import disturbed
 from saycan_qt.kitchen.practice.experts import Expert, carry
 from saycan_qt.kitchen.practice.rollouts import MAX_STEPS, Rollout, random_skill
 from saycan_qt.kitchen.tasks import feasible, practice, random_kitchen, succeeded
 from saycan_qt.kitchen.world import Scene, World
+from skills.embodiment import TERMINATE_THRESHOLD
 from skills.library import Skill, SkillLibrary
-from skills.types import ACTION_HIGH, ACTION_LOW, TERMINATE_THRESHOLD, Observation
+from skills.types import Observation
 
 WEIGHTS = {  # of the families around which scenes are drawn; a pick is possible in most others' scenes too
     "pick": 0.5,

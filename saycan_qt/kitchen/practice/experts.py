@@ -7,12 +7,12 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from saycan_qt.kitchen.embodiment import ACTION_HIGH
 from saycan_qt.kitchen.objects import THINGS
 from saycan_qt.kitchen.scene import DRAWER_Z
 from saycan_qt.kitchen.tasks import inside_drawer, on_worktop
 from saycan_qt.kitchen.world import CARRY, World, grasp_height, rotation_vector, rotation_z
 from skills.library import Skill
-from skills.types import ACTION_HIGH
 
 STEP = float(ACTION_HIGH[0])  # the furthest the tip moves in one action [m]
 PITCH = 0.3  # the gripper leans forward at drawers [rad]

@@ -8,13 +8,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from saycan_qt.kitchen.embodiment import ACTION_HIGH, ACTION_LOW
 from saycan_qt.kitchen.looks import LookName
 from saycan_qt.kitchen.practice.disturbances import at_no_worktop, disturbed
 from saycan_qt.kitchen.practice.experts import Expert
 from saycan_qt.kitchen.tasks import feasible, practice, succeeded
 from saycan_qt.kitchen.world import World
 from skills.library import Skill, SkillLibrary
-from skills.types import ACTION_HIGH, ACTION_LOW, Actor, Observation
+from skills.types import Actor, Observation
 
 MODES = ("demonstration", "offset", "wrong", "early", "noisy", "endless", "elsewhere")
 IMPOSSIBLE = "impossible"  # drawn only where it is asked for
