@@ -16,8 +16,9 @@ it terminates itself with the task's goal reached. Rates come with 95 % Wilson i
 affordance: value functions, as checkpoints or behind running skill servers, score every learnt skill in labelled scenes
 (`python -m saycan_qt.collect affordance`), or the first frames of anybody's episodes; precision, recall, F1 and more,
 with bootstrap intervals, and calibration. `affordance --help` says how pairs are weighted.
-plans: the language model plans instructions that come with a start and a goal (planners/instructions.yaml, or --set);
-its skills are carried out perfectly and, with --execute, by the learnt policy in MuJoCo. `plans --help` says more.
+plans: the language model plans instructions that come with a start and a goal (--set, or those in
+saycan_qt/kitchen/language/instructions.yaml); its skills are carried out perfectly and, with --execute, by the learnt
+policy in MuJoCo. `plans --help` says more.
 """
 
 from __future__ import annotations

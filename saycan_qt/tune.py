@@ -1,11 +1,12 @@
 """Fine-tune the language model to plan: a low-rank adapter, trained on generated instructions and their plans.
 
-    python -m saycan_qt.tune --out runs/adapter         # hours on two cores; planners/adapter says how it was made
+    python -m saycan_qt.tune --out runs/adapter         # hours on two cores
     python -m saycan_qt.tune --out runs/adapter --steps 100
 
 Killed and started again with the same command, it continues from its last state. OUT/adapter is the adapter in PEFT's
 format, for `--language.adapter OUT/adapter` of `saycan_qt.run` and `saycan_qt.evaluate plans`; OUT/metrics.jsonl holds
 the numbers, among them the share of plans that are right to the letter, for ways to say things kept from training.
+saycan_qt/kitchen/language/adapter/MODEL_CARD.md says how the shipped one was made.
 """
 
 from __future__ import annotations

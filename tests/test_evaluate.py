@@ -15,10 +15,10 @@ from test_data_rlds import fractal, save
 from saycan_qt.data import scenes
 from saycan_qt.data.episodes import Episode, EpisodeDataset, EpisodeWriter
 from saycan_qt.evaluate import main
+from saycan_qt.evaluation import skills
 from saycan_qt.evaluation.affordance import measure as affordance
 from saycan_qt.evaluation.affordance.figures import figures
 from saycan_qt.evaluation.rates import wilson
-from saycan_qt.evaluation.skills import run_episode
 from saycan_qt.learning import checkpoint
 from saycan_qt.learning.algorithms.q_transformer import QTransformer
 from saycan_qt.options import dispatch
@@ -50,9 +50,9 @@ def test_wilson_interval_matches_the_textbook():
 
 def test_terminating_at_once_and_never_terminating_both_fail():
     library = SkillLibrary.load()
-    quick = run_episode(Quitter(), "pick", np.random.default_rng(0), library)
+    quick = skills.run_episode(Quitter(), "pick", np.random.default_rng(0), library)
     assert (quick.success, quick.terminated, quick.steps) == (False, True, 1)
-    slow = run_episode(Idler(), "open drawer", np.random.default_rng(0), library)
+    slow = skills.run_episode(Idler(), "open drawer", np.random.default_rng(0), library)
     assert (slow.success, slow.terminated, slow.steps) == (False, False, 45)
 
 
@@ -61,6 +61,17 @@ def test_a_mistake_is_one_line_and_exit_code_2(flag, value, capsys):
     assert main(["skills", flag, value]) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ") and error.count("\n") == 1 and value in error
+
+
+def test_the_answer_is_the_same_json_on_standard_output_and_in_the_file(tmp_path, capsys, monkeypatch):
+    episodes = [skills.Result("pick", "pick apple", success=n < 3, terminated=True, steps=9) for n in range(4)]
+    monkeypatch.setattr(skills, "results", lambda config: iter(episodes))
+    out = tmp_path / "new folder" / "skills.json"
+    assert main(["skills", "--families", "pick", "--episodes", "4", "--json", "--out", str(out)]) == 0
+    shown, written = capsys.readouterr().out, out.read_text()
+    assert shown == written == json.dumps(json.loads(shown), indent=2) + "\n"
+    assert json.loads(shown)["families"]["pick"]["rate"] == json.loads(shown)["average"] == 0.75
+    assert main(["skills", "--out", str(tmp_path)]) == 2 and "is a folder" in capsys.readouterr().err
 
 
 def test_rolling_out_does_not_pay_for_the_modules_of_other_commands():

@@ -7,6 +7,7 @@ import pytest
 from saycan_qt.kitchen import goals
 from saycan_qt.kitchen.env import KitchenEnv
 from saycan_qt.kitchen.objects import THINGS
+from saycan_qt.kitchen.physics import Unstable
 from saycan_qt.kitchen.practice.disturbances import absent
 from saycan_qt.kitchen.practice.experts import Expert
 from saycan_qt.kitchen.practice.perception import KEYPOINTS, labelled_frames
@@ -164,6 +165,65 @@ def test_perception_labels_agree_with_the_image():
     hidden = frames["heatmaps"][~frames["visible"]]
     assert hidden.sum(axis=(1, 2)).max(initial=0) < 3 * 255 / 16 + 1
     assert frames["positions"].shape == (6, len(KEYPOINTS), 3) and apple < 21
+
+
+@pytest.fixture
+def robot(tmp_path, monkeypatch):
+    """In an empty folder, which nothing may be written to."""
+    monkeypatch.chdir(tmp_path)
+    yield KitchenRobot(scene=Scene({"apple": Placement("table", 0.2, 0.0)}, "table"))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("action", "said"),
+    [
+        ([0, 0, np.nan, 0, 0, 0, 0, 0], "dz is nan"),
+        ([0, 0, 0, 0, 0, -np.inf, np.inf, 0], "dyaw is -inf, closedness is inf"),
+        ([0, 0, 0, 0, 0, 0, 0, np.nan], "terminate is nan"),
+        ([0] * 7, r"8 numbers \(dx, dy, .*terminate\), not \(7,\)"),
+        ([[0] * 8], r"not \(1, 8\)"),
+    ],
+)
+def test_an_action_that_is_no_action_is_refused_and_nothing_moves(action, said, robot):
+    env, up = KitchenEnv(LIBRARY["pick apple"]), np.array([0, 0, 0.05, 0, 0, 0, 0, 0])
+    env.reset(seed=0, options={"scene": robot.world.scene})
+    for world, act in ((robot.world, robot.apply), (env.world, env.step)):
+        before = world.data.time, world.state()
+        with pytest.raises(ValueError, match=said):
+            act(np.array(action, np.float32))
+        assert world.data.time == before[0] and (world.state() == before[1]).all()
+        act(up)
+        assert world.tip()[2] > before[1][2] + 0.02  # it still obeys
+    assert env.steps == 1
+
+
+def test_an_action_out_of_range_counts_as_the_nearest_in_range(robot):
+    other = World(robot.world.scene)
+    robot.apply(np.full(8, 1e30))
+    other.step(ACTION_HIGH)
+    assert (robot.world.state() == other.state()).all()
+
+
+def test_a_simulation_that_gives_up_says_so(robot, caplog):
+    robot.world.data.qvel[:] = 1e12
+    for _ in range(2):  # and does not come back
+        with pytest.raises(Unstable, match=r"huge value in QVEL at DOF 0"):
+            robot.apply(np.zeros(8))
+    assert "huge value in QVEL" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("scene", "said"),
+    [
+        (Scene({}, tip=(0.0, np.nan, 0.2)), r"tip: \(0.0, nan, 0.2\)"),
+        (Scene({"apple": Placement("table", np.inf, 0.0)}), r"apple: \(inf, 0.0, 0.0\)"),
+        (Scene({}, drawers={"top": np.nan}), r"top drawer: \(nan,\)"),
+    ],
+)
+def test_a_scene_with_a_number_that_is_not_finite_is_refused(scene, said):
+    with pytest.raises(ValueError, match=said):
+        World(scene)
 
 
 def test_a_look_changes_what_is_seen_and_nothing_that_happens():

@@ -7,7 +7,9 @@ import pytest
 
 from planners.prompts import CANNOT
 from saycan_qt.kitchen.language import instructions
-from saycan_qt.kitchen.language.pairs import PHRASES, SOURCES, PairGenerator, Phrases, is_held_out, text_of
+from saycan_qt.kitchen.language.pairs import PairGenerator, text_of
+from saycan_qt.kitchen.language.phrases import PHRASES, Phrases, is_held_out
+from saycan_qt.kitchen.language.sources import SOURCES
 from saycan_qt.kitchen.symbolic import SymbolicKitchen
 from skills.library import SkillLibrary
 from skills.types import Status

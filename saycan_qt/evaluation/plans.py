@@ -59,7 +59,7 @@ class PlansConfig:
     An instruction's kitchen follows from its words, the layout's number and the seed. Intervals are 95 % Wilson
     intervals over all plans; layouts of one instruction are alike, so many of them make the intervals too narrow."""
 
-    set: File = None  # instructions (YAML); by default planners/instructions.yaml
+    set: File = None  # instructions (YAML); by default saycan_qt/kitchen/language/instructions.yaml
     half: Literal["tuning", "held-out", "both"] = "both"  # held-out: never looked at while the planner is improved
     only: str = ""  # instructions that hold these words
     layouts: int = 1  # kitchens for each instruction

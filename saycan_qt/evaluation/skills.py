@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import multiprocessing
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from saycan_qt import atomic
 from saycan_qt.evaluation.rates import wilson
 from saycan_qt.kitchen.env import KitchenEnv
 from saycan_qt.kitchen.practice.rollouts import random_skill
 from saycan_qt.kitchen.tasks import FAMILIES
+from saycan_qt.options import File
 from skills.library import SkillLibrary
 from skills.types import Observation
 
@@ -32,7 +32,7 @@ class SkillsConfig:
     families: tuple[str, ...] = FAMILIES
     workers: int = 2  # processes
     json: bool = False  # print the result as JSON on standard output
-    out: Path | None = None  # also write the JSON here
+    out: File = None  # also write the JSON here
 
 
 @dataclass(frozen=True)
@@ -87,15 +87,16 @@ def results(config: SkillsConfig) -> Iterator[Result]:
 
 def skills(config: SkillsConfig) -> int:
     from saycan_qt.learning.checkpoint import CheckpointError, resolve
+    from saycan_qt.services.processes import refuse  # here, so that workers do not load gRPC
 
     if unknown := set(config.families) - set(FAMILIES):
-        print(f"error: no family {sorted(unknown)}; there are {', '.join(FAMILIES)}", file=sys.stderr)
-        return 2
+        return refuse(f"no family {sorted(unknown)}; there are {', '.join(FAMILIES)}")
+    if config.out and config.out.is_dir():
+        return refuse(f"--out {config.out} is a folder; give a file's name")
     try:
         resolve(config.checkpoint)
     except CheckpointError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return refuse(str(error))
     console = Console(stderr=True)
     total = len(config.families) * config.episodes
     found = list(track(results(config), "rolling out", total=total, console=console))
@@ -113,10 +114,14 @@ def skills(config: SkillsConfig) -> int:
         table.add_row(family, f"{rate:.2f}", f"{low:.2f} - {high:.2f}", str(len(mine)), str(endless), f"{steps:.1f}")
     average = float(np.mean([s["rate"] for s in summary.values()]))
     table.add_row("average", f"{average:.2f}", "", str(total), "", "")
-    answer = json.dumps({"families": summary, "average": average})
-    (Console(stderr=True) if config.json else Console()).print(table)
-    if config.out:
-        config.out.write_text(answer)
+    answer = atomic.to_json({"families": summary, "average": average})
+    (console if config.json else Console()).print(table)
     if config.json:
-        print(answer)
+        sys.stdout.write(answer.decode())
+        sys.stdout.flush()
+    if config.out:
+        try:
+            atomic.write(config.out, answer)
+        except OSError as error:
+            return refuse(f"--out {config.out} cannot be written: {error.strerror}")
     return 0

@@ -21,7 +21,8 @@ class KitchenEnv(gymnasium.Env):
 
     Observations: {"image": (80, 96, 3) uint8, "state": (8,) float32, see skills.types.STATE_NAMES}.
     Actions: (8,) float32, see skills.types.ACTION_NAMES; the last one above 0.5 ends the episode, and only success at
-    that moment is rewarded. Truncated after 45 steps. `reset(options={"scene": Scene})` starts from a given scene."""
+    that moment is rewarded. An action that is not 8 finite numbers raises ValueError and is no step. Truncated after 45
+    steps. `reset(options={"scene": Scene})` starts from a given scene."""
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 3}  # noqa: RUF012  (Gymnasium's own convention)
 

@@ -12,6 +12,7 @@ from saycan_qt.kitchen import goals, tasks
 from saycan_qt.kitchen.camera import HEAD_FOR_PEOPLE, ROOM
 from saycan_qt.kitchen.embodiment import CONTROL_HZ
 from saycan_qt.kitchen.objects import THINGS
+from saycan_qt.kitchen.physics import checked_action
 from saycan_qt.kitchen.practice.experts import Expert, carry
 from saycan_qt.kitchen.scene import PLACES, WORKTOPS
 from saycan_qt.kitchen.world import Scene, World
@@ -42,6 +43,7 @@ class KitchenRobot:
         return self.world.observe()
 
     def apply(self, action: np.ndarray) -> None:
+        action = checked_action(action)  # before a halt is forgotten
         self._halted.clear()
         self.world.step(action)
         if self.real_time:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import mujoco
 import numpy as np
 
 from saycan_qt.kitchen.scene import WORKTOPS
@@ -33,8 +32,7 @@ class Stage:
     def world(self, kitchen: SymbolicKitchen) -> World:
         world = World(self.scene(kitchen))
         if TRASH in kitchen.where.values():
-            mujoco.mj_step(world.model, world.data, nstep=FALL)
-            mujoco.mj_forward(world.model, world.data)
+            world.rest(FALL)
         return world
 
     def scene(self, kitchen: SymbolicKitchen) -> Scene:

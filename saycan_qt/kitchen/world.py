@@ -16,6 +16,7 @@ from saycan_qt.kitchen.camera import Camera, render
 from saycan_qt.kitchen.embodiment import ACTION_HIGH, ACTION_LOW, CONTROL_HZ
 from saycan_qt.kitchen.looks import LOOKS, LookName
 from saycan_qt.kitchen.objects import THINGS
+from saycan_qt.kitchen.physics import check_stable, checked_action, log_warnings
 from saycan_qt.kitchen.scene import (
     ARM_HOME,
     ARM_JOINTS,
@@ -61,6 +62,14 @@ class Scene:
     held: str = ""  # an object of `objects` that starts in the gripper
     places: tuple[str, ...] = tuple(PLACES)  # places to build; training scenes need only the one in view
 
+    def check(self) -> None:
+        """Raises ValueError, naming it, for a number that is not finite."""
+        numbers = {"tip": self.tip, "yaw": (self.yaw,)}
+        numbers |= {f"{drawer} drawer": (opening,) for drawer, opening in self.drawers.items()}
+        numbers |= {name: (at.x, at.y, at.yaw) for name, at in self.objects.items()}
+        if wrong := [f"{what}: {given}" for what, given in numbers.items() if not np.isfinite(given).all()]:
+            raise ValueError(f"every number of a scene must be finite; {', '.join(wrong)}")
+
 
 def rotation_z(yaw: float) -> np.ndarray:
     c, s = math.cos(yaw), math.sin(yaw)
@@ -92,9 +101,12 @@ def grasp_height(name: str) -> float:
 
 
 class World:
-    """One kitchen in MuJoCo. The same Scene and the same actions give the same states and pixels."""
+    """One kitchen in MuJoCo. The same Scene and the same actions give the same states and pixels. What moves it raises
+    `physics.Unstable` when the simulation gives up."""
 
     def __init__(self, scene: Scene, look: LookName = "target"):
+        scene.check()
+        log_warnings()
         self.scene, self.look = scene, LOOKS[look]
         self.names = tuple(scene.objects)
         self.model = mujoco.MjModel.from_xml_string(kitchen_xml(self.names, scene.places))
@@ -200,8 +212,9 @@ class World:
     # ---- motion -------------------------------------------------------------------------------------------------
 
     def step(self, action: np.ndarray) -> None:
-        """One control period (1/3 s) of an (8,) action; `terminate` is not the world's business."""
-        action = np.clip(np.asarray(action, float), ACTION_LOW, ACTION_HIGH)
+        """One control period (1/3 s) of an (8,) action; `terminate` is not the world's business. Raises ValueError,
+        and nothing moves, for an action that is not 8 finite numbers."""
+        action = np.clip(checked_action(action), ACTION_LOW, ACTION_HIGH)
         self._target = np.clip(self._target + action[:3], REACH_LOW, REACH_HIGH)
         self._target_rotation = rotation_matrix(action[3:6]) @ self._target_rotation
         self.closedness = float(action[6])
@@ -229,8 +242,12 @@ class World:
             self.place = place if i == pieces else ""
             if i < pieces and canceled():
                 break
-        mujoco.mj_step(self.model, self.data, nstep=20)
-        mujoco.mj_forward(self.model, self.data)
+        self.rest(20)
+
+    def rest(self, steps: int) -> None:
+        """Let so many physics steps pass."""
+        mujoco.mj_step(self.model, self.data, nstep=steps)
+        self._update()
 
     # ---- inside -------------------------------------------------------------------------------------------------
 
@@ -259,8 +276,12 @@ class World:
             self._set_object(scene.held, d.xpos[self.model.body("base").id] + base @ center, self._pose[2] + scene.yaw)
         d.qpos[self._finger_q] = width
         d.ctrl[len(ARM_JOINTS) :] = FINGER_TRAVEL * (1 - self.closedness)
-        mujoco.mj_step(self.model, d, nstep=30)
-        mujoco.mj_forward(self.model, d)
+        self.rest(30)
+
+    def _update(self) -> None:
+        """What can be read is of this instant."""
+        mujoco.mj_forward(self.model, self.data)
+        check_stable(self.data)
 
     def _move(self) -> None:
         d, arms = self.data, len(ARM_JOINTS)
@@ -274,7 +295,7 @@ class World:
                 break
             d.ctrl[:arms] = start + (goal - start) * min(1.0, (i + 1) / (CHUNKS * 0.7))
             mujoco.mj_step(self.model, d, nstep=CHUNK_STEPS)
-        mujoco.mj_forward(self.model, d)
+        self._update()
 
     def _solve(self, q: np.ndarray, position: np.ndarray, rotation: np.ndarray, iterations: int) -> np.ndarray:
         """Damped least squares towards a tip pose in the base frame; what is left of the motion leans to ARM_HOME."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 from collections import deque
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -20,6 +21,7 @@ import numpy as np
 from saycan_qt.data.scenes import HISTORY, LabelledScene
 from saycan_qt.kitchen.embodiment import ACTION_HIGH, ACTION_LOW
 from saycan_qt.kitchen.looks import LookName
+from saycan_qt.kitchen.physics import Unstable
 from saycan_qt.kitchen.practice.disturbances import disturbed
 from saycan_qt.kitchen.practice.experts import Expert, carry
 from saycan_qt.kitchen.practice.rollouts import MAX_STEPS, Rollout, random_skill
@@ -44,6 +46,12 @@ AFTERWARDS = 0.35  # share of the scenes at which the robot looks after a skill 
 def labelled_scene(seed: int, number: int, library: SkillLibrary) -> LabelledScene:
     """Scene `number` of a collection; it follows from seed and number alone."""
     rng = np.random.default_rng([seed, number])
+    while True:
+        with suppress(Unstable):  # then another one, from the same generator
+            return _labelled(rng, number, library)
+
+
+def _labelled(rng: np.random.Generator, number: int, library: SkillLibrary) -> LabelledScene:
     skills = [s for s in library if s.learned]
     skill, kind, scene = draw(rng, library)
     world, seen = World(scene), deque[Observation](maxlen=HISTORY)

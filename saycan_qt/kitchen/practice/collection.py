@@ -12,6 +12,7 @@ import numpy as np
 from saycan_qt import atomic
 from saycan_qt.data.episodes import Episode
 from saycan_qt.kitchen.looks import LookName
+from saycan_qt.kitchen.physics import Unstable
 from saycan_qt.kitchen.practice import affordances, rollouts
 from skills.library import SkillLibrary
 from skills.types import Actor
@@ -50,7 +51,8 @@ class CollectConfig:
 
 def episode(config: CollectConfig, number: int, library: SkillLibrary, actor: Actor | None = None) -> Episode:
     """Episode `number` of a collection. Tries again, from the same generator, until the rollout ends as its kind
-    should: a demonstration in success, a failure without; what `actor` does by itself ends as it may."""
+    should: a demonstration in success, a failure without; what `actor` does by itself ends as it may, but not where the
+    simulation gives up."""
     rng = np.random.default_rng([config.seed, number])
     weights = {f: w * (not config.families or f in config.families) for f, w in FAMILY_WEIGHTS.items()}
     mode = str(rng.choice(FAILURES)) if rng.random() < config.failures else "demonstration"
@@ -63,11 +65,14 @@ def episode(config: CollectConfig, number: int, library: SkillLibrary, actor: Ac
     how: dict[str, Any] = {"look": config.look, "max_steps": limit, "actor": actor}
     for _ in range(50):
         skill = rollouts.random_skill(rng, library, weights)  # drawn even if unused: then a seed keeps its meaning
-        if anywhere:
-            run = affordances.start_anywhere(rng, library, weights, mode, **how)
-        else:
-            run = rollouts.start(rng, skill, library, mode, **how)
-        steps = list(run)
+        try:
+            if anywhere:
+                run = affordances.start_anywhere(rng, library, weights, mode, **how)
+            else:
+                run = rollouts.start(rng, skill, library, mode, **how)
+            steps = list(run)
+        except Unstable:
+            continue
         if actor is not None or run.success == (mode == "demonstration"):
             break
     else:
