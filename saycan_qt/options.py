@@ -20,7 +20,7 @@ T = TypeVar("T")
 
 
 def called(module: str) -> str:
-    """What a command is called in its help: "python -m saycan_qt.serve", or as `saycan_qt.__main__` says it was typed."""
+    """What a command is called in its help: "python -m saycan_qt.serve", or "saycan-qt serve" if started so."""
     return sys.argv[0] if sys.argv[0].endswith(f" {module.rpartition('.')[2]}") else module
 
 
