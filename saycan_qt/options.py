@@ -19,9 +19,14 @@ Command = tuple[type, Callable[[Any], int]]  # a config, and what is done with i
 T = TypeVar("T")
 
 
+def called(module: str) -> str:
+    """What a command is called in its help: "python -m saycan_qt.serve", or "saycan-qt serve" if started so."""
+    return sys.argv[0] if sys.argv[0].endswith(f" {module.rpartition('.')[2]}") else module
+
+
 def parse(kind: type[T], command: str, teaches: str | None) -> T:
     """The command line as a dataclass; prints help and ends where it is asked for or wrong (exit code 2)."""
-    return tyro.cli(kind, prog=command, description=teaches, config=(tyro.conf.FlagCreatePairsOff,))
+    return tyro.cli(kind, prog=called(command), description=teaches, config=(tyro.conf.FlagCreatePairsOff,))
 
 
 def dispatch(
@@ -29,6 +34,7 @@ def dispatch(
 ) -> int:
     """Runs the command that the first argument names, else the one called "" where there is one. A command is given as
     a function, so that only the chosen one's modules need be imported. arguments: those of the process if None."""
+    program = called(program)
     given = sys.argv[1:] if arguments is None else list(arguments)
     name, rest = (given[0], given[1:]) if given and given[0] in commands else ("", given)
     if name not in commands:

@@ -11,12 +11,12 @@ from __future__ import annotations
 
 import json
 import logging
+import sys
 from dataclasses import asdict
 from functools import partial
 from typing import Any
 
 import torch
-import tyro
 
 from saycan_qt.kitchen.objects import THINGS
 from saycan_qt.kitchen.practice.perception import KEYPOINTS, labelled_frames
@@ -32,10 +32,11 @@ from saycan_qt.learning.perception import (
 )
 from saycan_qt.networks.keypoints import Grounding, KeypointTrunk
 from saycan_qt.networks.tokens import TextEncoder
+from saycan_qt.options import parse
 from skills.library import SkillLibrary
 
 
-def main(config: PretrainConfig) -> dict[str, Any]:
+def pretrain(config: PretrainConfig) -> dict[str, Any]:
     if config.debug:
         config = debug_config(config)
     torch.set_num_threads(config.threads)
@@ -78,6 +79,11 @@ def show(report: dict[str, Any]) -> None:
         print(f"  {true} {other} in {share:.1%} of its frames")
 
 
-if __name__ == "__main__":
+def main() -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    show(main(tyro.cli(PretrainConfig, description=__doc__)))
+    show(pretrain(parse(PretrainConfig, "python -m saycan_qt.pretrain", __doc__)))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -41,6 +41,7 @@ from saycan_qt.learning.start import (
     TrainRT1,
     new_policy,
 )
+from saycan_qt.options import called
 
 
 def debug_config(config: TrainConfig) -> TrainConfig:
@@ -73,7 +74,7 @@ def remember(config: TrainConfig, kind: str) -> None:
     path.write_text(json.dumps(described, indent=1) + "\n")
 
 
-def main(config: TrainConfig) -> dict[str, Any]:
+def train(config: TrainConfig) -> dict[str, Any]:
     """Train to the end; returns the last validation."""
     if config.debug:
         config = debug_config(config)
@@ -106,13 +107,19 @@ Command = (
 
 def command(arguments: Sequence[str] | None = None) -> TrainConfig:
     flat = (tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes)
-    return tyro.cli(Command, args=arguments, description=__doc__, config=flat)  # type: ignore[arg-type]
+    program = called("python -m saycan_qt.train")
+    return tyro.cli(Command, args=arguments, prog=program, description=__doc__, config=flat)  # type: ignore[arg-type]
+
+
+def main() -> int:
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    try:
+        train(command())
+    except (ValueError, OSError, DatasetError, checkpoint.CheckpointError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
 
 
 if __name__ == "__main__":
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    try:
-        main(command())
-    except (ValueError, OSError, DatasetError, checkpoint.CheckpointError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    sys.exit(main())

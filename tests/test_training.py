@@ -66,7 +66,7 @@ def weights(out):
 
 def test_a_killed_run_continues_as_if_nothing_had_happened(data, perception, tmp_path):
     settings = ("--relabel", "0.5", "--behavior-weight", "1.0")
-    train.main(train.command(run_command("q-transformer", data, perception, tmp_path / "whole", *settings)))
+    train.train(train.command(run_command("q-transformer", data, perception, tmp_path / "whole", *settings)))
     killed = run_command("q-transformer", data, perception, tmp_path / "killed", *settings)
     for wait in np.random.default_rng().uniform(0, 0.3, 2):  # [s] after something new lies on the disk
         manifest, before = tmp_path / "killed" / "state" / "manifest.json", b""
@@ -82,7 +82,7 @@ def test_a_killed_run_continues_as_if_nothing_had_happened(data, perception, tmp
         time.sleep(wait)
         process.send_signal(signal.SIGKILL)
         assert process.wait() in (-signal.SIGKILL, 0)
-    train.main(train.command(killed))
+    train.train(train.command(killed))
     assert curve(tmp_path / "killed") == curve(tmp_path / "whole")
     whole, continued = weights(tmp_path / "whole"), weights(tmp_path / "killed")
     assert all(torch.equal(whole[key], continued[key]) for key in whole)
@@ -91,7 +91,7 @@ def test_a_killed_run_continues_as_if_nothing_had_happened(data, perception, tmp
 def test_two_processes_train_as_one_does(data, perception, tmp_path):
     """Half a batch each, gradients averaged: the same weights but for rounding."""
     settings = ("--relabel", "0.5", "--behavior-weight", "1.0", "--steps", "6")
-    train.main(train.command(run_command("q-transformer", data, perception, tmp_path / "one", *settings)))
+    train.train(train.command(run_command("q-transformer", data, perception, tmp_path / "one", *settings)))
     command = run_command("q-transformer", data, perception, tmp_path / "two", *settings)
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "saycan_qt.train"]
     finished = subprocess.run([sys.executable, *torchrun, *command], capture_output=True, text=True)
@@ -109,27 +109,27 @@ def test_two_processes_train_as_one_does(data, perception, tmp_path):
 
 def test_finetuning_goes_on_with_a_checkpoint_its_settings_and_its_bins(data, perception, tmp_path):
     before = ("--steps", "4", "--bins", "adaptive", "--discount", "0.9")
-    train.main(train.command(run_command("q-transformer", data, perception, tmp_path / "old", *before)))
+    train.train(train.command(run_command("q-transformer", data, perception, tmp_path / "old", *before)))
     init = ("--init", tmp_path / "old" / "checkpoint")
     config = train.debug_config(train.command(run_command("finetune", data, perception, tmp_path / "new", *init)))
     policy, _ = train.new_policy(config, EpisodeDataset(data))
     tensors = policy.describe(sorted(TEXTS))[1]
     assert policy.config.discount == 0.9
     assert all(torch.equal(tensors[key], value) for key, value in weights(tmp_path / "old").items())
-    train.main(config)
+    train.train(config)
     assert not torch.equal(weights(tmp_path / "new")["network.outputs.q.bias"], tensors["network.outputs.q.bias"])
 
 
 def test_finetuning_without_a_checkpoint_says_what_to_give(data, perception, tmp_path):
     with pytest.raises(ValueError, match="--init"):
-        train.main(train.command(run_command("finetune", data, perception, tmp_path / "new")))
+        train.train(train.command(run_command("finetune", data, perception, tmp_path / "new")))
 
 
 def test_bounds_come_from_a_file_and_a_wrong_one_is_named(data, perception, tmp_path):
     (tmp_path / "good.yaml").write_text("low: [-2, -2, -2, -1, -1, -1, 0, 0]\nhigh: [2, 2, 2, 1, 1, 1, 1, 1]\n")
     (tmp_path / "bad.yaml").write_text("low: [0, 0]\nhigh: [1, 1]\n")
     run = (data, perception, tmp_path / "run", "--steps", "2", "--bounds")
-    train.main(train.command(run_command("rt1", *run, tmp_path / "good.yaml")))
+    train.train(train.command(run_command("rt1", *run, tmp_path / "good.yaml")))
     assert weights(tmp_path / "run")["action_edges"][:, -1].tolist() == [2, 2, 2, 1, 1, 1, 1, 1]
     with pytest.raises(ValueError, match=r"bad\.yaml.*eight numbers"):
         start.new_tokenizer(train.command(run_command("rt1", *run, tmp_path / "bad.yaml")), 256, np.zeros((9, 8)))
@@ -153,7 +153,7 @@ def test_images_of_another_size_are_refused_with_what_to_write(data, perception,
 
 def test_the_best_checkpoint_is_kept_when_the_held_out_loss_rises(data, perception, tmp_path):
     high = ("--learning-rate", "0.3", "--keep", "best")
-    train.main(train.command(run_command("rt1", data, perception, tmp_path / "run", *high)))
+    train.train(train.command(run_command("rt1", data, perception, tmp_path / "run", *high)))
     rows = {row["step"]: row["held_out_loss"] for row in curve(tmp_path / "run") if "held_out_loss" in row}
     kept = json.loads((tmp_path / "run" / "checkpoint" / "provenance.json").read_text())["step"]
     assert rows[kept] == min(rows.values()) and len(rows) == 2
@@ -164,7 +164,7 @@ def test_the_best_checkpoint_is_kept_when_the_held_out_loss_rises(data, percepti
 def test_a_compiled_loss_is_the_same_loss(data, perception, tmp_path):
     for name in ("plain", "compiled"):
         more = ("--steps", "2", *(["--compile"] if name == "compiled" else []))
-        train.main(train.command(run_command("rt1", data, perception, tmp_path / name, *more)))
+        train.train(train.command(run_command("rt1", data, perception, tmp_path / name, *more)))
     plain, compiled = (
         [row["loss"] for row in curve(tmp_path / name) if "loss" in row] for name in ("plain", "compiled")
     )
@@ -172,7 +172,7 @@ def test_a_compiled_loss_is_the_same_loss(data, perception, tmp_path):
 
 
 def test_a_picture_shows_every_number_of_a_run(data, perception, tmp_path, capsys):
-    train.main(train.command(run_command("rt1", data, perception, tmp_path / "run", "--steps", "4")))
+    train.train(train.command(run_command("rt1", data, perception, tmp_path / "run", "--steps", "4")))
     assert figures.main(["training", str(tmp_path / "run")]) == 0
     assert (tmp_path / "run" / "training.png").stat().st_size > 10_000
     assert list((tmp_path / "run" / "tensorboard").glob("events*"))
@@ -180,14 +180,14 @@ def test_a_picture_shows_every_number_of_a_run(data, perception, tmp_path, capsy
 
 
 def test_a_run_is_not_continued_under_other_settings(data, perception, tmp_path):
-    train.main(train.command(run_command("rt1", data, perception, tmp_path / "run", "--steps", "2")))
+    train.train(train.command(run_command("rt1", data, perception, tmp_path / "run", "--steps", "2")))
     with pytest.raises(ValueError, match="learning_rate"):
-        train.main(train.command(run_command("rt1", data, perception, tmp_path / "run", "--learning-rate", "0.1")))
+        train.train(train.command(run_command("rt1", data, perception, tmp_path / "run", "--learning-rate", "0.1")))
 
 
 def test_a_q_transformer_starts_from_a_clone(data, perception, tmp_path):
     """Every weight but the Q-head's, which the clone has not."""
-    train.main(train.command(run_command("rt1", data, perception, tmp_path / "clone", "--steps", "4")))
+    train.train(train.command(run_command("rt1", data, perception, tmp_path / "clone", "--steps", "4")))
     init = ("--init", tmp_path / "clone" / "checkpoint", "--behavior-weight", "1.0")
     config = train.command(run_command("q-transformer", data, perception, tmp_path / "q", *init))
     network, clone = (
@@ -201,7 +201,7 @@ def test_a_q_transformer_starts_from_a_clone(data, perception, tmp_path):
 
 def test_an_exported_run_judges_and_acts_without_a_sentence_model(data, perception, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "planners.weights", None)
-    train.main(train.command(run_command("q-transformer", data, perception, tmp_path / "run", "--steps", "2")))
+    train.train(train.command(run_command("q-transformer", data, perception, tmp_path / "run", "--steps", "2")))
     policy = checkpoint.load(tmp_path / "run" / "checkpoint")
     dataset = EpisodeDataset(data)
     policy.observe = lambda histories: (
