@@ -4,14 +4,17 @@
     python -m saycan_qt.robot --release 127.0.0.1:50052      # let a robot that was stopped move again
 
 It prints `kitchen robot listening on HOST:PORT` and then `kitchen robot ready: ...`. Without a skill server it can do
-the scripted skills only. SIGTERM or Ctrl-C stops the robot, then it exits with 0.
+the scripted skills only; one that is not there yet is waited for. A skill server whose model is for another robot is
+refused, and nothing moves (exit code 2). SIGTERM or Ctrl-C stops the robot, then it exits with 0.
 """
 
 from __future__ import annotations
 
 import difflib
 import gc
+import logging
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -21,12 +24,17 @@ from saycan_qt.services.operation import HowToWatch, OperationOptions
 from saycan_qt.services.processes import KITCHEN_ROBOT, EndWhenTold, announce, announce_ready, refuse
 from skills.client import RobotClient, SkillClient
 from skills.connective import RULES
-from skills.errors import LibraryError, SkillError
+from skills.errors import LibraryError, SkillError, Unavailable
 from skills.latch import Latch
 from skills.library import Skill, SkillLibrary
+from skills.robot import agree
 from skills.robot import serve as serve_robot
 from skills.types import Robot
 from skills.wire.conventions import join_address
+
+log = logging.getLogger(__name__)
+
+AGAIN = 0.5  # [s] between two looks whether the skill server is there
 
 
 @dataclass(frozen=True)
@@ -84,6 +92,20 @@ def release(config: RobotConfig) -> int:
     return 0
 
 
+def ask_when_there(skills: SkillClient) -> SkillLibrary:
+    """What the skill server can do, as soon as it can be reached. Raises SkillError for one that refuses to say."""
+    waiting = False
+    while True:
+        try:
+            return skills.list_skills()
+        except Unavailable as error:
+            if not waiting:
+                print(f"waiting for the skill server at {skills.address} ...", flush=True)
+                log.warning("%s", error)
+            waiting = True
+            time.sleep(AGAIN)
+
+
 def serve(config: RobotConfig, make_robot: Callable[[RobotConfig, SkillLibrary], Robot]) -> int:
     end = EndWhenTold(config.until_stdin_closes)
     try:
@@ -93,8 +115,10 @@ def serve(config: RobotConfig, make_robot: Callable[[RobotConfig, SkillLibrary],
         skills = None
         if config.skill_server:
             skills = SkillClient(config.skill_server, credentials=credentials, model=config.model)
-        library = skills.list_skills() if skills else SkillLibrary.load()
+        library = ask_when_there(skills) if skills else SkillLibrary.load()
         robot = make_robot(config, library)
+        if skills:
+            agree(robot, skills)
         latch, address = Latch(config.latch), join_address(config.host, config.port)
         server = serve_robot(robot, library, skills, address=address, latch=latch, access=access, watcher=watcher)
     except SkillError as error:

@@ -8,13 +8,15 @@
     python -m saycan_qt.serve --metrics-port 9090 --log-format json                  # Prometheus; a line for each call
     python -m saycan_qt.serve --record data/executed                # keeps what robots do, to train on
     python -m saycan_qt.serve --skills my_robot.yaml --affordance runs/mine --execution runs/mine
+    python -m saycan_qt.serve --skills my_robot.yaml --affordance my_models:Critic --execution my_models:Actor
     python -m saycan_qt.serve --host 0.0.0.0 --port 50051 --certificate gpu.pem --key gpu.key --tokens tokens.yaml
     python -m saycan_qt.serve --ray auto                            # the models on every node of a Ray cluster
 
 It prints `skill server listening on HOST:PORT` as soon as it can be reached and `skill server ready: ...` when its
 models are warm; until then its health is NOT_SERVING. SIGHUP, or `python -m saycan_qt.reload HOST:PORT [NAME]`, has it
 read its checkpoints again without dropping a call; a bad one changes nothing. SIGTERM or Ctrl-C drains it, then it
-exits with 0.
+exits with 0. Classes of your own (see Critic, Actor and Embodied in skills.types) are imported from the working folder
+or PYTHONPATH, and made without arguments.
 """
 
 from __future__ import annotations
@@ -27,22 +29,24 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from saycan_qt.options import Checkpoint, File, Folder, parse
+from saycan_qt.options import File, Folder, parse
 from saycan_qt.services import models
 from saycan_qt.services.access import ServerOptions, WhoMayCall
-from saycan_qt.services.models import Models, image_of, load
+from saycan_qt.services.models import Models, load
 from saycan_qt.services.operation import HowToWatch, OperationOptions
+from saycan_qt.services.own import is_own
 from saycan_qt.services.processes import SKILL_SERVER, EndWhenTold, announce, announce_ready, refuse
 from saycan_qt.services.replicas import RayOptions, Replicas, WhereModelsLive
 from skills.errors import SkillError, Unreadable
 from skills.library import SkillLibrary
 from skills.server import Limits
 from skills.server import serve as serve_skills
-from skills.serving.hosting import DEFAULT, Hosting, Model
+from skills.serving.hosting import DEFAULT, Hosting
 from skills.wire.conventions import join_address
 
 if TYPE_CHECKING:
@@ -51,20 +55,22 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-Also = Annotated[tuple[str, ...], tyro.conf.arg(metavar="[NAME=NAME|DIR[:NAME|DIR] ...]", help_behavior_hint="")]
+WhoseModel = Annotated[str, tyro.conf.arg(metavar="NAME|DIR|MODULE:CLASS")]
+Also = Annotated[tuple[str, ...], tyro.conf.arg(metavar="[NAME=MODEL[,MODEL] ...]", help_behavior_hint="")]
 
 
 @dataclass(frozen=True)
 class ServeConfig:
     """The skill server: judges which skills can succeed, and acts."""
 
-    affordance: Checkpoint = "affordance"  # checkpoint that judges
-    execution: Checkpoint = "execution"  # checkpoint that acts
+    affordance: WhoseModel = "affordance"  # checkpoint, or class of your own, that judges
+    execution: WhoseModel = "execution"  # checkpoint, or class of your own, that acts
     # Affordances are probabilities of success in place of raw Q-values, by the curve that
     # `python -m saycan_qt.evaluate affordance --calibrate isotonic` left beside the checkpoint that judges
     calibrated: bool = False
-    # More models, which clients ask for by name: one checkpoint, or one that judges and one that acts. Those who
-    # name none get the model of --affordance and --execution, whose name is "default"
+    # More models, which clients ask for by name: one checkpoint or class, or one that judges and, after a comma (or a
+    # colon between checkpoints), one that acts. Those who name none get the model of --affordance and --execution,
+    # whose name is "default"
     also: Also = ()
     skills: File = None  # what the robot can do (YAML); by default kitchen.yaml
     host: str = "127.0.0.1"  # address to listen on
@@ -75,8 +81,8 @@ class ServeConfig:
     cluster: WhereModelsLive = field(default_factory=RayOptions)
     robots: int = 64  # controlled at one time; further ones are told to come again later
     batch: int = 32  # robots whose actions are computed together, at most; 1: one after the other
-    # Seconds without an observation after which a robot's control stream is freed. A real robot observes every third of
-    # a second, so 0.4 is right for it; a simulated one takes as long as it takes to simulate and to draw
+    # Seconds without an observation after which a robot's control stream is freed. For a real robot 0.4 is right, or a
+    # control period and 50 ms where that is longer; a simulated one takes as long as it takes to simulate and to draw
     stream_timeout: float = 5.0
     # Keep each learnt skill that a robot executes, with its outcome, as an episode in this folder: LeRobotDatasets v3,
     # for `python -m saycan_qt.train ... --data DIR`. What is there stays; more is added
@@ -94,13 +100,34 @@ def configs(config: ServeConfig) -> dict[str, ServeConfig]:
     found = {DEFAULT: config}
     for also in config.also:
         name, _, folders = also.partition("=")
-        judges, _, acts = folders.partition(":")
+        judges, _, acts = folders.partition("," if "," in folders or is_own_alone(folders) else ":")
         if not judges or not name.isprintable() or not name.strip():
-            raise Unreadable(f"{also!r} is no further model; give NAME=CHECKPOINT, or NAME=JUDGES:ACTS")
+            raise Unreadable(f"{also!r} is no further model; give NAME=MODEL, or NAME=JUDGES,ACTS")
         if name in found:
             raise Unreadable(f"there are two models {name!r}; names must differ, and the first one's is {DEFAULT!r}")
         found[name] = replace(config, affordance=judges, execution=acts or judges)
     return found
+
+
+def is_own_alone(given: str) -> bool:
+    """One class, rather than two checkpoints with a colon between them: classes begin with a capital."""
+    return is_own(given) and given.partition(":")[2][:1].isupper() and not Path(given.partition(":")[2]).exists()
+
+
+def mistake(config: ServeConfig) -> str:
+    """What is wrong with a number that was given, in one line; "" where nothing is."""
+    replicas = config.cluster
+    least = {"threads": config.threads, "robots": config.robots, "batch": config.batch}
+    if wrong := [name for name, value in least.items() if value < 1]:
+        return f"--{wrong[0]} is {least[wrong[0]]}; at least 1 is needed"
+    above = {"stream-timeout": config.stream_timeout, "replica-cpus": replicas.replica_cpus}
+    above["replica-timeout"] = replicas.replica_timeout
+    if wrong := [name for name, value in above.items() if not value > 0]:
+        return f"--{wrong[0]} is {above[wrong[0]]:g}; more than 0 is needed"
+    for name, value in (("replicas", replicas.replicas), ("replica-gpus", replicas.replica_gpus)):
+        if not value >= 0:
+            return f"--{name} is {value:g}; it cannot be less than 0"
+    return "" if 0 <= config.port <= 65535 else f"--port is {config.port}; 0 to 65535 are ports"
 
 
 def reload_when_told(models: Hosting) -> None:
@@ -130,6 +157,8 @@ def open_recorder(config: ServeConfig) -> EpisodeRecorder | None:
 
 def serve(config: ServeConfig, choose: Callable[..., Models]) -> int:
     """Until it is told to end; the exit code. choose: as `checkpoints`, where replicas are only given if there are."""
+    if problem := mistake(config):
+        return refuse(problem)
     end = EndWhenTold(config.until_stdin_closes)
     signal.signal(signal.SIGHUP, lambda *_: None)  # until there is something to reload, it shall not end us
     try:
@@ -150,7 +179,7 @@ def host(
     names = {name: choice() for name, choice in asked.items()}
     watcher = config.operation.start(SKILL_SERVER, config.access, access)
     hosted = Hosting(
-        {name: Model(None, None, m.critic_id, m.actor_id, m.calibrate, loaded=False) for name, m in names.items()},
+        {name: choice.announced() for name, choice in names.items()},
         {name: partial(load, choice, library) for name, choice in asked.items()},
         watcher,
     )
@@ -175,8 +204,10 @@ def host(
         print(f"recording to {recorder.folder}, {recorder.num_episodes} episodes there", flush=True)
     try:
         for name in names:
-            actor = hosted.reload(name).actor
-            if recorder is not None and (problem := recorder.misfit(image_of(actor))):
+            embodiment = hosted.reload(name).embodiment
+            camera = next(iter(embodiment.cameras), None) if embodiment else None
+            size = (camera.height, camera.width) if camera else None
+            if recorder is not None and (problem := recorder.misfit(size)):
                 raise Unreadable(f"{problem}; record to another folder")
     except SkillError:
         server.stop(0)

@@ -22,6 +22,7 @@ from typing import Any, Self, TypeVar
 import grpc
 import numpy as np
 
+from skills.embodiment import Embodiment
 from skills.errors import (
     DeadlineExceeded,
     InvalidRequest,
@@ -40,6 +41,7 @@ from skills.v1 import skills_pb2_grpc
 from skills.wire.conventions import error_of
 from skills.wire.messages import (
     read_action,
+    read_embodiment,
     read_observation,
     read_outcome,
     read_skill,
@@ -78,6 +80,7 @@ class ModelInfo:
     actor_id: str  # "" when it only judges
     critic_id: str  # "" when it only acts
     calibrated: bool  # its affordances are calibrated probabilities, not raw values
+    embodiment: Embodiment | None = None  # of the robots that it is for; None: it does not say, or the server is older
 
 
 @dataclass(frozen=True)
@@ -87,16 +90,17 @@ class ServerInfo:
     actor_id: str  # "" when it cannot act
     critic_id: str  # "" when it cannot judge
     skills: int
-    control_hz: float
+    control_hz: float  # 0.0: not known
     max_history: int  # observations in one request
     schema_version: int
     calibrated: bool  # learnt skills' affordances are calibrated probabilities, not raw values
     models: tuple[ModelInfo, ...] = ()  # all of them, the first one first
+    embodiment: Embodiment | None = None  # of the first model's robots; None: it does not say, or the server is older
 
     def hosted(self, name: str = "") -> ModelInfo:
         """The model of this name, "" for the first; raises UnknownSkill, as its calls would."""
         if not name:  # older servers name none
-            return ModelInfo("", self.actor_id, self.critic_id, self.calibrated)
+            return ModelInfo("", self.actor_id, self.critic_id, self.calibrated, self.embodiment)
         models = {model.name: model for model in self.models}
         if name not in models:
             raise UnknownSkill(
@@ -112,11 +116,13 @@ class RobotInfo:
     name: str
     skills: int
     skill_server: str  # address, "" for none
-    control_hz: float
-    max_steps: int
+    control_hz: float  # 0.0: not known
+    max_steps: int  # after which a learnt skill is ended; 0: not known
     stopped: bool
     executing: str  # goal id, "" when idle
     schema_version: int
+    embodiment: Embodiment | None = None  # None: the driver does not say, or the service is older
+    views: tuple[str, ...] = ()  # cameras for people; (): the driver does not say
 
 
 @dataclass(frozen=True)
@@ -124,8 +130,8 @@ class Feedback:
     """One control period of a running skill."""
 
     step: int  # periods done; 0 for a scripted skill
-    state: np.ndarray  # (8,) float32 after the action, see STATE_NAMES
-    action: np.ndarray | None = None  # (8,) float32; None for a scripted skill
+    state: np.ndarray  # (S,) float32 after the action
+    action: np.ndarray | None = None  # (D,) float32, what the robot was sent; None for a scripted skill
     views: dict[str, bytes] = field(default_factory=dict)  # JPEG, after the action
 
 
@@ -188,8 +194,12 @@ class SkillClient(_Client):
         self.model = model
         self._stub = skills_pb2_grpc.SkillServiceStub(self._channel)
 
-    def info(self) -> ServerInfo:
-        return self._ask(self._stub.GetServerInfo, pb.GetServerInfoRequest(), _read_server_info)
+    def info(self, timeout: float | None = None) -> ServerInfo:
+        return self._ask(self._stub.GetServerInfo, pb.GetServerInfoRequest(), _read_server_info, timeout)
+
+    def acting(self, timeout: float | None = None) -> ModelInfo:
+        """The model that `control` gets its actions from. Raises UnknownSkill where there is none of that name."""
+        return self.info(timeout).hosted(self.model)
 
     def list_skills(self) -> SkillLibrary:
         def read(reply: pb.ListSkillsResponse) -> SkillLibrary:
@@ -245,7 +255,7 @@ class Control:
         threading.Thread(target=self._receive, name="control replies", daemon=True).start()
 
     def act(self, observation: Observation) -> np.ndarray:
-        """(8,) float32. Raises DeadlineExceeded when no action comes within the stream's timeout."""
+        """(D,) float32, as it was sent. Raises DeadlineExceeded when no action comes within the stream's timeout."""
         observed = write_observation(observation)
         with self._lock:
             self._sequence, self._awaiting = self._sequence + 1, True
@@ -469,11 +479,17 @@ def _read_server_info(reply: pb.GetServerInfoResponse) -> ServerInfo:
         schema_version=reply.schema_version,
         calibrated=reply.calibrated,
         models=tuple(map(_read_model, reply.models)),
+        embodiment=_read_embodiment(reply),
     )
 
 
 def _read_model(message: pb.Model) -> ModelInfo:
-    return ModelInfo(message.name, message.actor_id, message.critic_id, message.calibrated)
+    told = message.actor_id, message.critic_id, message.calibrated
+    return ModelInfo(message.name, *told, _read_embodiment(message))
+
+
+def _read_embodiment(message: pb.GetServerInfoResponse | pb.Model | pb.GetRobotInfoResponse) -> Embodiment | None:
+    return read_embodiment(message.embodiment) if message.HasField("embodiment") else None
 
 
 def _read_robot_info(reply: pb.GetRobotInfoResponse) -> RobotInfo:
@@ -486,4 +502,6 @@ def _read_robot_info(reply: pb.GetRobotInfoResponse) -> RobotInfo:
         stopped=reply.stopped,
         executing=reply.executing,
         schema_version=reply.schema_version,
+        embodiment=_read_embodiment(reply),
+        views=tuple(reply.views),
     )

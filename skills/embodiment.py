@@ -21,6 +21,7 @@ robot's own before anything moves, and bounds what the robot is sent. Needs nump
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, NoReturn, get_args
@@ -88,8 +89,8 @@ class Embodiment:
             names = [part.name for part in parts]
             if len(names) > LARGEST:
                 _refuse(what, f"{len(names)} of them; at most {LARGEST}")
-            if twice := [name for name in names if names.count(name) > 1]:
-                _refuse(what, f"{twice[0]!r} stands there twice")
+            if twice := next((name for name, times in Counter(names).items() if times > 1), None):
+                _refuse(what, f"{twice!r} stands there twice")
             if unnamed := [number for number, name in enumerate(names) if not name or not name.isprintable()]:
                 _refuse(what, f"number {unnamed[0] + 1} has no name that can be read")
         for camera in self.cameras:
@@ -167,8 +168,9 @@ class Embodiment:
     def misfit(self, robot: Embodiment) -> str:
         """The first difference that keeps a policy of this embodiment from a robot, in one line; "" where it fits.
 
-        What the robot has beyond it (further cameras, wider bounds) does no harm; image sizes are brought to the
-        policy's; a policy's terminate dimension may be its own. Rates must agree where both are known."""
+        What the robot has beyond it (further cameras, wider bounds, a state that the policy does not look at) does no
+        harm; image sizes are brought to the policy's; a policy's terminate dimension may be its own. Rates must agree
+        where both are known."""
         mine = self if robot.terminate is not None else self.without_terminate()
         if problem := _unlike("action dimension", [d.name for d in mine.action], [d.name for d in robot.action]):
             return problem
@@ -177,9 +179,10 @@ class Embodiment:
                 return f"{wants.name} is in {wants.unit} for the policy, in {has.unit} for the robot"
             if wants.kind != has.kind:
                 return f"{wants.name} is {_a(wants.kind)} for the policy, {_a(has.kind)} for the robot"
-        if problem := _unlike("state number", [s.name for s in self.state], [s.name for s in robot.state]):
+        state = robot.state if self.state else ()
+        if problem := _unlike("state number", [s.name for s in self.state], [s.name for s in state]):
             return problem
-        for number, there in zip(self.state, robot.state, strict=True):
+        for number, there in zip(self.state, state, strict=True):
             if number.unit != there.unit and number.unit and there.unit:
                 return f"{number.name} is in {number.unit} for the policy, in {there.unit} for the robot"
         cameras = [camera.name for camera in robot.cameras]

@@ -4,7 +4,8 @@
         server.wait()
 
 The robot is stopped when a skill ends, is cancelled, when its client disappears, when an action is late, when the skill
-server dies or gives none at all, and on Stop, which also refuses further skills until Reset.
+server dies or gives none at all, and on Stop, which also refuses further skills until Reset. A policy for another body
+moves nothing: before each learnt skill the robot's embodiment is compared with the model's.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from skills.client import CONTROL_TIMEOUT, Control, SkillClient
 from skills.errors import (
     Busy,
     DeadlineExceeded,
+    EmbodimentError,
     InvalidRequest,
     ServerFault,
     SkillError,
@@ -38,27 +40,27 @@ from skills.library import Skill, SkillLibrary
 from skills.security.access import Access
 from skills.serving.calls import MAX_GOAL_ID
 from skills.serving.grpc_server import Server
-from skills.serving.motion import Motion
+from skills.serving.motion import PERIOD, Motion
+from skills.serving.terms import Terms
 from skills.serving.watching import NOBODY, Watcher
-from skills.types import (
-    ACTION_HIGH,
-    ACTION_LOW,
-    CONTROL_HZ,
-    TERMINATE_THRESHOLD,
-    Observation,
-    Outcome,
-    Robot,
-    Status,
-)
+from skills.types import Observation, Outcome, Robot, Status, embodiment_of
 from skills.v1 import skills_pb2 as pb
 from skills.v1 import skills_pb2_grpc
 from skills.wire.conventions import SCHEMA_VERSION
-from skills.wire.messages import JPEG, inside, read_text, write_image, write_observation, write_outcome, write_tensor
+from skills.wire.messages import (
+    JPEG,
+    inside,
+    read_text,
+    write_embodiment,
+    write_image,
+    write_observation,
+    write_outcome,
+    write_tensor,
+)
 
 log = logging.getLogger(__name__)
 
 SERVICE = pb.DESCRIPTOR.services_by_name["RobotService"].full_name
-MAX_STEPS = 45  # [control periods] of a learnt skill, about the longest episode the policies were trained on
 RETRY_AFTER = 1.0  # [s] that a client is told to wait while another goal runs; skills take some seconds
 GOALS_REMEMBERED = 10_000  # whose ids are refused a second time, and whose results can be asked for
 MAX_VIEWS = 8
@@ -133,12 +135,13 @@ class RobotServicer(skills_pb2_grpc.RobotServiceServicer):
         robot: Robot,
         library: SkillLibrary,
         skill_client: SkillClient | None = None,  # None: scripted skills only
-        max_steps: int = MAX_STEPS,
+        max_steps: int | None = None,  # of a learnt skill; None: the embodiment's, the robot's own or the model's
         control_timeout: float = CONTROL_TIMEOUT,  # [s] from an observation until its action is too old
         latch: Latch | None = None,  # None: one that is forgotten with this object
     ) -> None:
         self._robot, self._library, self._skill_client = robot, library, skill_client
         self._max_steps, self._control_timeout = max_steps, control_timeout
+        self._body = embodiment_of(robot)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="robot")
         self._lock = threading.Lock()
         self._goal: _Goal | None = None  # being executed
@@ -179,10 +182,12 @@ class RobotServicer(skills_pb2_grpc.RobotServiceServicer):
             name=str(getattr(self._robot, "name", type(self._robot).__name__)),
             skills=len(self._library),
             skill_server=self._skill_client.address if self._skill_client else "",
-            control_hz=CONTROL_HZ,
-            max_steps=self._max_steps,
+            control_hz=self._body.control_hz if self._body else 0.0,
+            max_steps=self._max_steps or Terms(self._body, None).max_steps or 0,
             stopped=stopped,
             executing=executing,
+            embodiment=write_embodiment(self._body) if self._body else None,
+            views=map(str, getattr(self._robot, "views", ())),
         )
 
     def Stop(self, request: pb.StopRequest, context: grpc.ServicerContext) -> pb.StopResponse:
@@ -285,33 +290,51 @@ class RobotServicer(skills_pb2_grpc.RobotServiceServicer):
 
     def _learned(self, goal: _Goal) -> tuple[Status, str]:
         assert self._skill_client is not None  # _accept refused otherwise
-        terminated = False
+        ended = False
+        try:
+            terms = agree(self._robot, self._skill_client, self._control_timeout)
+        except SkillError as error:
+            return Status.ABORTED, str(error)
+        goal.motion.period = terms.period or PERIOD
         self._do(goal.motion.run, self._robot.start, goal.skill)
-        observed = time.monotonic()
+        begun = observed = time.monotonic()
         observation = self._do(self._robot.observe)
         try:
             with self._skill_client.control(goal.skill.name, self._control_timeout, goal_id=goal.id) as control:
                 goal.use(control)
-                while goal.steps < self._max_steps and not terminated and not goal.canceled.is_set():
-                    action = np.clip(control.act(observation), ACTION_LOW, ACTION_HIGH)
+                while not ended and not self._over(goal, terms, begun) and not goal.canceled.is_set():
+                    action, ended = terms.read(control.act(terms.seen(observation)))
                     if not self._do(self._apply, goal, action, observed):
                         break
                     goal.steps += 1
-                    terminated = bool(action[-1] > TERMINATE_THRESHOLD)
                     observed = time.monotonic()
                     observation = self._do(self._observe_and_report, goal, goal.steps, action)
-                status, message = self._judge(goal, terminated)
+                    if not terms.terminates:
+                        ended = self._do(self._robot.succeeded, goal.skill) is True
+                status, message = self._judge(goal, terms, ended)
                 control.end(goal.outcome(status, message))
         except SkillError as error:
             return Status.ABORTED, str(error)
         self._do(goal.motion.run, self._robot.finish, goal.skill, goal.canceled.is_set)
         return status, message
 
-    def _judge(self, goal: _Goal, terminated: bool) -> tuple[Status, str]:
-        reached = self._do(self._robot.succeeded, goal.skill)
-        if reached if reached is not None else terminated:
+    def _over(self, goal: _Goal, terms: Terms, begun: float) -> bool:
+        """Has the skill had its time?"""
+        if most := self._max_steps or terms.max_steps:
+            return goal.steps >= most
+        return time.monotonic() - begun >= terms.max_seconds
+
+    def _judge(self, goal: _Goal, terms: Terms, ended: bool) -> tuple[Status, str]:
+        if ended and not terms.terminates:  # by success, a moment ago
             return Status.SUCCEEDED, ""
-        return Status.FAILED, "the goal was not reached" if terminated else f"no end within {goal.steps} steps"
+        reached = self._do(self._robot.succeeded, goal.skill)
+        if reached if reached is not None else ended:
+            return Status.SUCCEEDED, ""
+        if ended:
+            return Status.FAILED, "the goal was not reached"
+        known = terms.terminates or reached is not None
+        why = "" if known else "; no action terminates, and the driver cannot tell whether the goal was reached"
+        return Status.FAILED, f"no end within {goal.steps} steps{why}"
 
     def _apply(self, goal: _Goal, action: np.ndarray, observed: float) -> bool:
         """False once the goal is canceled. The robot stands still while an action is late, so it fits until its
@@ -367,13 +390,24 @@ def _check_views(views: Sequence[str]) -> list[str]:
         return [read_text(view, "a view's name") for view in views]
 
 
+def agree(robot: Robot, skills: SkillClient, timeout: float | None = None) -> Terms:
+    """How the skill server's model moves this robot. Raises EmbodimentError where it is for another one, with the first
+    difference in one line, and SkillError where the server does not answer."""
+    model = skills.acting(timeout)
+    try:
+        return Terms(embodiment_of(robot), model.embodiment)
+    except EmbodimentError as error:
+        who = f"{model.actor_id or 'the model'} of the skill server at {skills.address}"
+        raise EmbodimentError(f"{who}: {error}") from None
+
+
 def serve(
     robot: Robot,
     library: SkillLibrary,
     skill_client: SkillClient | None = None,
     *,
     address: str = "127.0.0.1:0",
-    max_steps: int = MAX_STEPS,
+    max_steps: int | None = None,  # of a learnt skill; None: the embodiment's, the robot's own or the model's
     control_timeout: float = CONTROL_TIMEOUT,
     latch: Latch | None = None,  # with a file, Stop outlives this process
     access: Access | None = None,  # who may call; None: whoever reaches a loopback address

@@ -20,6 +20,7 @@ import grpc
 import numpy as np
 
 from skills import connective
+from skills.embodiment import Embodiment
 from skills.errors import InvalidRequest, ServerFault, Unavailable, Unreadable
 from skills.library import SkillLibrary
 from skills.security.access import Access
@@ -28,14 +29,9 @@ from skills.serving.grpc_server import Server
 from skills.serving.hosting import DEFAULT, Calibrate, Hosting, Model
 from skills.serving.recorder import Recorder, Take
 from skills.serving.streams import Stream
+from skills.serving.terms import fitted
 from skills.serving.watching import NOBODY, Watcher
 from skills.types import (
-    ACTION_HIGH,
-    ACTION_LOW,
-    ACTION_NAMES,
-    CONTROL_HZ,
-    STATE_NAMES,
-    TERMINATE_THRESHOLD,
     Actor,
     BatchedActor,
     BatchedCritic,
@@ -49,11 +45,13 @@ from skills.v1 import skills_pb2_grpc
 from skills.wire.conventions import SCHEMA_VERSION
 from skills.wire.messages import (
     MAX_HISTORY,
+    changed,
     inside,
     read_history,
     read_observation,
     read_outcome,
     read_text,
+    write_embodiment,
     write_skill,
     write_tensor,
 )
@@ -64,12 +62,12 @@ SERVICE = pb.DESCRIPTOR.services_by_name["SkillService"].full_name
 CONTROL_HISTORY = 16  # [observations] that a control stream remembers; an actor uses the last ones it needs
 ACTIONS, VALUES = "actions", "values"  # what the models compute
 ANALYTIC = "analytic"  # model id of scripted skills' affordances
-UNITS = ("m",) * 3 + ("rad",) * 3 + ("",) * 2
 
 SPARE_THREADS = 16  # beyond those of streams and scorings: for health checks, and for saying no
 LATE = "no observation came for {:.3g} s, so this control stream was freed (the server's stream timeout)"
 FIRST_OBSERVATION = 2.0  # [s] that a stream may be open before its first observation
-LAST_WORD = 2.0  # [s] from a terminating action until the robot has judged what it did, and says so for a recording
+LAST_WORD = 2.0  # [s] from what may be a last action until the robot has judged it, and says so for a recording
+STREAM_TIMEOUT = 0.4  # [s], or a control period and 50 ms where that is longer
 
 Acting = tuple[Actor, Sequence[Observation], str]  # who acts, history and instruction
 Judging = tuple[Critic, Sequence[Observation], Sequence[str]]  # who judges, history and instructions
@@ -87,9 +85,16 @@ class Limits:
     values: int = 256  # of a state and a skill, computed in one batch; one call's are never taken apart
     patience: float = 0.005  # [s] that the first of a batch of actions waits for other robots that are connected
     batches: int = 1  # computed at the same time; more where the models exist several times
-    # [s] from an action's leaving to the robot's next observation, after which its stream is freed: a control period
-    # and 50 ms. Simulated robots on slow machines may need longer
-    stream_timeout: float = 1 / CONTROL_HZ + 0.05
+    # [s] from an action's leaving to the robot's next observation, after which its stream is freed; None: 0.4, or a
+    # control period of the model's and 50 ms where that is longer. Simulated robots on slow machines may need longer
+    stream_timeout: float | None = None
+
+    def stream_timeout_of(self, embodiment: Embodiment | None) -> float:
+        """[s] for a model's streams."""
+        if self.stream_timeout is not None:
+            return self.stream_timeout
+        period = embodiment.period if embodiment else None
+        return max(STREAM_TIMEOUT, (period or 0.0) + 0.05)
 
 
 class SkillServicer(skills_pb2_grpc.SkillServiceServicer):
@@ -140,18 +145,18 @@ class SkillServicer(skills_pb2_grpc.SkillServiceServicer):
         self, request: pb.GetServerInfoRequest, context: grpc.ServicerContext
     ) -> pb.GetServerInfoResponse:
         models = [_write_model(name, model) for name, model in self._models]
-        dimensions = zip(ACTION_NAMES, ACTION_LOW, ACTION_HIGH, UNITS, strict=True)
         return pb.GetServerInfoResponse(
             schema_version=SCHEMA_VERSION,
             actor_id=models[0].actor_id,
             critic_id=models[0].critic_id,
             skills=len(self._library),
-            action=[pb.ActionDimension(name=n, low=low, high=high, unit=u) for n, low, high, u in dimensions],
-            state=STATE_NAMES,
-            control_hz=CONTROL_HZ,
+            action=models[0].embodiment.action,
+            state=[number.name for number in models[0].embodiment.state],
+            control_hz=models[0].embodiment.control_hz,
             max_history=MAX_HISTORY,
             calibrated=models[0].calibrated,
             models=models,
+            embodiment=models[0].embodiment if models[0].HasField("embodiment") else None,
         )
 
     def ReloadModel(self, request: pb.ReloadModelRequest, context: grpc.ServicerContext) -> pb.ReloadModelResponse:
@@ -187,10 +192,11 @@ class SkillServicer(skills_pb2_grpc.SkillServiceServicer):
     def Control(
         self, requests: Iterator[pb.ControlRequest], context: grpc.ServicerContext
     ) -> Iterator[pb.ControlResponse]:
-        timeout = self._limits.stream_timeout
+        timeout = self._limits.stream_timeout_of(None)  # until there is a model
         stream = Stream(requests, context, timeout, max(timeout, FIRST_OBSERVATION), LATE.format)
         history: deque[Observation] = deque(maxlen=CONTROL_HISTORY)
-        actor: Actor  # the model of the first request, to the stream's end
+        model: Model  # of the first request, to the stream's end
+        actor: Actor
         instruction, last = "", -1
         with self._acting.caller(), stream, Take(self._recorder) as take:
             for request in stream:
@@ -209,19 +215,19 @@ class SkillServicer(skills_pb2_grpc.SkillServiceServicer):
                         goal_id = read_text(request.goal_id, "the goal id", required=False)
                     model = self._models[request.model]
                     actor = model.acting
+                    timeout = self._limits.stream_timeout_of(model.embodiment)
                     if isinstance(actor, Reader):
                         actor.know([instruction])
-                    take.begin(goal_id, instruction, model.actor_id)
+                    take.begin(goal_id, instruction, model.actor_id, model.embodiment)
                 last = request.sequence
                 with inside("observation"):
-                    observation = read_observation(request.observation)
-                    if history and observation.image.shape != history[-1].image.shape:
-                        raise InvalidRequest("the image changed its size within one control stream", "image")
+                    observation = fitted(read_observation(request.observation), model.embodiment)
+                    if history and (problem := changed([history[-1], observation])):
+                        raise InvalidRequest(problem)
                 history.append(observation)
                 action, seconds = self._infer(context, self._acting, (actor, tuple(history), instruction))
-                if np.shape(action) != ACTION_LOW.shape or not np.isfinite(action).all():
-                    raise ServerFault(f"the actor gave no valid action for {instruction!r}: {action!r}")
-                ends = self._recorder is not None and action[-1] > TERMINATE_THRESHOLD
+                _check(action, model.embodiment, instruction)
+                ends = self._recorder is not None and _may_end(action, model.embodiment)
                 yield from stream.answer(
                     pb.ControlResponse(sequence=last, action=write_tensor(action), seconds=seconds),
                     max(timeout, LAST_WORD) if ends else timeout,
@@ -232,7 +238,11 @@ class SkillServicer(skills_pb2_grpc.SkillServiceServicer):
         self, model: Model, history: list[Observation], names: list[str], context: grpc.ServicerContext
     ) -> tuple[dict[str, tuple[float, float]], float]:
         """(raw value, affordance) of each, and the compute time of their batch [s]."""
-        found, seconds = self._infer(context, self._judging, (model.judging, history, names))
+        critic, fitting = model.judging, []
+        for index, observation in enumerate(history):
+            with inside(f"history[{index}]"):
+                fitting.append(fitted(observation, model.judged))
+        found, seconds = self._infer(context, self._judging, (critic, fitting, names))
         affordances = values = _one_for_each(names, found, "critic")
         if model.calibrate is not None:
             affordances = _one_for_each(names, model.calibrate(values), "calibration")
@@ -285,8 +295,24 @@ class SkillServicer(skills_pb2_grpc.SkillServiceServicer):
 
 def _write_model(name: str, model: Model) -> pb.Model:
     return pb.Model(
-        name=name, actor_id=model.actor_id, critic_id=model.critic_id, calibrated=model.calibrate is not None
+        name=name,
+        actor_id=model.actor_id,
+        critic_id=model.critic_id,
+        calibrated=model.calibrate is not None,
+        embodiment=write_embodiment(model.embodiment) if model.embodiment else None,
     )
+
+
+def _check(action: np.ndarray, embodiment: Embodiment | None, instruction: str) -> None:
+    """One row of finite numbers, as many as the model's robots take."""
+    count = len(embodiment.action) if embodiment else np.size(action)
+    if np.shape(action) != (count,) or not count or not np.isfinite(action).all():
+        raise ServerFault(f"the actor gave no valid action for {instruction!r}: {action!r}")
+
+
+def _may_end(action: np.ndarray, embodiment: Embodiment | None) -> bool:
+    """Where no dimension terminates, any action may be a skill's last."""
+    return embodiment is None or embodiment.terminate is None or embodiment.ends(action)
 
 
 def _read_last_word(request: pb.ControlRequest, begun: bool) -> Outcome:
@@ -314,6 +340,7 @@ def serve(
     critic_id: str = "",
     actor_id: str = "",
     calibrate: Calibrate | None = None,  # makes affordances of the critic's values; None: they are the values
+    embodiment: Embodiment | None = None,  # of the robots it is for; None: what the actor says, or else the critic
     models: Hosting | None = None,  # several by name, in place of critic and actor
     address: str = "127.0.0.1:0",
     ready: bool = True,  # False: health says NOT_SERVING until `Server.set_ready`, while models load
@@ -326,7 +353,8 @@ def serve(
     if models is None:
         judges = "" if critic is None else critic_id or model_id
         acts = "" if actor is None else actor_id or model_id
-        only = Model(critic, actor, judges, acts, None if critic is None else calibrate)
+        curve = None if critic is None else calibrate
+        only = Model(critic, actor, judges, acts, curve, embodiment=embodiment)
         models = Hosting({DEFAULT: only}, watcher=watcher)
     servicer = SkillServicer(library, models, limits, watcher, recorder)
 

@@ -134,6 +134,12 @@ def embodiment_of(thing: object) -> Embodiment | None:
     return found if isinstance(found, Embodiment) else None
 
 
+def blank(embodiment: Embodiment) -> Observation:
+    """What such a robot would see in the dark, with all its numbers 0."""
+    images = {camera.name: np.zeros((camera.height, camera.width, 3), np.uint8) for camera in embodiment.cameras}
+    return Observation(images, np.zeros(len(embodiment.state), np.float32))
+
+
 @runtime_checkable
 class Robot(Protocol):
     """A robot's driver; knows nothing of gRPC. All calls come from one thread at a time, `stop` from any. It should be

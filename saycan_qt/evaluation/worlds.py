@@ -13,7 +13,7 @@ import numpy as np
 
 from planners.saycan import DONE
 from saycan_qt.kitchen import goals, tasks
-from saycan_qt.kitchen.embodiment import ACTION_HIGH, ACTION_LOW
+from saycan_qt.kitchen.embodiment import ACTION_HIGH, ACTION_LOW, EMBODIMENT
 from saycan_qt.kitchen.language.instructions import Condition
 from saycan_qt.kitchen.robot import KitchenRobot
 from saycan_qt.kitchen.staging import Stage
@@ -21,7 +21,6 @@ from saycan_qt.kitchen.symbolic import SymbolicKitchen
 from skills.connective import connective_affordance
 from skills.embodiment import TERMINATE_THRESHOLD
 from skills.library import Skill, SkillLibrary
-from skills.robot import MAX_STEPS
 from skills.server import CONTROL_HISTORY
 from skills.types import Actor, Observation, Outcome, Status
 
@@ -86,7 +85,7 @@ class LearntWorld:
                 return Outcome(Status.ABORTED, str(error))
             return Outcome(Status.SUCCEEDED if robot.succeeded(skill) else Status.FAILED)
         history, terminated = deque([robot.observe()], maxlen=CONTROL_HISTORY), False
-        while steps < MAX_STEPS and not terminated:
+        while steps < EMBODIMENT.max_steps and not terminated:
             action = np.clip(self.actor.act(list(history), skill.name), ACTION_LOW, ACTION_HIGH)
             robot.apply(action)
             steps += 1

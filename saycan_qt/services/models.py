@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
-import numpy as np
-
+from saycan_qt.services import own
 from saycan_qt.services.replicas import Replicas
-from skills.errors import Unreadable
+from skills.embodiment import Embodiment
+from skills.errors import EmbodimentError, SkillError, Unreadable
 from skills.library import SkillLibrary
+from skills.robot_folder import default_robot
 from skills.serving.hosting import Calibrate, Model
-from skills.types import STATE_NAMES, Actor, Critic, Observation, Reader
+from skills.types import Actor, Critic, Reader, blank, embodiment_of
 
-KITCHEN_IMAGE = (80, 96)  # height, width of what the kitchen robot observes [pixels]
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -25,76 +29,135 @@ class Models:
     actor_id: str
     load: Callable[[], tuple[Critic, Actor]]  # raises Unreadable
     calibrate: Calibrate | None = None  # makes affordances of the critic's values; None: they are the values
+    embodiment: Embodiment | None = None  # of the robots that they are for; None: not known before they are loaded
+
+    def announced(self) -> Model:
+        """What can be said before they are loaded."""
+        return Model(None, None, self.critic_id, self.actor_id, self.calibrate, False, self.embodiment)
 
 
 def checkpoints(
     affordance: str, execution: str, calibrated: bool = False, threads: int = 2, replicas: Replicas | None = None
 ) -> Models:
-    """Checkpoints, by a shipped one's name or by folder, here or in replicas: one that judges, one that acts.
-    Raises Unreadable."""
-    import torch
-
-    from saycan_qt.learning import calibration, checkpoint
-
-    torch.set_num_threads(threads)
-    read = checkpoint.load if replicas is None else replicas.load
-
-    def identify(name: str) -> str:
-        """Its name and the beginning of its weights' SHA-256."""
-        folder = checkpoint.resolve(name)
-        manifest = json.loads((folder / checkpoint.MANIFEST).read_bytes())
-        return f"{folder.name}@{manifest['files'][checkpoint.MODEL]['sha256'][:8]}"
+    """One that judges and one that acts, here or in replicas: checkpoints, by a shipped one's name or by folder, or
+    `module:Class` of the user's own. Raises Unreadable."""
+    (critic_id, judges), (actor_id, acts) = _identify(affordance), _identify(execution)
+    curve = _curve(affordance) if calibrated else None
+    read = _reader(threads, replicas)
 
     def load() -> tuple[Critic, Actor]:
-        try:
-            critic = read(affordance)
-            actor = critic if execution == affordance else read(execution)
-        except checkpoint.CheckpointError as error:
-            raise Unreadable(str(error)) from None
+        critic = read(affordance)
+        actor = critic if execution == affordance else read(execution)
         if not hasattr(critic, "value"):
-            raise Unreadable(f"checkpoint {affordance!r} only acts; one that judges is needed")
+            raise Unreadable(f"{_kind(affordance)} {affordance!r} only acts; one that judges is needed")
+        if not hasattr(actor, "act"):
+            raise Unreadable(f"{_kind(execution)} {execution!r} only judges; one that acts is needed")
         return critic, actor
 
+    if curve is None:
+        return Models(critic_id, actor_id, load, embodiment=acts or judges)
+    return Models(f"{critic_id}+{curve.method}", actor_id, load, curve.calibrated, acts or judges)
+
+
+def _kind(name: str) -> str:
+    return "class" if own.is_own(name) else "checkpoint"
+
+
+def _identify(name: str) -> tuple[str, Embodiment | None]:
+    """Its name, a checkpoint's with the beginning of its weights' SHA-256, and for which robots it says it is."""
+    if own.is_own(name):
+        return name, embodiment_of(own.find(name))
+    from saycan_qt.learning import checkpoint
+
     try:
-        critic_id, actor_id = identify(affordance), identify(execution)
-        curve = calibration.load(affordance) if calibrated else None
-    except (checkpoint.CheckpointError, calibration.CalibrationError) as error:
+        folder = checkpoint.resolve(name)
+        manifest = json.loads((folder / checkpoint.MANIFEST).read_bytes())
+        return f"{folder.name}@{manifest['files'][checkpoint.MODEL]['sha256'][:8]}", _embodiment(folder)
+    except (checkpoint.CheckpointError, EmbodimentError) as error:
         raise Unreadable(str(error)) from None
     except (OSError, ValueError, LookupError, TypeError, RecursionError):  # damaged, as `load` will say
-        return Models(affordance, execution, load)
-    if curve is None:
-        return Models(critic_id, actor_id, load)
-    return Models(f"{critic_id}+{curve.method}", actor_id, load, curve.calibrated)
+        return name, None
+
+
+def _embodiment(folder: Path) -> Embodiment:
+    """What a checkpoint's config says, without its weights; the kitchen's did not yet."""
+    from saycan_qt.learning import checkpoint
+
+    said = json.loads((folder / checkpoint.CONFIG).read_bytes()).get("embodiment")
+    return default_robot().embodiment if said is None else Embodiment.parse(said, str(folder / checkpoint.CONFIG))
+
+
+def _curve(name: str) -> Any:
+    if own.is_own(name):
+        raise Unreadable(f"{name} is a class, and --calibrated takes a checkpoint; let its `value` give probabilities")
+    from saycan_qt.learning import calibration, checkpoint
+
+    try:
+        return calibration.load(name)
+    except (checkpoint.CheckpointError, calibration.CalibrationError) as error:
+        raise Unreadable(str(error)) from None
+
+
+def _reader(threads: int, replicas: Replicas | None) -> Callable[[str], Any]:
+    """Loads a model by its name."""
+
+    def read(name: str) -> Any:
+        if own.is_own(name):
+            return own.construct(name) if replicas is None else replicas.load_own(name)
+        import torch
+
+        from saycan_qt.learning import checkpoint
+
+        torch.set_num_threads(threads)
+        try:
+            return (checkpoint.load if replicas is None else replicas.load)(name)
+        except checkpoint.CheckpointError as error:
+            raise Unreadable(str(error)) from None
+
+    return read
 
 
 def warm_up(critic: Critic, actor: Actor, library: SkillLibrary) -> None:
-    """One call of each kind: the first is slow, and encodes every skill's words."""
+    """One call of each kind: the first is slow, and encodes every skill's words. Who does not say what it looks at is
+    shown nothing."""
     names = [skill.name for skill in library if skill.learned]
-    if names:
-        for policy in (critic, actor):
-            if keep := getattr(policy, "keep", None):
-                keep(names)
-        critic.value([blank_for(critic)], names)
-        if isinstance(actor, Reader):
-            actor.know(names)
-        actor.act([blank_for(actor)], names[0])
-
-
-def blank_for(policy: object) -> Observation:
-    """An observation of the size that the policy was trained on."""
-    image = image_of(policy) or KITCHEN_IMAGE
-    return Observation({"": np.zeros((*image, 3), np.uint8)}, np.zeros(len(STATE_NAMES), np.float32))
+    if not names:
+        return
+    for policy in (critic, actor):
+        if keep := getattr(policy, "keep", None):
+            keep(names)
+    if embodiment := embodiment_of(critic):
+        critic.value([blank(embodiment)], names)
+    if isinstance(actor, Reader):
+        actor.know(names)
+    if embodiment := embodiment_of(actor):
+        actor.act([blank(embodiment)], names[0])
 
 
 def load(choose: Callable[[], Models], library: SkillLibrary) -> Model:
     """What is on disk now, warm; raises Unreadable."""
     models = choose()
     critic, actor = models.load()
-    warm_up(critic, actor, library)
-    return Model(critic, actor, models.critic_id, models.actor_id, models.calibrate)
+    judges, acts = embodiment_of(critic), embodiment_of(actor)
+    if judges and acts and (problem := _unlike(judges, acts)):
+        raise Unreadable(f"{models.critic_id} and {models.actor_id} are for different robots: {problem}")
+    try:
+        warm_up(critic, actor, library)
+    except SkillError:
+        raise
+    except Exception as error:
+        if not (isinstance(error, ValueError) or own.is_own(models.critic_id) or own.is_own(models.actor_id)):
+            raise
+        log.debug("a model failed", exc_info=True)
+        who = " or ".join(dict.fromkeys((models.critic_id, models.actor_id)))
+        raise Unreadable(f"{who} failed at a blank observation of its embodiment: {own.reason(error)}") from error
+    known = acts or judges or models.embodiment
+    return Model(critic, actor, models.critic_id, models.actor_id, models.calibrate, embodiment=known)
 
 
-def image_of(policy: object) -> tuple[int, int] | None:
-    """Height and width [px] of what a policy was trained on; None where it does not say."""
-    network = getattr(policy, "network_config", None)
-    return tuple(network.encoder.image) if network is not None else None
+def _unlike(judges: Embodiment, acts: Embodiment) -> str:
+    """Why no robot is both's; what each looks at is its own affair, since a robot may have all of that."""
+    cameras = tuple({camera.name: camera for camera in (*acts.cameras, *judges.cameras)}.values())
+    state = judges.state if acts.state else ()
+    problem = replace(judges, cameras=cameras, state=state).misfit(replace(acts, cameras=cameras))
+    return problem.replace("the policy", "the one that judges").replace("the robot", "the one that acts")

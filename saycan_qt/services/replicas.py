@@ -29,8 +29,10 @@ from typing import Annotated, Any, Self
 import numpy as np
 import tyro
 
+from saycan_qt.services import own
+from skills.embodiment import Embodiment
 from skills.errors import Unavailable
-from skills.types import STATE_NAMES, Observation
+from skills.types import Observation, Reader, blank, embodiment_of
 from skills.wire.conventions import split_address
 
 log = logging.getLogger(__name__)
@@ -63,11 +65,13 @@ WhereModelsLive = Annotated[RayOptions, tyro.conf.arg(name="")]
 
 @dataclass(frozen=True)
 class Shipped:
-    """A checkpoint in the object store."""
+    """A checkpoint in the object store, or a class."""
 
     name: str  # of its folder, for messages
     sha256: str  # of its manifest
-    files: list[Any]  # reference to their bytes by name; in a list, Ray passes it on as it is
+    # Reference to their bytes by name; in a list, Ray passes it on as it is. Empty for a class of the user's own, which
+    # every node can import
+    files: list[Any]
 
 
 class Replica:
@@ -92,21 +96,29 @@ class Replica:
         return str(_ray().get_runtime_context().get_node_id())
 
     def keep(self, model: Shipped, words: Sequence[str]) -> None:
-        if words:
-            self._policy(model).keep(words)
+        policy = self._policy(model)
+        if words and hasattr(policy, "keep"):
+            policy.keep(words)
 
     def know(self, model: Shipped, words: Sequence[str]) -> None:
-        self._policy(model).know(words)
+        policy = self._policy(model)
+        if isinstance(policy, Reader):
+            policy.know(words)
 
     def ask(self, model: Shipped, method: str, *arguments: Any) -> Any:
         policy = self._policy(model)
         with self._computing:
-            return getattr(policy, method)(*arguments)
+            if many := getattr(policy, method, None):
+                return many(*arguments)
+            one = getattr(policy, method.removesuffix("_many"))
+            return [one(*each) for each in zip(*arguments, strict=True)]
 
     def _policy(self, model: Shipped) -> Any:
         from saycan_qt.learning import checkpoint
 
         with self._loading:
+            if model.sha256 not in self._policies and not model.files:
+                self._policies[model.sha256] = own.construct(model.name)
             if model.sha256 not in self._policies:
                 with tempfile.TemporaryDirectory() as parent:
                     folder = Path(parent, model.name)
@@ -117,21 +129,24 @@ class Replica:
             return self._policies[model.sha256]
 
     def _warm_up(self, policy: Any) -> None:
-        image = np.zeros((*policy.network_config.encoder.image, 3), np.uint8)
-        blank = Observation({"": image}, np.zeros(len(STATE_NAMES), np.float32))
+        embodiment, texts = embodiment_of(policy), getattr(policy, "texts", None)
+        if embodiment is None or texts is None:
+            return
+        seen = [blank(embodiment)]
         with self._computing:
-            for word in list(policy.texts.table)[:1]:
-                policy.act([blank], word)
+            for word in list(texts.table)[:1]:
+                policy.act(seen, word)
                 if hasattr(policy, "value"):
-                    policy.value([blank], [word])
+                    policy.value(seen, [word])
 
 
 class RemoteActor:
-    """Acts as the checkpoint does, by asking the replicas."""
+    """Acts as the model does, by asking the replicas."""
 
-    def __init__(self, replicas: Replicas, model: Shipped, network_config: Any) -> None:
-        self.model, self.network_config, self.words = model, network_config, dict[str, None]()  # that are kept
-        self._replicas = replicas
+    def __init__(self, replicas: Replicas, model: Shipped, embodiment: Embodiment | None, history: int | None) -> None:
+        self.model, self.words = model, dict[str, None]()  # that are kept
+        self.embodiment = embodiment  # None: the model does not say
+        self._replicas, self._history = replicas, history  # None: it may look at all of it
 
     def act(self, history: Sequence[Observation], instruction: str) -> np.ndarray:
         return self.act_many([history], [instruction])[0]
@@ -148,8 +163,8 @@ class RemoteActor:
             self._replicas.tell("know", self.model, new)
 
     def _recent(self, histories: Sequence[Sequence[Observation]]) -> list[list[Observation]]:
-        """What the network looks at: no more need travel."""
-        return [list(history)[-self.network_config.history :] for history in histories]
+        """What the model looks at: no more need travel."""
+        return [list(history)[-(self._history or 0) :] for history in histories]
 
 
 class RemoteJudge(RemoteActor):
@@ -240,7 +255,18 @@ class Replicas:
         names = checkpoint.CONFIG, checkpoint.MODEL, checkpoint.PROVENANCE, checkpoint.MANIFEST
         files = {name: (folder / name).read_bytes() for name in names}
         model = Shipped(folder.name, atomic.sha256(files[checkpoint.MANIFEST]), [self._ray.put(files)])
-        remote = (RemoteJudge if hasattr(policy, "value") else RemoteActor)(self, model, policy.network_config)
+        return self._held_as(model, policy, policy.network_config.history)
+
+    def load_own(self, name: str) -> RemoteActor:
+        """The same of a class, `module:Class`. Raises Unreadable."""
+        policy = own.construct(name)
+        embodiment = embodiment_of(policy)
+        return self._held_as(Shipped(name, name, []), policy, embodiment.history if embodiment else None)
+
+    def _held_as(self, model: Shipped, policy: Any, history: int | None) -> RemoteActor:
+        """Once every replica holds it. policy: what it is here."""
+        kind = RemoteJudge if hasattr(policy, "value") else RemoteActor
+        remote = kind(self, model, embodiment_of(policy), history)
         with self._changed:
             self._policies.add(remote)
         self.tell("hold", self._held())

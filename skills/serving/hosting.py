@@ -15,9 +15,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from skills.embodiment import Embodiment
 from skills.errors import Busy, InvalidRequest, SkillError, Unavailable, UnknownSkill, Unreadable
 from skills.serving.watching import NOBODY, Watcher
-from skills.types import Actor, Critic
+from skills.types import Actor, Critic, embodiment_of
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +30,7 @@ Calibrate = Callable[[np.ndarray], np.ndarray]  # a critic's values (N,) -> prob
 
 @dataclass(frozen=True, eq=False)
 class Model:
-    """What judges and what acts under one name."""
+    """What judges and what acts under one name, for robots of one embodiment."""
 
     critic: Critic | None = None
     actor: Actor | None = None
@@ -37,6 +38,16 @@ class Model:
     actor_id: str = ""
     calibrate: Calibrate | None = None  # makes affordances of the critic's values; None: they are the values
     loaded: bool = True  # False: it has its ids already, and answers nothing yet
+    embodiment: Embodiment | None = None  # None: what the actor says, or the critic; where neither does, it is unknown
+
+    def __post_init__(self) -> None:
+        known = self.embodiment or embodiment_of(self.actor) or embodiment_of(self.critic)
+        object.__setattr__(self, "embodiment", known)
+
+    @property
+    def judged(self) -> Embodiment | None:
+        """What the critic looks at: it may see through fewer cameras than the actor does."""
+        return embodiment_of(self.critic) or self.embodiment
 
     @property
     def judging(self) -> Critic:

@@ -16,11 +16,11 @@ from collections.abc import Callable
 import numpy as np
 
 from skills.errors import ServerFault
-from skills.types import CONTROL_HZ, Robot
+from skills.types import Robot
 
 log = logging.getLogger(__name__)
 
-PERIOD = 1 / CONTROL_HZ  # [s] for which an action holds
+PERIOD = 1 / 3  # [s] for which an action holds, where nobody says how often the robot acts
 GRACE = 0.03  # [s] after an action's period until the robot is stopped; 50 ms are promised
 AGAIN = 0.01  # [s] between two calls to `stop` while the driver has not returned from what a halt interrupts
 LET_GO = 0.03  # [s] that a halt waits for the driver to return
@@ -32,8 +32,9 @@ class Motion:
     A driver may be about to move when it is told to stop, and forget that it was. So it is told again until it has
     returned."""
 
-    def __init__(self, robot: Robot) -> None:
+    def __init__(self, robot: Robot, period: float = PERIOD) -> None:
         self._robot = robot
+        self.period = period  # [s] for which an action holds; may be set until the first one
         self._changed = threading.Condition()
         self._halted = self._moving = self._ended = False
         self._stop_at: float | None = None  # [s], of time.monotonic; None: not before the driver is called again
@@ -58,7 +59,7 @@ class Motion:
 
     def apply(self, action: np.ndarray) -> bool:
         """One control period; the next action is due when it has passed. False after `halt`."""
-        return self.run(self._robot.apply, action, period=PERIOD)
+        return self.run(self._robot.apply, action, period=self.period)
 
     def halt(self) -> None:
         """Stop the robot, for good; returns when the driver has stopped and, unless it hangs, done with its action.

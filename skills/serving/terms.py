@@ -1,0 +1,91 @@
+"""What a robot and the model that moves it have agreed on: what the model sees, what the robot is sent, when it ends.
+
+terms = Terms(embodiment_of(robot), model.embodiment)      # raises EmbodimentError: the first difference, in one line
+action, ended = terms.read(control.act(terms.seen(robot.observe())))
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from skills.embodiment import MAX_SECONDS, Embodiment
+from skills.errors import EmbodimentError, InvalidRequest, ServerFault
+from skills.types import Observation
+
+
+def fitted(observation: Observation, embodiment: Embodiment | None) -> Observation:
+    """What a model of this embodiment looks at: its cameras in its order, its state. One image without a name is an
+    only camera's. Images may be of any size here. Raises InvalidRequest, which names the camera or the count."""
+    if embodiment is None:
+        return observation
+    wanted, images, state = [camera.name for camera in embodiment.cameras], observation.images, observation.state
+    if len(wanted) == 1 and list(images) == [""]:
+        images = {wanted[0]: images[""]}
+    if missing := [name for name in wanted if name not in images]:
+        there = ", ".join(map(repr, images)) or "none"
+        raise InvalidRequest(
+            f"no image of camera {missing[0]!r}, through which this model sees; sent: {there}", "images"
+        )
+    if not embodiment.state:
+        state = np.zeros(0, np.float32)
+    elif state.shape != (len(embodiment.state),):
+        numbers = f"{len(embodiment.state)} ({', '.join(number.name for number in embodiment.state)})"[:200]
+        raise InvalidRequest(f"the state has {state.size} numbers; this model takes {numbers}", "state")
+    return replace(observation, images={name: images[name] for name in wanted}, state=state)
+
+
+@dataclass(frozen=True)
+class Terms:
+    """Of a robot and a model; None: it does not say what it is. Where neither does, actions pass as they are."""
+
+    robot: Embodiment | None
+    model: Embodiment | None
+
+    def __post_init__(self) -> None:
+        if self.robot is not None and self.model is not None and (problem := self.model.misfit(self.robot)):
+            raise EmbodimentError(f"this policy is not for this robot: {problem}")
+
+    @property
+    def period(self) -> float | None:
+        """[s] for which an action holds; None: not known."""
+        return next((found.period for found in self._said if found.period), None)
+
+    @property
+    def max_seconds(self) -> float:
+        """[s] of the longest skill."""
+        return self._said[0].max_seconds if self._said else MAX_SECONDS
+
+    @property
+    def max_steps(self) -> int | None:
+        """Control periods of the longest skill; None: as many as fit into `max_seconds`."""
+        return max(1, round(self.max_seconds / self.period)) if self.period else None
+
+    @property
+    def terminates(self) -> bool:
+        """May an action end a skill? Otherwise success does, or time."""
+        said = self.model or self.robot
+        return said is not None and said.terminate is not None
+
+    def seen(self, observation: Observation) -> Observation:
+        """What the model is sent of it."""
+        return fitted(observation, self.model)
+
+    def read(self, action: np.ndarray) -> tuple[np.ndarray, bool]:
+        """What the robot is sent of a model's action, within its own bounds or else the model's, and whether the skill
+        ends with it. An end that the robot knows nothing of is not sent. Raises ServerFault for another action."""
+        said = self.model or self.robot
+        if said is None:
+            return action, False
+        if action.shape != (len(said.action),):
+            raise ServerFault(f"the skill server gave an action of {action.size} numbers, not {len(said.action)}")
+        ended = said.ends(action)
+        if self.robot is not None and self.robot.terminate is None and said.terminate is not None:
+            action = np.delete(action, said.terminate)
+        return (self.robot or said).clipped(action), ended
+
+    @property
+    def _said(self) -> list[Embodiment]:
+        """What is known, the robot's own word first."""
+        return [embodiment for embodiment in (self.robot, self.model) if embodiment is not None]
