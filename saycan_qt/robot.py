@@ -1,4 +1,4 @@
-"""The kitchen robot: a simulated kitchen with a robot in it, served as a robot stack would serve its own; or your robot.
+"""The kitchen robot: a simulated kitchen with a robot in it, served as a robot stack would serve its own; or yours.
 
     python -m saycan_qt.robot --seed 3 --skill-server 127.0.0.1:50051 --port 50052
     python -m saycan_qt.robot --robot-folder my_robot --skill-server 127.0.0.1:50051     # its own driver

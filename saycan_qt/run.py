@@ -31,11 +31,11 @@ from saycan_qt.options import parse
 from saycan_qt.services.processes import MISTAKE, refuse
 from skills.errors import SkillError
 from skills.library import Skill, SkillLibrary
-from skills.robot_folder import SKILLS, RobotFolder, robot_of
+from skills.robot_folder import SKILLS, robot_of
 
 
-def check(config: RunConfig, body: RobotFolder) -> str | None:
-    """What can be found wrong before anything is started, in one line; None when nothing is. body: what moves."""
+def check(config: RunConfig) -> str | None:
+    """What can be found wrong before anything is started, in one line; None when nothing is."""
     if not config.instruction.strip():
         return 'the instruction is empty; say what you want, for instance "bring me a snack"'
     if config.max_steps < 1:
@@ -61,7 +61,7 @@ def check(config: RunConfig, body: RobotFolder) -> str | None:
         credentials = config.credentials.load()
         for address in remote:
             credentials.check(address)
-        file = config.skills or body.path / SKILLS
+        file = config.skills or robot_of(config.robot_folder).path / SKILLS
         if config.server is None and saycan.DONE not in SkillLibrary.load(file):
             return f"{file}: a plan ends with the skill {saycan.DONE!r}, which this file lacks"
     except SkillError as error:
@@ -77,7 +77,7 @@ def run(config: RunConfig, parts: Parts) -> int:
         return refuse(str(error))
     if config.robot is None and body.address:
         config = replace(config, robot=body.address)
-    if (mistake := check(config, body)) is not None:
+    if (mistake := check(config)) is not None:
         return refuse(mistake)
     path, world = config.out or new_folder(config.instruction), "kitchen" if body.is_kitchen else body.name
     try:

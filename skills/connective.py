@@ -8,15 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cache
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from skills.library import Skill, SkillLibrary
 from skills.rules import ALWAYS, Rule
-
-if TYPE_CHECKING:
-    from skills.types import Observation
+from skills.types import Observation
 
 OPERATOR = "operator"  # the place where the person stands
 
@@ -27,8 +24,8 @@ def connective_affordance(skill: Skill, observation: Observation) -> float:
 
 
 def rule_of(skill: Skill) -> Rule:
-    """The skill's own; where it has none, the kitchen's for a scripted skill of that family (files from before there were
-    rules, and skills that came over the wire); else always."""
+    """The skill's own; where it has none, the kitchen's for a scripted skill of that family (files from before there
+    were rules, and skills that came over the wire); else always."""
     if skill.rule is not None:
         return skill.rule
     rule = ALWAYS if skill.learned else _kitchen().get(skill.family, ALWAYS)
@@ -44,8 +41,8 @@ def _kitchen() -> dict[str, Rule]:
 class Rules:
     """A Critic of skills.types that judges by rules alone, for robots of which nothing was trained to judge."""
 
-    def __init__(self, library: SkillLibrary) -> None:
-        self.library = library
+    def __init__(self, library: SkillLibrary | None = None) -> None:
+        self.library = library or SkillLibrary(())
 
     def value(self, history: Sequence[Observation], instructions: Sequence[str]) -> np.ndarray:
         values = [connective_affordance(self.library[name], history[-1]) for name in instructions]

@@ -21,14 +21,24 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from string import Formatter
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from skills.types import Observation
+from typing import Protocol
 
 KEYS = ("place", "held", "sees", "here")
 NOT, VALUE, ALWAYS_SAID = "not ", "value", "always"
 NOTHING, ANYTHING = "nothing", "anything"  # held
+
+
+class Known(Protocol):
+    """What a robot knows; skills.types.Observation is one."""
+
+    @property
+    def place(self) -> str: ...
+
+    @property
+    def held(self) -> str: ...
+
+    @property
+    def objects(self) -> Mapping[str, str]: ...
 
 
 @dataclass(frozen=True)
@@ -39,7 +49,7 @@ class Condition:
     words: tuple[str, ...]  # any of them; may have placeholders
     negated: bool = False
 
-    def holds(self, seen: Observation, arguments: Mapping[str, str]) -> bool:
+    def holds(self, seen: Known, arguments: Mapping[str, str]) -> bool:
         words = [word.format(**arguments) for word in self.words]
         match self.key:
             case "place":
@@ -69,7 +79,7 @@ class Rule:
 
     cases: tuple[Case, ...]
 
-    def affordance(self, seen: Observation, arguments: Mapping[str, str]) -> float:
+    def affordance(self, seen: Known, arguments: Mapping[str, str]) -> float:
         """In [0, 1], of a skill with these arguments."""
         for case in self.cases:
             if all(condition.holds(seen, arguments) for condition in case.conditions):

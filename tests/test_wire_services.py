@@ -19,7 +19,6 @@ from skills.errors import (
     Busy,
     DeadlineExceeded,
     InvalidRequest,
-    LibraryError,
     ServerFault,
     Stopped,
     Unavailable,

@@ -1,4 +1,4 @@
-"""A video of a run: what the robot's cameras for people see, side by side, with the current skill written underneath."""
+"""A video of a run: the robot's cameras for people side by side, with the current skill written underneath."""
 
 from __future__ import annotations
 

@@ -59,7 +59,9 @@ class Step:
     message: str = ""  # the outcome in a sentence
     seconds: float = 0.0  # wall clock of the skill
     control_steps: int = 0  # control periods that the skill took
-    observation: str = ""  # file: what the policy and the critic saw before the skill, its cameras side by side; "": none
+    observation: str = (
+        ""  # file: what the policy and the critic saw before the skill, its cameras side by side; "": none
+    )
     views: dict[str, str] = field(default_factory=dict)  # camera -> file, for people
     state: list[float] = field(default_factory=list)  # proprioception, the numbers of the robot's embodiment
     place: str = ""
@@ -134,7 +136,7 @@ class RunFolder:
         if observation.images:
             observed = f"{PICTURES}/{name}-observation.png"
             side_by_side(list(observation.images.values())).save(self.path / observed)
-        views = {}
+        views: dict[str, str] = {}
         for view, data in jpegs.items():
             views[view] = f"{PICTURES}/{name}-{slug(view) or len(views)}.jpg"
             (self.path / views[view]).write_bytes(data)
