@@ -46,25 +46,54 @@ class TextEmbedder(Protocol):
     def encode(self, inputs: Any, **options: Any) -> Any: ...
 
 
+class ExamplesError(ValueError):
+    """A file of examples that cannot be used: which one, where, why."""
+
+
+def _document(path: Path) -> dict[str, Any]:
+    try:
+        document = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ExamplesError(f"{path}: cannot be read: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ExamplesError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+    if document is None:
+        return {}
+    if not isinstance(document, dict) or not set(document) <= {"words", "examples"}:
+        raise ExamplesError(f"{path}: it may have `words` and `examples`, nothing else")
+    return document
+
+
 def load_words(path: Path) -> dict[str, list]:
-    """The named lists that fill slots."""
-    return yaml.safe_load(path.read_text(encoding="utf-8"))["words"]
+    """The named lists that fill slots. Raises ExamplesError."""
+    words = _document(path).get("words") or {}
+    if not isinstance(words, dict) or not all(isinstance(values, list) for values in words.values()):
+        raise ExamplesError(f"{path}: `words` are lists with names, such as `thing: [cup, plate]`")
+    return words
 
 
 def load_examples(path: Path) -> list[Example]:
-    """Every entry's every way to ask, its slots filled in every way."""
-    document = yaml.safe_load(path.read_text(encoding="utf-8"))
-    words = document.get("words", {})
-    return [
-        Example(said.format(**filling), tuple(step.format(**filling) for step in entry["plan"]))
-        for entry in document["examples"]
-        for said in entry["say"]
-        for filling in _fillings(entry, words)
-    ]
+    """Every entry's every way to ask, its slots filled in every way. Raises ExamplesError."""
+    words, entries = load_words(path), _document(path).get("examples") or []
+    found: list[Example] = []
+    for number, entry in enumerate(entries if isinstance(entries, list) else [entries], 1):
+        try:
+            found += [
+                Example(said.format(**filling), tuple(step.format(**filling) for step in entry["plan"]))
+                for said in entry["say"]
+                for filling in _fillings(entry, words)
+            ]
+        except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+            reason = f"nothing fills {error}" if isinstance(error, KeyError) else str(error)
+            hint = "an entry has `plan` and `say`, both lists of text, and a line for each {slot}"
+            raise ExamplesError(f"{path}: entry {number} of `examples`: {reason}; {hint}") from None
+    return found
 
 
 def _fillings(entry: dict[str, Any], words: dict[str, list]) -> list[dict[str, str]]:
     """All the ways to fill an entry's slots."""
+    if not (isinstance(entry["plan"], list) and isinstance(entry["say"], list)):
+        raise TypeError("`plan` or `say` is no list")
     per_slot = []
     for names, values in entry.items():
         if names in ("plan", "say"):
@@ -101,7 +130,8 @@ class Prompt:
     ) -> None:
         self.embedder = embedder
         self.examples = list(examples)
-        self._things = re.compile(r"\b(" + "|".join(map(re.escape, sorted(things, key=len, reverse=True))) + r")\b")
+        names = "|".join(map(re.escape, sorted(things, key=len, reverse=True)))
+        self._things = re.compile(rf"\b({names})\b" if names else r"(?!)")  # the latter is found nowhere
         self.nearest, self.per_way = nearest, per_way
         self.spread, self.fewest = spread, fewest
         self.tuned, self.about = tuned, about
@@ -119,16 +149,22 @@ class Prompt:
 
     def embed(self, texts: Sequence[str]) -> np.ndarray:
         """(N, width), unit length."""
+        if not len(texts):
+            return np.zeros((0, 0))
         return np.asarray(self.embedder.encode(list(texts), normalize_embeddings=True, show_progress_bar=False))
 
     def _similarity(self, masked: str) -> np.ndarray:
         """Cosines (ways,) of a masked instruction to every way to ask; an instruction is asked about several times."""
+        if not self._by_way:
+            return np.zeros(0)
         if self._last[0] != masked:
             self._last = (masked, self._vectors @ self.embed([masked])[0])
         return self._last[1].copy()
 
     def choose(self, instruction: str, feasible: Collection[str] = ()) -> list[Example]:
         """The nearest examples, nearest last; where the thing is left open, those that `feasible` skills allow."""
+        if not self.examples:
+            return []
         words = set(_words(instruction))
         things = self._things.findall(instruction.lower())
         masked = self._mask(instruction)

@@ -1,6 +1,6 @@
 """A robot's language: how people ask it for what it can do, and what a language model was taught of that.
 
-language = RobotLanguage.load(folder)                # examples.yaml, and adapter/ where there is one
+language = RobotLanguage.of(RobotFolder.load(folder))        # examples.yaml and adapter/, where they are there
 language.prompt(text_embedder()).build("bring me the red block", steps_done=[])
 """
 
@@ -11,9 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from planners.prompts import Example, Prompt, TextEmbedder, load_examples, load_words
-from skills.library import Skill
+from skills.library import Skill, SkillLibrary
+from skills.robot_folder import RobotFolder
 
 EXAMPLES, ADAPTER = "examples.yaml", "adapter"  # in a robot's folder
+DONE = "done"  # the skill that ends a plan
 
 
 @dataclass(frozen=True)
@@ -27,15 +29,21 @@ class RobotLanguage:
     taught: frozenset[str] = frozenset()  # texts of the skills that the adapter was fine-tuned on
 
     @staticmethod
-    def load(folder: Path, about: str = "a robot", taught: Iterable[Skill] = ()) -> RobotLanguage:
-        """Of a folder with examples.yaml and perhaps an adapter, which was taught these skills."""
-        examples, adapter = folder / EXAMPLES, folder / ADAPTER
+    def of(robot: RobotFolder) -> RobotLanguage:
+        """Raises ExamplesError for an examples.yaml that cannot be used, LibraryError for skills that cannot.
+
+        examples.yaml may be short, or absent: unless an adapter was taught them, skills that no example shows get one
+        in which they are asked for by their own text."""
+        file, adapter, library = robot.path / EXAMPLES, robot.path / ADAPTER, robot.library
+        examples = load_examples(file) if file.exists() else []
+        words = load_words(file) if file.exists() else {}
+        taught = adapter.is_dir()
         return RobotLanguage(
-            examples=tuple(load_examples(examples)),
-            things=tuple(load_words(examples)["thing"]),
-            about=about,
-            adapter=adapter if adapter.is_dir() else None,
-            taught=frozenset(skill.text for skill in taught),
+            examples=(*examples, *([] if taught else by_their_texts(library, examples))),
+            things=tuple(words["thing"]) if "thing" in words else named_in(library),
+            about=robot.about or f"a robot called {robot.name}",
+            adapter=adapter if taught else None,
+            taught=frozenset(skill.text for skill in library) if taught else frozenset(),
         )
 
     def adapter_for(self, skills: Iterable[Skill]) -> Path | None:
@@ -45,3 +53,15 @@ class RobotLanguage:
     def prompt(self, embedder: TextEmbedder, tuned: bool = False) -> Prompt:
         """tuned: for a language model with the adapter."""
         return Prompt(embedder, self.examples, self.things, about=self.about, tuned=tuned)
+
+
+def by_their_texts(library: SkillLibrary, examples: Iterable[Example] = ()) -> list[Example]:
+    """Each skill that none of these shows, asked for by its own text."""
+    shown = {step for example in examples for step in example.plan}
+    end = (library[DONE].text,) if DONE in library else ()
+    return [Example(s.text, (s.text, *end)) for s in library if s.name != DONE and s.text not in shown]
+
+
+def named_in(library: SkillLibrary) -> tuple[str, ...]:
+    """Whatever fills a placeholder of some skill, each once."""
+    return tuple(dict.fromkeys(value for skill in library for value in skill.arguments.values()))

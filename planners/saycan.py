@@ -239,7 +239,7 @@ class SayCanPlanner:
         known = self._text_vectors | dict(zip(new, self.prompt.embed(new) if new else [], strict=True))
         self._text_vectors = {text: known[text] for text in known if text in self._texts}
         vectors = np.stack([known[text] for text in wanted])
-        return (vectors[len(texts) :] @ vectors[: len(texts)].T).max(axis=1)
+        return (vectors[len(texts) :] @ vectors[: len(texts)].T).max(axis=1, initial=-1.0)  # no text: none is near
 
     def _preselected(self, instruction: str, possible: np.ndarray) -> np.ndarray:
         """Indices of the feasible skills, of which only the nearest where there are too many; "done" always stays."""

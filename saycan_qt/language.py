@@ -7,10 +7,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from planners.prompts import Prompt
+from planners.prompts import ExamplesError, Prompt
 from planners.robot_language import RobotLanguage
 from planners.saycan import Scorer
 from skills.library import Skill
+from skills.robot_folder import RobotFolder
 
 KEY = "LANGUAGE_SERVER_KEY"  # environment variable
 NONE = "none"
@@ -42,6 +43,14 @@ class Language:
     scorer: Scorer
     prompt: Prompt
     name: str
+
+
+def language_of(robot: RobotFolder) -> RobotLanguage:
+    """How people speak to a robot. Raises LanguageError."""
+    try:
+        return RobotLanguage.of(robot)
+    except ExamplesError as error:
+        raise LanguageError(str(error)) from None
 
 
 def load_language(

@@ -1,6 +1,7 @@
-"""The kitchen robot: a simulated kitchen with a robot in it, served as a robot stack would serve its own.
+"""The kitchen robot: a simulated kitchen with a robot in it, served as a robot stack would serve its own; or yours.
 
     python -m saycan_qt.robot --seed 3 --skill-server 127.0.0.1:50051 --port 50052
+    python -m saycan_qt.robot --robot-folder my_robot --skill-server 127.0.0.1:50051     # its own driver
     python -m saycan_qt.robot --release 127.0.0.1:50052      # let a robot that was stopped move again
 
 It prints `kitchen robot listening on HOST:PORT` and then `kitchen robot ready: ...`. Without a skill server it can do
@@ -18,17 +19,17 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from saycan_qt.options import Address, File, parse
+from saycan_qt.options import Address, File, Folder, parse
 from saycan_qt.services.access import ClientOptions, HowToCall, ServerOptions, WhoMayCall
 from saycan_qt.services.operation import HowToWatch, OperationOptions
-from saycan_qt.services.processes import KITCHEN_ROBOT, EndWhenTold, announce, announce_ready, refuse
+from saycan_qt.services.processes import EndWhenTold, announce, announce_ready, refuse
 from skills.client import RobotClient, SkillClient
-from skills.connective import RULES
-from skills.errors import LibraryError, SkillError, Unavailable
+from skills.errors import EmbodimentError, LibraryError, SkillError, Unavailable
 from skills.latch import Latch
 from skills.library import Skill, SkillLibrary
 from skills.robot import agree
 from skills.robot import serve as serve_robot
+from skills.robot_folder import default_robot, robot_of
 from skills.types import Robot
 from skills.wire.conventions import join_address
 
@@ -41,6 +42,7 @@ AGAIN = 0.5  # [s] between two looks whether the skill server is there
 class RobotConfig:
     """The kitchen robot: a simulated kitchen with a robot in it, served as a robot stack would serve its own."""
 
+    robot_folder: Folder = None  # your own robot, whose driver is served; by default the kitchen's
     seed: int = 0  # which kitchen: the same seed gives the same kitchen
     real_time: bool = False  # move as slowly as a real robot (3 Hz) instead of as fast as this machine simulates
     skill_server: Address = None  # who acts when a learnt skill runs
@@ -55,12 +57,16 @@ class RobotConfig:
     until_stdin_closes: bool = False  # end when standard input closes: with the process that started this one
 
 
-def kitchen_robot(config: RobotConfig, library: SkillLibrary) -> Robot:
-    from saycan_qt.kitchen.robot import KitchenRobot
-
-    for skill in library:
-        check(skill)
-    return KitchenRobot(config.seed, config.real_time)
+def robot_in_folder(config: RobotConfig, library: SkillLibrary) -> Robot:
+    """The driver that the robot's folder names, which takes `seed`, `real_time` and `folder` if it likes."""
+    body = robot_of(config.robot_folder)
+    if body.address:
+        raise EmbodimentError(f"{body.path}: its robot runs already, at {body.address}; name a class to serve it here")
+    if body.is_kitchen:
+        for skill in library:
+            check(skill)
+    robot: Robot = body.drive(seed=config.seed, real_time=config.real_time)
+    return robot
 
 
 def check(skill: Skill) -> None:
@@ -68,7 +74,7 @@ def check(skill: Skill) -> None:
     from saycan_qt.kitchen.goals import SLOTS
     from saycan_qt.kitchen.tasks import FAMILIES
 
-    families = FAMILIES if skill.learned else tuple(RULES)
+    families = FAMILIES if skill.learned else tuple({s.family: s for s in default_robot().library if not s.learned})
     if skill.family not in families:
         kind = "learnt" if skill.learned else "scripted"
         raise LibraryError(
@@ -109,13 +115,14 @@ def ask_when_there(skills: SkillClient) -> SkillLibrary:
 def serve(config: RobotConfig, make_robot: Callable[[RobotConfig, SkillLibrary], Robot]) -> int:
     end = EndWhenTold(config.until_stdin_closes)
     try:
+        body = robot_of(config.robot_folder)
         access = config.access.load(config.host)
         credentials = config.credentials.load()
-        watcher = config.operation.start(KITCHEN_ROBOT, config.access, access)
+        watcher = config.operation.start(body.name, config.access, access)
         skills = None
         if config.skill_server:
             skills = SkillClient(config.skill_server, credentials=credentials, model=config.model)
-        library = ask_when_there(skills) if skills else SkillLibrary.load()
+        library = ask_when_there(skills) if skills else body.library
         robot = make_robot(config, library)
         if skills:
             agree(robot, skills)
@@ -123,8 +130,8 @@ def serve(config: RobotConfig, make_robot: Callable[[RobotConfig, SkillLibrary],
         server = serve_robot(robot, library, skills, address=address, latch=latch, access=access, watcher=watcher)
     except SkillError as error:
         return refuse(str(error))
-    announce(KITCHEN_ROBOT, server.address)
-    announce_ready(KITCHEN_ROBOT, f"kitchen {config.seed}")
+    announce(body.name, server.address)
+    announce_ready(body.name, f"kitchen {config.seed}" if body.is_kitchen else str(body.path))
     gc.collect()
     gc.freeze()  # a full collection of all that is loaded would hold up every thread, the one that halts the robot too
     end.wait()
@@ -134,7 +141,7 @@ def serve(config: RobotConfig, make_robot: Callable[[RobotConfig, SkillLibrary],
 
 def main() -> int:
     config = parse(RobotConfig, "python -m saycan_qt.robot", __doc__)
-    return release(config) if config.release else serve(config, kitchen_robot)
+    return release(config) if config.release else serve(config, robot_in_folder)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,11 @@
-"""From a sentence to a robot that carries it out, in the simulated kitchen.
+"""From a sentence to a robot that carries it out, in the simulated kitchen or your own.
 
     python -m saycan_qt.run "bring me a snack"
     python -m saycan_qt.run "put the coke can in the top drawer" --seed 3 --out runs/coke
     python -m saycan_qt.run "throw away the apple" --explain      # why each skill was chosen
+    python -m saycan_qt.run "water the plant" --robot-folder my_robot      # another robot, see python -m saycan_qt.new
 
-Starts a skill server and a kitchen robot, plans with a language model and acts, one skill at a time. What happened is
+Starts a skill server and a robot, plans with a language model and acts, one skill at a time. What happened is
 left in a folder: plan.json, report.html, run.mp4 and the pictures. What nothing in the skill library serves is refused
 at the first step. Exit code 0: the instruction was carried out; 1: it was not; 2: a mistake in use; 130: interrupted,
 the robot stopped.
@@ -16,6 +17,7 @@ import json
 import os
 import sys
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import NoReturn
 
 from rich.console import Console
@@ -24,17 +26,12 @@ from planners import saycan
 from saycan_qt.journey.display import Display
 from saycan_qt.journey.lifecycle import Parts, Run, RunConfig
 from saycan_qt.journey.results import RunFolder, new_folder
-from saycan_qt.kitchen.language.spoken import kitchen_language
-from saycan_qt.language import Language, LanguageConfig, load_language
+from saycan_qt.language import Language, LanguageConfig, language_of, load_language
 from saycan_qt.options import parse
-from saycan_qt.services.processes import (
-    MISTAKE,
-    refuse,
-)
-from skills.errors import (
-    SkillError,
-)
+from saycan_qt.services.processes import MISTAKE, refuse
+from skills.errors import SkillError
 from skills.library import Skill, SkillLibrary
+from skills.robot_folder import SKILLS, robot_of
 
 
 def check(config: RunConfig) -> str | None:
@@ -64,8 +61,9 @@ def check(config: RunConfig) -> str | None:
         credentials = config.credentials.load()
         for address in remote:
             credentials.check(address)
-        if config.skills is not None and saycan.DONE not in SkillLibrary.load(config.skills):
-            return f"{config.skills}: a plan ends with the skill {saycan.DONE!r}, which this file lacks"
+        file = config.skills or robot_of(config.robot_folder).path / SKILLS
+        if config.server is None and saycan.DONE not in SkillLibrary.load(file):
+            return f"{file}: a plan ends with the skill {saycan.DONE!r}, which this file lacks"
     except SkillError as error:
         return str(error)
     return None
@@ -73,17 +71,23 @@ def check(config: RunConfig) -> str | None:
 
 def run(config: RunConfig, parts: Parts) -> int:
     """Check, run, report; the exit code. A thread may still compute afterwards: end with `leave`."""
+    try:
+        body = robot_of(config.robot_folder)
+    except SkillError as error:
+        return refuse(str(error))
+    if config.robot is None and body.address:
+        config = replace(config, robot=body.address)
     if (mistake := check(config)) is not None:
         return refuse(mistake)
-    path = config.out or new_folder(config.instruction)
+    path, world = config.out or new_folder(config.instruction), "kitchen" if body.is_kitchen else body.name
     try:
-        seed = config.seed if config.robot is None else None  # somebody else's robot has a kitchen of its own
-        folder = RunFolder(path, config.instruction, seed)
+        seed = config.seed if config.robot is None else None  # somebody else's robot has a world of its own
+        folder = RunFolder(path, config.instruction, seed, world=world)
     except OSError as error:
         return refuse(f"results cannot be written to {path}: {error.strerror}")
-    display = Display(Console(stderr=config.json), config.explain)
+    display = Display(Console(stderr=config.json), config.explain, world)
     display.title(config.instruction, str(path))
-    code = Run(config, parts, display, folder).run()
+    code = Run(config, parts, display, folder, body).run()
     if config.json and code != MISTAKE:
         print(json.dumps(folder.content()), flush=True)
     return code
@@ -96,12 +100,18 @@ def leave(code: int) -> NoReturn:
     os._exit(code)
 
 
-def load_kitchen(config: LanguageConfig, skills: Iterable[Skill], score_hopeless: bool) -> Language:
-    return load_language(config, kitchen_language(), skills, score_hopeless)
+def parts_of(config: RunConfig) -> Parts:
+    """The robot's own language; a mistake in it is told when the run has begun."""
+
+    def load(chosen: LanguageConfig, skills: Iterable[Skill], score_hopeless: bool) -> Language:
+        return load_language(chosen, language_of(robot_of(config.robot_folder)), skills, score_hopeless)
+
+    return Parts(load)
 
 
 def main() -> NoReturn:
-    leave(run(parse(RunConfig, "python -m saycan_qt.run", __doc__), Parts(load_kitchen)))
+    config = parse(RunConfig, "python -m saycan_qt.run", __doc__)
+    leave(run(config, parts_of(config)))
 
 
 if __name__ == "__main__":

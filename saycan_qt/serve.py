@@ -9,6 +9,7 @@
     python -m saycan_qt.serve --record data/executed                # keeps what robots do, to train on
     python -m saycan_qt.serve --skills my_robot.yaml --affordance runs/mine --execution runs/mine
     python -m saycan_qt.serve --skills my_robot.yaml --affordance my_models:Critic --execution my_models:Actor
+    python -m saycan_qt.serve --robot-folder my_robot               # its skills, and what judges and acts for it
     python -m saycan_qt.serve --host 0.0.0.0 --port 50051 --certificate gpu.pem --key gpu.key --tokens tokens.yaml
     python -m saycan_qt.serve --ray auto                            # the models on every node of a Ray cluster
 
@@ -26,12 +27,13 @@ import logging
 import signal
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
+import numpy as np
 import tyro
 
 from saycan_qt.options import File, Folder, parse
@@ -42,17 +44,21 @@ from saycan_qt.services.operation import HowToWatch, OperationOptions
 from saycan_qt.services.own import is_own
 from saycan_qt.services.processes import SKILL_SERVER, EndWhenTold, announce, announce_ready, refuse
 from saycan_qt.services.replicas import RayOptions, Replicas, WhereModelsLive
+from skills.connective import Rules
 from skills.errors import SkillError, Unreadable
 from skills.library import SkillLibrary
+from skills.robot_folder import AFFORDANCE, EXECUTION, RobotFolder, robot_of
 from skills.server import Limits
 from skills.server import serve as serve_skills
 from skills.serving.hosting import DEFAULT, Hosting
+from skills.types import Observation
 from skills.wire.conventions import join_address
 
 if TYPE_CHECKING:
     from saycan_qt.data.recorder import EpisodeRecorder
 
 log = logging.getLogger(__name__)
+BY_RULE = "rules"  # who judges where no model does
 
 
 WhoseModel = Annotated[str, tyro.conf.arg(metavar="NAME|DIR|MODULE:CLASS")]
@@ -63,6 +69,7 @@ Also = Annotated[tuple[str, ...], tyro.conf.arg(metavar="[NAME=MODEL[,MODEL] ...
 class ServeConfig:
     """The skill server: judges which skills can succeed, and acts."""
 
+    robot_folder: Folder = None  # your own robot, whose skills and models are served; by default the kitchen's
     affordance: WhoseModel = "affordance"  # checkpoint, or class of your own, that judges
     execution: WhoseModel = "execution"  # checkpoint, or class of your own, that acts
     # Affordances are probabilities of success in place of raw Q-values, by the curve that
@@ -130,6 +137,37 @@ def mistake(config: ServeConfig) -> str:
     return "" if 0 <= config.port <= 65535 else f"--port is {config.port}; 0 to 65535 are ports"
 
 
+class Nobody:
+    """An Actor of a robot all of whose skills are scripted."""
+
+    def act(self, history: Sequence[Observation], instruction: str) -> np.ndarray:
+        raise ValueError(f"nothing acts here: no skill is learnt, {instruction!r} neither")
+
+
+def models_of(
+    config: ServeConfig, body: RobotFolder, library: SkillLibrary, choose: Callable[[ServeConfig], Models]
+) -> Models:
+    """Those of the robot's folder, unless others were asked for. Where nothing judges, the skills' rules do; nothing
+    need act where no skill is learnt. Raises Unreadable."""
+    given = (config.affordance, config.execution)
+    usual = (ServeConfig.affordance, ServeConfig.execution)
+    found = (body.model(AFFORDANCE), body.model(EXECUTION))
+    judges, acts = (f if g == u else g for g, u, f in zip(given, usual, found, strict=True))
+    learned = [skill.name for skill in library if skill.learned]
+    if learned and not acts:
+        raise Unreadable(
+            f"{body.path}: {learned[0]!r} is learnt, and nothing acts: put a checkpoint of `python -m saycan_qt.train` "
+            f"into {body.path / EXECUTION}, or name one, or a class of your own, in robot.yaml: `{EXECUTION}: my:Actor`"
+        )
+    if judges and acts:
+        return choose(replace(config, affordance=judges, execution=acts))
+    rules, nobody = Rules(library), Nobody()
+    if not acts:
+        return Models(BY_RULE, "", lambda: (rules, nobody))
+    acting = choose(replace(config, affordance=f"{Rules.__module__}:{Rules.__name__}", execution=acts))
+    return replace(acting, critic_id=BY_RULE, load=lambda: (rules, acting.load()[1]), calibrate=None)
+
+
 def reload_when_told(models: Hosting) -> None:
     """SIGHUP: all of them, one after the other."""
 
@@ -174,8 +212,11 @@ def host(
     config: ServeConfig, choose: Callable[[ServeConfig], Models], end: EndWhenTold, replicas: Replicas | None = None
 ) -> int:
     access = config.access.load(config.host)
-    library = SkillLibrary.load(config.skills)
+    body = robot_of(config.robot_folder)
+    body.find_modules()
+    library = body.library if config.skills is None else SkillLibrary.load(config.skills)
     asked = {name: partial(choose, one) for name, one in configs(config).items()}
+    asked[DEFAULT] = partial(models_of, config, body, library, choose)
     names = {name: choice() for name, choice in asked.items()}
     watcher = config.operation.start(SKILL_SERVER, config.access, access)
     hosted = Hosting(

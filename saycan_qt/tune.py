@@ -2,36 +2,69 @@
 
     python -m saycan_qt.tune --out runs/adapter         # hours on two cores
     python -m saycan_qt.tune --out runs/adapter --steps 100
+    python -m saycan_qt.tune --robot-folder my_robot --pairs more.yaml --out runs/words      # for your own robot
 
 Killed and started again with the same command, it continues from its last state. OUT/adapter is the adapter in PEFT's
 format, for `--language.adapter OUT/adapter` of `saycan_qt.run` and `saycan_qt.evaluate plans`; OUT/metrics.jsonl holds
 the numbers, among them the share of plans that are right to the letter, for ways to say things kept from training.
-saycan_qt/kitchen/language/adapter/MODEL_CARD.md says how the shipped one was made.
+skills/kitchen/adapter/MODEL_CARD.md says how the shipped one was made.
+
+For a robot of your own the instructions are those of its folder's examples.yaml, its skills by their own texts, and the
+pairs of a file (saycan_qt/learning/pairs.py says how one is written): the more, the better. `cp -rL OUT/adapter
+my_robot/adapter`, and plans for that robot are made with it.
 """
 
 from __future__ import annotations
 
 import sys
+from dataclasses import dataclass
 from functools import partial
 
 import torch
 
-from saycan_qt.kitchen.language.pairs import PairGenerator, text_of
+from planners.prompts import ExamplesError
+from saycan_qt.learning.pairs import pairs_of
 from saycan_qt.learning.tuning import Pairs, Run, TuneConfig
-from saycan_qt.options import parse
+from saycan_qt.options import File, Folder, parse
+from saycan_qt.services.processes import refuse
+from skills.errors import SkillError
 from skills.library import SkillLibrary
+from skills.robot_folder import RobotFolder
+
+
+@dataclass(frozen=True)
+class RobotTuneConfig(TuneConfig):
+    """Fine-tune the language model to plan."""
+
+    robot_folder: Folder = None  # your own robot, whose words are learnt; by default the kitchen's, generated
+    pairs: File = None  # more instructions with their plans, YAML or JSON lines; for a robot's folder
 
 
 def kitchen_pairs() -> Pairs:
+    from saycan_qt.kitchen.language.pairs import PairGenerator, text_of
+
     library = SkillLibrary.load()
     training, held_out = PairGenerator(library), PairGenerator(library, held_out=True)
     return Pairs(partial(text_of, training), partial(text_of, held_out))
 
 
+def pairs(config: RobotTuneConfig) -> Pairs:
+    """Raises SkillError or ExamplesError."""
+    if config.robot_folder is not None:
+        return pairs_of(RobotFolder.load(config.robot_folder), config.pairs)
+    if config.pairs is not None:
+        raise SkillError("--pairs is for a robot of your own; name its folder with --robot-folder")
+    return kitchen_pairs()
+
+
 def main() -> int:
-    config = parse(TuneConfig, "python -m saycan_qt.tune", __doc__)
+    config = parse(RobotTuneConfig, "python -m saycan_qt.tune", __doc__)
+    try:
+        drawn = pairs(config)
+    except (SkillError, ExamplesError) as error:
+        return refuse(str(error))
     torch.set_num_threads(config.threads)
-    Run(config, kitchen_pairs()).train()
+    Run(config, drawn).train()
     return 0
 
 

@@ -13,9 +13,10 @@ families:
     name: move {object} near {target}
     pairs:                           # these combinations alone, in the order of the placeholders in the name
       - [coke can, apple]
-  done:
-    name: done
+  tidy up:
+    name: tidy up
     learned: false                   # scripted: the robot performs it itself
+    when: {not place: home}          # when it is of use (see skills.rules); always, where this is absent
 """
 
 from __future__ import annotations
@@ -32,11 +33,12 @@ from typing import NoReturn, overload
 import yaml
 
 from skills.errors import LibraryError, UnknownSkill
+from skills.rules import ALWAYS_SAID, KEYS, NOT, VALUE, Case, Condition, Rule
 
 KITCHEN = Path(__file__).parent / "kitchen" / "skills.yaml"
 MAX_SKILLS = 100_000  # a library larger than this is a mistake in a template
 MAX_SAID = 100  # [characters] of an unknown name that are compared and repeated
-FAMILY_KEYS = ("name", "text", "learned", "pairs")
+FAMILY_KEYS = ("name", "text", "learned", "pairs", "when")
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,7 @@ class Skill:
     text: str = ""  # what the language model scores, e.g. "pick up the coke can"; the name when empty
     arguments: Mapping[str, str] = field(default_factory=dict)  # e.g. {"object": "coke can", "drawer": "top"}
     learned: bool = True  # False: scripted, the robot performs it itself and its affordance is analytic
+    rule: Rule | None = field(default=None, compare=False)  # when it is of use; stays with who read the file
 
     def __post_init__(self) -> None:
         if not self.text:
@@ -171,6 +174,7 @@ class _Reader:
         if set(text_slots) != set(slots):
             self.refuse(keys["text"], f"`text` and `name` of family {family!r} differ in their placeholders")
         learned = self.truth(keys["learned"]) if "learned" in keys else True
+        rule = self.rule(keys["when"], slots) if "when" in keys else None
         if "pairs" in keys:
             combinations: Iterable[Sequence[str]] = self.pairs(keys["pairs"], slots, lists)
         else:
@@ -182,7 +186,44 @@ class _Reader:
             combinations = itertools.product(*(lists[slot] for slot in slots))
         for values in combinations:
             arguments = dict(zip(slots, values, strict=True))
-            yield Skill(name.format(**arguments), family, text.format(**arguments), arguments, learned)
+            yield Skill(name.format(**arguments), family, text.format(**arguments), arguments, learned, rule)
+
+    def rule(self, node: yaml.Node, slots: Sequence[str]) -> Rule:
+        cases = node.value if isinstance(node, yaml.SequenceNode) and node.value else [node]
+        return Rule(tuple(self.case(entry, slots) for entry in cases))
+
+    def case(self, node: yaml.Node, slots: Sequence[str]) -> Case:
+        if isinstance(node, yaml.ScalarNode) and node.value == ALWAYS_SAID:
+            return Case()
+        if not isinstance(node, yaml.MappingNode) or not node.value:
+            self.refuse(node, "`when` says what must hold, such as `when: {held: nothing}`, or `always`")
+        found = self.mapping(node, "`when`", (*KEYS, *(NOT + key for key in KEYS), VALUE))
+        value = 1.0
+        if VALUE in found:
+            said = self.word(found.pop(VALUE), "a value")
+            try:
+                value = float(said)
+            except ValueError:
+                value = -1.0
+            if not 0 <= value <= 1:
+                self.refuse(node, f"a value is an affordance, 0 to 1, not {said!r}")
+        return Case(tuple(self.condition(key, wanted, slots) for key, wanted in found.items()), value)
+
+    def condition(self, key: str, node: yaml.Node, slots: Sequence[str]) -> Condition:
+        nodes = node.value if isinstance(node, yaml.SequenceNode) and node.value else [node]
+        words = tuple(self.wanted(entry, key, slots) for entry in nodes)
+        return Condition(key.removeprefix(NOT), words, key.startswith(NOT))
+
+    def wanted(self, node: yaml.Node, key: str, slots: Sequence[str]) -> str:
+        """What a condition is about; {object}, which YAML takes for a mapping, needs no quotes here."""
+        match node:
+            case yaml.MappingNode(value=[(yaml.ScalarNode(value=slot), yaml.ScalarNode(value=""))]):
+                template, found = f"{{{slot}}}", [slot]
+            case _:
+                template, found = self.template(node)
+        if unknown := [slot for slot in found if slot not in slots]:
+            self.refuse(node, f"`{key}` is about {{{unknown[0]}}}, which is not in the name")
+        return template
 
     def template(self, node: yaml.Node) -> tuple[str, list[str]]:
         """A template and its placeholders in order."""

@@ -3,17 +3,24 @@
     robot = RobotFolder.load(Path("my_robot"))
     robot.embodiment, robot.library
 
-robot.yaml       the embodiment (see skills.embodiment), and: driver (module:Class, or HOST:PORT of a robot that runs),
-                 views (cameras for people, any names)
+robot.yaml       the embodiment (see skills.embodiment), and any of the keys in OWN
 skills.yaml      what it can do (see skills.library)
 examples.yaml    how people ask for it; adapter/ a language model's, fine-tuned for it (see planners.robot_language)
 affordance/ execution/     checkpoints that judge and act
+
+`python -m saycan_qt.new DIR` makes one. The kitchen's, skills/kitchen, is the one that everything is about by default.
 """
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
+import inspect
+import re
+import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
@@ -23,9 +30,13 @@ import yaml
 from skills.embodiment import Embodiment
 from skills.errors import EmbodimentError
 from skills.library import SkillLibrary
+from skills.rules import ALWAYS
 
 KITCHEN = Path(__file__).with_name("kitchen")  # the one that ships
 ROBOT, SKILLS = "robot.yaml", "skills.yaml"
+AFFORDANCE, EXECUTION = "affordance", "execution"
+OWN = ("driver", "about", "views", AFFORDANCE, EXECUTION)  # keys of robot.yaml beside those of the embodiment
+CLASS = re.compile(r"(?P<module>[A-Za-z_][\w.]*):(?P<name>[A-Za-z_]\w*)")
 
 
 @dataclass(frozen=True)
@@ -34,8 +45,11 @@ class RobotFolder:
 
     path: Path
     embodiment: Embodiment
-    driver: str = ""  # "module:Class", or "HOST:PORT"; "": none is said
+    driver: str = ""  # "module:Class", of a module in the folder or an installed one, or "HOST:PORT"; "": none is said
+    about: str = ""  # whom a chat model is told that it plans for; "": a robot of this name
     views: tuple[str, ...] = ()  # cameras for people
+    affordance: str = ""  # what judges: a checkpoint by folder, a shipped one's name, or "module:Class"
+    execution: str = ""  # what acts, likewise; "" for both: the folders affordance/ and execution/, if they are there
 
     @classmethod
     def load(cls, path: Path) -> RobotFolder:
@@ -43,27 +57,116 @@ class RobotFolder:
         file = path / ROBOT
         try:
             given = yaml.safe_load(file.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise EmbodimentError(f"{path}: no {ROBOT} in it, so it is not a robot's folder") from None
+        except (FileNotFoundError, NotADirectoryError):
+            hint = "" if path.exists() else f"; `python -m saycan_qt.new {path}` makes one"
+            raise EmbodimentError(f"{path}: no {ROBOT} in it, so it is not a robot's folder{hint}") from None
         except OSError as error:
             raise EmbodimentError(f"{file}: cannot be read: {error.strerror}") from None
         except (yaml.YAMLError, UnicodeDecodeError) as error:
             raise EmbodimentError(f"{file}: not YAML: {' '.join(str(error).split())}") from None
         if not isinstance(given, Mapping):
             raise EmbodimentError(f"{file}: it must be `key: value` lines")
-        own = {key: value for key, value in given.items() if key not in ("driver", "views")}
-        return cls(path, Embodiment.parse(own, str(file)), _text(given, "driver", file), _texts(given, "views", file))
+        body = {key: value for key, value in given.items() if key not in OWN}
+        try:
+            embodiment = Embodiment.parse(body, str(file))
+        except EmbodimentError as error:
+            if "no key" in str(error):
+                raise EmbodimentError(f"{error}, {', '.join(OWN)}") from None
+            raise
+        texts = {key: _text(given, key, file) for key in OWN if key != "views"}
+        return cls(path, embodiment, views=_texts(given, "views", file), **texts)
+
+    @property
+    def name(self) -> str:
+        """For people."""
+        return self.embodiment.name or self.path.resolve().name
+
+    @property
+    def is_kitchen(self) -> bool:
+        return self.path.resolve() == KITCHEN.resolve()
+
+    @property
+    def address(self) -> str | None:
+        """Of a robot that runs, where the folder names one."""
+        return self.driver if self.driver and not CLASS.fullmatch(self.driver) else None
 
     @cached_property
     def library(self) -> SkillLibrary:
-        """Raises LibraryError."""
-        return SkillLibrary.load(self.path / SKILLS)
+        """Its skills; a scripted one without a rule is always of use. Raises LibraryError."""
+        skills = SkillLibrary.load(self.path / SKILLS)
+        return SkillLibrary(skill if skill.rule else replace(skill, rule=ALWAYS) for skill in skills)
+
+    def model(self, role: str) -> str:
+        """What judges (AFFORDANCE) or acts (EXECUTION), as `serve` takes it; "": the folder has none."""
+        named = self.affordance if role == AFFORDANCE else self.execution
+        if CLASS.fullmatch(named):
+            return named
+        inside = self.path / (named or role)
+        return str(inside) if inside.exists() else named
+
+    def find_modules(self) -> None:
+        """From now on `import` finds the folder's own modules, after all others."""
+        if (folder := str(self.path.resolve())) not in sys.path:
+            sys.path.append(folder)
+
+    def drive(self, **given: Any) -> Any:
+        """The driver, made with what its constructor takes by name of `given` and of folder=. It says the folder's
+        embodiment, name and views, unless it says its own. Raises EmbodimentError where there is no such class."""
+        kind = self._class()
+        wanted = inspect.signature(kind).parameters
+        given["folder"] = self.path
+        driver = kind(**{key: value for key, value in given.items() if key in wanted})
+        for key, value in (("embodiment", self.embodiment), ("name", self.name), ("views", self.views)):
+            if not hasattr(driver, key):
+                with suppress(AttributeError):  # slots
+                    setattr(driver, key, value)
+        return driver
+
+    def _class(self) -> Any:
+        file = self.path / ROBOT
+        found = CLASS.fullmatch(self.driver)
+        if not found:
+            raise EmbodimentError(f"{file}: it has no driver; give one, such as `driver: driver:Robot` (module:Class)")
+        module, name = found["module"], found["name"]
+        self.find_modules()
+        own = self.path / f"{module}.py"
+        try:
+            loaded = _module(module, own) if own.is_file() else importlib.import_module(module)
+        except ModuleNotFoundError as error:
+            if error.name != module.split(".")[0]:
+                raise
+            where = f"no {own} and no installed module {module!r}"
+            raise EmbodimentError(f"{file}: driver {self.driver!r}: {where}") from None
+        if not hasattr(loaded, name):
+            raise EmbodimentError(f"{file}: driver {self.driver!r}: {loaded.__file__} has no {name!r}")
+        return getattr(loaded, name)
+
+
+def _module(name: str, file: Path) -> Any:
+    """The module of this very file, whatever else has its name."""
+    loaded = sys.modules.get(name)
+    if loaded is not None and getattr(loaded, "__file__", None) == str(file.resolve()):
+        return loaded
+    spec = importlib.util.spec_from_file_location(name, file.resolve())
+    assert spec is not None and spec.loader is not None, "it is a file of Python"
+    sys.modules[name] = module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module
 
 
 @cache
 def default_robot() -> RobotFolder:
     """The kitchen's, which everything is about where nobody names another robot."""
     return RobotFolder.load(KITCHEN)
+
+
+def robot_of(folder: Path | None) -> RobotFolder:
+    """The robot of a folder, else the kitchen's."""
+    return default_robot() if folder is None else RobotFolder.load(folder)
 
 
 def _text(given: Mapping[str, Any], key: str, file: Path) -> str:

@@ -109,9 +109,6 @@ class SkillServicer(skills_pb2_grpc.SkillServiceServicer):
         watcher: Watcher = NOBODY,  # is told of batches
         recorder: Recorder | None = None,
     ) -> None:
-        for skill in library:
-            if not skill.learned:
-                connective.check(skill)
         self._library, self._models, self._watcher, self._recorder = library, models, watcher, recorder
         self._limits, self._inference = limits, Inference(limits.batches)
         self._acting: Line[Acting, np.ndarray] = self._inference.line(

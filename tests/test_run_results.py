@@ -40,6 +40,7 @@ def plan(folder):
 def finished(tmp_path):
     folder = RunFolder(tmp_path / "run", "fetch <me> an apple", 3)
     with_video = Recorder(folder.path / "run.mp4")
+    with_video.begin(("head", "room"), 3)
     begin(folder, 1)
     with_video.add({"head": jpeg("red"), "room": jpeg("blue")}, "1. pick up the apple", seconds=1.0)
     folder.end(Outcome(Status.FAILED, "nothing is held", steps=45), 15.2)

@@ -8,12 +8,16 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from planners.language import LanguageScorer, is_whole, load
+from planners.robot_language import RobotLanguage
 from planners.weights import language_model_path
+from saycan_qt import new
 from saycan_qt.kitchen.language.pairs import PairGenerator, text_of
 from saycan_qt.learning import tuning
+from saycan_qt.learning.pairs import PairsError, pairs_of
 from saycan_qt.learning.tuning import ADAPTER, Run, TuneConfig, encode
 from saycan_qt.tune import kitchen_pairs
 from skills.library import SkillLibrary
+from skills.robot_folder import RobotFolder
 
 STEPS = 60
 
@@ -82,3 +86,48 @@ def test_the_steps_are_learnt_and_nothing_else(whole):
     row = encode(whole.tuning.tokenizer, given + steps, [(len(given), len(given + steps))])
     learnt = [token for token, label in zip(row.ids, row.labels, strict=True) if label == token]
     assert whole.tuning.tokenizer.decode(learnt) == steps
+
+
+@pytest.fixture
+def robot(tmp_path):
+    new.make(tmp_path / "my_robot")
+    return RobotFolder.load(tmp_path / "my_robot")
+
+
+def test_an_adapter_is_trained_from_a_robots_own_folder_and_then_plans_for_it(model, robot, tmp_path):
+    more = tmp_path / "more.jsonl"
+    pair = {"instruction": "sing a song", "plan": ["cannot"], "scene": {"place": "dock"}}
+    more.write_text(json.dumps(pair) + "\n")
+    pairs = pairs_of(robot, more)
+    run = Run(TuneConfig(tmp_path / "run", steps=20, tokens=512, warmup=1, learning_rate=1e-2, compile=False), pairs)
+    run.train()
+    trained = tmp_path / "run" / ADAPTER
+    assert RobotLanguage.of(robot).adapter_for(robot.library) is None
+    trained.resolve().rename(robot.path / "adapter")
+    assert is_whole(RobotLanguage.of(robot).adapter_for(robot.library))
+
+
+def test_pairs_are_of_the_robots_own_words_alone(robot, tmp_path):
+    texts, rng = {skill.text for skill in robot.library}, np.random.default_rng(0)
+    drawn = [pairs_of(robot).training(rng) for _ in range(200)]
+    steps = {text[slice(*span)].strip() for text, spans in drawn for span in spans}
+    assert steps == texts
+    assert {line.split(":")[0] for text, _ in drawn for line in text.splitlines() if ":" in line} <= {
+        "Scene",
+        "Instruction",
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("- {instruction: leave, plan: [fly away, done]}", "'fly away' is no skill's text"),
+        ("- {instruction: leave, plan: [go to the door]}", "a plan ends with 'done'"),
+        ("- {instruction: leave}", "pair 1: it needs `instruction`"),
+        ("nothing", "a list of pairs"),
+    ],
+)
+def test_pairs_that_cannot_be_used_are_refused_with_the_reason(robot, tmp_path, text, told):
+    (tmp_path / "pairs.yaml").write_text(text)
+    with pytest.raises(PairsError, match=told):
+        pairs_of(robot, tmp_path / "pairs.yaml")

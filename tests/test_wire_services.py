@@ -19,7 +19,6 @@ from skills.errors import (
     Busy,
     DeadlineExceeded,
     InvalidRequest,
-    LibraryError,
     ServerFault,
     Stopped,
     Unavailable,
@@ -234,9 +233,10 @@ def test_a_second_server_on_the_same_port_is_refused():
         skill_service.serve(LIBRARY, address=server.address)
 
 
-def test_a_scripted_family_without_a_rule_is_refused_when_the_server_starts():
-    with pytest.raises(LibraryError, match="no affordance rule"):
-        skill_service.serve(SkillLibrary([Skill("dance", "dance", learned=False)]))
+def test_a_scripted_skill_of_any_family_is_always_possible_where_it_has_no_rule(line_robot):
+    library = SkillLibrary([Skill("dance", "dance", learned=False)])
+    with skill_service.serve(library) as server, SkillClient(server.address) as client:
+        assert [score.affordance for score in client.score([line_robot.observe()])] == [1.0]
 
 
 def test_health_and_reflection_are_served(skill_client, robot_client):

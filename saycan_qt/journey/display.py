@@ -23,8 +23,8 @@ COLOURS = {"succeeded": "green", "failed": "yellow", "canceled": "yellow", "abor
 
 
 class Display:
-    def __init__(self, console: Console, explain: bool = False) -> None:
-        self.console, self.explain = console, explain
+    def __init__(self, console: Console, explain: bool = False, world: str = "kitchen") -> None:
+        self.console, self.explain, self.world = console, explain, world
         self._loading: dict[str, float] = {}
         self._lock = threading.Lock()
         self._spinner: Spinner | None = None
@@ -142,7 +142,7 @@ class Display:
             self.line(f"  {step.step:2d}. {escape(step.text)}  [{colour}]{step.outcome}[/{colour}]")
         word = "[bold green]Carried out[/bold green]" if success else "[bold red]Not carried out[/bold red]"
         judges = {
-            "goal": "judged by the kitchen's own check of the goal",
+            "goal": f"judged by the {escape(self.world)}'s own check of the goal",
             "plan": "judged by the plan",
             "planner": "refused by the planner",
         }

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 
 from planners import saycan
 from saycan_qt.journey.display import Display
-from saycan_qt.journey.recording import VIEWS, Recorder
+from saycan_qt.journey.recording import Recorder
 from saycan_qt.journey.results import Candidate, RunFolder, Step
 from skills.client import RobotClient, SkillClient
 from skills.library import Skill
@@ -22,7 +22,7 @@ class Verdict:
     success: bool
     reason: str
     ended: str  # "done", "refused", "max steps" or "nothing possible"
-    judge: str  # "goal": the kitchen's own check; "plan": done, and the last try of every skill succeeded; "planner"
+    judge: str  # "goal": the robot's own check; "plan": done, and the last try of every skill succeeded; "planner"
 
 
 class Journey:
@@ -69,8 +69,9 @@ class Journey:
         return verdict(self.robot.satisfied(instruction), ended, self.history)
 
     def look(self) -> tuple[Observation, dict[str, bytes]]:
-        observation, jpegs = self.robot.observe(VIEWS)
-        return observation, {view: jpegs[view] for view in VIEWS}
+        views = self.recorder.views
+        observation, jpegs = self.robot.observe(views)
+        return observation, {view: jpegs[view] for view in views}
 
     def decide(self, number: int, instruction: str) -> tuple[Step, saycan.Decision]:
         """The next step, with every candidate's scores."""
@@ -123,7 +124,7 @@ class Journey:
         began = time.monotonic()
         outcome: Outcome | None = None
         with self.display.executing(self.max_control_steps if skill.learned else 0) as progress:
-            for item in self.robot.execute(skill.name, VIEWS):
+            for item in self.robot.execute(skill.name, self.recorder.views):
                 if isinstance(item, Outcome):
                     outcome = item
                 else:
@@ -156,7 +157,7 @@ class Stopwatch:
 
 
 def verdict(satisfied: bool | None, ended: str, history: Sequence[saycan.Step]) -> Verdict:
-    """The kitchen's own check where it knows the goal; else the plan must be done and every skill's last try good."""
+    """The robot's own check where it knows the goal; else the plan must be done and every skill's last try good."""
     count = f"{len(history)} skill{'s' if len(history) != 1 else ''}"
     unfinished = {
         "max steps": f"the planner was not done after {count}",

@@ -22,13 +22,12 @@ from saycan_qt.journey.display import Display
 from saycan_qt.journey.journey import Journey
 from saycan_qt.journey.recording import Recorder
 from saycan_qt.journey.report import write_report
-from saycan_qt.journey.results import REPORT, VIDEO, RunFolder
+from saycan_qt.journey.results import REPORT, VIDEO, RunFolder, slug
 from saycan_qt.language import NONE, Language, LanguageConfig, LanguageError
 from saycan_qt.options import Address, File, Folder, Instruction
 from saycan_qt.services.access import ClientOptions, HowToCall
 from saycan_qt.services.processes import (
     ERROR,
-    KITCHEN_ROBOT,
     MISTAKE,
     SKILL_SERVER,
     RemoteService,
@@ -36,9 +35,10 @@ from saycan_qt.services.processes import (
     ServiceProcess,
     StartFailed,
 )
-from skills.client import RobotClient, SkillClient
+from skills.client import RobotClient, RobotInfo, SkillClient
 from skills.errors import (
     AccessError,
+    InvalidRequest,
     PermissionDenied,
     ServerFault,
     SkillError,
@@ -47,12 +47,14 @@ from skills.errors import (
     UnknownSkill,
 )
 from skills.library import Skill, SkillLibrary
+from skills.robot_folder import RobotFolder, default_robot
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 SKILL_SERVICE, ROBOT_SERVICE = "skills.v1.SkillService", "skills.v1.RobotService"
 LANGUAGE_MODEL = "language model"
+MAX_VIEWS = 8  # that a robot shows at a time
 START_TIMEOUT = 120.0  # [s] for a service to become ready; importing torch on a busy small machine takes a while
 WITHOUT: dict[str, Literal["affordance", "language"]] = {"no-affordance": "affordance", "no-language": "language"}
 QUIET = ("--log-level", "warning")  # the run's own folder tells what was called
@@ -61,9 +63,10 @@ SUCCEEDED, NOT_DONE, INTERRUPTED = 0, 1, 130  # exit codes, besides MISTAKE
 
 @dataclass(frozen=True)
 class RunConfig:
-    """From a sentence to a robot that carries it out, in the simulated kitchen."""
+    """From a sentence to a robot that carries it out, in the simulated kitchen or your own."""
 
     instruction: Instruction  # what you want, in your own words
+    robot_folder: Folder = None  # your own robot, see `python -m saycan_qt.new`; by default the simulated kitchen's
     seed: int = 0  # which kitchen: the same seed gives the same kitchen
     server: Address = None  # use this skill server, which already runs
     model: str = ""  # which of that server's models judges and acts; "": its first
@@ -112,8 +115,12 @@ class Run:
     So a run ends at once, whatever the work is waiting for: a robot, a server, a language model that computes.
     """
 
-    def __init__(self, config: RunConfig, parts: Parts, display: Display, folder: RunFolder) -> None:
+    def __init__(
+        self, config: RunConfig, parts: Parts, display: Display, folder: RunFolder, body: RobotFolder | None = None
+    ) -> None:
+        """body: what moves; None: the kitchen's."""
         self.config, self.parts, self.display, self.folder = config, parts, display, folder
+        self.body = body or default_robot()
         self._endings: queue.SimpleQueue[Ending] = queue.SimpleQueue()
         self._services: list[Service] = []
         self._lock = threading.Lock()
@@ -225,9 +232,22 @@ class Run:
             command = shlex.join(("python", "-m", "saycan_qt.robot", "--release", robot.address, *flags))
             raise Stopped(f"the robot at {robot.address} is stopped; when it is safe, release it with: {command}")
         planner = planner_of(self.config.planner, language, listed, settings)
+        self._recorder.begin(self._views(self._robot, body), body.control_hz)
         journey = Journey(skills, self._robot, planner, self.folder, self._recorder, self.display, body.max_steps)
         found = journey.travel(self.config.instruction, self.config.max_steps)
         return Ending(SUCCEEDED if found.success else NOT_DONE, found.ended, found.reason, found.judge)
+
+    def _views(self, robot: RobotClient, info: RobotInfo) -> tuple[str, ...]:
+        """The cameras for people: those that the robot tells, else those of its folder; a robot of somebody else, which
+        tells none, may have the kitchen's."""
+        views = (tuple(getattr(info, "views", ())) or self.body.views)[:MAX_VIEWS]
+        if self.config.robot is not None and self.config.robot_folder is None:
+            try:
+                robot.observe(views)
+            except InvalidRequest as error:
+                log.info("nothing is filmed: %s", error)
+                return ()
+        return views
 
     def _load_language(self, skills: SkillClient) -> tuple[Language, SkillLibrary]:
         """The skill server tells its skills before its models are loaded."""
@@ -249,25 +269,30 @@ class Run:
             server = self._remote(SKILL_SERVER, config.server, SKILL_SERVICE)
             server.wait_until_ready(START_TIMEOUT)  # a wrong address is told before anything else is started
             return server
-        skills = () if config.skills is None else ("--skills", str(config.skills))
-        command = (*self.parts.serve, *QUIET, *skills, *(("--calibrated",) if config.calibrated else ()))
+        given = self._folder_option() + (() if config.skills is None else ("--skills", str(config.skills)))
+        command = (*self.parts.serve, *QUIET, *given, *(("--calibrated",) if config.calibrated else ()))
         return self._add(ServiceProcess(SKILL_SERVER, command, self.folder.path / "skill-server.log", self._died))
 
     def _start_robot(self, server: Service) -> Service:
         """Returns when both are ready. They load at the same time: the robot needs the server's address, not yet its
         models."""
-        config, folder, address = self.config, self.folder.path, server.wait_for_address(START_TIMEOUT)
-        self.display.begin_loading(KITCHEN_ROBOT)
+        config, address, name = self.config, server.wait_for_address(START_TIMEOUT), self.body.name
+        self.display.begin_loading(name)
         if config.robot is not None:
-            robot = self._remote(KITCHEN_ROBOT, config.robot, ROBOT_SERVICE)
+            robot = self._remote(name, config.robot, ROBOT_SERVICE)
         else:
-            command = (*self.parts.robot, *QUIET, "--seed", str(config.seed), "--skill-server", address)
+            command = (*self.parts.robot, *QUIET, *self._folder_option(), "--seed", str(config.seed))
+            command += ("--skill-server", address)
             command += ("--model", config.model, *config.credentials.flags()) if config.server is not None else ()
-            robot = self._add(ServiceProcess(KITCHEN_ROBOT, command, folder / "kitchen-robot.log", self._died))
+            told = self.folder.path / f"{slug(name) or 'robot'}.log"
+            robot = self._add(ServiceProcess(name, command, told, self._died))
         for service in (robot, server):
             service.wait_until_ready(START_TIMEOUT)
             self.display.loaded(service.name, f"{service.address} {service.detail}".strip())
         return robot
+
+    def _folder_option(self) -> tuple[str, ...]:
+        return () if self.config.robot_folder is None else ("--robot-folder", str(self.config.robot_folder))
 
     def _add(self, service: Service) -> Service:
         with self._lock:

@@ -1,70 +1,108 @@
-"""A video of a run: the robot's view and the room side by side, with the current skill written underneath."""
+"""A video of a run: the robot's cameras for people side by side, with the current skill written underneath."""
 
 from __future__ import annotations
 
 import io
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import av
-from av.video.stream import VideoStream
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
-VIEWS = ("head", "room")  # left, right
-FRAME_RATE = 6  # [1/s]; control runs at 3 Hz, so a run is shown at twice its speed
+if TYPE_CHECKING:
+    from av.container import OutputContainer
+    from av.video.stream import VideoStream
+
+SPEED = 2  # a run is shown at so many times its speed
+FRAME_RATES = (1, 20)  # [1/s] the slowest and the fastest; what more a fast robot shows is left out
+CONTROL_HZ = 3.0  # where a robot does not say its own
 VIEW_HEIGHT, VIEW_WIDTH, CAPTION_HEIGHT = 256, 320, 52  # [pixels]; even, as yuv420p asks
+COLUMNS = 4  # of views, at most; more stand in further rows
 BACKGROUND, TEXT, FAINT = (17, 20, 24), (240, 240, 240), (150, 158, 166)
 
 
 class Recorder:
-    """Writes an H.264 file (MPEG-4 where libx264 is missing) frame by frame; `close` makes it playable."""
+    """Writes an H.264 file (MPEG-4 where libx264 is missing) frame by frame; `close` makes it playable.
 
-    def __init__(self, path: Path, views: tuple[str, ...] = VIEWS) -> None:
-        self.path = path
-        self.views = views
-        self.frames = 0
+    There is no file until the first frame, and none at all of a robot without views."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.frames = path, 0
+        self.views: tuple[str, ...] = ()
         self._lock = threading.Lock()  # a run may be ended from another thread than the one that records
         self._closed = False
-        self._container = av.open(str(path), "w", options={"movflags": "+faststart"})
-        codec = "libx264" if "libx264" in av.codecs_available else "mpeg4"
-        stream = self._container.add_stream(codec, rate=FRAME_RATE)
-        assert isinstance(stream, VideoStream)
-        stream.width, stream.height = VIEW_WIDTH * len(views), VIEW_HEIGHT + CAPTION_HEIGHT
-        stream.pix_fmt = "yuv420p"
-        stream.time_base = Fraction(1, FRAME_RATE)
-        if codec == "libx264":
-            stream.options = {"crf": "24", "preset": "veryfast"}
-        stream.thread_count = 1
-        self._stream = stream
+        self._container: OutputContainer | None = None
+        self._stream: VideoStream
         self._last: dict[str, Image.Image] = {}
+        self._shown = 0.0  # frames, before they are rounded
+        self.begin((), CONTROL_HZ)
 
-    def add(self, jpegs: Mapping[str, bytes], caption: str, note: str = "", seconds: float = 1 / FRAME_RATE) -> None:
-        """Show these pictures for `seconds`; a view that is not given keeps its last picture. Nothing after `close`."""
+    def begin(self, views: Sequence[str], control_hz: float) -> None:
+        """Before the first frame: which views, left to right, and how often a second the robot acts; 0: not known."""
+        self.views = tuple(views)
+        self._step = 1 / (SPEED * (control_hz or CONTROL_HZ))  # [s] that a control step is shown
+        slowest, fastest = FRAME_RATES
+        self._rate = Fraction(min(max(1 / self._step, slowest), fastest)).limit_denominator(100)  # [1/s]
+        self._columns = min(len(self.views), COLUMNS)
+        self._picture_height = VIEW_HEIGHT * -(-len(self.views) // COLUMNS)
+
+    def add(self, jpegs: Mapping[str, bytes], caption: str, note: str = "", seconds: float | None = None) -> None:
+        """Show these pictures for `seconds`, or as long as one control step lasts; a view that is not given keeps its
+        last picture. Nothing after `close`."""
         with self._lock:
-            if self._closed:
+            if self._closed or not self.views:
                 return
             for name in self.views:
                 if name in jpegs:
                     picture = Image.open(io.BytesIO(jpegs[name])).convert("RGB")
                     self._last[name] = ImageOps.pad(picture, (VIEW_WIDTH, VIEW_HEIGHT), color=BACKGROUND)
-            canvas = self._draw(caption, note)
-            for _ in range(max(1, round(seconds * FRAME_RATE))):
-                frame = av.VideoFrame.from_image(canvas)
-                frame.pts = self.frames
-                frame.time_base = Fraction(1, FRAME_RATE)
-                self._container.mux(self._stream.encode(frame))
-                self.frames += 1
+            self._shown += float((self._step if seconds is None else seconds) * self._rate)
+            count = round(self._shown) - self.frames
+            if count <= 0 and self.frames:
+                return
+            self._write(self._draw(caption, note), max(1, count))
+
+    def _write(self, canvas: Image.Image, count: int) -> None:
+        import av
+
+        if self._container is None:
+            self._open(canvas.width, canvas.height)
+        assert self._container is not None, "it was just opened"
+        for _ in range(count):
+            frame = av.VideoFrame.from_image(canvas)
+            frame.pts = self.frames
+            frame.time_base = 1 / self._rate
+            self._container.mux(self._stream.encode(frame))
+            self.frames += 1
+
+    def _open(self, width: int, height: int) -> None:
+        import av
+        from av.video.stream import VideoStream
+
+        self._container = av.open(str(self.path), "w", options={"movflags": "+faststart"})
+        codec = "libx264" if "libx264" in av.codecs_available else "mpeg4"
+        stream = self._container.add_stream(codec, rate=self._rate)
+        assert isinstance(stream, VideoStream)
+        stream.width, stream.height = width, height
+        stream.pix_fmt = "yuv420p"
+        stream.time_base = 1 / self._rate
+        if codec == "libx264":
+            stream.options = {"crf": "24", "preset": "veryfast"}
+        stream.thread_count = 1
+        self._stream = stream
 
     def _draw(self, caption: str, note: str) -> Image.Image:
-        canvas = Image.new("RGB", (VIEW_WIDTH * len(self.views), VIEW_HEIGHT + CAPTION_HEIGHT), BACKGROUND)
-        for column, name in enumerate(self.views):
+        size = (VIEW_WIDTH * self._columns, self._picture_height + CAPTION_HEIGHT)
+        canvas = Image.new("RGB", size, BACKGROUND)
+        for number, name in enumerate(self.views):
             if name in self._last:
-                canvas.paste(self._last[name], (column * VIEW_WIDTH, 0))
+                row, column = divmod(number, COLUMNS)
+                canvas.paste(self._last[name], (column * VIEW_WIDTH, row * VIEW_HEIGHT))
         draw = ImageDraw.Draw(canvas)
-        draw.text((12, VIEW_HEIGHT + 5), caption, fill=TEXT, font=ImageFont.load_default(18))
-        draw.text((12, VIEW_HEIGHT + 30), note, fill=FAINT, font=ImageFont.load_default(13))
+        draw.text((12, self._picture_height + 5), caption, fill=TEXT, font=ImageFont.load_default(18))
+        draw.text((12, self._picture_height + 30), note, fill=FAINT, font=ImageFont.load_default(13))
         return canvas
 
     def close(self) -> None:
@@ -73,8 +111,6 @@ class Recorder:
             if self._closed:
                 return
             self._closed = True
-            if self.frames:
+            if self._container is not None:
                 self._container.mux(self._stream.encode(None))
-            self._container.close()
-            if not self.frames:
-                self.path.unlink(missing_ok=True)
+                self._container.close()

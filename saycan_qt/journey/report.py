@@ -62,7 +62,13 @@ def render(folder: Path) -> str:
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
     return environment.from_string(template).render(
-        plan={"affordances": None, "refusal": None, "planner": {}, **plan},  # runs of earlier versions lack them
+        plan={
+            "affordances": None,
+            "refusal": None,
+            "planner": {},
+            "world": "kitchen",
+            **plan,
+        },  # runs of earlier versions lack them
         steps=[
             {
                 **step,

@@ -19,6 +19,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from PIL import Image
 
 from skills.types import Observation, Outcome
@@ -57,10 +58,12 @@ class Step:
     outcome: str = "running"  # then succeeded, failed, canceled or aborted
     message: str = ""  # the outcome in a sentence
     seconds: float = 0.0  # wall clock of the skill
-    control_steps: int = 0  # periods of 1/3 s the skill took
-    observation: str = ""  # file: the image the policy and the critic saw before the skill
+    control_steps: int = 0  # control periods that the skill took
+    observation: str = (
+        ""  # file: what the policy and the critic saw before the skill, its cameras side by side; "": none
+    )
     views: dict[str, str] = field(default_factory=dict)  # camera -> file, for people
-    state: list[float] = field(default_factory=list)  # proprioception, see skills.types.STATE_NAMES
+    state: list[float] = field(default_factory=list)  # proprioception, the numbers of the robot's embodiment
     place: str = ""
     held: str = ""
     objects: dict[str, str] = field(default_factory=dict)  # the robot's semantic map: object -> place
@@ -93,10 +96,11 @@ class RunFolder:
         self.steps: list[Step] = []
         self.plan: dict[str, Any] = {
             "instruction": instruction,
+            "world": "kitchen",  # whose check of the goal counts, and what the seed is of
             "seed": seed,
             "success": False,
             "reason": GOING_ON,
-            "judge": None,  # "goal": the kitchen's own check; "plan": done, and every skill's last try succeeded;
+            "judge": None,  # "goal": the robot's own check; "plan": done, and every skill's last try succeeded;
             # "planner": it refused the instruction
             "ended": None,  # "done", "refused", "max steps", "nothing possible", "interrupted", "died" or "error"
             "refusal": None,  # why the planner refused, and the nearest things to ask for, see planners.saycan.Refusal
@@ -125,13 +129,16 @@ class RunFolder:
                 self.plan[key] = {**old, **value} if isinstance(old, dict) and isinstance(value, dict) else value
 
     def save_pictures(self, name: str, observation: Observation, jpegs: Mapping[str, bytes]) -> tuple[str, dict]:
-        """Write `name`-observation.png (what the policies see) and a JPEG for each view; returns the file names."""
+        """Write `name`-observation.png (what the policies see, camera beside camera; "" where they see nothing) and a
+        JPEG for each view; returns the file names."""
         (self.path / PICTURES).mkdir(exist_ok=True)
-        observed = f"{PICTURES}/{name}-observation.png"
-        Image.fromarray(observation.image).save(self.path / observed)
-        views = {}
+        observed = ""
+        if observation.images:
+            observed = f"{PICTURES}/{name}-observation.png"
+            side_by_side(list(observation.images.values())).save(self.path / observed)
+        views: dict[str, str] = {}
         for view, data in jpegs.items():
-            views[view] = f"{PICTURES}/{name}-{view}.jpg"
+            views[view] = f"{PICTURES}/{name}-{slug(view) or len(views)}.jpg"
             (self.path / views[view]).write_bytes(data)
         return observed, views
 
@@ -205,6 +212,21 @@ def plan_text(plan: Mapping[str, Any]) -> str:
     return re.sub(r'"@row (\d+)@"', lambda match: rows[int(match[1])], text) + "\n"
 
 
+def side_by_side(images: Sequence[np.ndarray]) -> Image.Image:
+    """Of (H, W, 3) uint8, of any sizes."""
+    canvas = Image.new("RGB", (sum(i.shape[1] for i in images), max(i.shape[0] for i in images)))
+    left = 0
+    for image in images:
+        canvas.paste(Image.fromarray(image), (left, 0))
+        left += image.shape[1]
+    return canvas
+
+
+def slug(text: str) -> str:
+    """Small letters, digits and hyphens, for the name of a file."""
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
+
+
 def write_atomically(path: Path, text: str) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     temporary.write_text(text, encoding="utf-8")
@@ -213,8 +235,8 @@ def write_atomically(path: Path, text: str) -> None:
 
 def new_folder(instruction: str, root: Path = Path("runs")) -> Path:
     """`root`/<time>-<slug>, a name that is not taken."""
-    slug = re.sub(r"[^a-z0-9]+", "-", instruction.lower()).strip("-")[:40].strip("-") or "run"
-    base = root / f"{datetime.now():%Y%m%d-%H%M%S}-{slug}"
+    words = slug(instruction)[:40].strip("-") or "run"
+    base = root / f"{datetime.now():%Y%m%d-%H%M%S}-{words}"
     path, number = base, 2
     while path.exists():
         path, number = base.with_name(f"{base.name}-{number}"), number + 1

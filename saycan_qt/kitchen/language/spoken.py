@@ -10,5 +10,4 @@ from skills.robot_folder import default_robot
 
 @cache
 def kitchen_language() -> RobotLanguage:
-    robot = default_robot()
-    return RobotLanguage.load(robot.path, "a robot in a kitchen", robot.library)
+    return RobotLanguage.of(default_robot())
