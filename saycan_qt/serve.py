@@ -34,7 +34,7 @@ import tyro
 from saycan_qt.options import Checkpoint, File, Folder, parse
 from saycan_qt.services import models
 from saycan_qt.services.access import ServerOptions, WhoMayCall
-from saycan_qt.services.models import Models, image_of, load
+from saycan_qt.services.models import Models, load
 from saycan_qt.services.operation import HowToWatch, OperationOptions
 from saycan_qt.services.processes import SKILL_SERVER, EndWhenTold, announce, announce_ready, refuse
 from saycan_qt.services.replicas import RayOptions, Replicas, WhereModelsLive
@@ -43,6 +43,7 @@ from skills.library import SkillLibrary
 from skills.server import Limits
 from skills.server import serve as serve_skills
 from skills.serving.hosting import DEFAULT, Hosting, Model
+from skills.types import embodiment_of
 from skills.wire.conventions import join_address
 
 if TYPE_CHECKING:
@@ -176,7 +177,7 @@ def host(
     try:
         for name in names:
             actor = hosted.reload(name).actor
-            if recorder is not None and (problem := recorder.misfit(image_of(actor))):
+            if recorder is not None and (problem := recorder.misfit(embodiment_of(actor))):
                 raise Unreadable(f"{problem}; record to another folder")
     except SkillError:
         server.stop(0)

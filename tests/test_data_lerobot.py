@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
-from test_data import DATA, episode, replace, same, write
+from test_data import DATA, HEAD, episode, replace, same, write
 
 from saycan_qt import atomic
 from saycan_qt.data import images, lerobot
@@ -169,7 +169,7 @@ def test_frames_written_as_video_come_back_nearly_the_same(tmp_path):
     steps = 6
     smooth = np.linspace(0, 255, 16 * 24 * 3).reshape(16, 24, 3)
     wanted = [np.stack([np.roll(smooth, 2 * t + n, 1) for t in range(steps)]).astype(np.uint8) for n in range(5)]
-    with EpisodeWriter(tmp_path, (16, 24), episodes_per_file=2, video=True) as writer:
+    with EpisodeWriter(tmp_path, image_size=(16, 24), episodes_per_file=2, video=True) as writer:
         for number, pictures in enumerate(wanted):
             vectors = np.zeros((steps, 8), np.float32)
             writer.add(Episode(pictures, vectors, vectors, f"pick {number}", True))
@@ -177,7 +177,7 @@ def test_frames_written_as_video_come_back_nearly_the_same(tmp_path):
     assert dataset.tasks == [f"pick {number}" for number in range(5)]
     for number, pictures in enumerate(wanted):
         assert np.abs(dataset.images[dataset.frames(number)].astype(int) - pictures).mean() < 8
-    video = tmp_path / lerobot.VIDEO_PATH.format(video_key=lerobot.IMAGE, chunk_index=0, file_index=1)
+    video = tmp_path / lerobot.VIDEO_PATH.format(video_key=HEAD, chunk_index=0, file_index=1)
     video.write_bytes(video.read_bytes()[:-1] + b"\0")
     shutil.rmtree(tmp_path / ".cache")
     assert [q.episode for q in EpisodeDataset(tmp_path, max_bad_share=0.5).quarantined] == [2, 3]
@@ -186,7 +186,7 @@ def test_frames_written_as_video_come_back_nearly_the_same(tmp_path):
 def test_recorded_rewards_come_back_and_others_are_the_success(tmp_path):
     given = episode(0)
     shaped = Episode(given.images, given.states, given.actions, "t", True, rewards=np.array([-1, 0.5, 2], np.float32))
-    with EpisodeWriter(tmp_path / "d", (8, 10)) as writer:
+    with EpisodeWriter(tmp_path / "d", image_size=(8, 10)) as writer:
         writer.add(shaped)
         writer.add(Episode(given.images, given.states, given.actions, "t", True))
     assert EpisodeDataset(tmp_path / "d").rewards.tolist() == [-1, 0.5, 2, 0, 0, 1]

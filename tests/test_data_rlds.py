@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from saycan_qt.data.columns import closedness_after
 from saycan_qt.data.episodes import DatasetError, EpisodeDataset
-from saycan_qt.data.mapping import ColumnMapping
+from saycan_qt.data.layout.columns import closedness_after
+from saycan_qt.data.layout.mapping import ColumnMapping
 from saycan_qt.data.tfrecord import Damaged, masked_crc, read_records
 
 SIZE = (24, 32)

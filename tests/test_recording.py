@@ -115,7 +115,7 @@ def test_each_shard_is_a_lerobot_dataset(tmp_path):
         assert info["codebase_version"] == "v3.0" and info["total_episodes"] == len(data) == episodes
         assert all(list(info["features"]) == pq.read_schema(path).names for path in data)
         assert b"huggingface" in pq.read_schema(data[0]).metadata
-        EpisodeWriter(root, (4, 6)).close()  # finds nothing to mend, and may go on
+        EpisodeWriter(root, image_size=(4, 6), robot_type="recorded").close()  # finds nothing to mend, and may go on
     assert EpisodeDataset(tmp_path / "d").num_episodes == 3
 
 

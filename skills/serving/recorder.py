@@ -7,6 +7,7 @@ from typing import Protocol, Self
 
 import numpy as np
 
+from skills.embodiment import Embodiment
 from skills.types import Observation, Outcome
 
 
@@ -14,7 +15,7 @@ class Recording(Protocol):
     """One skill that a robot executes. Robots wait for these calls: they return at once, and raise nothing."""
 
     def add(self, observation: Observation, action: np.ndarray) -> None:
-        """One step: what the robot saw, and the (8,) float32 action that it was given."""
+        """One step: what the robot saw, and the (D,) float32 action that it was given."""
 
     def end(self, outcome: Outcome | None) -> None:
         """Called once, after the last step. None: the robot left without a word, or was let down by the server."""
@@ -23,8 +24,9 @@ class Recording(Protocol):
 class Recorder(Protocol):
     """Keeps what robots do."""
 
-    def begin(self, goal_id: str, instruction: str, model_id: str) -> Recording:
-        """goal_id: "" where the robot named none; model_id: who acts. Returns at once, and raises nothing."""
+    def begin(self, goal_id: str, instruction: str, model_id: str, embodiment: Embodiment | None = None) -> Recording:
+        """goal_id: "" where the robot named none; model_id: who acts, and for which body; None: it does not say.
+        Returns at once, and raises nothing."""
         ...
 
 
@@ -36,9 +38,9 @@ class Take:
         self._recorder = recorder
         self._recording: Recording | None = None
 
-    def begin(self, goal_id: str, instruction: str, model_id: str) -> None:
+    def begin(self, goal_id: str, instruction: str, model_id: str, embodiment: Embodiment | None = None) -> None:
         if self._recorder is not None:
-            self._recording = self._recorder.begin(goal_id, instruction, model_id)
+            self._recording = self._recorder.begin(goal_id, instruction, model_id, embodiment)
 
     def add(self, observation: Observation, action: np.ndarray) -> None:
         if self._recording is not None:

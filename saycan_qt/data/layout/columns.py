@@ -1,4 +1,4 @@
-"""Some numbers of one column of a dataset, turned into the units of skills.types."""
+"""Some numbers of one column of a dataset, turned into the units that a robot takes."""
 
 from __future__ import annotations
 
@@ -52,6 +52,19 @@ class Columns:
 
     def width(self, available: int) -> int:
         return (available if self.stop is None else self.stop) - self.start
+
+    @property
+    def changed(self) -> bool:
+        """Are the numbers other than those that are stored?"""
+        return self.scale != 1 or self.invert or self.relative
+
+    def part(self, start: int, stop: int) -> str:
+        """Of its numbers, those from `start` up to `stop`, as a mapping has them."""
+        first, last = self.start + start, self.start + stop
+        text = f"{self.column}[{first}]" if last == first + 1 else f"{self.column}[{first}:{last}]"
+        options = "".join(f", {key}: true" for key in ("invert", "relative") if getattr(self, key))
+        options += f", scale: {self.scale:g}" if self.scale != 1 else ""
+        return f'{{column: "{text}"{options}}}' if options else f'"{text}"'
 
     def take(self, numbers: Numbers) -> np.ndarray:
         """(T, D) float32."""
