@@ -200,9 +200,7 @@ def _cameras(mapping: ColumnMapping, there: Contents) -> dict[str, str]:
 def _check(key: str, entry: Columns, there: Contents) -> None:
     """Raises DatasetError unless the numbers are there."""
     if entry.column in there.once:
-        raise DatasetError(
-            f"{there.where}: {entry.column} is a number an episode; state and action have one a frame, or a step"
-        )
+        raise DatasetError(f"{there.where}: {entry.column} is a number an episode; state and action have one a step")
     if entry.column not in there.widths:
         close = difflib.get_close_matches(entry.column, there.widths, 1)
         hint = f"; did you mean {close[0]!r}?" if close else ""
