@@ -263,10 +263,10 @@ def _of_one_robot(shards: Sequence[Shard], rate: float | None) -> None:
     for other in others:
         theirs = other.layout.embodiment
         if rate is None and mine.control_hz != theirs.control_hz:
-            slower = min(mine.control_hz, theirs.control_hz)
+            both = [hz for hz in (mine.control_hz, theirs.control_hz) if hz]
             raise DatasetError(
                 f"{first.root} has {mine.control_hz:g} frames a second, {other.root} {theirs.control_hz:g}; `rate=` "
-                f"(--rate HZ) brings them to one, of {slower:g} Hz for instance {possible_rates(slower)}"
+                f"(--rate HZ) brings them to one, such as {possible_rates(*both)}"
             )
         if problem := _difference(mine, theirs):
             raise DatasetError(f"{first.root} and {other.root} are of different robots: {problem}")

@@ -33,7 +33,7 @@ STEPS, STATE, ACTION, REWARD = "steps/", "steps/observation/state", "steps/actio
 SUCCESS = ("aspects/success", REWARD)
 CAMERA = re.compile(r"steps/observation/(?!.*depth).*(image|rgb|cam).*")  # where a mapping names none
 INSTRUCTION = re.compile(r"steps/.*instruction.*")
-BLANK = 8  # a picture whose brightness varies by less shows nothing
+BLACK = 8  # of 255; a picture that is nowhere brighter shows nothing
 IS_FIRST, IS_LAST, IS_TERMINAL = "steps/is_first", "steps/is_last", "steps/is_terminal"
 RATED = "aspects/has_aspects"  # of fractal: 0 where nobody has rated the episode, whose other aspects say nothing then
 SOUGHT = 100  # records tried for one that shows what the features are
@@ -119,7 +119,7 @@ class Shard:
             success=SUCCESS,
             reward=REWARD,
             instruction=told[0] if told else "steps/language_instruction",
-            blank=[name for name, image in shown.items() if np.ptp(image) < BLANK],
+            blank=[name for name, image in shown.items() if image.max() <= BLACK],
         )
 
     def _expected(self) -> dict[str, int]:

@@ -97,4 +97,5 @@ def check_key(key: Any, known: Collection[str], where: str) -> None:
 
 
 def nearest(name: str, names: Collection[str], otherwise: str) -> str:
-    return next(iter(difflib.get_close_matches(name, names, 1, cutoff=0)), otherwise)
+    """The first of the most alike."""
+    return max(names, key=lambda one: difflib.SequenceMatcher(None, one, name).ratio(), default=otherwise)

@@ -173,8 +173,11 @@ def kind_of(name: str) -> str | None:
     return "absolute" if ABSOLUTE.fullmatch(name) else None
 
 
-def possible_rates(hz: float) -> str:
-    return ", ".join(f"{hz / every:g}" for every in range(1, 11) if hz / every >= 1) + " ..."
+def possible_rates(*hz: float) -> str:
+    """Of frames at all of these rates [Hz]."""
+    rates = [min(hz) / every for every in range(1, 31)]
+    common = [rate for rate in rates if all(abs(one / round(one / rate) - rate) <= CLOSE * rate for one in hz)]
+    return ", ".join(f"{rate:g}" for rate in common[:8]) or "none"
 
 
 def _cameras(mapping: ColumnMapping, there: Contents) -> dict[str, str]:
@@ -335,8 +338,8 @@ def _every(there: Contents, hz: float, rate: float | None, guessed: Sequence[str
     every = max(1, round(hz / rate))
     if abs(hz / every - rate) > CLOSE * rate:
         raise DatasetError(
-            f"{there.where} has {hz:g} frames a second, of which none are {rate:g}; whole numbers of frames are: "
-            f"{possible_rates(hz)}"
+            f"{there.where} has {hz:g} frames a second, of which none are {rate:g}; whole numbers of frames are "
+            f"{possible_rates(hz)}, ..."
         )
     if every > 1 and guessed:
         there.refuse(
