@@ -246,9 +246,7 @@ def host(
     try:
         for name in names:
             embodiment = hosted.reload(name).embodiment
-            camera = next(iter(embodiment.cameras), None) if embodiment else None
-            size = (camera.height, camera.width) if camera else None
-            if recorder is not None and (problem := recorder.misfit(size)):
+            if recorder is not None and (problem := recorder.misfit(embodiment)):
                 raise Unreadable(f"{problem}; record to another folder")
     except SkillError:
         server.stop(0)

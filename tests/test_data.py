@@ -19,6 +19,7 @@ from saycan_qt.data.relabel import meanings, relabel
 from skills.library import Skill
 
 SIZE = (8, 10)
+HEAD = "observation.images.head"
 DATA = "data/chunk-000/file-000.parquet"
 
 
@@ -36,7 +37,7 @@ def episode(number: int) -> Episode:
 
 
 def write(root, numbers, per_file=4):
-    with EpisodeWriter(root, SIZE, episodes_per_file=per_file) as writer:
+    with EpisodeWriter(root, image_size=SIZE, episodes_per_file=per_file) as writer:
         for number in numbers:
             writer.add(episode(number))
     return root
@@ -53,7 +54,8 @@ def replace(table, column, values):
 
 
 def same(a: Episode, b: Episode) -> bool:
-    arrays = all(np.array_equal(getattr(a, name), getattr(b, name)) for name in ("images", "states", "actions"))
+    arrays = all(np.array_equal(getattr(a, name), getattr(b, name)) for name in ("states", "actions"))
+    arrays = arrays and all(np.array_equal(x, y) for x, y in zip(a.views.values(), b.views.values(), strict=True))
     return arrays and (a.task, a.success, dict(a.info)) == (b.task, b.success, dict(b.info))
 
 
@@ -93,7 +95,7 @@ def test_statistics_are_those_of_all_frames(tmp_path):
         len(dataset.actions)
     ]
     assert np.allclose(stats["observation.state"]["std"], dataset.states.std(0))
-    assert np.shape(stats[lerobot.IMAGE]["mean"]) == (3, 1, 1)
+    assert np.shape(stats[HEAD]["mean"]) == (3, 1, 1)
 
 
 def test_the_layout_is_lerobots(tmp_path):
@@ -101,7 +103,7 @@ def test_the_layout_is_lerobots(tmp_path):
     info, data = json.loads((root / lerobot.INFO).read_text()), pq.read_table(root / DATA)
     assert info["codebase_version"] == "v3.0" and (info["total_episodes"], info["total_tasks"]) == (5, 3)
     assert list(info["features"]) == data.column_names
-    assert data.schema.field(lerobot.IMAGE).type == pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    assert data.schema.field(HEAD).type == pa.struct([("bytes", pa.binary()), ("path", pa.string())])
     assert data.schema.field("action").type == pa.list_(pa.float32(), 8)
     assert b"huggingface" in data.schema.metadata
     assert data.column("index").to_pylist() == list(range(len(data)))
@@ -116,7 +118,7 @@ root, done = sys.argv[1], 0
 for delay in (0.0, 0.001, 0.003, 0.005, 0.008, 0.013):
     seen, say = os.pipe()
     if (child := os.fork()) == 0:
-        with EpisodeWriter(root, SIZE, episodes_per_file=2) as writer:
+        with EpisodeWriter(root, image_size=SIZE, episodes_per_file=2) as writer:
             while True:
                 writer.add(episode(writer.num_episodes))
                 os.write(say, bytes([writer.num_episodes]))
@@ -164,8 +166,8 @@ def test_a_flush_cut_off_before_any_of_its_renames_is_whole_or_void(tmp_path, na
 
 
 def test_a_second_writer_is_refused(tmp_path):
-    with EpisodeWriter(tmp_path, SIZE), pytest.raises(DatasetError, match="another process is writing here"):
-        EpisodeWriter(tmp_path, SIZE)
+    with EpisodeWriter(tmp_path, image_size=SIZE), pytest.raises(DatasetError, match="another process is writing here"):
+        EpisodeWriter(tmp_path, image_size=SIZE)
 
 
 def test_an_episode_that_does_not_belong_is_refused(tmp_path):
@@ -178,7 +180,7 @@ def test_an_episode_that_does_not_belong_is_refused(tmp_path):
         "not \\(3, D\\)": Episode(good.images, good.states[:2], good.actions, "t", True, good.info),
         "the same in all": Episode(good.images, good.states, good.actions, "t", True, {"seed": "one"}),
     }
-    with EpisodeWriter(tmp_path, SIZE) as writer:
+    with EpisodeWriter(tmp_path, image_size=SIZE) as writer:
         writer.add(good)
         for reason, wrong in bad.items():
             with pytest.raises(ValueError, match=f"episode 1 .*{reason}"):
@@ -236,15 +238,15 @@ def no_label(table):
 
 
 def small_image(table):
-    images = table.column(lerobot.IMAGE).to_pylist()
+    images = table.column(HEAD).to_pylist()
     images[3] = {"bytes": lerobot.encode_png(np.zeros((4, 4, 3), np.uint8)), "path": ""}
-    return replace(table, lerobot.IMAGE, pa.array(images))
+    return replace(table, HEAD, pa.array(images))
 
 
 def no_png(table):
-    images = table.column(lerobot.IMAGE).to_pylist()
+    images = table.column(HEAD).to_pylist()
     images[3]["bytes"] = images[3]["bytes"][:40]
-    return replace(table, lerobot.IMAGE, pa.array(images))
+    return replace(table, HEAD, pa.array(images))
 
 
 def lost_frame(table):

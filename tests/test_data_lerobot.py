@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
-from test_data import DATA, episode, replace, same, write
+from test_data import DATA, HEAD, episode, replace, write
 
 from saycan_qt import atomic
 from saycan_qt.data import images, lerobot
@@ -113,7 +113,7 @@ def test_a_mapping_arranges_state_and_action_in_our_order(tmp_path):
     dataset = EpisodeDataset(theirs(tmp_path / "d"), mapping=mapped())
     state, action = numbers(1)
     there = dataset.episode(1)
-    assert np.array_equal(there.states, np.pad(state, ((0, 0), (0, 2))))
+    assert np.array_equal(there.states, state)
     assert np.array_equal(there.actions[:, :6], action[:, :6]) and np.allclose(there.actions[:, 6], 1 - action[:, 6])
     assert there.actions[:, 7].tolist() == [0, 0, 0, 1]
     assert there.rewards.tolist() == [0, 0, 0, 0] and dataset.episode(2).rewards.tolist() == [0] * 6 + [1]
@@ -124,7 +124,7 @@ def test_success_can_be_a_column_of_the_episodes_or_all(tmp_path):
     assert EpisodeDataset(root, mapping=mapped(success="quality")).success.tolist() == [True, False, False]
     assert EpisodeDataset(root, mapping=mapped(success="all")).success.all()
     with pytest.raises(DatasetError, match=r"none of the success labels(.|\n)*success: all"):
-        EpisodeDataset(root, mapping=mapped())
+        EpisodeDataset(root, mapping=mapped(success="next.success"))
 
 
 def test_two_mappings_of_one_dataset_have_caches_of_their_own(tmp_path):
@@ -169,7 +169,7 @@ def test_frames_written_as_video_come_back_nearly_the_same(tmp_path):
     steps = 6
     smooth = np.linspace(0, 255, 16 * 24 * 3).reshape(16, 24, 3)
     wanted = [np.stack([np.roll(smooth, 2 * t + n, 1) for t in range(steps)]).astype(np.uint8) for n in range(5)]
-    with EpisodeWriter(tmp_path, (16, 24), episodes_per_file=2, video=True) as writer:
+    with EpisodeWriter(tmp_path, image_size=(16, 24), episodes_per_file=2, video=True) as writer:
         for number, pictures in enumerate(wanted):
             vectors = np.zeros((steps, 8), np.float32)
             writer.add(Episode(pictures, vectors, vectors, f"pick {number}", True))
@@ -177,7 +177,7 @@ def test_frames_written_as_video_come_back_nearly_the_same(tmp_path):
     assert dataset.tasks == [f"pick {number}" for number in range(5)]
     for number, pictures in enumerate(wanted):
         assert np.abs(dataset.images[dataset.frames(number)].astype(int) - pictures).mean() < 8
-    video = tmp_path / lerobot.VIDEO_PATH.format(video_key=lerobot.IMAGE, chunk_index=0, file_index=1)
+    video = tmp_path / lerobot.VIDEO_PATH.format(video_key=HEAD, chunk_index=0, file_index=1)
     video.write_bytes(video.read_bytes()[:-1] + b"\0")
     shutil.rmtree(tmp_path / ".cache")
     assert [q.episode for q in EpisodeDataset(tmp_path, max_bad_share=0.5).quarantined] == [2, 3]
@@ -186,24 +186,10 @@ def test_frames_written_as_video_come_back_nearly_the_same(tmp_path):
 def test_recorded_rewards_come_back_and_others_are_the_success(tmp_path):
     given = episode(0)
     shaped = Episode(given.images, given.states, given.actions, "t", True, rewards=np.array([-1, 0.5, 2], np.float32))
-    with EpisodeWriter(tmp_path / "d", (8, 10)) as writer:
+    with EpisodeWriter(tmp_path / "d", image_size=(8, 10)) as writer:
         writer.add(shaped)
         writer.add(Episode(given.images, given.states, given.actions, "t", True))
     assert EpisodeDataset(tmp_path / "d").rewards.tolist() == [-1, 0.5, 2, 0, 0, 1]
-
-
-def test_a_cache_without_rewards_opens_as_it_is(tmp_path):
-    """Those built before rewards were kept hold our own datasets, whose reward is the success."""
-    root = write(tmp_path / "d", range(6))
-    rewards = np.array(EpisodeDataset(root).rewards)
-    (index,) = root.glob(".cache/frames-*/index.json")
-    described = json.loads(index.read_text())
-    del described["arrays"]["rewards"], described["mapping"]
-    index.write_text(json.dumps(described))
-    (index.parent / "rewards.bin").unlink()
-    dataset = EpisodeDataset(root)
-    assert not (index.parent / "rewards.bin").exists() and np.array_equal(dataset.rewards, rewards)
-    assert all(same(dataset.episode(i), episode(i)) for i in range(6))
 
 
 def test_opening_again_reads_no_file_of_frames(tmp_path, monkeypatch):

@@ -239,7 +239,7 @@ TASKS = ("pick apple", "pick up the apple", "open top drawer")
 def make_episodes(folder):
     """Two frames each; every fourth is a failure."""
     rng = np.random.default_rng(0)
-    with EpisodeWriter(folder, (80, 96)) as writer:
+    with EpisodeWriter(folder, image_size=(80, 96)) as writer:
         for number in range(24):
             images = rng.integers(0, 255, (2, 80, 96, 3), dtype=np.uint8)
             zeros = np.zeros((2, 8), np.float32)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import grpc
@@ -27,6 +28,7 @@ from skills import server as skill_service
 from skills.client import RobotClient, SkillClient
 from skills.errors import ServerFault
 from skills.library import SkillLibrary
+from skills.robot_folder import default_robot
 from skills.types import Observation, Outcome, Status
 from skills.v1 import skills_pb2 as pb
 from skills.v1 import skills_pb2_grpc
@@ -99,7 +101,7 @@ def test_what_a_robot_did_comes_back_as_it_was(tmp_path):
     assert dataset.tasks == ["pick apple", "open top drawer"] and dataset.success.tolist() == [True, False]
     assert np.diff(dataset.episode_start).tolist() == [7, 45] and dataset.truncated.tolist() == [False, True]
     first, second = dataset.episode(0), dataset.episode(1)
-    assert np.array_equal(first.images, [seen.image for seen in walked])
+    assert np.array_equal(first.views["head"], [seen.image for seen in walked])
     assert np.array_equal(first.states, [seen.state for seen in walked])
     assert np.allclose(first.actions[:, 0], 0.08) and first.actions[:, 7].tolist() == [0] * 6 + [1]
     assert first.rewards.tolist() == [0] * 6 + [1] and not second.rewards.any()
@@ -115,7 +117,7 @@ def test_each_shard_is_a_lerobot_dataset(tmp_path):
         assert info["codebase_version"] == "v3.0" and info["total_episodes"] == len(data) == episodes
         assert all(list(info["features"]) == pq.read_schema(path).names for path in data)
         assert b"huggingface" in pq.read_schema(data[0]).metadata
-        EpisodeWriter(root, (4, 6)).close()  # finds nothing to mend, and may go on
+        EpisodeWriter(root, image_size=(4, 6), robot_type="recorded").close()  # finds nothing to mend, and may go on
     assert EpisodeDataset(tmp_path / "d").num_episodes == 3
 
 
@@ -237,7 +239,7 @@ def test_a_full_disk_costs_the_recording_not_the_robot(tmp_path, monkeypatch, ca
 
 
 def test_what_does_not_fit_into_memory_is_left_out(tmp_path, caplog):
-    with services(tmp_path / "d", SeeingRobot(), memory=10 * 4 * 6 * 3) as (client, _):
+    with services(tmp_path / "d", SeeingRobot(), memory=10 * (4 * 6 * 3 + 8 * 4)) as (client, _):
         assert run(client, "open top drawer", "pick apple") == [Status.FAILED, Status.SUCCEEDED]
     assert "not recorded: 'open top drawer'" in caplog.text and "waits for the disk" in caplog.text
     assert EpisodeDataset(tmp_path / "d").tasks == ["pick apple"]
@@ -255,8 +257,12 @@ def test_a_folder_knows_the_models_that_fit_it(tmp_path):
     with services(tmp_path / "d", SeeingRobot()) as (client, _):
         run(client, "pick apple")
     with EpisodeRecorder(tmp_path / "d") as recorder:
-        assert recorder.num_episodes == 1 and not recorder.misfit((4, 6)) and not recorder.misfit(None)
-        assert "holds images of 4 x 6 pixels, these have 80 x 96" in recorder.misfit((80, 96))
+        kitchen = default_robot().embodiment
+        other = replace(kitchen, action=kitchen.action[:3], name="gantry")
+        assert recorder.num_episodes == 1 and not recorder.misfit(kitchen) and not recorder.misfit(None)
+        assert recorder.misfit(other).endswith("was recorded with another action than gantry has")
+        assert "was recorded at 3 Hz, not 20" in recorder.misfit(replace(kitchen, control_hz=20.0))
+        assert "holds images of cameras head, these are of none" in recorder.misfit(replace(kitchen, cameras=()))
 
 
 def test_a_folder_in_use_is_refused(tmp_path):

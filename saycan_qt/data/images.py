@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import warnings
 from collections.abc import Iterable
 from typing import Any
 
@@ -10,24 +11,36 @@ import numpy as np
 from PIL import Image
 
 from saycan_qt.data.lerobot import BadEpisode
+from skills.embodiment import MAX_SIDE
 
 
 def decode(data: Any, where: str) -> np.ndarray:
     """PNG or JPEG -> (H, W, 3) uint8. Raises BadEpisode, which says `where`, e.g. "at step 3"."""
     try:
-        return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # judged below, before it is decoded
+            image = Image.open(io.BytesIO(data))
+    except (Image.DecompressionBombError, OSError, ValueError, TypeError, SyntaxError) as error:
+        raise BadEpisode(f"the image {where} cannot be decoded: {error}") from None
+    width, height = image.size
+    if max(width, height) > MAX_SIDE:
+        raise BadEpisode(f"the image {where} has {height} x {width} pixels; each side is {MAX_SIDE} at most")
+    try:
+        return np.asarray(image.convert("RGB"))
     except (OSError, ValueError, TypeError, SyntaxError) as error:
         raise BadEpisode(f"the image {where} cannot be decoded: {error}") from None
 
 
-def stack(images: Iterable[np.ndarray], length: int, shape: tuple[int, ...], resize: bool) -> np.ndarray:
-    """`length` images as (T, H, W, 3) uint8 of `shape` (H, W, 3), which they have already or are resized to."""
-    frames = np.empty((length, *shape), np.uint8)
+def stack(
+    images: Iterable[np.ndarray], length: int, stored: tuple[int, int] | None, size: tuple[int, int]
+) -> np.ndarray:
+    """`length` images as (T, H, W, 3) uint8 of `size` (H, W); stored: the size that they must have, None for any."""
+    frames = np.empty((length, *size, 3), np.uint8)
     step = -1
     for step, image in enumerate(images):
-        if image.shape != shape and not resize:
-            raise BadEpisode(f"the image at step {step} has shape {image.shape}, not {shape}")
-        frames[step] = fit(image, shape[0], shape[1])
+        if stored is not None and image.shape != (*stored, 3):
+            raise BadEpisode(f"the image at step {step} has shape {image.shape}, not {(*stored, 3)}")
+        frames[step] = fit(image, *size)
     if step + 1 != length:
         raise BadEpisode(f"{step + 1} images for {length} frames")
     return frames

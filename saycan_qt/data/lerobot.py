@@ -1,9 +1,11 @@
 """The format of episodes on disk: LeRobotDataset v3.0 with check-sums, by pyarrow alone.
 
-meta/info.json  meta/stats.json  meta/tasks.parquet  meta/manifest.json (ours: SHA-256 of every file)
+meta/info.json  meta/stats.json  meta/tasks.parquet
+meta/manifest.json                            ours: SHA-256 of every file
+meta/embodiment.json                          ours: the robot, see skills.embodiment
 meta/episodes/chunk-000/file-000.parquet      one row an episode
 data/chunk-000/file-000.parquet               one row a frame, images as PNG
-videos/<image>/chunk-000/file-000.mp4         or the images of a data file as a video
+videos/<image>/chunk-000/file-000.mp4         or the images of a camera and a data file as a video
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ from __future__ import annotations
 import json
 import struct
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,18 +23,20 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from saycan_qt import atomic
-from skills.types import ACTION_NAMES, STATE_NAMES
+from skills.embodiment import Embodiment
 
 VERSION = "v3.0"
-IMAGE, STATE, ACTION = "observation.images.head", "observation.state", "action"
+IMAGES, STATE, ACTION = "observation.images.", "observation.state", "action"
 DATA_PATH = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
 EPISODES_PATH = "meta/episodes/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
 VIDEO_PATH = "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4"
 INFO, STATS, TASKS, MANIFEST = "meta/info.json", "meta/stats.json", "meta/tasks.parquet", "meta/manifest.json"
+EMBODIMENT = "meta/embodiment.json"
 CHUNK_FILES = 1000  # files in one chunk folder
 INFO_PREFIX = "info/"  # columns of meta/episodes that hold Episode.info
 OUTCOME = "outcome"  # in the info of what robots were recorded doing: a value of skills.types.Status, or
 LOST = "lost"  # where the robot never said how it ended
+POINTER = b"version https://git-lfs.github.com/spec/"  # how a file begins that Git left out
 
 
 class DatasetError(Exception):
@@ -47,9 +51,9 @@ class BadEpisode(Exception):
 class Episode:
     """One try at one task."""
 
-    images: np.ndarray  # (T, H, W, 3) uint8 RGB
-    states: np.ndarray  # (T, 8) float32, skills.types.STATE_NAMES
-    actions: np.ndarray  # (T, 8) float32, skills.types.ACTION_NAMES; the last one terminates unless truncated
+    images: np.ndarray | Mapping[str, np.ndarray]  # camera -> (T, H, W, 3) uint8 RGB; an array where there is one
+    states: np.ndarray  # (T, S) float32, S may be 0
+    actions: np.ndarray  # (T, D) float32; where a dimension terminates, the last one does unless truncated
     task: str  # the skill's name
     success: bool
     info: Mapping[str, str | int | float] = field(default_factory=dict)  # seed, mode, truncated; same keys in all
@@ -57,6 +61,11 @@ class Episode:
 
     def __len__(self) -> int:
         return len(self.actions)
+
+    @property
+    def views(self) -> Mapping[str, np.ndarray]:
+        """Camera -> (T, H, W, 3) uint8; a camera without a name is "" """
+        return {"": self.images} if isinstance(self.images, np.ndarray) else self.images
 
     def step_rewards(self) -> np.ndarray:
         """(T,) float32."""
@@ -71,8 +80,10 @@ class Episode:
         length = len(self.actions)
         if length == 0:
             return "it has no frames"
-        if self.images.dtype != np.uint8 or self.images.ndim != 4 or self.images.shape[::3] != (length, 3):
-            return f"images are {self.images.dtype} {self.images.shape}, not uint8 ({length}, H, W, 3)"
+        for camera, images in self.views.items():
+            if images.dtype != np.uint8 or images.ndim != 4 or images.shape[::3] != (length, 3):
+                where = f" of {camera}" if camera else ""
+                return f"images{where} are {images.dtype} {images.shape}, not uint8 ({length}, H, W, 3)"
         for name, vectors in (("states", self.states), ("actions", self.actions)):
             if vectors.ndim != 2 or len(vectors) != length:
                 return f"{name} have shape {vectors.shape}, not ({length}, D)"
@@ -90,10 +101,20 @@ def read_json(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise DatasetError(f"{path}: missing; no LeRobotDataset {VERSION} here") from None
     except (OSError, ValueError) as error:
-        raise DatasetError(f"{path}: damaged: {error}") from None
+        raise DatasetError(f"{path}: {left_out(path) or f'damaged: {error}'}") from None
     if not isinstance(value, dict):
         raise DatasetError(f"{path}: damaged: not a JSON object")
     return value
+
+
+def left_out(path: Path) -> str:
+    """That Git left a file out, and how to get it; "" for a file that is itself."""
+    try:
+        with path.open("rb") as file:
+            pointer = file.read(len(POINTER)) == POINTER
+    except OSError:
+        return ""
+    return "a Git-LFS pointer, not the file itself; run `git lfs pull` in its folder" if pointer else ""
 
 
 def read_manifest(root: Path) -> dict[str, Any]:
@@ -107,12 +128,17 @@ def read_info(root: Path) -> dict[str, Any]:
     """meta/info.json, checked for the version."""
     info = read_json(root / INFO)
     if info.get("codebase_version") != VERSION:
+        there = root.resolve()
         raise DatasetError(
-            f"{root / INFO}: LeRobot format {info.get('codebase_version')!r}, only {VERSION!r} is read; "
-            "LeRobot's own convert_dataset_v21_to_v30 makes it of an older one"
+            f"{root / INFO}: LeRobot format {info.get('codebase_version')!r}, only {VERSION!r} is read; LeRobot 0.4 "
+            f"turns v2.1 into it: `python -m lerobot.datasets.v30.convert_dataset_v21_to_v30 --repo-id={there.name} "
+            f"--root={there.parent} --push-to-hub=false` (from 0.5 on lerobot.scripts.convert_dataset_v21_to_v30 with "
+            f"--root={there})"
         )
     if missing := [key for key in ("fps", "data_path", "features") if key not in info]:
         raise DatasetError(f"{root / INFO}: damaged: it has no {' and no '.join(missing)}")
+    if isinstance(info["fps"], bool) or not isinstance(info["fps"], int | float) or not 0 < info["fps"] <= 10_000:
+        raise DatasetError(f"{root / INFO}: fps is {info['fps']!r}; it must be frames a second")
     return info
 
 
@@ -121,6 +147,8 @@ def check_file(path: Path, digest: str | Iterable[str]) -> None:
     if not path.exists():
         raise DatasetError(f"{path}: missing")
     if atomic.sha256(path) not in ([digest] if isinstance(digest, str) else digest):
+        if pointer := left_out(path):
+            raise DatasetError(f"{path}: {pointer}")
         raise DatasetError(f"{path}: truncated or altered, its SHA-256 is not the one in {MANIFEST}")
 
 
@@ -135,7 +163,8 @@ def read_table(path: Path, columns: Iterable[str], optional: Iterable[str] = ())
     except FileNotFoundError:
         raise DatasetError(f"{path}: missing") from None
     except (pa.ArrowException, OSError) as error:
-        raise DatasetError(f"{path}: cannot be read: {str(error).splitlines()[0]}") from None
+        why = left_out(path) or f"cannot be read: {str(error).splitlines()[0]}"
+        raise DatasetError(f"{path}: {why}") from None
 
 
 def write_table(path: Path, table: pa.Table) -> None:
@@ -159,23 +188,30 @@ def encode_png(image: np.ndarray) -> bytes:
     )
 
 
-def dataset_info(image_size: tuple[int, int], fps: float, robot_type: str, video: bool = False) -> dict[str, Any]:
-    """meta/info.json of an empty dataset."""
-    fps = int(fps) if float(fps).is_integer() else fps
-    image: dict[str, Any] = {"dtype": "video" if video else "image", "shape": [*image_size, 3]}
-    image["names"] = ["height", "width", "channels"]
-    if video:
-        size = {"video.height": image_size[0], "video.width": image_size[1], "video.channels": 3}
-        coding = {"video.codec": "h264", "video.pix_fmt": "yuv420p", "video.is_depth_map": False, "has_audio": False}
-        image["info"] = {**size, **coding, "video.fps": fps}
+def dataset_info(embodiment: Embodiment, robot_type: str = "", videos: Collection[str] = ()) -> dict[str, Any]:
+    """meta/info.json of an empty dataset; videos: the cameras whose images become a video."""
+    fps = int(embodiment.control_hz) if float(embodiment.control_hz).is_integer() else embodiment.control_hz
+    features: dict[str, Any] = {}
+    for camera in embodiment.cameras:
+        image: dict[str, Any] = {"dtype": "image", "shape": [camera.height, camera.width, 3]}
+        image["names"] = ["height", "width", "channels"]
+        if camera.name in videos:
+            image["dtype"] = "video"
+            size = {"video.height": camera.height, "video.width": camera.width, "video.channels": 3}
+            coding = {"video.codec": "h264", "video.pix_fmt": "yuv420p", "video.is_depth_map": False}
+            image["info"] = {**size, **coding, "has_audio": False, "video.fps": fps}
+        features[IMAGES + camera.name] = image
+
+    def vector(names: Sequence[str]) -> dict[str, Any]:
+        return {"dtype": "float32", "shape": [len(names)], "names": list(names)}
 
     def scalar(dtype: str) -> dict[str, Any]:
         return {"dtype": dtype, "shape": [1], "names": None}
 
-    features = {
-        IMAGE: image,
-        STATE: {"dtype": "float32", "shape": [len(STATE_NAMES)], "names": list(STATE_NAMES)},
-        ACTION: {"dtype": "float32", "shape": [len(ACTION_NAMES)], "names": list(ACTION_NAMES)},
+    if embodiment.state:
+        features[STATE] = vector([number.name for number in embodiment.state])
+    features |= {
+        ACTION: vector([dimension.name for dimension in embodiment.action]),
         "next.reward": scalar("float32"),
         "next.done": scalar("bool"),
         "next.success": scalar("bool"),
@@ -185,7 +221,7 @@ def dataset_info(image_size: tuple[int, int], fps: float, robot_type: str, video
     }
     return {
         "codebase_version": VERSION,
-        "robot_type": robot_type,
+        "robot_type": robot_type or embodiment.name,
         "total_episodes": 0,
         "total_frames": 0,
         "total_tasks": 0,
@@ -195,7 +231,7 @@ def dataset_info(image_size: tuple[int, int], fps: float, robot_type: str, video
         "fps": fps,
         "splits": {"train": "0:0"},
         "data_path": DATA_PATH,
-        "video_path": VIDEO_PATH if video else None,
+        "video_path": VIDEO_PATH if videos else None,
         "features": features,
     }
 
@@ -256,5 +292,5 @@ def merge_stats(before: Mapping[str, np.ndarray] | None, values: np.ndarray) -> 
 
 def stats_json(key: str, values: Mapping[str, np.ndarray]) -> dict[str, list[Any]]:
     """As meta/stats.json has it: statistics of images have the shape (3, 1, 1)."""
-    shape = {name: (-1, 1, 1) if key == IMAGE and name != "count" else (-1,) for name in values}
+    shape = {name: (-1, 1, 1) if key.startswith(IMAGES) and name != "count" else (-1,) for name in values}
     return {name: value.reshape(shape[name]).tolist() for name, value in values.items()}

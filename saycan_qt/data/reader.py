@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,11 +16,17 @@ import pyarrow.parquet as pq
 
 from saycan_qt import atomic
 from saycan_qt.data import images, lerobot
+from saycan_qt.data.layout.arrange import Part, parts
+from saycan_qt.data.layout.mapping import ALL, ColumnMapping
+from saycan_qt.data.layout.outcomes import Outcomes
+from saycan_qt.data.layout.settle import Contents, settle
 from saycan_qt.data.lerobot import BadEpisode, DatasetError, Episode
-from saycan_qt.data.mapping import ALL, ColumnMapping
 from saycan_qt.data.video import read_frames
-from skills.types import ACTION_NAMES, STATE_NAMES
+from skills.embodiment import Embodiment
+from skills.errors import EmbodimentError
+from skills.robot_folder import default_robot
 
+TASKS, REWARD, SUCCESS = "tasks", "next.reward", "next.success"
 TRUNCATED = "next.truncated"
 LISTED = ("episode_index", "tasks", "length", "data/chunk_index", "data/file_index")
 NUMBERS = ("float", "int", "uint", "bool")  # how the dtype of a feature of numbers begins
@@ -60,34 +66,28 @@ class Shard:
         root: Path,
         mapping: ColumnMapping | None = None,
         sha256: Callable[[Path], str] = atomic.sha256,  # of files that no manifest lists
+        rate: float | None = None,  # [Hz] to bring the episodes to; None: theirs
     ) -> None:
-        self.root, self.info, self.mapping = root, lerobot.read_info(root), mapping or ColumnMapping()
+        self.root, self.info = root, lerobot.read_info(root)
         self._sha256 = sha256
         self._checked: dict[str, DatasetError | None] = {}
         self.manifest = lerobot.read_manifest(root) if (root / lerobot.MANIFEST).exists() else None
         for name, accepted in self.manifest["derived"].items() if self.manifest else ():
             if (root / name).exists():  # a killed writer may not have come to it
                 lerobot.check_file(root / name, accepted)
-        features = self.info["features"]
-        pictures = [key for kind in ("image", "video") for key in features if features[key]["dtype"] == kind]
-        self.widths = {
-            key: int(np.prod(feature["shape"]))
-            for key, feature in features.items()
-            if feature["dtype"].startswith(NUMBERS)
-        }
-        texts = {"tasks", *(key for key, feature in features.items() if feature["dtype"] == "string")}
-        listed = {name: kind for name, kind in self._listed_types().items() if _describes_episode(name)}
-        texts |= {name for name, kind in listed.items() if pa.types.is_string(kind)}
-        numbers = {name: 1 for name, kind in listed.items() if pa.types.is_primitive(kind)}
-        self.mapping.check(str(root / lerobot.INFO), pictures, numbers | self.widths, texts)
-        if lost := [name for name in self.mapping.columns if name not in self.widths]:
-            raise DatasetError(f"{root}: {', '.join(lost)} is a number an episode; state and action have one a frame")
-        self.rewarded = self.widths.get(self.mapping.reward) == 1
-        self.image = self.mapping.image or pictures[0]
-        self.is_video = features[self.image]["dtype"] == "video"
-        self.shapes = (_height_width(features[self.image]["shape"], self.mapping), (len(STATE_NAMES),)) + (
-            (len(ACTION_NAMES),),
-        )
+        self.contents = self._contents()
+        self.layout = settle(mapping or ColumnMapping(), self.contents, rate)
+        self.outcomes = self.layout.success.of(root) if isinstance(self.layout.success, Outcomes) else None
+        kinds = {camera: self.info["features"][column]["dtype"] for camera, column in self.layout.cameras.items()}
+        self.videos = [self.layout.cameras[camera] for camera, kind in kinds.items() if kind == "video"]
+        self.pictures = [column for column in self.layout.cameras.values() if column not in self.videos]
+        if self.videos and not isinstance(self.info.get("video_path"), str):
+            raise DatasetError(
+                f"{root / lerobot.INFO}: {self.videos[0]} is a video, and there is no video_path; LeRobot's is "
+                f'"{lerobot.VIDEO_PATH}"'
+            )
+        for key, one in (("data_path", {}), ("video_path", {"video_key": ""})):
+            self._path(key, **one, chunk_index=0, file_index=0)
 
     @cached_property
     def files(self) -> dict[str, str]:
@@ -95,7 +95,7 @@ class Shard:
         if self.manifest is not None:
             return {name: entry["sha256"] for name, entry in self.manifest["files"].items()}
         patterns = ["data/*/*.parquet", "meta/episodes/*/*.parquet"]
-        patterns += [f"videos/{self.image}/*/*"] if self.is_video else []
+        patterns += [f"videos/{column}/*/*" for column in self.videos] + [lerobot.TASKS]
         paths = [path for pattern in patterns for path in sorted(self.root.glob(pattern))]
         return {path.relative_to(self.root).as_posix(): self._sha256(path) for path in paths}
 
@@ -106,10 +106,11 @@ class Shard:
 
     @property
     def num_frames(self) -> int:
-        return int(self.info.get("total_frames", 0))
+        """About, once they are brought to the rate."""
+        return int(self.info.get("total_frames") or 0) // self.layout.every
 
     def episodes(self) -> Iterator[tuple[Episode, bool] | Quarantined]:
-        """Every episode with whether the time limit cut it, or what is wrong with it."""
+        """Every episode, or each of its parts, with whether the time limit cut it; or what is wrong with it."""
         by_file: dict[str, list[_Row]] = {}
         for name, rows in self._listed():
             if isinstance(rows, DatasetError):
@@ -118,14 +119,14 @@ class Shard:
             for entry in rows:
                 place = {"chunk_index": entry["data/chunk_index"], "file_index": entry["data/file_index"]}
                 row = _Row(entry["episode_index"], entry["length"], entry)
-                by_file.setdefault(self.info["data_path"].format(**place), []).append(row)
-        mapping = self.mapping
-        needed = [*mapping.columns, "episode_index", "timestamp" if self.is_video else self.image]
+                by_file.setdefault(self._path("data_path", **place), []).append(row)
+        layout = self.layout
+        needed = [*layout.columns, "episode_index", *self.pictures, *(["timestamp"] if self.videos else [])]
         for name, listed in by_file.items():
             path = self.root / name
             try:
                 self._check(name)
-                optional = [*mapping.success, mapping.reward, mapping.instruction, TRUNCATED]
+                optional = [*layout.labels, layout.reward, layout.instruction, TRUNCATED, "task_index"]
                 table = lerobot.read_table(path, needed, dict.fromkeys(name for name in optional if name not in needed))
             except DatasetError as error:
                 yield from (Quarantined(str(path), lost.number, _reason(error)) for lost in listed)
@@ -133,9 +134,65 @@ class Shard:
             places = _places(table)
             for row in listed:
                 try:
-                    yield self._episode(table, places.get(row.number, slice(0, 0)), row)
+                    yield from list(self._parts(table, places.get(row.number, slice(0, 0)), row))
                 except BadEpisode as bad:
                     yield Quarantined(str(path), row.number, str(bad))
+
+    def _contents(self) -> Contents:
+        features = self.info["features"]
+        for key, feature in features.items():
+            if not isinstance(feature, Mapping) or not {"dtype", "shape"} <= feature.keys():
+                raise DatasetError(f"{self.root / lerobot.INFO}: damaged: feature {key!r} has no dtype and shape")
+        shown = [key for key, feature in features.items() if feature["dtype"] in ("image", "video")]
+        texts = {TASKS, *(key for key, feature in features.items() if feature["dtype"] == "string")}
+        listed = {name: kind for name, kind in self._listed_types().items() if _describes_episode(name)}
+        texts |= {name for name, kind in listed.items() if pa.types.is_string(kind)}
+        widths = {
+            key: int(np.prod(feature["shape"]))
+            for key, feature in features.items()
+            if feature["dtype"].startswith(NUMBERS)
+        }
+        names = {key: _named(features[key].get("names")) for key in widths}
+        return Contents(
+            where=str(self.root / lerobot.INFO),
+            images={key: _height_width(features[key]["shape"]) for key in shown},
+            widths=widths,
+            once={name for name, kind in listed.items() if pa.types.is_primitive(kind)} - widths.keys(),
+            texts=texts,
+            cameras=[key for key in shown if not _is_depth(features[key])],
+            state=lerobot.STATE,
+            action=lerobot.ACTION,
+            success=(SUCCESS, REWARD),
+            reward=REWARD,
+            instruction=TASKS,
+            names=names,
+            hz=float(self.info["fps"]),
+            robot=str(self.info.get("robot_type") or ""),
+            own=self._own(widths, names),
+        )
+
+    def _own(self, widths: Mapping[str, int], names: Mapping[str, Sequence[str]]) -> Embodiment | None:
+        """As we wrote it. Datasets of before it was written are the kitchen's, if they look like it."""
+        path = self.root / lerobot.EMBODIMENT
+        kitchen = default_robot().embodiment
+        if not path.exists():
+            alike = _shape(kitchen) == (list(names.get(lerobot.STATE, ())), list(names.get(lerobot.ACTION, ())))
+            return kitchen if alike and self.info["fps"] == kitchen.control_hz else None
+        try:
+            own = Embodiment.parse(lerobot.read_json(path), str(path))
+        except EmbodimentError as error:
+            raise DatasetError(str(error)) from None
+        if (len(own.state), len(own.action)) != (widths.get(lerobot.STATE, 0), widths.get(lerobot.ACTION, 0)):
+            raise DatasetError(f"{path}: it has other numbers than {lerobot.INFO}; one of them was altered")
+        return own
+
+    def _path(self, key: str, **place: int | str) -> str:
+        """A file's path from the root."""
+        form = self.info.get(key) or ""
+        try:
+            return str(form.format(**place))
+        except (KeyError, IndexError, ValueError, AttributeError) as error:
+            raise DatasetError(f"{self.root / lerobot.INFO}: {key} {form!r} names no file: {error}") from None
 
     def _listed_types(self) -> dict[str, pa.DataType]:
         """Columns of meta/episodes; none where its first file cannot be read."""
@@ -148,19 +205,20 @@ class Shard:
 
     def _listed(self) -> Iterator[tuple[str, list[dict[str, Any]] | DatasetError]]:
         """The files of meta/episodes, each with its rows."""
-        videos = [f"videos/{self.image}/{key}" for key in ("chunk_index", "file_index", "from_timestamp")]
-        needed = [*LISTED, *(videos if self.is_video else [])]
+        places = ("chunk_index", "file_index", "from_timestamp")
+        needed = [*LISTED, *(f"videos/{column}/{key}" for column in self.videos for key in places)]
         for name in sorted(name for name in self.files if name.startswith("meta/episodes/")):
             try:
                 self._check(name)
                 columns = pq.read_schema(self.root / name).names
                 extra = [column for column in columns if column.startswith(lerobot.INFO_PREFIX)]
-                extra += [key for key in (*self.mapping.success, self.mapping.instruction) if key not in LISTED]
+                extra += [key for key in (*self.layout.labels, self.layout.instruction) if key not in LISTED]
                 yield name, lerobot.read_table(self.root / name, needed, extra).to_pylist()
             except DatasetError as error:
                 yield name, error
             except (pa.ArrowException, OSError) as error:
-                yield name, DatasetError(f"{self.root / name}: cannot be read: {error}")
+                why = lerobot.left_out(self.root / name) or f"cannot be read: {error}"
+                yield name, DatasetError(f"{self.root / name}: {why}")
 
     def _lost(self, name: str, error: DatasetError) -> Iterator[Quarantined]:
         """The episodes of a damaged file of meta/episodes; only the manifest knows which they are."""
@@ -188,61 +246,104 @@ class Shard:
         if (wrong := self._checked[name]) is not None:
             raise wrong
 
-    def _episode(self, table: pa.Table, place: slice, row: _Row) -> tuple[Episode, bool]:
+    def _parts(self, table: pa.Table, place: slice, row: _Row) -> Iterator[tuple[Episode, bool]]:
         frames = table.slice(place.start, place.stop - place.start)
         if len(frames) != row.length or row.length == 0:
             raise BadEpisode(f"{len(frames)} frames in a row, {row.length} are listed")
-        success = self._success(frames, row)
         cut = _last(frames, TRUNCATED)
         truncated = bool(row.info.get("truncated") if cut is None else cut)
-        has_rewards = self.rewarded and self.mapping.reward in frames.column_names
-        rewards = _numbers(frames, self.mapping.reward, 1)[:, 0] if has_rewards else None
-        numbers = self.mapping.arrange(
-            lambda name: _numbers(frames, name, self.widths[name]), len(frames), truncated, rewards
-        )
-        kept = frames.slice(numbers.frames.start, len(numbers.actions))
-        encoded = self._video(kept, row) if self.is_video else _images(kept.column(self.image))
-        episode = Episode(
-            images=images.stack(encoded, len(kept), self.shapes[0], self.mapping.image_size is not None),
-            states=numbers.states,
-            actions=numbers.actions,
-            task=self._task(frames, row),
-            success=success,
-            info=row.info,
-            rewards=numbers.rewards,
-        )
-        if problem := episode.problem():
-            raise BadEpisode(problem)
-        return episode, numbers.truncated
+        rewards = None
+        if self.contents.widths.get(self.layout.reward) == 1 and self.layout.reward in frames.column_names:
+            rewards = _numbers(frames, self.layout.reward, 1)[:, 0]
+        widths = self.contents.widths
+        for part in parts(
+            self.layout, lambda name: _numbers(frames, name, widths[name]), self._tasks(frames, row), truncated, rewards
+        ):
+            episode = Episode(
+                images={camera: self._images(camera, frames, part, row) for camera in self.layout.cameras},
+                states=part.states,
+                actions=part.actions,
+                task=part.task,
+                success=self._success(frames.slice(0, part.last + 1), row),
+                info=row.info,
+                rewards=part.rewards,
+            )
+            if problem := episode.problem():
+                raise BadEpisode(problem)
+            yield episode, part.truncated
+
+    def _images(self, camera: str, frames: pa.Table, part: Part, row: _Row) -> np.ndarray:
+        """(t, H, W, 3) uint8 of the part's steps."""
+        column = self.layout.cameras[camera]
+        wanted = pa.array(range(row.length)[part.frames])
+        if column in self.videos:
+            encoded = self._video(column, frames.column("timestamp").take(wanted), row)
+        else:
+            encoded = _images(frames.column(column).take(wanted))
+        stored = None if self.layout.resized else self.contents.images[column]
+        return images.stack(encoded, len(wanted), stored, self.layout.size)
 
     def _success(self, frames: pa.Table, row: _Row) -> bool:
-        names = self.mapping.success
-        if names == (ALL,):
+        """At the last of the frames."""
+        if self.outcomes is not None:
+            if row.number not in self.outcomes:
+                raise BadEpisode("the file of outcomes does not name it")
+            return self.outcomes[row.number]
+        if self.layout.success == (ALL,):
             return True
-        for name in names:
+        for name in self.layout.labels:
             label = _last(frames, name)
             label = row.listed.get(name) if label is None else label
             if label is not None:
                 return bool(np.asarray(label).reshape(-1)[-1] > 0)
-        raise BadEpisode(f"no success label: neither {' nor '.join(names)} at the last frame")
+        raise BadEpisode(f"no success label: neither {' nor '.join(self.layout.labels)} at the last frame")
 
-    def _task(self, frames: pa.Table, row: _Row) -> str:
-        name = self.mapping.instruction
-        found = frames.column(name)[0].as_py() if name in frames.column_names else row.listed.get(name)
-        task = next(iter(found), "") if isinstance(found, list) else found
-        if not task:
+    def _tasks(self, frames: pa.Table, row: _Row) -> list[str]:
+        """Of each frame."""
+        name = self.layout.instruction
+        if name == TASKS and "task_index" in frames.column_names and self._known_tasks:
+            numbers = frames.column("task_index").to_pylist()
+            if unknown := [number for number in numbers if number not in self._known_tasks]:
+                raise BadEpisode(f"task_index {unknown[0]} is not in {lerobot.TASKS}")
+            return [self._known_tasks[number] for number in numbers]
+        if name in frames.column_names:
+            found = frames.column(name).to_pylist()
+        else:
+            listed = row.listed.get(name)
+            if isinstance(listed, list) and len(set(listed)) > 1:
+                raise BadEpisode(f"it has {len(listed)} tasks, and {lerobot.TASKS} does not say which frame has which")
+            found = (listed[:1] if isinstance(listed, list) else [listed]) * row.length
+        if len(found) != row.length or not all(found):
             raise BadEpisode(f"no instruction in {name}")
-        return str(task)
+        return [str(task) for task in found]
 
-    def _video(self, frames: pa.Table, row: _Row) -> Iterator[np.ndarray]:
-        start = row.listed[f"videos/{self.image}/from_timestamp"]
-        place = {key: row.listed[f"videos/{self.image}/{key}"] for key in ("chunk_index", "file_index")}
-        name = self.info["video_path"].format(video_key=self.image, **place)
+    @cached_property
+    def _known_tasks(self) -> dict[int, str]:
+        """task_index -> task; empty where the dataset has no list of them."""
+        if self.manifest is not None:  # which a killed writer has brought up to date first
+            return dict(enumerate(self.manifest["tasks"]))
+        path = self.root / lerobot.TASKS
+        if not path.exists():
+            return {}
+        try:
+            table = pq.read_table(path)
+        except (pa.ArrowException, OSError) as error:
+            raise DatasetError(f"{path}: {lerobot.left_out(path) or f'cannot be read: {error}'}") from None
+        texts = [f.name for f in table.schema if pa.types.is_string(f.type) or pa.types.is_large_string(f.type)]
+        if "task_index" not in table.column_names or not texts:
+            raise DatasetError(f"{path}: no column task_index, or none of texts")
+        text = TASKS[:-1] if TASKS[:-1] in texts else texts[0]  # pandas names an index that has no name
+        return dict(zip(table.column("task_index").to_pylist(), table.column(text).to_pylist(), strict=True))
+
+    def _video(self, column: str, times: pa.ChunkedArray, row: _Row) -> Iterator[np.ndarray]:
+        start = row.listed[f"videos/{column}/from_timestamp"]
+        place = {key: row.listed[f"videos/{column}/{key}"] for key in ("chunk_index", "file_index")}
+        name = self._path("video_path", video_key=column, **place)
         try:
             self._check(name)
         except DatasetError as error:
             raise BadEpisode(str(error)) from None
-        return read_frames(self.root / name, start + frames.column("timestamp").to_numpy().astype(np.float64))
+        return read_frames(self.root / name, start + times.to_numpy().astype(np.float64), self.contents.hz)
 
 
 def _places(table: pa.Table) -> dict[int, slice]:
@@ -263,11 +364,31 @@ def _describes_episode(column: str) -> bool:
     return not known and ("/" not in column or column.startswith(lerobot.INFO_PREFIX))
 
 
-def _height_width(shape: list[int], mapping: ColumnMapping) -> tuple[int, ...]:
-    """(H, W, 3) of the frames that are made of a feature of this shape, which may have its channels first."""
-    if mapping.image_size is not None:
-        return (*mapping.image_size, 3)
-    return (*shape[1:], 3) if shape[0] == 3 and shape[-1] != 3 else tuple(shape)
+def _height_width(shape: Sequence[int]) -> tuple[int, int]:
+    """(H, W) [px] of a feature of this shape, which may have its channels first."""
+    channels_first = len(shape) == 3 and shape[0] in (1, 3) and shape[-1] not in (1, 3)
+    height, width = [*shape, 1, 1][1:3] if channels_first else [*shape, 1, 1][:2]
+    return int(height), int(width)
+
+
+def _is_depth(feature: Mapping[str, Any]) -> bool:
+    described = feature.get("info") or feature.get("video_info") or {}
+    return bool(described.get("video.is_depth_map"))
+
+
+def _named(names: Any) -> list[str]:
+    """Names of a feature's numbers in any of LeRobot's forms: a list, {"motors": a list}, {name: place}."""
+    if isinstance(names, Mapping):
+        if names and all(isinstance(place, int) for place in names.values()):
+            return sorted(names, key=lambda name: names[name])
+        return [name for part in names.values() for name in _named(part)]
+    if isinstance(names, list):
+        return [str(name) for part in names for name in (_named(part) if isinstance(part, list) else [part])]
+    return []
+
+
+def _shape(embodiment: Embodiment) -> tuple[list[str], list[str]]:
+    return [number.name for number in embodiment.state], [dimension.name for dimension in embodiment.action]
 
 
 def _images(column: pa.ChunkedArray) -> Iterator[np.ndarray]:

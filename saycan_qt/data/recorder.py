@@ -5,6 +5,7 @@ with EpisodeRecorder("data/executed") as recorder, serve(library, critic, actor,
 
 recording.json  shard-000/  shard-001/ ...      each shard a LeRobotDataset v3, a file for each episode
 
+All are of one robot: that of the model that acts, with images in the size in which the robot sent the first ones.
 An episode waits in memory until it ends, then one thread writes it: a kill loses only those that still ran, or waited
 for the disk. How it ended stands in its info: "succeeded", "failed", "canceled", "aborted", or "lost" where the robot
 never said so.
@@ -15,6 +16,7 @@ from __future__ import annotations
 import logging
 import queue
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -24,7 +26,10 @@ from saycan_qt import atomic
 from saycan_qt.data import lerobot
 from saycan_qt.data.lerobot import DatasetError, Episode
 from saycan_qt.data.writer import EpisodeWriter
-from skills.types import ACTION_HIGH, ACTION_LOW, CONTROL_HZ, TERMINATE_THRESHOLD, Observation, Outcome
+from skills.embodiment import Camera, Embodiment
+from skills.errors import EmbodimentError
+from skills.robot_folder import default_robot
+from skills.types import Observation, Outcome
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +46,7 @@ class EpisodeRecorder:
         self.folder, self._per_shard = Path(folder), per_shard
         self._guard = threading.Lock()  # of the two below
         self._memory = memory  # [bytes] left
-        self.image_size: tuple[int, int] | None = None  # (H, W) [px]; None: that of the first observation to come
+        self.embodiment: Embodiment | None = None  # of all that is here; None: that of the first observation to come
         self._writer: EpisodeWriter | None = None  # of shard `_shard`
         self._shard = 0
         self._finished: queue.SimpleQueue[_Recording | None] = queue.SimpleQueue()
@@ -60,15 +65,27 @@ class EpisodeRecorder:
         self._thread = threading.Thread(target=self._write_all, name="recorder", daemon=True)
         self._thread.start()
 
-    def begin(self, goal_id: str, instruction: str, model_id: str) -> _Recording:
-        return _Recording(self, instruction, {"goal_id": goal_id, "model_id": model_id})
+    def begin(self, goal_id: str, instruction: str, model_id: str, embodiment: Embodiment | None = None) -> _Recording:
+        """embodiment: of the model that acts; None: it does not say, and is the kitchen's if it looks like that."""
+        return _Recording(self, instruction, {"goal_id": goal_id, "model_id": model_id}, embodiment)
 
-    def misfit(self, image_size: tuple[int, int] | None) -> str:
-        """Why images of this size, (H, W) [px], cannot be kept here; "" when they can, or when it is not known."""
-        if image_size is None or self.image_size in (None, image_size):
+    def misfit(self, embodiment: Embodiment | None) -> str:
+        """Why what a model of this embodiment does cannot be kept here; "" when it can, or when that is not known."""
+        mine = self.embodiment
+        if embodiment is None or mine is None:
             return ""
-        there, here = (" x ".join(map(str, size)) for size in (self.image_size, image_size))
-        return f"{self.folder} holds images of {there} pixels, these have {here}"
+        cameras = [camera.name for camera in embodiment.cameras]
+        if cameras != [camera.name for camera in mine.cameras]:
+            there = ", ".join(camera.name for camera in mine.cameras)
+            return (
+                f"{self.folder} holds images of cameras {there or 'none'}, these are of {', '.join(cameras) or 'none'}"
+            )
+        if embodiment.control_hz != mine.control_hz:
+            return f"{self.folder} was recorded at {mine.control_hz:g} Hz, not {embodiment.control_hz:g}"
+        for what, here, these in (("action", mine.action, embodiment.action), ("state", mine.state, embodiment.state)):
+            if here != these:
+                return f"{self.folder} was recorded with another {what} than {embodiment.name or 'this robot'} has"
+        return ""
 
     def close(self) -> None:
         """Returns when all that ended is on disk."""
@@ -82,17 +99,26 @@ class EpisodeRecorder:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def admit(self, image: np.ndarray) -> str:
-        """Why an image cannot be kept; "" when it can, and its memory is taken until `release`."""
-        height, width, _ = image.shape
+    def admit(self, embodiment: Embodiment, size: int) -> str:
+        """Why an observation of `size` bytes cannot be kept; "" when it can, and its memory is taken until `release`.
+
+        embodiment: the model's, with the sizes of the images that came."""
         with self._guard:
-            self.image_size = self.image_size or (height, width)
-            if problem := self.misfit((height, width)):
+            self.embodiment = self.embodiment or embodiment
+            if problem := self.misfit(embodiment) or self._other_size(embodiment):
                 return problem
-            if image.nbytes > self._memory:
+            if size > self._memory:
                 return "too much waits for the disk already"
-            self._memory -= image.nbytes
+            self._memory -= size
             return ""
+
+    def _other_size(self, embodiment: Embodiment) -> str:
+        assert self.embodiment is not None
+        for mine, other in zip(self.embodiment.cameras, embodiment.cameras, strict=True):
+            if mine != other:
+                there, here = (f"{camera.height} x {camera.width}" for camera in (mine, other))
+                return f"{self.folder} holds images of {there} pixels, these have {here}"
+        return ""
 
     def release(self, size: int) -> None:
         with self._guard:
@@ -106,14 +132,7 @@ class EpisodeRecorder:
         path = self.folder / SETTINGS
         if not path.exists():
             return 0
-        settings = lerobot.read_json(path)
-        try:
-            (height, width), fps = settings["image_size"], settings["fps"]
-        except (KeyError, TypeError, ValueError):
-            raise DatasetError(f"{path}: damaged; record to another folder") from None
-        if fps != CONTROL_HZ:
-            raise DatasetError(f"{self.folder} was recorded at {fps} Hz, not {CONTROL_HZ:g}; record to another folder")
-        self.image_size = (height, width)
+        self.embodiment = _read_settings(path)
         shards = sorted(self.folder.glob("shard-*"))
         if shards:
             self._shard = len(shards) - 1
@@ -124,9 +143,9 @@ class EpisodeRecorder:
         return sum(int(lerobot.read_json(shard / lerobot.INFO)["total_episodes"]) for shard in shards)
 
     def _open(self) -> EpisodeWriter:
-        assert self.image_size is not None
+        assert self.embodiment is not None
         shard = self.folder / f"shard-{self._shard:03d}"
-        return EpisodeWriter(shard, self.image_size, episodes_per_file=1, robot_type="recorded")
+        return EpisodeWriter(shard, self.embodiment, episodes_per_file=1, robot_type="recorded")
 
     def _write_all(self) -> None:
         while (recording := self._finished.get()) is not None:
@@ -140,8 +159,8 @@ class EpisodeRecorder:
 
     def _write(self, episode: Episode) -> None:
         if not (self.folder / SETTINGS).exists():
-            settings = {"image_size": self.image_size, "fps": CONTROL_HZ}
-            atomic.write(self.folder / SETTINGS, atomic.to_json(settings))
+            assert self.embodiment is not None
+            atomic.write(self.folder / SETTINGS, atomic.to_json({"embodiment": self.embodiment.to_dict()}))
         if self._writer is not None and self._writer.num_episodes >= self._per_shard:
             self._writer.close()
             self._writer, self._shard = None, self._shard + 1
@@ -157,22 +176,55 @@ class EpisodeRecorder:
 class _Recording:
     """One skill that a robot executes; a `skills.serving.recorder.Recording`."""
 
-    def __init__(self, recorder: EpisodeRecorder, task: str, info: dict[str, Any]) -> None:
+    def __init__(
+        self, recorder: EpisodeRecorder, task: str, info: dict[str, Any], embodiment: Embodiment | None
+    ) -> None:
         self._recorder, self._task, self._info = recorder, task, info
-        self._steps: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []  # image, state, action
+        self._said = embodiment
+        self._robot = embodiment or default_robot().embodiment
+        self._steps: list[tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]] = []  # images, state, action
         self._outcome: Outcome | None = None
         self._bytes, self._given_up = 0, False
 
     def add(self, observation: Observation, action: np.ndarray) -> None:
         if self._given_up:
             return
-        if problem := self._recorder.admit(observation.image):
+        images = self._images(observation)
+        size = sum(image.nbytes for image in images.values()) + observation.state.nbytes
+        if problem := self._misfit(images, observation, action) or self._recorder.admit(self._seen(images), size):
             self.give_up(problem)
             self.forget()
             return
-        self._bytes += observation.image.nbytes
-        action = np.clip(action, ACTION_LOW, ACTION_HIGH)  # as robots do
-        self._steps.append((observation.image, observation.state, action))
+        self._bytes += size
+        if self._said is not None:
+            action = np.clip(action, self._said.low, self._said.high)  # as robots do
+        self._steps.append((images, observation.state, np.asarray(action, np.float32)))
+
+    def _images(self, observation: Observation) -> dict[str, np.ndarray]:
+        """Of the model's cameras; one without a name is of the only one."""
+        cameras, images = self._robot.cameras, observation.images
+        if len(cameras) == 1 and [*images] == [""]:
+            return {cameras[0].name: images[""]}
+        return {camera.name: images[camera.name] for camera in cameras if camera.name in images}
+
+    def _seen(self, images: dict[str, np.ndarray]) -> Embodiment:
+        cameras = tuple(Camera(name, *image.shape[:2]) for name, image in images.items())
+        return replace(self._robot, cameras=cameras)
+
+    def _misfit(self, images: dict[str, np.ndarray], observation: Observation, action: np.ndarray) -> str:
+        """Why a step is of another robot than the model says."""
+        robot = self._robot
+        shapes = (len(images), *observation.state.shape, *np.shape(action))
+        if shapes == (len(robot.cameras), len(robot.state), len(robot.action)):
+            return ""
+        if self._said is None:
+            return "the model says no embodiment, and this is not the kitchen's; give the actor an `embodiment`"
+        if missing := [camera.name for camera in robot.cameras if camera.name not in images]:
+            return f"the observation lacks camera {missing[0]!r}"
+        return (
+            f"{len(observation.state)} state numbers and {len(action)} action numbers, not {len(robot.state)} and "
+            f"{len(robot.action)}"
+        )
 
     def end(self, outcome: Outcome | None) -> None:
         self._outcome = outcome
@@ -183,12 +235,14 @@ class _Recording:
         """Without an action at its end that the robot was given and did not carry out."""
         outcome = self._outcome
         images, states, actions = zip(*self._steps[: (outcome and outcome.steps) or None], strict=True)
+        success = outcome is not None and outcome.succeeded
+        ended = success if self._robot.terminate is None else self._robot.ends(actions[-1])
         info = self._info | {
             lerobot.OUTCOME: outcome.status.value if outcome else lerobot.LOST,
-            "truncated": int(actions[-1][-1] <= TERMINATE_THRESHOLD),
+            "truncated": int(not ended),
         }
-        success = outcome is not None and outcome.succeeded
-        return Episode(np.stack(images), np.stack(states), np.stack(actions), self._task, success, info)
+        views = {camera: np.stack([seen[camera] for seen in images]) for camera in images[0]}
+        return Episode(views, np.stack(states), np.stack(actions), self._task, success, info)
 
     def give_up(self, why: str) -> None:
         self._given_up = True
@@ -198,6 +252,23 @@ class _Recording:
         self._steps.clear()
         self._recorder.release(self._bytes)
         self._bytes = 0
+
+
+def _read_settings(path: Path) -> Embodiment:
+    """Raises DatasetError. Those of before embodiments are of the kitchen robot."""
+    settings, kitchen = lerobot.read_json(path), default_robot().embodiment
+    try:
+        if "embodiment" in settings:
+            return Embodiment.parse(settings["embodiment"], str(path))
+        (height, width), fps = settings["image_size"], settings["fps"]
+        robot = replace(kitchen, cameras=tuple(Camera(camera.name, height, width) for camera in kitchen.cameras))
+    except (KeyError, TypeError, ValueError, EmbodimentError):
+        raise DatasetError(f"{path}: damaged; record to another folder") from None
+    if fps != kitchen.control_hz:
+        raise DatasetError(
+            f"{path.parent} was recorded at {fps} Hz, not {kitchen.control_hz:g}; record to another folder"
+        )
+    return robot
 
 
 def _refuse_other_things(folder: Path) -> None:

@@ -21,13 +21,19 @@ from google.protobuf.message import DecodeError
 
 from saycan_qt import atomic
 from saycan_qt.data import images
+from saycan_qt.data.layout.arrange import parts
+from saycan_qt.data.layout.mapping import ALL, ColumnMapping
+from saycan_qt.data.layout.outcomes import Outcomes
+from saycan_qt.data.layout.settle import Contents, settle
 from saycan_qt.data.lerobot import BadEpisode, DatasetError, Episode
-from saycan_qt.data.mapping import ALL, ColumnMapping
 from saycan_qt.data.reader import Quarantined
 from saycan_qt.data.tfrecord import Damaged, parse_example, read_records
-from skills.types import ACTION_NAMES, STATE_NAMES
 
-STEPS = "steps/"
+STEPS, STATE, ACTION, REWARD = "steps/", "steps/observation/state", "steps/action", "steps/reward"
+SUCCESS = ("aspects/success", REWARD)
+CAMERA = re.compile(r"steps/observation/(?!.*depth).*(image|rgb|cam).*")  # where a mapping names none
+INSTRUCTION = re.compile(r"steps/.*instruction.*")
+BLACK = 8  # of 255; a picture that is nowhere brighter shows nothing
 IS_FIRST, IS_LAST, IS_TERMINAL = "steps/is_first", "steps/is_last", "steps/is_terminal"
 RATED = "aspects/has_aspects"  # of fractal: 0 where nobody has rated the episode, whose other aspects say nothing then
 SOUGHT = 100  # records tried for one that shows what the features are
@@ -43,16 +49,16 @@ class Shard:
         root: Path,
         mapping: ColumnMapping | None = None,
         sha256: Callable[[Path], str] = atomic.sha256,
+        rate: float | None = None,
     ) -> None:
-        self.root, self.mapping, self._sha256 = root, mapping or ColumnMapping(), sha256
+        self.root, self._sha256 = root, sha256
         self.paths = tfrecords(root)
-        size, first, image = self._first()
-        if whole := [name for name in self.mapping.columns if not name.startswith(STEPS)]:
-            raise DatasetError(f"{root}: {', '.join(whole)} is a number an episode; state and action have one a step")
-        self.image = self.mapping.image or first.columns()[0][0]
-        self.shapes = ((*(self.mapping.image_size or image.shape[:2]), 3), (len(STATE_NAMES),), (len(ACTION_NAMES),))
+        size, length, self.contents = self._first()
+        self.layout = settle(mapping or ColumnMapping(), self.contents, rate)
+        self.outcomes = self.layout.success.of(root) if isinstance(self.layout.success, Outcomes) else None
         # About: TFRecord files have no list of their records, and images of one dataset take about the same bytes.
-        self.num_frames = round(first.length * sum(path.stat().st_size for path in self.paths) / size)
+        frames = length * sum(path.stat().st_size for path in self.paths) / size
+        self.num_frames = round(frames / self.layout.every)
 
     @cached_property
     def digest(self) -> str:
@@ -61,8 +67,8 @@ class Shard:
         return atomic.sha256(json.dumps(sorted(files.items())).encode())
 
     def episodes(self) -> Iterator[tuple[Episode, bool] | Quarantined]:
-        """Every episode with whether the time limit cut it, or what is wrong with it."""
-        expected = self._expected()
+        """Every episode, or each of its parts, with whether the time limit cut it; or what is wrong with it."""
+        expected, before = self._expected(), 0
         for path in self.paths:
             number, reason = -1, "it is missing from the end of the file"
             for number, record in enumerate(read_records(path)):
@@ -72,16 +78,18 @@ class Shard:
                         reason = f"lost: {record.reason}, and nothing after it can be found"
                     continue
                 try:
-                    yield self._episode(_Record(parse_example(record)), f"{path.name}:{number}")
+                    found = _Record(parse_example(record))
+                    yield from list(self._parts(found, f"{path.name}:{number}", before + number))
                 except BadEpisode as bad:
                     yield Quarantined(str(path), number, str(bad))
                 except DecodeError:
                     yield Quarantined(str(path), number, f"record {number} is no tf.train.Example")
             for lost in range(number + 1, expected.get(path.name, 0)):
                 yield Quarantined(str(path), lost, reason)
+            before += max(number + 1, expected.get(path.name, 0))
 
-    def _first(self) -> tuple[int, _Record, np.ndarray]:
-        """The first sound record: its bytes, features and first image; the mapping is held to it."""
+    def _first(self) -> tuple[int, int, Contents]:
+        """The first sound record: its bytes, its steps and what the dataset has."""
         reason = "no file"
         records = (record for path in self.paths for record in read_records(path))
         for data in itertools.islice(records, SOUGHT):
@@ -90,12 +98,29 @@ class Shard:
                 continue
             try:
                 record = _Record(parse_example(data))
-                self.mapping.check(str(self.root), *record.columns())
-                name = self.mapping.image or record.columns()[0][0]
-                return len(data), record, images.decode(record.values(name, "bytes_list")[0], "at step 0")
+                return len(data), record.length, self._contents(record)
             except (BadEpisode, DecodeError) as error:
                 reason = str(error)
         raise DatasetError(f"{self.root}: no episode can be read from its TFRecord files; the last reason: {reason}")
+
+    def _contents(self, record: _Record) -> Contents:
+        pictures, widths, texts = record.columns()
+        shown = {name: images.decode(record.values(name, "bytes_list")[0], "at step 0") for name in pictures}
+        told = [name for name in texts if INSTRUCTION.fullmatch(name)]
+        return Contents(
+            where=str(self.root),
+            images={name: image.shape[:2] for name, image in shown.items()},
+            widths={name: width for name, width in widths.items() if name.startswith(STEPS)},
+            once=[name for name in widths if not name.startswith(STEPS)],
+            texts=texts,
+            cameras=[name for name in pictures if CAMERA.fullmatch(name)],
+            state=STATE,
+            action=ACTION,
+            success=SUCCESS,
+            reward=REWARD,
+            instruction=told[0] if told else "steps/language_instruction",
+            blank=[name for name, image in shown.items() if image.max() <= BLACK],
+        )
 
     def _expected(self) -> dict[str, int]:
         """Records of each file, as TFDS notes them in dataset_info.json; empty without it."""
@@ -111,30 +136,49 @@ class Shard:
                 expected[path.name] = lengths[place["split"]][int(place["index"])]
         return expected
 
-    def _episode(self, record: _Record, source: str) -> tuple[Episode, bool]:
-        mapping = self.mapping
-        encoded = record.values(self.image, "bytes_list")
-        length = record.length
-        if len(encoded) != length:
-            raise BadEpisode(f"{len(encoded)} images for {length} steps")
+    def _parts(self, record: _Record, source: str, number: int) -> Iterator[tuple[Episode, bool]]:
+        layout, length = self.layout, record.length
+        encoded = {camera: record.values(column, "bytes_list") for camera, column in layout.cameras.items()}
+        for camera, pictures in encoded.items():
+            if len(pictures) != length:
+                raise BadEpisode(f"{len(pictures)} images for {length} steps, of camera {camera}")
         # RLDS: an episode that ends without a terminal step was cut [github.com/google-research/rlds].
         truncated = record.has(IS_TERMINAL) and not record.numbers(IS_TERMINAL)[-1]
-        rewards = record.numbers(mapping.reward)[:, 0] if record.has(mapping.reward) else None
-        numbers = mapping.arrange(record.numbers, length, bool(truncated), rewards)
-        kept = list(enumerate(encoded))[numbers.frames]
-        decoded = (images.decode(data, f"at step {step}") for step, data in kept)
-        episode = Episode(
-            images=images.stack(decoded, len(kept), self.shapes[0], mapping.image_size is not None),
-            states=numbers.states,
-            actions=numbers.actions,
-            task=record.text(mapping.instruction),
-            success=_success(record, mapping),
-            info={"record": source},
-            rewards=numbers.rewards,
-        )
-        if problem := episode.problem():
-            raise BadEpisode(problem)
-        return episode, numbers.truncated
+        rewards = record.numbers(layout.reward)[:, 0] if record.has(layout.reward) else None
+        for part in parts(layout, record.numbers, record.texts(layout.instruction), bool(truncated), rewards):
+            seen = {}
+            for camera, column in layout.cameras.items():
+                kept = range(length)[part.frames]
+                decoded = (images.decode(encoded[camera][step], f"at step {step}") for step in kept)
+                stored = None if layout.resized else self.contents.images[column]
+                seen[camera] = images.stack(decoded, len(kept), stored, layout.size)
+            episode = Episode(
+                images=seen,
+                states=part.states,
+                actions=part.actions,
+                task=part.task,
+                success=self._success(record, part.last, number),
+                info={"record": source},
+                rewards=part.rewards,
+            )
+            if problem := episode.problem():
+                raise BadEpisode(problem)
+            yield episode, part.truncated
+
+    def _success(self, record: _Record, last: int, number: int) -> bool:
+        """At step `last`."""
+        if self.outcomes is not None:
+            if number not in self.outcomes:
+                raise BadEpisode("the file of outcomes does not name it")
+            return self.outcomes[number]
+        if self.layout.success == (ALL,):
+            return True
+        unrated = record.has(RATED) and not record.numbers(RATED).any()
+        for name in self.layout.labels:
+            if record.has(name) and not (unrated and name.startswith("aspects/")):
+                labels = record.numbers(name)
+                return bool(labels[min(last, len(labels) - 1), -1] > 0)
+        raise BadEpisode(f"no success label: neither {' nor '.join(self.layout.labels)}")
 
 
 class _Record:
@@ -166,12 +210,16 @@ class _Record:
             raise BadEpisode(f"{name} holds {len(values)} numbers in {steps} steps")
         return values.reshape(steps, -1)
 
-    def text(self, name: str) -> str:
-        """Of the first step."""
-        text = next(iter(self.values(name, "bytes_list")), b"").decode(errors="replace")
-        if not text:
+    def texts(self, name: str) -> list[str]:
+        """Of each step; a step without one has that of the step before."""
+        found = [text.decode(errors="replace") for text in self.values(name, "bytes_list")]
+        if len(found) != self.length:  # one for the whole episode
+            found = found[:1] * self.length
+        if not any(found[:1]):
             raise BadEpisode(f"no instruction in {name}")
-        return str(text)
+        for step, text in enumerate(found):
+            found[step] = text or found[step - 1]
+        return found
 
     def columns(self) -> tuple[list[str], dict[str, int], list[str]]:
         """Images, numbers with how many a step has, and texts."""
@@ -193,13 +241,3 @@ class _Record:
 def tfrecords(root: Path) -> list[Path]:
     """The TFRecord files of a folder; not what an interrupted download leaves."""
     return sorted(path for path in root.glob("*.tfrecord*") if TFRECORD.search(path.name))
-
-
-def _success(record: _Record, mapping: ColumnMapping) -> bool:
-    if mapping.success == (ALL,):
-        return True
-    unrated = record.has(RATED) and not record.numbers(RATED).any()
-    for name in mapping.success:
-        if record.has(name) and not (unrated and name.startswith("aspects/")):
-            return bool(record.numbers(name)[-1, -1] > 0)
-    raise BadEpisode(f"no success label: neither {' nor '.join(mapping.success)}")

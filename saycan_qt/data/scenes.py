@@ -2,7 +2,7 @@
 
 affordances.json                 {"format", "seed", "skills": {name: family}}; both label lists follow its order
 scenes-00000.parquet             scenes 0 to 19, and so on
-    number int64, images PNG bytes[h], states float32[8 h], precondition bool[N], succeeds bool[N],
+    number int64, images PNG bytes[h], states float32[S h], precondition bool[N], succeeds bool[N],
     place, held, skill, kind, moment: text, for people and for finding out what goes wrong
 """
 
@@ -20,7 +20,8 @@ import pyarrow.compute as pc
 from saycan_qt import atomic
 from saycan_qt.data import images, lerobot
 from saycan_qt.data.lerobot import DatasetError
-from skills.types import STATE_NAMES, Observation
+from skills.robot_folder import default_robot
+from skills.types import Observation
 
 FORMAT = "saycan-qt affordance scenes 2"
 HISTORY = 6  # frames of a scene at most, as many as the paper's policy sees
@@ -36,7 +37,7 @@ class LabelledScene:
 
     number: int
     images: np.ndarray  # (h, H, W, 3) uint8 RGB, oldest first, a control period apart; one where nothing went before
-    states: np.ndarray  # (h, 8) float32, skills.types.STATE_NAMES
+    states: np.ndarray  # (h, S) float32, the kitchen robot's
     precondition: np.ndarray  # (N,) bool
     succeeds: np.ndarray  # (N,) bool, the scripted expert's; tried where the precondition holds, elsewhere False
     place: str
@@ -123,17 +124,19 @@ class SceneDataset:
     def histories(self, file: Path) -> list[list[Observation]]:
         """What the robot saw in each scene of one file, oldest first."""
         table, found = lerobot.read_table(file, ["images", "states"]), []
+        kitchen = default_robot().embodiment  # scenes are its alone
         rows = zip(table.column("images").to_pylist(), table.column("states").to_pylist(), strict=True)
         for row, (encoded, numbers) in enumerate(rows):
             states = np.array(numbers or [], np.float32)
-            if not encoded or len(states) != len(encoded) * len(STATE_NAMES):
-                raise DatasetError(f"{file}: row {row} does not hold an image and {len(STATE_NAMES)} numbers a moment")
+            if not encoded or len(states) != len(encoded) * len(kitchen.state):
+                count = len(kitchen.state)
+                raise DatasetError(f"{file}: row {row} does not hold an image and {count} numbers a moment")
             try:
                 decoded = [images.decode(png, f"in row {row}") for png in encoded]
             except lerobot.BadEpisode as error:
                 raise DatasetError(f"{file}: {error}") from None
             pairs = zip(decoded, states.reshape(len(encoded), -1), strict=True)
-            found.append([Observation({"head": image}, state) for image, state in pairs])
+            found.append([Observation({kitchen.cameras[0].name: image}, state) for image, state in pairs])
         return found
 
     @staticmethod

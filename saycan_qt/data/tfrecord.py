@@ -16,6 +16,8 @@ from typing import Any
 import google_crc32c
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 
+from saycan_qt.data.lerobot import left_out
+
 MASK = 0xA282EAD8
 HEADER = struct.Struct("<QI")
 Proto = descriptor_pb2.FieldDescriptorProto
@@ -37,7 +39,7 @@ def read_records(path: Path) -> Iterator[bytes | Damaged]:
         while header := file.read(HEADER.size):
             if len(header) < HEADER.size or masked_crc(header[:8]) != HEADER.unpack(header)[1]:
                 what = "truncated" if len(header) < HEADER.size else "corrupt"
-                yield Damaged(number, f"the length of record {number} is {what}", ends=True)
+                yield Damaged(number, left_out(path) or f"the length of record {number} is {what}", ends=True)
                 return
             length, _ = HEADER.unpack(header)
             if file.tell() + length + 4 > size:

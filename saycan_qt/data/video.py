@@ -9,37 +9,48 @@ from pathlib import Path
 import av
 import numpy as np
 
-from saycan_qt.data.lerobot import BadEpisode
+from saycan_qt.data.lerobot import BadEpisode, left_out
+from skills.embodiment import MAX_SIDE
 
 GROUP = 2  # frames from one key frame to the next, as in LeRobot: quick to seek in
 QUALITY = 18  # constant rate factor of H.264; lower is better, its default is 23
-TOLERANCE = 1e-4  # [s] between the time asked for and a frame's own, as in LeRobot's reader
+NEAR = 0.49  # of a frame's time, between the time asked for and a frame's own: recorders' errors add up
 
 
-def read_frames(path: Path, times: np.ndarray) -> Iterator[np.ndarray]:
-    """The frame at each of `times` (T,) [s, rising], (H, W, 3) uint8; nothing outside their span is decoded.
+def read_frames(path: Path, times: np.ndarray, fps: float) -> Iterator[np.ndarray]:
+    """The frame nearest to each of `times` (T,) [s, rising], (H, W, 3) uint8; nothing outside their span is decoded.
 
     BadEpisode when the file cannot be decoded or has no frame at one of the times."""
-    wanted = iter(enumerate(times))
+    wanted, near = iter(enumerate(times)), NEAR / fps
+    step, time = next(wanted)
+    before: av.VideoFrame | None = None  # the frame before this one
     try:
         with av.open(path) as container:
             stream = container.streams.video[0]
+            if max(stream.height, stream.width) > MAX_SIDE:
+                raise BadEpisode(f"{path} has {stream.height} x {stream.width} pixels; each side is {MAX_SIDE} at most")
             # Backwards to a key frame, from where all frames up to the one wanted can be decoded.
-            container.seek(max(0, int((times[0] - TOLERANCE) / stream.time_base)), stream=stream)
-            step, time = next(wanted)
+            container.seek(max(0, int((times[0] - near) / stream.time_base)), stream=stream)
             for frame in container.decode(stream):
-                if frame.time is None or frame.time < time - TOLERANCE:
+                if frame.time is None:
                     continue
-                if frame.time > time + TOLERANCE:
-                    raise BadEpisode(
-                        f"{path} has no frame at {time:.4f} s (step {step}), but one at {frame.time:.4f} s"
-                    )
-                yield frame.to_ndarray(format="rgb24")
+                while frame.time >= time:  # between the two, or at this one
+                    nearest = min((f for f in (before, frame) if f is not None), key=lambda f: abs(f.time - time))
+                    if abs(nearest.time - time) > near:
+                        found = f"one at {nearest.time:.4f} s"
+                        raise BadEpisode(f"{path} has no frame at {time:.4f} s (step {step}), but {found}")
+                    yield nearest.to_ndarray(format="rgb24")
+                    step, time = next(wanted, (-1, np.inf))
+                    if step < 0:
+                        return
+                before = frame
+            while before is not None and step >= 0 and time - before.time <= near:  # a little after the last one
+                yield before.to_ndarray(format="rgb24")
                 step, time = next(wanted, (-1, np.inf))
-                if step < 0:
-                    return
+            if step < 0:
+                return
     except (av.FFmpegError, OSError, IndexError) as error:
-        raise BadEpisode(f"{path} cannot be decoded: {error}") from None
+        raise BadEpisode(f"{path} {left_out(path) or f'cannot be decoded: {error}'}") from None
     raise BadEpisode(f"{path} ends before {time:.4f} s (step {step})")
 
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -20,9 +20,11 @@ import pyarrow.parquet as pq
 
 from saycan_qt import atomic
 from saycan_qt.data import lerobot
-from saycan_qt.data.lerobot import ACTION, IMAGE, STATE, DatasetError, Episode
+from saycan_qt.data.lerobot import ACTION, IMAGES, STATE, DatasetError, Episode
 from saycan_qt.data.video import write_video
-from skills.types import ACTION_NAMES, CONTROL_HZ, STATE_NAMES
+from skills.embodiment import Embodiment
+from skills.errors import EmbodimentError
+from skills.robot_folder import default_robot
 
 log = logging.getLogger(__name__)
 
@@ -36,11 +38,14 @@ class _Waiting:
     task: str
     success: bool
     info: Mapping[str, Any]
-    frames: list[bytes] | np.ndarray  # PNGs; the images themselves where they become a video
+    frames: Mapping[str, list[bytes] | np.ndarray]  # camera -> PNGs; the images themselves where they become a video
     states: np.ndarray
     actions: np.ndarray
     rewards: np.ndarray
-    pixels: np.ndarray  # (n, 3) in [0, 1], a sample for the statistics
+    pixels: Mapping[str, np.ndarray]  # camera -> (n, 3) in [0, 1], a sample for the statistics
+
+    def __len__(self) -> int:
+        return len(self.actions)
 
 
 class EpisodeWriter:
@@ -54,16 +59,31 @@ class EpisodeWriter:
     def __init__(
         self,
         root: str | Path,
-        image_size: tuple[int, int] = (80, 96),  # (H, W) [px]
-        fps: float = CONTROL_HZ,
+        embodiment: Embodiment | None = None,  # of the robot; the kitchen's when None
+        image_size: tuple[int, int] | None = None,  # (H, W) [px] of all cameras, instead of the embodiment's
+        fps: float | None = None,  # instead of the embodiment's control rate
         episodes_per_file: int = 100,  # flushed to disk together; a crash loses fewer than this
-        robot_type: str = "kitchen",
-        video: bool = False,  # images as H.264: smaller, not exactly as they were; height and width must be even
+        robot_type: str = "",  # the embodiment's name when ""
+        video: bool | Collection[str] = False,  # which cameras' images become H.264: smaller, not exactly as they were
     ) -> None:
-        if video and (image_size[0] % 2 or image_size[1] % 2):
-            raise ValueError(f"images of a video need an even height and width, not {image_size}")
-        self.root, self.episodes_per_file, self.video = Path(root), episodes_per_file, video
-        self.info = lerobot.dataset_info(image_size, fps, robot_type, video)
+        robot = embodiment or default_robot().embodiment
+        if image_size is not None:
+            height, width = image_size
+            robot = replace(robot, cameras=tuple(replace(c, height=height, width=width) for c in robot.cameras))
+        robot = replace(robot, control_hz=fps or robot.control_hz)
+        if not robot.control_hz:
+            raise ValueError("a dataset has a rate, and the embodiment says none; give `fps=`")
+        names = [camera.name for camera in robot.cameras]
+        self.videos = frozenset(names if video is True else video or ())
+        if unknown := self.videos.difference(names):
+            raise ValueError(f"no camera {min(unknown)!r} to be a video; there are {', '.join(names) or 'none'}")
+        if odd := [c for c in robot.cameras if c.name in self.videos and (c.height % 2 or c.width % 2)]:
+            size = (odd[0].height, odd[0].width)
+            raise ValueError(f"images of a video need an even height and width, not {size}")
+        if wrong := [name for name in names if "/" in name or "{" in name]:
+            raise ValueError(f"camera {wrong[0]!r} makes no name of a column; name it without / and {{")
+        self.root, self.episodes_per_file, self.embodiment = Path(root), episodes_per_file, robot
+        self.info = lerobot.dataset_info(robot, robot_type, self.videos)
         self.manifest: dict[str, Any] = {"files": {}}
         self.tasks: dict[str, int] = {}
         self.stats: dict[str, dict[str, np.ndarray]] = {}
@@ -86,17 +106,16 @@ class EpisodeWriter:
 
     @property
     def num_frames(self) -> int:
-        return self._on_disk("frames") + sum(len(episode.frames) for episode in self._waiting)
+        return self._on_disk("frames") + sum(len(episode) for episode in self._waiting)
 
     def add(self, episode: Episode) -> None:
         """Raises ValueError for an episode that does not belong here: shapes, NaN, other keys in its info."""
-        expected = (tuple(self.info["features"][IMAGE]["shape"]), len(STATE_NAMES), len(ACTION_NAMES))
         info = {key: value.item() if isinstance(value, np.generic) else value for key, value in episode.info.items()}
         types = {key: ARROW_TYPES.get(type(value)) for key, value in sorted(info.items())}
         problem = episode.problem()
-        if not problem and (episode.images.shape[1:], episode.states.shape[1], episode.actions.shape[1]) != expected:
-            shape = (episode.images.shape[1:], episode.states.shape[1], episode.actions.shape[1])
-            problem = f"image, state and action of a frame are {shape}, this dataset's are {expected}"
+        views = self._views(episode)
+        if not problem:
+            problem = self._misfit(episode, views)
         if not problem and (None in types.values() or self._info_types not in (None, types)):
             problem = (
                 f"its info has {_words(types)}; it takes text and numbers, the same in all: {_words(self._info_types)}"
@@ -109,15 +128,37 @@ class EpisodeWriter:
                 task=episode.task,
                 success=bool(episode.success),
                 info=info,
-                frames=episode.images.copy() if self.video else [lerobot.encode_png(image) for image in episode.images],
+                frames={
+                    camera: images.copy() if camera in self.videos else [lerobot.encode_png(image) for image in images]
+                    for camera, images in views.items()
+                },
                 states=np.array(episode.states, np.float32),
                 actions=np.array(episode.actions, np.float32),
                 rewards=episode.step_rewards().copy(),
-                pixels=episode.images[::8, ::2, ::2].reshape(-1, 3) / np.float32(255),
+                pixels={c: images[::8, ::2, ::2].reshape(-1, 3) / np.float32(255) for c, images in views.items()},
             )
         )
         if len(self._waiting) >= self.episodes_per_file:
             self.flush()
+
+    def _views(self, episode: Episode) -> Mapping[str, np.ndarray]:
+        """Its images by camera; an array that names none is of the only one."""
+        views, cameras = episode.views, self.embodiment.cameras
+        return {cameras[0].name: views[""]} if [*views] == [""] and len(cameras) == 1 else views
+
+    def _misfit(self, episode: Episode, views: Mapping[str, np.ndarray]) -> str:
+        """Why an episode is of another robot; "" where it is of this one."""
+        robot = self.embodiment
+        sizes = {camera.name: (camera.height, camera.width) for camera in robot.cameras}
+        there = {camera: images.shape[1:3] for camera, images in views.items()}
+        if there != sizes:
+            return f"images of a frame are {there or 'none'}, this dataset's are {sizes or 'none'}"
+        shape = (episode.states.shape[1], episode.actions.shape[1])
+        if shape != (len(robot.state), len(robot.action)):
+            return (
+                f"state and action of a frame are {shape}, this dataset's are {(len(robot.state), len(robot.action))}"
+            )
+        return ""
 
     def flush(self) -> None:
         """Put what was added on disk; all of it appears at once, when the manifest is replaced."""
@@ -128,16 +169,16 @@ class EpisodeWriter:
         tasks = dict(self.tasks)
         for episode in self._waiting:
             tasks.setdefault(episode.task, len(tasks))
-        counts = {"episodes": len(self._waiting), "frames": sum(len(episode.frames) for episode in self._waiting)}
+        counts = {"episodes": len(self._waiting), "frames": sum(len(episode) for episode in self._waiting)}
         files = dict(self.manifest["files"])
         paths = (lerobot.DATA_PATH.format(**place), lerobot.EPISODES_PATH.format(**place))
         for path, table in zip(paths, self._tables(place, tasks), strict=True):
             lerobot.write_table(self.root / path, table)
             files[path] = {"sha256": atomic.sha256(self.root / path), **counts}
-        if self.video:
-            path = lerobot.VIDEO_PATH.format(video_key=IMAGE, **place)
+        for camera in sorted(self.videos):
+            path = lerobot.VIDEO_PATH.format(video_key=IMAGES + camera, **place)
             with atomic.replacing(self.root / path) as temporary:
-                clips = [np.asarray(episode.frames) for episode in self._waiting]
+                clips = [np.asarray(episode.frames[camera]) for episode in self._waiting]
                 write_video(temporary, clips, self.info["fps"])
             files[path] = {"sha256": atomic.sha256(self.root / path), **counts}
         stats = {key: lerobot.merge_stats(self.stats.get(key), new) for key, new in self._values().items()}
@@ -168,20 +209,21 @@ class EpisodeWriter:
         """What waits, as the frames of a data file and the rows of an episodes file."""
         waiting = self._waiting
         numbers = self._on_disk("episodes") + np.arange(len(waiting))
-        lengths = np.array([len(episode.frames) for episode in waiting])
+        lengths = np.array([len(episode) for episode in waiting])
         starts = self._on_disk("frames") + np.concatenate([[0], np.cumsum(lengths)])
         frame_index = np.concatenate([np.arange(length) for length in lengths])
         last = frame_index == np.repeat(lengths, lengths) - 1
         success = last & np.repeat([episode.success for episode in waiting], lengths)
         truncated = last & np.repeat([bool(episode.info.get("truncated", 0)) for episode in waiting], lengths)
-        images = {}
-        if not self.video:
-            png = pa.array([image for episode in waiting for image in episode.frames], pa.binary())
-            path = pa.array([f"frame-{i:06d}.png" for i in frame_index], pa.string())
-            images = {IMAGE: pa.StructArray.from_arrays([png, path], ["bytes", "path"])}
+        images: dict[str, pa.Array] = {}
+        path = pa.array([f"frame-{i:06d}.png" for i in frame_index], pa.string())
+        for camera in (camera.name for camera in self.embodiment.cameras if camera.name not in self.videos):
+            png = pa.array([image for episode in waiting for image in episode.frames[camera]], pa.binary())
+            images[IMAGES + camera] = pa.StructArray.from_arrays([png, path], ["bytes", "path"])
+        if self.embodiment.state:
+            images[STATE] = lerobot.vectors(np.concatenate([episode.states for episode in waiting]))
         frames = {
             **images,
-            STATE: lerobot.vectors(np.concatenate([episode.states for episode in waiting])),
             ACTION: lerobot.vectors(np.concatenate([episode.actions for episode in waiting])),
             "next.reward": pa.array(np.concatenate([episode.rewards for episode in waiting])),
             "next.done": pa.array(last),
@@ -200,12 +242,13 @@ class EpisodeWriter:
             "dataset_from_index": pa.array(starts[:-1]),
             "dataset_to_index": pa.array(starts[1:]),
         }
-        for prefix in ("data", "meta/episodes", *([f"videos/{IMAGE}"] if self.video else [])):
+        videos = [f"videos/{IMAGES}{camera}" for camera in sorted(self.videos)]
+        for prefix in ("data", "meta/episodes", *videos):
             for key, value in place.items():
                 rows[f"{prefix}/{key}"] = pa.array([value] * len(waiting), pa.int64())
-        if self.video:  # seconds in the file, which begins with this batch
+        for video in videos:  # seconds in the file, which begins with this batch
             for key, frame in (("from", starts[:-1]), ("to", starts[1:])):
-                rows[f"videos/{IMAGE}/{key}_timestamp"] = pa.array((frame - starts[0]) / self.info["fps"])
+                rows[f"{video}/{key}_timestamp"] = pa.array((frame - starts[0]) / self.info["fps"])
         for key, kind in (self._info_types or {}).items():
             rows[lerobot.INFO_PREFIX + key] = pa.array([episode.info[key] for episode in waiting], kind)
         schema = {"huggingface": json.dumps(lerobot.hugging_face_schema(self.info["features"]))}
@@ -213,9 +256,12 @@ class EpisodeWriter:
 
     def _values(self) -> dict[str, np.ndarray]:
         """What waits, as rows of numbers for the statistics."""
+        cameras = [camera.name for camera in self.embodiment.cameras]
+        pixels = {IMAGES + c: np.concatenate([episode.pixels[c] for episode in self._waiting]) for c in cameras}
+        states = {STATE: np.concatenate([episode.states for episode in self._waiting])} if self.embodiment.state else {}
         return {
-            IMAGE: np.concatenate([episode.pixels for episode in self._waiting]),
-            STATE: np.concatenate([episode.states for episode in self._waiting]),
+            **pixels,
+            **states,
             ACTION: np.concatenate([episode.actions for episode in self._waiting]),
             "next.reward": np.concatenate([episode.rewards for episode in self._waiting])[:, None],
         }
@@ -231,6 +277,7 @@ class EpisodeWriter:
             lerobot.INFO: atomic.to_json(info),
             lerobot.STATS: atomic.to_json(stats_json),
             lerobot.TASKS: lerobot.tasks_parquet(tasks),
+            lerobot.EMBODIMENT: atomic.to_json(self.embodiment.to_dict()),
         }
         accepted = {
             name: [atomic.sha256(data)] + ([atomic.sha256(path)] if (path := self.root / name).exists() else [])
@@ -261,6 +308,14 @@ class EpisodeWriter:
         for key in ("fps", "features"):
             if there[key] != self.info[key]:
                 raise DatasetError(f"{self.root} was begun with other {key}, {there[key]}; choose another folder")
+        if (path := self.root / lerobot.EMBODIMENT).exists():
+            try:
+                robot = Embodiment.parse(lerobot.read_json(path), str(path))
+            except EmbodimentError as error:
+                raise DatasetError(str(error)) from None
+            if (robot.action, robot.state) != (self.embodiment.action, self.embodiment.state):
+                raise DatasetError(f"{self.root} was begun for another robot, see {path}; choose another folder")
+            self.embodiment = robot
         for name, entry in manifest["files"].items():
             lerobot.check_file(self.root / name, entry["sha256"])
         newest = [name for name in manifest["files"] if name.startswith("meta/episodes/")][-1]

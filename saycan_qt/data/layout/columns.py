@@ -1,4 +1,4 @@
-"""Some numbers of one column of a dataset, turned into the units of skills.types."""
+"""Some numbers of one column of a dataset, turned into the units that a robot takes."""
 
 from __future__ import annotations
 
@@ -53,6 +53,19 @@ class Columns:
     def width(self, available: int) -> int:
         return (available if self.stop is None else self.stop) - self.start
 
+    @property
+    def changed(self) -> bool:
+        """Are the numbers other than those that are stored?"""
+        return self.scale != 1 or self.invert or self.relative
+
+    def part(self, start: int, stop: int) -> str:
+        """Of its numbers, those from `start` up to `stop`, as a mapping has them."""
+        first, last = self.start + start, self.start + stop
+        text = f"{self.column}[{first}]" if last == first + 1 else f"{self.column}[{first}:{last}]"
+        options = "".join(f", {key}: true" for key in ("invert", "relative") if getattr(self, key))
+        options += f", scale: {self.scale:g}" if self.scale != 1 else ""
+        return f'{{column: "{text}"{options}}}' if options else f'"{text}"'
+
     def take(self, numbers: Numbers) -> np.ndarray:
         """(T, D) float32."""
         values = np.asarray(numbers(self.column)[:, self.start : self.stop], np.float32)
@@ -84,4 +97,5 @@ def check_key(key: Any, known: Collection[str], where: str) -> None:
 
 
 def nearest(name: str, names: Collection[str], otherwise: str) -> str:
-    return next(iter(difflib.get_close_matches(name, names, 1, cutoff=0)), otherwise)
+    """The first of the most alike."""
+    return max(names, key=lambda one: difflib.SequenceMatcher(None, one, name).ratio(), default=otherwise)
