@@ -19,8 +19,16 @@ from saycan_qt import robot, run, serve
 from saycan_qt.kitchen.symbolic import SymbolicKitchen
 from saycan_qt.language import Language
 from saycan_qt.options import parse
-from skills.types import Status
+from skills.embodiment import ActionDimension, Camera, Embodiment, StateNumber
+from skills.types import Observation, Status
 
+COUNTER = Embodiment(
+    action=(ActionDimension("count"), ActionDimension("terminate", kind="terminate")),
+    cameras=(Camera("head", 8, 10),),
+    state=(StateNumber("counted"),),
+    control_hz=3,
+    max_seconds=15,
+)
 SKILLS = Path(__file__).with_name("small_skills.yaml")
 PLAN = "find the apple,pick up the apple,bring it to you,put it down,done"
 CONTROL_STEPS = 5  # after which a learnt skill terminates
@@ -46,20 +54,20 @@ class WordsEmbedder:
 class SmallPolicy:
     """Judges by the semantic map; acts until the robot's first number says that enough was done."""
 
+    embodiment = COUNTER
+
     def value(self, history, instructions):
         seen = history[-1]
         return np.array([0.9 * (seen.objects.get(name.removeprefix("pick ")) == seen.place) for name in instructions])
 
     def act(self, history, instruction):
-        action = np.zeros(8, np.float32)
-        action[-1] = float(history[-1].state[0] >= CONTROL_STEPS - 1)
-        return action
+        return np.array([1, history[-1].state[0] >= CONTROL_STEPS - 1], np.float32)
 
 
 class SmallRobot:
     """A kitchen of symbols with a clock; SMALL_LOG collects the calls to stop."""
 
-    name = "small robot"
+    name, embodiment, views = "small robot", COUNTER, ("head", "room")
 
     def __init__(self, seed):
         self.kitchen = SymbolicKitchen({"apple": "close counter", "sponge": "table"}, place="table")
@@ -67,8 +75,8 @@ class SmallRobot:
 
     def observe(self):
         seen = self.kitchen.observe()
-        state = np.array([self.count, *[0.0] * 7], np.float32)
-        return type(seen)(np.full((8, 10, 3), self.seed, np.uint8), state, seen.place, seen.held, seen.objects)
+        image, state = np.full((8, 10, 3), self.seed, np.uint8), np.array([self.count], np.float32)
+        return Observation({"head": image}, state, seen.place, seen.held, seen.objects)
 
     def apply(self, action):
         time.sleep(self.period)

@@ -122,7 +122,7 @@ def test_strangers_who_keep_calls_open_hold_up_nobody(skill_server, method):
 def test_clients_show_their_token_in_every_kind_of_call(skill_server, robot_server):
     with SkillClient(skill_server.address, credentials=holding("drive")) as skills:
         with skills.control("pick apple") as control:
-            assert control.act(LineRobot().observe()).shape == (8,)
+            assert control.act(LineRobot().observe()).shape == (2,)
         with pytest.raises(
             PermissionDenied, match=f"skill server at {skill_server.address}: ListSkills needs .* 'read'"
         ):

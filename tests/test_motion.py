@@ -109,8 +109,11 @@ class Answers(skills_pb2_grpc.SkillServiceServicer):
     def Control(self, requests, context):
         next(requests)
         for sequence in self.sequences:
-            yield pb.ControlResponse(sequence=sequence, action=write_tensor(np.zeros(8, np.float32)))
+            yield pb.ControlResponse(sequence=sequence, action=write_tensor(np.zeros(2, np.float32)))
         yield from (pb.ControlResponse() for _ in requests if False)
+
+    def GetServerInfo(self, request, context):
+        return pb.GetServerInfoResponse()
 
 
 @pytest.fixture
@@ -289,13 +292,13 @@ def test_an_action_that_overtakes_the_halt_is_halted_too(robot):
 
     robot.period, robot.apply = 60, apply
     motion = robot_service.Motion(robot)
-    thread = threading.Thread(target=motion.apply, args=(np.zeros(8, np.float32),))
+    thread = threading.Thread(target=motion.apply, args=(np.zeros(2, np.float32),))
     thread.start()
     assert about_to_move.wait(20)
     motion.halt()
     told.set()
     thread.join(20)
-    assert not thread.is_alive() and not motion.apply(np.zeros(8, np.float32))
+    assert not thread.is_alive() and not motion.apply(np.zeros(2, np.float32))
     motion.end()
 
 

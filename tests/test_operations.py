@@ -152,15 +152,18 @@ def test_robots_of_different_models_are_never_computed_in_one_batch():
 
 
 def test_the_command_line_names_further_models():
-    config = command.ServeConfig(also=("night=runs/night", "lab=runs/critic:runs/actor"))
+    also = ("night=runs/night", "lab=runs/critic:runs/actor", "own=my.models:Both", "mixed=my_models:critic,runs/actor")
+    config = command.ServeConfig(also=also)
     found = {name: (one.affordance, one.execution) for name, one in command.configs(config).items()}
     assert found == {
         "default": ("affordance", "execution"),
         "night": ("runs/night", "runs/night"),
         "lab": ("runs/critic", "runs/actor"),
+        "own": ("my.models:Both", "my.models:Both"),
+        "mixed": ("my_models:critic", "runs/actor"),
     }
     for wrong in ("runs/night", "=runs/night", "night="):
-        with pytest.raises(Unreadable, match="NAME=CHECKPOINT"):
+        with pytest.raises(Unreadable, match="NAME=MODEL"):
             command.configs(command.ServeConfig(also=(wrong,)))
     with pytest.raises(Unreadable, match="two models 'default'"):
         command.configs(command.ServeConfig(also=("default=runs/night",)))
@@ -468,9 +471,10 @@ def test_a_calls_span_belongs_to_the_clients_and_a_skill_is_one_trace_from_plan_
             list(client.execute("pick apple", goal_id="g1"))
         with pytest.raises(UnknownSkill):
             skills.score([robot.observe()], ["pick apples"])
-        wait_until(lambda: len(traced.get_finished_spans()) == 4, 10)
+        wait_until(lambda: len(traced.get_finished_spans()) == 5, 10)
     spans = {span.name.rpartition("/")[2]: span for span in traced.get_finished_spans()}
     execute, control, score = spans["ExecuteSkill"], spans["Control"], spans["ScoreSkills"]
+    assert spans["GetServerInfo"].parent.span_id == execute.context.span_id  # the robot compares itself with the model
     assert execute.name == "skills.v1.RobotService/ExecuteSkill" and execute.kind is trace.SpanKind.SERVER
     assert execute.parent.span_id == step.get_span_context().span_id
     assert control.parent.span_id == execute.context.span_id and control.context.trace_id == step.context.trace_id

@@ -55,7 +55,7 @@ def test_a_malformed_request_names_the_field_and_what_is_wrong_with_it(skill_ser
     assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
     (violation,) = detail(caught.value, BadRequest()).field_violations
     assert violation.field == "history[1].state"
-    assert violation.description == caught.value.details() == "the state has shape (7,), not (8,)"
+    assert violation.description == caught.value.details() == "the state: shape (7,) takes 28 bytes, not 4"
 
 
 def test_a_busy_robot_says_when_to_try_again(robot_server):

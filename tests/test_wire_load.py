@@ -5,6 +5,7 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import grpc
@@ -14,7 +15,7 @@ import torch
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from tiny_policies import TEXTS, make
 from tiny_policies import observation as tiny_observation
-from tiny_services import UNHURRIED, Walker, wait_until
+from tiny_services import LINE, UNHURRIED, Walker, wait_until
 
 from saycan_qt.learning import checkpoint
 from skills.client import SkillClient
@@ -32,7 +33,7 @@ GOOD, BAD = (8, 10, 3), (4, 4, 3)
 
 
 def seen(*numbers, image=GOOD):
-    return Observation(np.zeros(image, np.uint8), np.array([*numbers, *[0] * (8 - len(numbers))], np.float32))
+    return Observation(np.zeros(image, np.uint8), np.array(numbers, np.float32))
 
 
 class Sums:
@@ -373,7 +374,8 @@ def test_what_nobody_waits_for_any_more_is_not_computed(busy):
 
 
 def test_a_robot_that_stops_observing_loses_its_stream_within_a_period_and_is_told_why():
-    assert Limits().stream_timeout == pytest.approx(1 / 3 + 0.05)  # for real robots; here there is time to be slow
+    slow = replace(LINE, control_hz=1)
+    assert Limits().stream_timeout_of(LINE) == 0.4 and Limits().stream_timeout_of(slow) == 1.05  # for real robots
     limits = Limits(streams=1, stream_timeout=1.0)
     with serve(LIBRARY, actor=Sums(), limits=limits) as server, SkillClient(server.address) as client:
         threads = threading.active_count()

@@ -9,11 +9,20 @@ import time
 
 import numpy as np
 
+from skills.embodiment import ActionDimension, Camera, Embodiment, StateNumber
 from skills.library import SkillLibrary
 from skills.server import Limits, serve
 from skills.types import Observation
 
 GOAL = 0.5  # [m]
+LINE = Embodiment(
+    action=(ActionDimension("dx", -0.1, 0.1, "m", "delta"), ActionDimension("terminate", kind="terminate")),
+    cameras=(Camera("front", 4, 6),),
+    state=(StateNumber("x", "m"),),
+    control_hz=3,
+    max_seconds=15,
+    name="line robot",
+)
 UNHURRIED = Limits(stream_timeout=10)  # machines that run tests may be slow
 
 
@@ -27,7 +36,7 @@ def wait_until(true, seconds=10.0):
 class LineRobot:
     """Moves along x; one control period takes `period` seconds."""
 
-    name = "line robot"
+    name, embodiment, views = LINE.name, LINE, ("head", "room")
 
     def __init__(self, period=0.005):
         self.x, self.period, self.held = 0.0, period, ""
@@ -37,10 +46,8 @@ class LineRobot:
     def observe(self):
         self.threads.add(threading.get_ident())
         image = np.full((4, 6, 3), round(255 * min(self.x, 1)), np.uint8)
-        state = np.array([self.x, 0, 0, 0, 0, 0, 1, 0], np.float32)
-        return Observation(
-            image, state, place="table", held=self.held, objects={"apple": "table", "tea": "far counter"}
-        )
+        objects = {"apple": "table", "tea": "far counter"}
+        return Observation({"front": image}, np.array([self.x], np.float32), "table", self.held, objects)
 
     def apply(self, action):
         self.threads.add(threading.get_ident())
@@ -78,12 +85,14 @@ class LineRobot:
 class Walker:
     """ "pick ..." walks to the goal and terminates there; "open ..." never moves; "close ..." never answers."""
 
+    embodiment = LINE
+
     def act(self, history, instruction):
-        action = np.zeros(8, np.float32)
+        action = np.zeros(len(LINE.action), np.float32)
         if instruction.startswith("close"):
             time.sleep(3)
         if instruction.startswith("pick"):
-            action[0], action[7] = 0.08, history[-1].state[0] + 0.08 >= GOAL
+            action[0], action[-1] = 0.08, history[-1].state[0] + 0.08 >= GOAL
         return action
 
     def value(self, history, instructions):

@@ -25,9 +25,7 @@ def fitted(observation: Observation, embodiment: Embodiment | None) -> Observati
         images = {wanted[0]: images[""]}
     if missing := [name for name in wanted if name not in images]:
         there = ", ".join(map(repr, images)) or "none"
-        raise InvalidRequest(
-            f"no image of camera {missing[0]!r}, through which this model sees; sent: {there}", "images"
-        )
+        raise InvalidRequest(f"no image of camera {missing[0]!r}, which this model looks at; sent: {there}", "images")
     if not embodiment.state:
         state = np.zeros(0, np.float32)
     elif state.shape != (len(embodiment.state),):
