@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -17,6 +18,21 @@ Checkpoint = Annotated[str, tyro.conf.arg(metavar="NAME|DIR")]  # a shipped one,
 Instruction = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="INSTRUCTION", help_behavior_hint="")]
 Command = tuple[type, Callable[[Any], int]]  # a config, and what is done with it: its exit code
 T = TypeVar("T")
+
+
+def require(config: Any, **least: float) -> None:
+    """Raises ValueError for the first option below its least value: require(config, episodes=1, workers=1)."""
+    for name, smallest in least.items():
+        value = getattr(config, name)
+        if not smallest <= value < math.inf:  # a NaN is not, either
+            raise ValueError(f"--{name.replace('_', '-')} {value}: it must be at least {smallest}")
+
+
+def require_share(config: Any, *names: str) -> None:
+    """Raises ValueError for the first option that does not lie within 0 to 1."""
+    for name in names:
+        if not 0 <= getattr(config, name) <= 1:
+            raise ValueError(f"--{name.replace('_', '-')} {getattr(config, name)}: it must lie within 0 to 1")
 
 
 def parse(kind: type[T], command: str, teaches: str | None) -> T:

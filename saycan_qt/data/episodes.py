@@ -16,7 +16,7 @@ import re
 import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,8 @@ from saycan_qt.data.lerobot import DatasetError, Episode
 from saycan_qt.data.mapping import ColumnMapping
 from saycan_qt.data.reader import Quarantined
 from saycan_qt.data.writer import EpisodeWriter
+from skills.embodiment import Camera, Embodiment
+from skills.robot_folder import default_robot
 from skills.types import Status
 
 __all__ = ["ColumnMapping", "DatasetError", "Episode", "EpisodeDataset", "EpisodeWriter", "Quarantined"]
@@ -49,6 +51,8 @@ Shard = reader.Shard | rlds.Shard
 class EpisodeDataset:
     """All good episodes of one or several datasets, in the order of shards and files."""
 
+    embodiment: Embodiment
+    cameras: dict[str, np.ndarray]
     images: np.ndarray  # (N, H, W, 3) uint8, a read-only memory map
     states: np.ndarray  # (N, 8) float32
     actions: np.ndarray  # (N, 8) float32
@@ -69,6 +73,8 @@ class EpisodeDataset:
         cache: str | Path | None = None,  # folder of the decoded frames; `.cache` in the first root when None
         mapping: str | Path | ColumnMapping | None = None,  # a built-in one's name, a YAML file; None: our own columns
         progress: bool | None = None,  # show a bar while decoding; None: when it takes long and a person looks on
+        rate: float | None = None,
+        success: str | None = None,
     ) -> None:
         given = [Path(roots)] if isinstance(roots, str | Path) else [Path(root) for root in roots]
         columns = ColumnMapping.load(mapping or None)
@@ -164,6 +170,9 @@ class EpisodeDataset:
             self.tasks, self.quarantined = index["tasks"], [Quarantined(**entry) for entry in index["quarantined"]]
         except (OSError, ValueError, KeyError, TypeError):
             return False
+        self.cameras = {"head": self.images}
+        robot = default_robot().embodiment
+        self.embodiment = replace(robot, cameras=(Camera("head", *self.images.shape[1:3]),))
         return True
 
 
