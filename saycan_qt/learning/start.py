@@ -276,7 +276,7 @@ def require_returns(policy: Policy, config: TrainConfig, dataset: Episodes) -> N
     if config.batches.reward == "success":
         if not np.any(dataset.success):
             raise ValueError(
-                f"0 % of {len(dataset.success)} episodes succeeded: every return is 0, which is nothing to learn Q from; "
+                f"0 % of {len(dataset.success)} episodes succeeded: every return is 0, nothing to learn Q from; "
                 "say what succeeded with --success all|COLUMN|FILE, or take recorded rewards with --reward dataset"
             )
         return
