@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -22,6 +23,21 @@ T = TypeVar("T")
 def called(module: str) -> str:
     """What a command is called in its help: "python -m saycan_qt.serve", or "saycan-qt serve" if started so."""
     return sys.argv[0] if sys.argv[0].endswith(f" {module.rpartition('.')[2]}") else module
+
+
+def require(config: Any, **least: float) -> None:
+    """Raises ValueError for the first option below its least value: require(config, episodes=1, workers=1)."""
+    for name, smallest in least.items():
+        value = getattr(config, name)
+        if not smallest <= value < math.inf:  # a NaN is not, either
+            raise ValueError(f"--{name.replace('_', '-')} {value}: it must be at least {smallest}")
+
+
+def require_share(config: Any, *names: str) -> None:
+    """Raises ValueError for the first option that does not lie within 0 to 1."""
+    for name in names:
+        if not 0 <= getattr(config, name) <= 1:
+            raise ValueError(f"--{name.replace('_', '-')} {getattr(config, name)}: it must lie within 0 to 1")
 
 
 def parse(kind: type[T], command: str, teaches: str | None) -> T:

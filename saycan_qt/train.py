@@ -8,20 +8,26 @@
     python -m saycan_qt.train rt1 --data data/kitchen --out /tmp/run --debug      # tiny model; what the tests run
     torchrun --nproc-per-node 2 -m saycan_qt.train rt1 ...                        # the same run on two processes
 
-Your own data, a LeRobotDataset v3 or Open X-Embodiment's TFRecords, with a mapping of its columns:
+Your own data, a LeRobotDataset v3 or Open X-Embodiment's TFRecords, of any robot: its cameras, its state, its actions
+and its rate are the data's. A mapping says what the data does not, or something else:
 
-    python -m saycan_qt.train q-transformer --preset compact --data DIR --mapping FILE.yaml --bounds data --out runs/own
+    python -m saycan_qt.train q-transformer --data DIR --out runs/own
+    python -m saycan_qt.train q-transformer --data DIR --rate 5 --mapping FILE.yaml --out runs/own
 
 Killed and started again with the same command, it continues from its last state; with --steps the loss curve and the
-weights are those of an uninterrupted run. OUT/checkpoint holds the moving average of the weights, ready to serve;
-OUT/metrics.jsonl and OUT/tensorboard the numbers, which `python -m saycan_qt.figures training OUT` draws.
+weights are those of an uninterrupted run. On other data it does not; `finetune` goes on with a checkpoint. Numbers that
+are not finite end it, and another --learning-rate goes on from before them. OUT/checkpoint holds the moving average of
+the weights, ready to serve; OUT/metrics.jsonl and OUT/tensorboard the numbers, which `python -m saycan_qt.figures
+training OUT` draws.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import logging
+import math
 import sys
 from collections.abc import Sequence
 from typing import Annotated, Any
@@ -30,8 +36,13 @@ import numpy as np
 import torch
 import tyro
 
+from saycan_qt import atomic
 from saycan_qt.data.episodes import DatasetError, EpisodeDataset
-from saycan_qt.learning import checkpoint, distributed
+from saycan_qt.learning import checkpoint, distributed, divergence
+from saycan_qt.learning.algorithms.policy import Judge
+from saycan_qt.learning.algorithms.q_transformer import QTransformerConfig
+from saycan_qt.learning.algorithms.qt_opt import QTOptConfig
+from saycan_qt.learning.batches import Episodes
 from saycan_qt.learning.loop import STATE, Run
 from saycan_qt.learning.start import (
     Finetune,
@@ -39,9 +50,16 @@ from saycan_qt.learning.start import (
     TrainQTOpt,
     TrainQTransformer,
     TrainRT1,
+    cache_for,
     new_policy,
+    preset_for,
+    require_returns,
 )
 from saycan_qt.options import called
+from saycan_qt.options import require, require_share
+from skills.errors import SkillError
+
+log = logging.getLogger(__name__)
 
 
 def debug_config(config: TrainConfig) -> TrainConfig:
@@ -59,32 +77,106 @@ def debug_config(config: TrainConfig) -> TrainConfig:
     )
 
 
-def remember(config: TrainConfig, kind: str) -> None:
-    """Write config.json; refuse to continue a run under other settings."""
-    described = {"kind": kind, **dataclasses.asdict(config)}
+def check(config: TrainConfig) -> None:
+    """Raises ValueError for numbers that make no run."""
+    require(config, steps=1, warmup=0, log_every=1, validate_every=1, threads=1, minutes=0, save_seconds=0, rate=0)
+    require(config, weight_decay=0)
+    require(config.batches, batch_size=1, jitter_common=0, jitter_each=0, terminal_motion=0, seed=0)
+    require_share(config, "average", "max_bad_share")
+    require_share(config.batches, "relabel", "starts")
+    if not 0 < config.learning_rate < math.inf:
+        raise ValueError(f"--learning-rate {config.learning_rate}: it must be above 0")
+    if isinstance(config.algorithm, QTransformerConfig | QTOptConfig):
+        require_share(config.algorithm, "discount")
+        if not config.algorithm.value_low < config.algorithm.value_high:
+            low, high = config.algorithm.value_low, config.algorithm.value_high
+            raise ValueError(f"--value-low {low:g} must be below --value-high {high:g}")
+
+
+FREE = {  # settings that may change from one start of a run to the next; of the data, its digest is compared
+    *("out", "steps", "minutes", "threads", "save_seconds", "validate_every", "device", "compile", "cache"),
+    *("data", "mapping", "data_digest"),
+}
+
+
+def remember(config: TrainConfig, kind: str, digest: str) -> None:
+    """Write config.json; refuse to continue a run under other settings, or on other data."""
+    described = {"kind": kind, **dataclasses.asdict(config), "data_digest": digest}
     described = json.loads(json.dumps(described, default=str))
     path = config.out / "config.json"
     if path.exists() and checkpoint.exists(config.out / STATE):
         before: dict[str, Any] = json.loads(path.read_text())
         before.setdefault("algorithm", before.get("q", before.get("rt1")))  # older runs call it so
         before.get("batches", {}).setdefault("unfinished", False)  # and had no such episodes
-        free = {"out", "steps", "minutes", "threads", "save_seconds", "validate_every", "device", "compile"}
+        before = {"rate": 0.0, "success": "", "cache": None} | before
+        free = FREE - ({"data", "mapping"} if "data_digest" not in before else set())
+        if before.get("data_digest", digest) != digest:
+            raise ValueError(
+                f"{config.out} holds a run on other data, or with another mapping: its weights mean that data's "
+                f"actions; choose another --out, with `finetune --init {config.out / 'checkpoint'}` to start from them"
+            )
+        if divergence.has_diverged(config.out):
+            free |= {"learning_rate", "warmup"}
         if changed := [key for key in described if key not in free and described[key] != before.get(key)]:
             raise ValueError(f"{config.out} holds a run with another {', '.join(changed)}; choose another --out")
     path.write_text(json.dumps(described, indent=1) + "\n")
+    divergence.forget(config.out)
+
+
+def the_only_one(config: TrainConfig) -> contextlib.AbstractContextManager[object]:
+    """Held while this process writes to the run's folder. Raises ValueError where another one does."""
+    if distributed.rank():
+        return contextlib.nullcontext()
+    try:
+        return atomic.lock(config.out / ".lock", wait=False)
+    except BlockingIOError:
+        raise ValueError(f"{config.out}: another process trains here; choose another --out, or wait for it") from None
+
+
+def tell(run: Run, dataset: Episodes) -> None:
+    """Which robot it is, and how far ahead its values look."""
+    robot, hz = run.policy.embodiment, run.policy.embodiment.control_hz
+    cameras = ", ".join(f"{camera.name} {camera.height} x {camera.width}" for camera in robot.cameras)
+    run.say(
+        f"{robot.name or 'the robot'}: {len(robot.action)} action dimensions, cameras: {cameras or 'none'}, "
+        f"{len(robot.state)} state numbers, {f'{hz:g} Hz' if hz else 'a rate that the data does not say'}"
+    )
+
+    def steps(count: float) -> str:
+        return f"{count:.0f} steps" + (f" ({count / hz:.1f} s)" if hz else "")
+
+    if isinstance(run.policy, Judge):
+        discount = run.policy.discount
+        horizon = steps(1 / (1 - discount)) if discount < 1 else "all steps"
+        length = float(np.mean(np.diff(dataset.episode_start)))
+        run.say(f"discount {discount:g} a step: values look {horizon} ahead; an episode has {steps(length)} on average")
 
 
 def train(config: TrainConfig) -> dict[str, Any]:
     """Train to the end; returns the last validation."""
     if config.debug:
         config = debug_config(config)
+    check(config)
     torch.set_num_threads(config.threads)
     config.out.mkdir(parents=True, exist_ok=True)
-    with distributed.joined(config.device) as device:
-        dataset = EpisodeDataset(list(config.data), config.max_bad_share, mapping=config.mapping or None)
+    with distributed.joined(config.device) as device, the_only_one(config):
+        config = dataclasses.replace(config, cache=cache_for(config))
+        dataset = EpisodeDataset(
+            list(config.data),
+            config.max_bad_share,
+            config.cache,
+            config.mapping or None,
+            rate=config.rate or None,
+            success=config.success or None,
+        )
+        preset = preset_for(config.preset, dataset.embodiment)
+        if config.preset is None and preset != "small" and config.init is None:
+            log.info("--preset %s: the small one's eyes are for a robot with one camera that knows its gripper", preset)
+        config = dataclasses.replace(config, preset=preset)
         policy, texts = new_policy(config, dataset)
+        require_returns(policy, config, dataset)
         if distributed.rank() == 0:
-            remember(config, kind=type(policy.config).__name__)
+            remember(config, type(policy.config).__name__, dataset.digest)
         run = Run(dataclasses.replace(config, device=device), dataset, policy, texts)
         run.say(
             f"{run.policy.name}: {sum(p.numel() for p in run.parameters):,} trained weights; "
@@ -92,6 +184,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
             f"({np.mean(dataset.success):.0%} succeeded), {len(dataset.tasks)} instructions"
             + (f"; continuing at step {run.step}" if run.step else "")
         )
+        tell(run, dataset)
         validation = run.train()
         run.say(f"finished at step {run.step}; checkpoint in {config.out / 'checkpoint'}")
     return validation
@@ -123,3 +216,9 @@ def main() -> int:
 
 if __name__ == "__main__":
     sys.exit(main())
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    try:
+        main(command())
+    except (ValueError, OSError, DatasetError, SkillError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

@@ -5,10 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from tiny_policies import AUTOREGRESSIVE, KINDS, TEXTS, batch_for, make, observation
+from tiny_policies import AUTOREGRESSIVE, KINDS, KITCHEN, TEXTS, batch_for, make, observation
 
 from saycan_qt.learning import checkpoint
-from skills.types import ACTION_HIGH, ACTION_LOW
 
 every_algorithm = pytest.mark.parametrize("kind", KINDS)
 
@@ -59,7 +58,7 @@ def test_actions_stay_in_range_and_a_batch_acts_as_its_rows_do(kind):
     policy = make(kind)
     histories = [[observation(policy, seed)] for seed in range(3)]
     actions = policy.act_many(histories, TEXTS)
-    assert ((actions >= ACTION_LOW) & (actions <= ACTION_HIGH)).all()
+    assert ((actions >= KITCHEN.low) & (actions <= KITCHEN.high)).all()
     for history, text, action in zip(histories, TEXTS, actions, strict=True):
         np.testing.assert_array_equal(policy.act(history, text), action)
 

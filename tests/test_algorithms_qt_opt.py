@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from tiny_policies import TEXTS, batch_for, make, observation
+from tiny_policies import KITCHEN, TEXTS, batch_for, make, observation, recorded
 
 from saycan_qt import train
 from saycan_qt.learning.algorithms.qt_opt import QTOptConfig, clipped_double_target, cql_penalty, draw, maximize
 from saycan_qt.learning.loop import Run
-from skills.types import ACTION_HIGH, ACTION_LOW
 
 GOAL = torch.tensor([-0.5, 0.5, 0.2, 0.0, -0.3, 0.7, 1.0, -1.0])  # normalised; closed, not terminating
 CPU = torch.device("cpu")
@@ -36,8 +34,8 @@ def steps(policy, batches, rate=3e-3):
 
 
 def test_the_search_finds_the_greatest_value_of_a_quadratic():
-    draws = draw(QTOptConfig(cem_iterations=12), 0, CPU)
-    best, score, elites = maximize(lambda actions: -(actions - GOAL).square().sum(-1), draws, 6, 0.5)
+    draws = draw(QTOptConfig(cem_iterations=12), KITCHEN, 0, CPU)
+    best, score, elites = maximize(lambda actions: -(actions - GOAL).square().sum(-1), draws, KITCHEN, 6, 0.5)
     assert float((best - GOAL).norm()) < 0.2 and float(score) == -float((best - GOAL).square().sum())
     assert elites.shape == (1, 6, 8) and best[0, -1] == -1
 
@@ -48,7 +46,8 @@ def test_a_second_round_comes_closer_than_the_first_and_every_state_has_its_own_
     def score(actions):
         return -(actions - goals).square().sum(-1)
 
-    one, two = (maximize(score, draw(QTOptConfig(cem_iterations=n), 0, CPU), 6, 0.5) for n in (1, 2))
+    searches = [draw(QTOptConfig(cem_iterations=n), KITCHEN, 0, CPU) for n in (1, 2)]
+    one, two = (maximize(score, draws, KITCHEN, 6, 0.5) for draws in searches)
     assert (two[1] > one[1]).all() and (two[0] * torch.stack([GOAL, -GOAL])).sum(-1).min() > 0
 
 
@@ -62,9 +61,9 @@ def test_targets_worked_by_hand_take_the_smaller_value_and_stop_at_the_end():
 def test_either_target_network_can_hold_a_target_down(name):
     policy = prepared()
     batch = batch_for(policy)
-    before = policy.targets(batch, draw(policy.config, 0, CPU))
+    before = policy.targets(batch, draw(policy.config, KITCHEN, 0, CPU))
     torch.nn.init.constant_(getattr(policy, name).q.bias, -50.0)
-    after = policy.targets(batch, draw(policy.config, 0, CPU))
+    after = policy.targets(batch, draw(policy.config, KITCHEN, 0, CPU))
     torch.testing.assert_close(after, batch.reward)
     assert (before > after)[batch.terminated == 0].all()
 
@@ -73,7 +72,7 @@ def test_monte_carlo_returns_lift_targets_only_when_asked_for():
     for asked in (False, True):
         policy = prepared(monte_carlo=asked)
         batch = batch_for(policy)
-        lifted = policy.targets(batch, draw(policy.config, 0, CPU)) >= batch.returns - 1e-6
+        lifted = policy.targets(batch, draw(policy.config, KITCHEN, 0, CPU)) >= batch.returns - 1e-6
         assert bool(lifted.all()) == asked
 
 
@@ -100,7 +99,7 @@ def test_conservatism_lowers_actions_that_the_data_lacks():
         steps(policy, [batch] * 30)
         with torch.no_grad():
             memory = policy.network.encode(*batch.now())
-            unseen.append(policy.network.judge(memory, draw(policy.config, 7, CPU).anywhere).sigmoid().mean())
+            unseen.append(policy.network.judge(memory, draw(policy.config, KITCHEN, 7, CPU).anywhere).sigmoid().mean())
     assert unseen[1] < 0.5 * unseen[0]
 
 
@@ -110,7 +109,7 @@ def test_on_a_one_step_bandit_values_rise_where_the_reward_is_and_actions_go_the
 
     def bandit(seed):
         batch = batch_for(policy, 64, seed)
-        batch.actions = torch.from_numpy(rng.uniform(ACTION_LOW, ACTION_HIGH, (64, 8)).astype(np.float32))
+        batch.actions = torch.from_numpy(rng.uniform(KITCHEN.low, KITCHEN.high, (64, 8)).astype(np.float32))
         near = (policy.normalized(batch.actions) - GOAL)[:, :2].norm(dim=-1) < 0.4
         return replace(batch, reward=near.float(), terminated=torch.ones(64), seed=seed)
 
@@ -160,31 +159,13 @@ def test_values_of_many_histories_are_those_of_each():
     np.testing.assert_allclose(together[2], policy.value(histories[2], TEXTS), atol=1e-6)
 
 
-def recorded(count=4, length=6):
-    """What training asks of a dataset: random episodes, every other one a success."""
-    rng, frames = np.random.default_rng(0), count * length
-    return SimpleNamespace(
-        images=rng.integers(0, 255, (frames, 80, 96, 3), dtype=np.uint8),
-        states=rng.normal(0, 0.3, (frames, 8)).astype(np.float32),
-        actions=rng.uniform(ACTION_LOW, ACTION_HIGH, (frames, 8)).astype(np.float32),
-        rewards=np.zeros(frames, np.float32),
-        frame_episode=np.arange(frames) // length,
-        episode_start=np.arange(count + 1) * length,
-        episode_task=np.arange(count) % len(TEXTS),
-        success=np.arange(count) % 2 == 0,
-        finished=np.ones(count, bool),
-        tasks=list(TEXTS),
-        digest="0" * 64,
-    )
-
-
 def test_a_resumed_run_ends_as_an_uninterrupted_one(tmp_path):
     """The second target and the search's random numbers included."""
 
     def run(name):
         config = train.TrainQTOpt(data=(tmp_path,), out=tmp_path / name, steps=6)
         config.out.mkdir(exist_ok=True)
-        return Run(train.debug_config(config), recorded(), make("qt-opt"), [])
+        return Run(train.debug_config(config), recorded(KITCHEN, size=(80, 96)), make("qt-opt"), [])
 
     whole, stopped = run("whole"), run("stopped")
     whole.train()

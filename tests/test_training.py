@@ -13,7 +13,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from tiny_policies import TEXTS, make, save_perception
+from tiny_policies import KITCHEN, TEXTS, make, save_perception
 
 from planners.weights import WeightsError, sentence_model_path
 from saycan_qt import figures, pretrain, train
@@ -22,7 +22,6 @@ from saycan_qt.learning import checkpoint, start
 from saycan_qt.learning.batches import BatchConfig, Shuffle, Transitions
 from saycan_qt.networks.keypoints import Grounding
 from skills.library import SkillLibrary
-from skills.types import ACTION_HIGH, ACTION_LOW
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +35,7 @@ def data(tmp_path_factory):
                 Episode(
                     images=rng.integers(0, 255, (steps, 80, 96, 3), dtype=np.uint8),
                     states=rng.normal(0, 0.3, (steps, 8)).astype(np.float32),
-                    actions=rng.uniform(ACTION_LOW, ACTION_HIGH, (steps, 8)).astype(np.float32),
+                    actions=rng.uniform(KITCHEN.low, KITCHEN.high, (steps, 8)).astype(np.float32),
                     task=TEXTS[number % 3],
                     success=number % 2 == 0 or number == 19,
                 )
@@ -131,8 +130,9 @@ def test_bounds_come_from_a_file_and_a_wrong_one_is_named(data, perception, tmp_
     run = (data, perception, tmp_path / "run", "--steps", "2", "--bounds")
     train.train(train.command(run_command("rt1", *run, tmp_path / "good.yaml")))
     assert weights(tmp_path / "run")["action_edges"][:, -1].tolist() == [2, 2, 2, 1, 1, 1, 1, 1]
-    with pytest.raises(ValueError, match=r"bad\.yaml.*eight numbers"):
-        start.new_tokenizer(train.command(run_command("rt1", *run, tmp_path / "bad.yaml")), 256, np.zeros((9, 8)))
+    with pytest.raises(ValueError, match=r"bad\.yaml.*8 numbers"):
+        config = train.command(run_command("rt1", *run, tmp_path / "bad.yaml"))
+        start.new_tokenizer(config, 256, KITCHEN, np.zeros((9, 8)))
 
 
 def test_another_preset_takes_the_size_of_the_data_and_any_sentence_model(data, tmp_path):
@@ -147,6 +147,7 @@ def test_another_preset_takes_the_size_of_the_data_and_any_sentence_model(data, 
 def test_images_of_another_size_are_refused_with_what_to_write(data, perception, tmp_path):
     dataset = EpisodeDataset(data)
     dataset.images = np.zeros((dataset.num_frames, 64, 64, 3), np.uint8)
+    dataset.cameras = {"head": dataset.images}
     with pytest.raises(ValueError, match=r"64 pixels high.*image_size: \[80, 96\]"):
         train.new_policy(train.command(run_command("rt1", data, perception, tmp_path)), dataset)
 
@@ -214,7 +215,7 @@ def test_an_exported_run_judges_and_acts_without_a_sentence_model(data, percepti
 def transitions(data, kind="q-transformer", **settings):
     dataset = EpisodeDataset(data)
     frames = np.zeros((dataset.num_frames, 27, 14), np.float16)
-    return dataset, Transitions(BatchConfig(batch_size=8, **settings), dataset, frames, make(kind))
+    return dataset, Transitions(BatchConfig(batch_size=8, **settings), dataset, [frames], make(kind))
 
 
 def test_reward_and_return_to_go_come_from_the_last_step_of_a_success(data):

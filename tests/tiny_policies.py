@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import torch
@@ -16,8 +17,11 @@ from saycan_qt.learning.algorithms.rt1 import RT1, RT1Config
 from saycan_qt.networks.backbone import DEBUG
 from saycan_qt.networks.efficientnet import EfficientNetConfig
 from saycan_qt.networks.tokens import TextEncoder
+from skills.embodiment import ActionDimension, Camera, Embodiment, StateNumber
+from skills.robot_folder import default_robot
 from skills.types import Observation
 
+KITCHEN = default_robot().embodiment
 torch.set_num_threads(1)  # threads of tiny networks only wait for each other
 TEXTS = ("pick coke can", "open top drawer", "pick apple")
 CONSTRAINED = QTransformerConfig(behavior_weight=1.0, behavior_threshold=0.5)
@@ -50,6 +54,62 @@ def make(kind: str, seed: int = 0) -> Policy:
     torch.manual_seed(seed)
     algorithm, config, network = KINDS[kind]
     return algorithm(network, config, texts())
+
+
+def body(
+    action: dict[str, tuple[float, float, str, str]], cameras: str = "", states: int = 0, hz: float = 10.0
+) -> Embodiment:
+    """action: name -> low, high, unit, kind; cameras: names, all of 30 x 40 pixels."""
+    return Embodiment(
+        action=tuple(ActionDimension(name, *numbers) for name, numbers in action.items()),
+        cameras=tuple(Camera(name, 30, 40) for name in cameras.split()),
+        state=tuple(StateNumber(f"joint_{number}", "deg") for number in range(states)),
+        control_hz=hz,
+    )
+
+
+def joints(count: int, unit: str = "deg", kind: str = "absolute") -> dict[str, tuple[float, float, str, str]]:
+    return {f"joint_{number}": (-90.0 - number, 100.0, unit, kind) for number in range(count)}
+
+
+BODIES = {
+    "SO-101": body(joints(6), "front wrist", 6, 30),
+    "ALOHA": body(joints(14, "rad"), "high low left right", 14, 50),
+    "PushT": body({"x": (0, 512, "px", "absolute"), "y": (0, 512, "px", "absolute")}, "top", 2),
+    "DROID": body(
+        {"end": (0, 1, "", "terminate"), **joints(6, "rad/s"), "grip": (0, 1, "", "fraction")}, "a b c", 8, 15
+    ),
+    "LIBERO": body({f"d{name}": (-1, 1, "", "delta") for name in "xyzrpw"} | {"t": (0, 1, "", "terminate")}, "a b"),
+    "OGBench": body({f"d{name}": (-1, 1, "", "delta") for name in "xyzwg"}, "", 21, 0),
+}
+
+
+def recorded(robot: Embodiment, count: int = 4, length: int = 6, size: tuple[int, int] = (20, 24)) -> SimpleNamespace:
+    """What training asks of a dataset: random episodes, every other one a success; images of `size` pixels."""
+    rng, frames = np.random.default_rng(0), count * length
+    cameras = {c.name: rng.integers(0, 255, (frames, *size, 3), dtype=np.uint8) for c in robot.cameras}
+    return SimpleNamespace(
+        embodiment=robot,
+        cameras=cameras,
+        images=next(iter(cameras.values()), np.zeros((frames, 0, 0, 3), np.uint8)),
+        states=rng.normal(0, 0.3, (frames, len(robot.state))).astype(np.float32),
+        actions=rng.uniform(robot.low, robot.high, (frames, len(robot.action))).astype(np.float32),
+        rewards=np.zeros(frames, np.float32),
+        frame_episode=np.arange(frames) // length,
+        episode_start=np.arange(count + 1) * length,
+        episode_task=np.arange(count) % len(TEXTS),
+        success=np.arange(count) % 2 == 0,
+        finished=np.ones(count, bool),
+        tasks=list(TEXTS),
+        digest="0" * 64,
+    )
+
+
+def seen_by(robot: Embodiment, seed: int = 0) -> Observation:
+    """Noise, in the sizes of the robot's own cameras."""
+    rng = np.random.default_rng(seed)
+    images = {c.name: rng.integers(0, 255, (c.height, c.width, 3), dtype=np.uint8) for c in robot.cameras}
+    return Observation(images, rng.normal(0, 0.3, len(robot.state)).astype(np.float32))
 
 
 def batch_for(policy: Policy, size: int = 16, seed: int = 0) -> Batch:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
@@ -16,17 +17,20 @@ from saycan_qt import atomic
 from saycan_qt.data.relabel import meanings, relabel
 from saycan_qt.learning.algorithms.policy import Batch, Policy
 from saycan_qt.networks.keypoints import POSITION, KeypointTrunk
-from saycan_qt.networks.tokens import TERMINATE
+from skills.embodiment import TERMINATE_THRESHOLD, ActionDimension, Embodiment
 from skills.library import SkillLibrary
-from skills.types import TERMINATE_THRESHOLD
 
-HELD_OUT = 20  # every twentieth episode is kept for validation
+HELD_OUT = 20  # every twentieth episode is kept for validation; where that is none, the last of two or more
+TERMINAL_MOTION = {"m": 1.0, "rad": 6.0}  # by unit, of what --terminal-motion says in metres
+TERMINAL_MOTION_ELSE = 6.0  # of other units, times the dimension's range: as of a rotation whose range is 1 rad
 
 
 class Episodes(Protocol):
     """What is needed of `saycan_qt.data.episodes.EpisodeDataset`."""
 
-    images: np.ndarray
+    embodiment: Embodiment
+    cameras: dict[str, np.ndarray]  # camera -> (N, H, W, 3) uint8, all of one size; empty where there is none
+    images: np.ndarray  # of the first camera
     states: np.ndarray
     actions: np.ndarray
     frame_episode: np.ndarray
@@ -59,7 +63,9 @@ class BatchConfig:
     jitter_each: float = 0.003  # [m] and on each of them; about what perception gets wrong
     # Scripted demonstrations end standing exactly still. Told apart by that, the end would be chosen with the first
     # motion bin rather than with the terminate dimension, and too early: a sharp peak wins every arg max.
-    terminal_motion: float = 0.015  # [m] noise on the motion of a terminating action; rotations get 6 times that in rad
+    # [m] noise on the changes (`delta`) in a terminating action. Rotations get 6 times that in rad, other units 6 times
+    # that of their range
+    terminal_motion: float = 0.015
     seed: int = 0
 
 
@@ -110,17 +116,23 @@ class Shuffle:
 class Transitions:
     """The batch of a step depends on seed and step alone, so that a run can be repeated and resumed."""
 
-    def __init__(self, config: BatchConfig, dataset: Episodes, frames: np.ndarray, policy: Policy) -> None:
-        """frames (N, ...): perceived ones, or the dataset's images."""
+    def __init__(self, config: BatchConfig, dataset: Episodes, frames: Sequence[np.ndarray], policy: Policy) -> None:
+        """frames: of each camera (N, ...), perceived ones or the dataset's images."""
         self.config, self.dataset, self.frames, self.policy = config, dataset, frames, policy
         policy.texts.keep(dataset.tasks)
         self.text = policy.texts.encode(dataset.tasks)
         self.meanings = meanings(dataset.tasks, SkillLibrary.load())
+        self.moving = [
+            number for number, dimension in enumerate(dataset.embodiment.action) if dimension.kind == "delta"
+        ]
+        self.scales = [terminal_scale(dataset.embodiment.action[number]) for number in self.moving]
         episodes = np.arange(len(dataset.success))
         held_out = episodes % HELD_OUT == HELD_OUT - 1
         usable = np.asarray(dataset.success) if policy.only_successes else np.ones_like(held_out)
         if not config.unfinished:
             usable = usable & np.asarray(dataset.finished)
+        if not (held_out & usable).any() and usable.sum() > 1:
+            held_out[np.flatnonzero(usable)[-1]] = True
         self.train, self.validation = (
             Frames(dataset.episode_start, episodes[usable & part]) for part in (~held_out, held_out)
         )
@@ -166,7 +178,7 @@ class Transitions:
         relabelled = tasks != task
         reward, returns = self.rewards(rows, last, success, relabelled)
         now, after = (self.actions(part, rng if augment else None) for part in (rows, window[:, -1]))
-        frames = torch.from_numpy(np.ascontiguousarray(self.frames[window[mine]]))
+        frames = self.seen(window[mine])
         if frames.dtype != torch.uint8:
             frames = frames.float()
             if augment:
@@ -182,7 +194,17 @@ class Transitions:
         numbers = {"reward": reward, "terminated": terminated, "returns": returns, "demonstrates": success}
         tensors |= {name: torch.from_numpy(value[mine].astype(np.float32)) for name, value in numbers.items()}
         seed = int(rng.spawn(1)[0].integers(2**62))  # a stream of its own: nothing is taken from `rng`
-        return Batch(**{name: value.to(device) for name, value in tensors.items()}, seed=seed)
+        cameras = self.policy.network_config.cameras
+        return Batch(**{name: value.to(device) for name, value in tensors.items()}, seed=seed, cameras=cameras)
+
+    def seen(self, window: np.ndarray) -> Tensor:
+        """(B, T) rows -> (B, T * cameras, ...), the images of one time beside each other; (B, 0) without cameras."""
+        if not self.frames:
+            return torch.zeros(len(window), 0, dtype=torch.uint8)
+        if len(self.frames) == 1:
+            return torch.from_numpy(np.ascontiguousarray(self.frames[0][window]))
+        views = np.stack([frames[window] for frames in self.frames], axis=2)
+        return torch.from_numpy(views).flatten(1, 2)
 
     def rewards(
         self, rows: np.ndarray, last: np.ndarray, success: np.ndarray, relabelled: np.ndarray
@@ -197,18 +219,35 @@ class Transitions:
         return each[:, 0], (each * discount ** np.arange(each.shape[1])).sum(axis=1)
 
     def actions(self, rows: np.ndarray, rng: np.random.Generator | None) -> Tensor:
-        """(B, 8) in physical units; with a generator, terminating actions get `terminal_motion`."""
-        actions = torch.from_numpy(np.array(self.dataset.actions[rows]))
-        if rng is not None:
-            noise = rng.normal(0, self.config.terminal_motion, (len(rows), 6)) * [1, 1, 1, 6, 6, 6]
-            ends = actions[:, TERMINATE] > TERMINATE_THRESHOLD
-            actions[ends, :6] += torch.from_numpy(noise.astype(np.float32))[ends]
+        """(B, D) in physical units; with a generator, terminating actions get `terminal_motion`."""
+        actions, end = torch.from_numpy(np.array(self.dataset.actions[rows])), self.policy.tokenizer.terminate
+        if rng is not None and end is not None and self.moving:
+            noise = rng.normal(0, self.config.terminal_motion, (len(rows), len(self.moving))) * self.scales
+            ends = actions[:, end] > TERMINATE_THRESHOLD
+            actions[:, self.moving] += torch.from_numpy(noise.astype(np.float32)) * ends[:, None]
         return actions
 
     def jitter(self, count: int, keypoints: int, rng: np.random.Generator) -> np.ndarray:
         """(B, 1, K, 3) [m], the same for all frames of a transition."""
         common = rng.normal(0, self.config.jitter_common, (count, 1, 1, 3))
         return (common + rng.normal(0, self.config.jitter_each, (count, 1, keypoints, 3))).astype(np.float32)
+
+
+def terminal_scale(dimension: ActionDimension) -> float:
+    """What `terminal_motion` is multiplied by for it."""
+    return TERMINAL_MOTION.get(dimension.unit, TERMINAL_MOTION_ELSE * (dimension.high - dimension.low))
+
+
+def return_range(dataset: Episodes, discount: float) -> tuple[float, float]:
+    """The smallest and the largest discounted return-to-go of the recorded rewards."""
+    begins, ends = np.asarray(dataset.episode_start[:-1]), np.asarray(dataset.episode_start[1:])
+    to_go, low, high = np.zeros(len(begins)), np.inf, -np.inf
+    for back in range(1, int((ends - begins).max(initial=0)) + 1):
+        rows = ends - back
+        there = rows >= begins
+        to_go = np.asarray(dataset.rewards[np.maximum(rows, begins)], np.float64) + discount * to_go
+        low, high = min(low, to_go[there].min()), max(high, to_go[there].max())
+    return float(low), float(high)
 
 
 def cached_features(folder: Path, dataset: Episodes, trunk: KeypointTrunk, device: str, bfloat16: bool) -> np.ndarray:

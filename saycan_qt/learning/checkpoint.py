@@ -130,8 +130,10 @@ def save_training_state(
     optimizer: torch.optim.Optimizer,
     position: Mapping[str, Any],  # JSON: the step and whatever else says where the run stands
     generators: Mapping[str, Generator] | None = None,
+    kept: Mapping[str, Tensor] | None = None,  # what else a run is to go on with, see `kept_in`
 ) -> None:
     tensors = {f"{name}/{key}": value for name, module in modules.items() for key, value in module.state_dict().items()}
+    tensors |= {f"kept/{name}": tensor for name, tensor in (kept or {}).items()}
     state = optimizer.state_dict()
     scalars: dict[str, Any] = {}
     for index, entries in state["state"].items():
@@ -178,6 +180,11 @@ def load_training_state(
     except (KeyError, ValueError, RuntimeError) as error:
         raise CheckpointError(f"{folder}: the state of a run with other settings: {error}") from error
     return dict(training["position"])
+
+
+def kept_in(folder: str | Path) -> dict[str, Tensor]:
+    """What a training state holds beside modules and optimiser."""
+    return _below("kept/", load_files(folder)[1])
 
 
 def plain(value: Any) -> Any:

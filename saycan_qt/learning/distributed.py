@@ -1,4 +1,5 @@
-"""Several processes that train one model, as `torchrun` starts them; a process alone is a world of one."""
+"""Several processes that train one model, as `torchrun` starts them, or whoever else sets RANK, WORLD_SIZE, MASTER_ADDR
+and MASTER_PORT; a process alone is a world of one."""
 
 from __future__ import annotations
 
@@ -10,22 +11,52 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+GROUP = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # what says of a process where its group meets
+
 
 @contextlib.contextmanager
 def joined(device: str) -> Iterator[str]:
-    """Within it, this process belongs to torchrun's group, if there is one. Yields the device to train on: each process
-    on CUDA has its own."""
-    if "TORCHELASTIC_RUN_ID" not in os.environ:
+    """Within it, this process belongs to the group that it was started in, if there is one. Yields the device to train
+    on: each process on CUDA has its own. Raises ValueError for a group that cannot be joined and for a device that
+    there is not."""
+    if not _in_a_group():
+        require_device(device)
         yield device
         return
     if device == "cuda":
-        device = f"cuda:{os.environ['LOCAL_RANK']}"
+        local = os.environ.get("LOCAL_RANK") or int(os.environ["RANK"]) % max(1, torch.cuda.device_count())
+        device = f"cuda:{local}"
+    require_device(device)
+    if device.startswith("cuda"):
         torch.cuda.set_device(device)
     dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
     try:
         yield device
     finally:
         dist.destroy_process_group()
+
+
+def _in_a_group() -> bool:
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        return True
+    size, number = os.environ.get("WORLD_SIZE", "1"), os.environ.get("RANK", "0")
+    if size == "1" and number == "0":
+        return False
+    if missing := [name for name in GROUP if name not in os.environ]:
+        raise ValueError(
+            f"RANK {number} of WORLD_SIZE {size} asks for a group of processes, but there is no {missing[0]}; start "
+            "them with torchrun, or unset both"
+        )
+    return True
+
+
+def require_device(device: str) -> None:
+    """Raises ValueError where PyTorch cannot use it."""
+    try:
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        why = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(f"--device {device} cannot be used here: {why}") from None
 
 
 def world() -> int:

@@ -18,9 +18,11 @@ from torch import Tensor, nn
 from saycan_qt.learning import checkpoint, distributed
 from saycan_qt.learning.algorithms.policy import Batch, Metrics, Policy
 from saycan_qt.learning.batches import BatchConfig, Episodes, Transitions, cached_features
+from saycan_qt.learning.divergence import require_finite, require_finite_weights
 from saycan_qt.learning.metrics import MetricsLog
 from saycan_qt.networks.backbone import KeypointEncoder
 
+EDGES = "action_edges"  # of the bins, in a run's state
 STATE, CHECKPOINT = "state", "checkpoint"  # folders in a run's folder: to resume from, and to serve
 VALIDATION = 4096  # transitions
 
@@ -35,7 +37,7 @@ class LoopConfig:
     steps: int = 20000  # optimiser steps
     minutes: float = 0.0  # train for as long instead; the schedule follows the clock, so the run cannot be repeated
     learning_rate: float = 1e-3  # its peak
-    warmup: int = 200  # steps
+    warmup: int = 200  # steps; 0: none
     weight_decay: float = 1e-4
     average: float = 0.01  # rate of the moving average of the weights, which is also the target network [D.1]
     freeze_trunk: bool = True  # small preset: keep the pre-trained trunk, so that its features are computed once
@@ -43,6 +45,9 @@ class LoopConfig:
     validate_every: int = 2000  # steps; the checkpoint is written then, too
     keep: Literal["last", "best"] = "last"  # best: write the checkpoint only when the held-out loss has fallen
     save_seconds: float = 60.0  # between states to resume from
+    # Folder of decoded frames and perceived images; default: `.cache` in the first of --data, or, where that cannot be
+    # written, in --out
+    cache: Path | None = None
     device: str = "cpu"
     bfloat16: bool = True  # autocast
     compile: bool = False  # torch.compile, which takes a minute or two at first
@@ -67,10 +72,10 @@ class Run:
         self.config, self.dataset, self.policy = config, dataset, policy
         self.policy.prepare(config.device, config.freeze_trunk)
         self.texts = sorted({*texts, *dataset.tasks})
-        encoder, frames = self.policy.network.encoder, dataset.images
+        encoder, frames = self.policy.network.encoder, [dataset.cameras[c.name] for c in policy.embodiment.cameras]
         if isinstance(encoder, KeypointEncoder) and config.freeze_trunk:
-            cache = config.data[0] / ".cache"
-            frames = cached_features(cache, dataset, encoder.trunk, config.device, config.bfloat16)
+            cache = config.cache or config.data[0] / ".cache"
+            frames = [cached_features(cache, dataset, encoder.trunk, config.device, config.bfloat16)]
         self.transitions = Transitions(config.batches, dataset, frames, self.policy)
         self.mine = share_of(config.batches.batch_size)
         self.parameters = [p for p in self.policy.network.parameters() if p.requires_grad]
@@ -85,6 +90,8 @@ class Run:
         if checkpoint.exists(self.state):
             position = checkpoint.load_training_state(self.state, self.modules, self.optimizer)
             self.step, self.earlier, self.best = position["step"], position["seconds"], position["best"] or math.inf
+            if (edges := checkpoint.kept_in(self.state).get(EDGES)) is not None:
+                self.policy.take_bins(edges)
         self.loss = parallel(self.policy, config.compile)
         self.first, self.begun, self.saved = self.step, time.monotonic(), time.monotonic()
         self.clock = self.earlier  # seconds trained; the same in all processes
@@ -100,27 +107,34 @@ class Run:
     def learning_rate(self) -> float:
         """Linear warm-up, then a cosine down to a hundredth."""
         cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, self.progress)))
-        return self.config.learning_rate * min(1.0, (self.step + 1) / self.config.warmup) * (0.01 + 0.99 * cosine)
+        warm = min(1.0, (self.step + 1) / max(1, self.config.warmup))
+        return self.config.learning_rate * warm * (0.01 + 0.99 * cosine)
 
     def autocast(self) -> torch.autocast:
         return torch.autocast(self.policy.device.type, torch.bfloat16, enabled=self.config.bfloat16)
 
     def train(self) -> dict[str, Any]:
-        """To the end; returns the last validation."""
+        """To the end; returns the last validation. Raises Diverged."""
+        if not checkpoint.exists(self.state):
+            self.save()  # so that there is one to go on from, whatever comes
         while self.progress < 1.0:
             self.train_step()
             if self.step % self.config.log_every == 0:
                 self.report()
-                if self.step % self.config.validate_every == 0:
-                    self.validate_and_export()
-                if distributed.first_ones(time.monotonic() - self.saved) >= self.config.save_seconds:
-                    self.save()
+            if self.step % self.config.validate_every == 0:
+                self.validate_and_export()
+            if self.step % self.config.log_every == 0 and self.seconds_since_saved() >= self.config.save_seconds:
+                self.save()
         if self.validated != self.step:
             self.validate_and_export()
         self.save()
         if self.log is not None:
             self.log.close()
         return self.validation
+
+    def seconds_since_saved(self) -> float:
+        """The same in all processes."""
+        return distributed.first_ones(time.monotonic() - self.saved)
 
     def train_step(self) -> None:
         self.policy.network.train()
@@ -131,7 +145,8 @@ class Run:
             loss, metrics = self.loss(batch)
         self.optimizer.zero_grad()
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
+        require_finite("the loss or its gradient", loss.detach() + norm, self.step, self.config.out)
         self.optimizer.step()
         self.policy.after_step(max(self.config.average, 1 / (self.step + 2)))
         self.step += 1
@@ -159,6 +174,8 @@ class Run:
                 _, metrics = self.policy.loss(self.transitions.batch(part, rng, augment=False))
             for key, value in metrics.items():
                 sums[key] = sums.get(key, 0.0) + value.float() * len(part) / len(rows)
+        if "loss" in sums:
+            require_finite("the held-out loss", sums["loss"], self.step, self.config.out)
         self.validated, self.validation = self.step, {key: rounded(value, 4) for key, value in sums.items()}
         self.write({f"held_out_{key}": value for key, value in self.validation.items()})
         self.say(f"  held out: {brief(self.validation)}")
@@ -173,6 +190,7 @@ class Run:
             "command": "python -m saycan_qt.train " + " ".join(sys.argv[1:]),
             "data_digest": self.dataset.digest,
             "episodes": len(self.dataset.success),
+            "hz": self.policy.embodiment.control_hz,
             "step": self.step,
             "seconds": round(self.clock),
             "held_out": self.validation,
@@ -181,10 +199,13 @@ class Run:
 
     def save(self) -> None:
         self.saved = time.monotonic()
+        require_finite_weights(self.parameters, self.step, self.config.out)
         if distributed.rank() == 0:
             best = self.best if math.isfinite(self.best) else None
             position = {"step": self.step, "seconds": self.clock, "best": best}
-            checkpoint.save_training_state(self.state, self.modules, self.optimizer, position)
+            checkpoint.save_training_state(
+                self.state, self.modules, self.optimizer, position, kept={EDGES: self.policy.tokenizer.edges}
+            )
 
     def write(self, row: dict[str, Any]) -> None:
         if self.log is not None:

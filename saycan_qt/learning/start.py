@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -15,38 +17,53 @@ import yaml
 
 from saycan_qt.learning import checkpoint
 from saycan_qt.learning.algorithms import ALGORITHMS
-from saycan_qt.learning.algorithms.policy import Policy, tokenizer_of
+from saycan_qt.learning.algorithms.policy import Judge, Policy, embodiment_in, tokenizer_of
 from saycan_qt.learning.algorithms.q_transformer import QTransformer, QTransformerConfig
 from saycan_qt.learning.algorithms.qt_opt import QTOpt, QTOptConfig
 from saycan_qt.learning.algorithms.rt1 import RT1, RT1Config
-from saycan_qt.learning.batches import Episodes
+from saycan_qt.learning.batches import Episodes, return_range
 from saycan_qt.learning.loop import LoopConfig
-from saycan_qt.networks.backbone import PRESETS, NetworkConfig
+from saycan_qt.networks.backbone import (
+    DEBUG_FILM,
+    POSITION_NAMES,
+    PRESETS,
+    YAW_NAME,
+    NetworkConfig,
+    StateConfig,
+)
 from saycan_qt.networks.efficientnet import EfficientNetConfig
 from saycan_qt.networks.keypoints import TrunkConfig
 from saycan_qt.networks.tokens import ActionTokenizer, TextEncoder, bounds_of
-from skills.types import ACTION_HIGH, ACTION_LOW, ACTION_NAMES
+from skills.embodiment import Embodiment
+from skills.errors import EmbodimentError
+from skills.robot_folder import default_robot
 
 log = logging.getLogger(__name__)
 SHIPPED_PERCEPTION = checkpoint.SHIPPED / "perception"
 AlgorithmConfig = QTransformerConfig | QTOptConfig | RT1Config
-SAMPLE = 200_000  # actions that bounds and adaptive bins are computed from
+SAMPLE = 200_000  # frames that bounds, adaptive bins and the state's size are computed from
+STILL = 1e-6  # a state number that deviates less tells nothing; its size is taken for 1
+Preset = Literal["small", "compact", "paper", "debug"]
 
 
 @dataclass(frozen=True)
 class TrainConfig(LoopConfig):
     """One training run."""
 
-    # Which columns mean what, where the data is not ours: a YAML file, or "fractal", "bridge"
+    # Which columns mean what, where the data does not say or says something else: a YAML file, or "fractal", "bridge"
     mapping: str = ""
+    rate: float = 0.0  # [Hz] actions a second, fewer than the data has: changes are added up; 0: the data's
+    # What succeeded, where the data does not say: "all", a column's name, or a file of outcomes
+    success: str = ""
     # small: keypoints, for the kitchen; compact: a small FiLM-EfficientNet; paper: the paper's sizes. The last two take
-    # images of whatever size the data has
-    preset: Literal["small", "compact", "paper", "debug"] = "small"
+    # any number of cameras, and images of whatever size the data has. Default: small where the state says where the
+    # gripper is and there is one camera, else compact
+    preset: Preset | None = None
     perception: Path | None = None  # checkpoint of saycan_qt.pretrain; default: the one that ships
     init: Path | None = None  # checkpoint, or the name of a shipped one, whose network, eyes included, it starts from
     text_model: str = ""  # sentence-transformers model by name or folder; "" is the pinned MiniLM
-    # Range of each action dimension: "robot" is what skills.types says, "data" comes from the episodes' percentiles; or
-    # a YAML file with eight numbers each under `low` and `high`
+    # Range of each action dimension: "robot" is what the robot's description says, which comes with the data; "data"
+    # comes from the episodes' percentiles; or a YAML file with as many numbers each under `low` and `high`
     bounds: str = "robot"
     # "adaptive": narrow where the data's motion is fine. Beyond the paper, which names uniform bins as a limitation
     bins: Literal["uniform", "adaptive"] = "uniform"
@@ -87,55 +104,74 @@ class Finetune(TrainConfig):
     learning_rate: float = 2e-4
 
 
+def sees_keypoints(embodiment: Embodiment) -> bool:
+    """Can the small preset's eyes serve this robot? They see from its gripper, through one camera."""
+    return StateConfig.typical(embodiment).has_gripper and len(embodiment.cameras) == 1
+
+
+def preset_for(asked: Preset | None, embodiment: Embodiment) -> Preset:
+    """Raises ValueError where the small one is asked for and cannot be."""
+    fits = sees_keypoints(embodiment)
+    if asked == "small" and not fits:
+        cameras = ", ".join(camera.name for camera in embodiment.cameras) or "none"
+        raise ValueError(
+            f"the small preset wants one camera and a state with {', '.join((*POSITION_NAMES, YAW_NAME))}; the data's "
+            f"cameras: {cameras}; its state: {', '.join(number.name for number in embodiment.state) or 'none'}; take "
+            "--preset compact"
+        )
+    return asked or ("small" if fits else "compact")
+
+
+def state_config(dataset: Episodes) -> StateConfig:
+    """Mean and deviation of the data's state; of the default robot's, those that its checkpoints were trained with."""
+    embodiment = dataset.embodiment
+    if embodiment.state == default_robot().embodiment.state:
+        return StateConfig.typical(embodiment)
+    sample = np.asarray(dataset.states[:: max(1, len(dataset.states) // SAMPLE)], np.float64)
+    deviation = sample.std(axis=0)
+    return StateConfig.of(embodiment, sample.mean(axis=0).tolist(), np.where(deviation < STILL, 1, deviation).tolist())
+
+
 def new_policy(config: TrainConfig, dataset: Episodes) -> tuple[Policy, list[str]]:
     """The policy before its first step, and texts whose embeddings are known without a sentence model."""
     torch.manual_seed(config.batches.seed)
-    algorithm = config.algorithm
-    network, table = PRESETS[config.preset], dict[str, np.ndarray]()
+    algorithm, embodiment = config.algorithm, dataset.embodiment
+    table = dict[str, np.ndarray]()
     eyes: dict[str, torch.Tensor] = {}
     start: dict[str, torch.Tensor] = {}
-    perception = config.perception or (SHIPPED_PERCEPTION if SHIPPED_PERCEPTION.exists() else None)
-    if config.text_model:
-        size = len(TextEncoder(model=config.text_model).encode(["a"])[0])
-        network = dataclasses.replace(network, text_model=config.text_model, text_size=size)
-    if isinstance(network.encoder, TrunkConfig) and perception is not None and not config.init:
-        if config.text_model:
-            raise ValueError("the small preset's eyes know MiniLM alone; --text-model needs another --preset")
-        described, eyes = checkpoint.read(perception)
-        network = dataclasses.replace(network, encoder=TrunkConfig.from_dict(described["trunk"]))
-        table |= zip(described["texts"], eyes["texts"].numpy(), strict=True)
     if config.init is not None:
         described, start = checkpoint.read(config.init)
         if described.get("algorithm") not in ALGORITHMS:
             raise ValueError(f"{config.init} is no policy: its algorithm is {described.get('algorithm')!r}")
         algorithm = algorithm or ALGORITHMS[described["algorithm"]].config_type(**described["config"])
         network = NetworkConfig.from_dict(described["network"])
+        embodiment = taken_over(config.init, described, network, embodiment)
         table |= zip(described["texts"], start["texts"].numpy(), strict=True)
     elif algorithm is None:
         raise ValueError("finetune needs --init, a checkpoint's folder or the name of one that ships")
-    if config.preset == "small" and not (eyes or start):
-        raise ValueError("the small preset needs --perception DIR, a checkpoint of `python -m saycan_qt.pretrain`")
-    height, width = dataset.images.shape[1:3]
-    if isinstance(network.encoder, EfficientNetConfig) and not start:  # it takes images of any size: those of the data
-        network = dataclasses.replace(network, encoder=dataclasses.replace(network.encoder, image=(height, width)))
-    if (height, width) != network.encoder.image:
-        wanted = list(network.encoder.image)
-        raise ValueError(
-            f"the data's images are {height} pixels high and {width} wide, this network's eyes want {wanted}; "
-            f"resize them with `image_size: {wanted}` in a --mapping file, or train another --preset"
-        )
+    else:
+        network, eyes, table = new_network(config, dataset)
+    if (camera := next(iter(embodiment.cameras), None)) is not None:
+        height, width = dataset.cameras[camera.name].shape[1:3]
+        if network.encoder is not None and (height, width) != tuple(network.encoder.image):
+            wanted = list(network.encoder.image)
+            raise ValueError(
+                f"the data's images are {height} pixels high and {width} wide, this network's eyes want {wanted}; "
+                f"resize them with `image_size: {wanted}` in a --mapping file, or train another --preset"
+            )
     texts = TextEncoder(table, network.text_model)
-    tokenizer = tokenizer_of(start) or new_tokenizer(config, network.bins, dataset.actions)
+    tokenizer = tokenizer_of(start, embodiment) or new_tokenizer(config, network.bins, embodiment, dataset.actions)
     policy: Policy
     match algorithm:
         case QTransformerConfig() as q:
-            policy = QTransformer(network, q, texts, tokenizer)
+            policy = QTransformer(network, q, texts, tokenizer, embodiment)
         case QTOptConfig() as qt_opt:
-            policy = QTOpt(network, qt_opt, texts, tokenizer)
+            policy = QTOpt(network, qt_opt, texts, tokenizer, embodiment)
         case RT1Config() as rt1:
-            policy = RT1(network, rt1, texts, tokenizer)
+            policy = RT1(network, rt1, texts, tokenizer, embodiment)
     for part in ("trunk", "grounding") if eyes else ():
         if fresh := policy.start_from(eyes, f"{part}.", f"encoder.{part}."):
+            perception = config.perception or SHIPPED_PERCEPTION
             raise ValueError(f"{perception} does not fit this network: it lacks {', '.join(fresh[:3])}")
     if start:
         fresh = policy.start_from(start, "network.")
@@ -143,35 +179,124 @@ def new_policy(config: TrainConfig, dataset: Episodes) -> tuple[Policy, list[str
     return policy, list(table)
 
 
-def new_tokenizer(config: TrainConfig, bins: int, actions: np.ndarray) -> ActionTokenizer:
+def new_network(
+    config: TrainConfig, dataset: Episodes
+) -> tuple[NetworkConfig, dict[str, torch.Tensor], dict[str, np.ndarray]]:
+    """A network for the data's robot, the weights of its eyes if they are not learnt, and texts' embeddings that come
+    with these."""
+    embodiment, table = dataset.embodiment, dict[str, np.ndarray]()
+    preset = preset_for(config.preset, embodiment)
+    network = DEBUG_FILM if preset == "debug" and not sees_keypoints(embodiment) else PRESETS[preset]
+    network = network.fitted(embodiment, state_config(dataset))
+    if config.text_model:
+        size = len(TextEncoder(model=config.text_model).encode(["a"])[0])
+        network = dataclasses.replace(network, text_model=config.text_model, text_size=size)
+    match network.encoder:
+        case EfficientNetConfig() as eyes:  # it takes images of any size: those of the data
+            height, width = dataset.images.shape[1:3]
+            return dataclasses.replace(network, encoder=dataclasses.replace(eyes, image=(height, width))), {}, table
+        case None:
+            return network, {}, table
+    perception = config.perception or (SHIPPED_PERCEPTION if SHIPPED_PERCEPTION.exists() else None)
+    if perception is None:
+        if preset == "small":
+            raise ValueError("the small preset needs --perception DIR, a checkpoint of `python -m saycan_qt.pretrain`")
+        return network, {}, table
+    if config.text_model:
+        raise ValueError("the small preset's eyes know MiniLM alone; --text-model needs another --preset")
+    described, seeing = checkpoint.read(perception)
+    table |= zip(described["texts"], seeing["texts"].numpy(), strict=True)
+    return dataclasses.replace(network, encoder=TrunkConfig.from_dict(described["trunk"])), seeing, table
+
+
+def taken_over(init: Path, described: Mapping[str, Any], network: NetworkConfig, embodiment: Embodiment) -> Embodiment:
+    """The data's robot as the checkpoint `init` takes it. Raises ValueError, with the first difference, for another."""
+    theirs = embodiment_in(described)
+    problem = theirs.misfit(embodiment) if "embodiment" in described else ""  # else its names are not its own
+    sizes = (len(theirs.action), len(theirs.state)), (len(embodiment.action), len(embodiment.state))
+    if not problem and sizes[0] != sizes[1]:
+        policy, data = (f"{actions} action dimensions and {states} state numbers" for actions, states in sizes)
+        problem = f"the policy has {policy}, the data has {data}"
+    if not problem and len(embodiment.cameras) < network.cameras:
+        problem = f"the policy sees through {network.cameras} cameras, the data has {len(embodiment.cameras)}"
+    if problem:
+        raise ValueError(f"{init} is of another robot than the data: {problem}")
+    names = [camera.name for camera in theirs.cameras]
+    there = {camera.name: camera for camera in embodiment.cameras}
+    cameras = [there[name] for name in names] if set(names) <= there.keys() else list(there.values())
+    return dataclasses.replace(embodiment, action=theirs.action, cameras=tuple(cameras[: network.cameras]))
+
+
+def new_tokenizer(config: TrainConfig, bins: int, embodiment: Embodiment, actions: np.ndarray) -> ActionTokenizer:
     """Action bins as `bounds` and `bins` say, from at most SAMPLE actions spread over the data."""
     sample = np.asarray(actions[:: max(1, len(actions) // SAMPLE)])
     if config.bounds == "robot":
-        low, high = ACTION_LOW, ACTION_HIGH
-        if (beyond := np.mean((sample < low - 1e-3) | (sample > high + 1e-3))) > 0.01:
+        if (beyond := np.mean((sample < embodiment.low - 1e-3) | (sample > embodiment.high + 1e-3))) > 0.01:
             log.warning(
                 "%.0f %% of the data's action values lie beyond the robot's range; try --bounds data", 100 * beyond
             )
     elif config.bounds == "data":
-        low, high = bounds_of(sample)
+        embodiment, still = bounds_of(sample, embodiment)
+        if still:
+            log.warning("the actions never move in %s; --bounds FILE gives them a range", ", ".join(still))
     else:
-        low, high = read_bounds(Path(config.bounds))
+        embodiment = read_bounds(Path(config.bounds), embodiment)
     if config.bins == "adaptive":
-        return ActionTokenizer.adaptive(sample, bins, low, high)
-    return ActionTokenizer.uniform(bins, low, high)
+        return ActionTokenizer.adaptive(sample, embodiment, bins)
+    return ActionTokenizer.uniform(embodiment, bins)
 
 
-def read_bounds(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Lowest and highest action (8,) from a YAML file."""
+def read_bounds(path: Path, embodiment: Embodiment) -> Embodiment:
+    """With the lowest and highest action (D,) from a YAML file."""
+    names, count = ", ".join(dimension.name for dimension in embodiment.action), len(embodiment.action)
     try:
         given = yaml.safe_load(path.read_text())
         low, high = (np.array(given[key], np.float32) for key in ("low", "high"))
     except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError) as error:
+        why = " ".join(str(error).split())
         raise ValueError(
-            f"--bounds {path}: not a YAML file with `low` and `high`, eight numbers each: {error}"
+            f"--bounds {path}: not a YAML file with `low` and `high`, {count} numbers each: {why}"
         ) from None
-    if low.shape != (len(ACTION_NAMES),) or high.shape != low.shape or not (low < high).all():
-        raise ValueError(
-            f"--bounds {path}: `low` and `high` need eight numbers each ({', '.join(ACTION_NAMES)}), low < high"
+    if low.shape != (count,) or high.shape != low.shape or not (low < high).all():
+        raise ValueError(f"--bounds {path}: `low` and `high` need {count} numbers each ({names}), low < high")
+    try:
+        dimensions = [
+            dataclasses.replace(dimension, low=a, high=b)
+            for dimension, a, b in zip(embodiment.action, low.tolist(), high.tolist(), strict=True)
+        ]
+        return dataclasses.replace(embodiment, action=tuple(dimensions))
+    except EmbodimentError as error:
+        raise ValueError(f"--bounds {path}: {error}") from None
+
+
+def require_returns(policy: Policy, config: TrainConfig, dataset: Episodes) -> None:
+    """Raises ValueError where the data has no values to learn, and warns of returns that they cannot reach."""
+    if not isinstance(policy, Judge):
+        return
+    if config.batches.reward == "success":
+        if not np.any(dataset.success):
+            raise ValueError(
+                f"0 % of {len(dataset.success)} episodes succeeded: every return is 0, nothing to learn Q from; "
+                "say what succeeded with --success all|COLUMN|FILE, or take recorded rewards with --reward dataset"
+            )
+        return
+    low, high = return_range(dataset, policy.discount)
+    if low == high == 0:
+        raise ValueError("every recorded reward is 0: there is nothing to learn Q from; leave out --reward dataset")
+    value_low, value_high = policy.config.value_low, policy.config.value_high
+    if low < value_low or high > value_high:
+        log.warning(
+            "the recorded returns run from %.4g to %.4g, and are cut to %g ... %g; give their range with "
+            "--value-low %.4g --value-high %.4g",
+            *(low, high, value_low, value_high, min(low, value_low), max(high, value_low)),
         )
-    return low, high
+
+
+def cache_for(config: TrainConfig) -> Path | None:
+    """Where decoded frames go: as asked, else beside the data (None), or in the run's folder if that is read-only."""
+    beside = config.data[0] / ".cache"
+    where = beside if beside.exists() else config.data[0]
+    if config.cache is not None or not where.is_dir() or os.access(where, os.W_OK):
+        return config.cache
+    log.warning("%s cannot be written; decoded frames go to %s (--cache DIR)", where, config.out / ".cache")
+    return config.out / ".cache"

@@ -1,4 +1,5 @@
-"""Frames and an instruction -> one decoder-only Transformer -> an output for every bin of every action dimension.
+"""Frames, a state and an instruction -> one decoder-only Transformer -> an output for every bin of every action
+dimension. Any number of cameras, which share an encoder, or none; any state, or none; any number of dimensions.
 
 Every algorithm uses this network; they differ in the heads they ask for and in their losses. `SMALL` trains on two CPU
 cores, `PAPER` has the paper's sizes. Where SMALL departs from the paper, the field's comment says so.
@@ -8,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,22 +29,75 @@ from saycan_qt.networks.keypoints import (
     TrunkConfig,
 )
 from saycan_qt.networks.tokens import TEXT_SIZE
-from skills.types import ACTION_NAMES
+from skills.embodiment import Embodiment
+from skills.robot_folder import default_robot
 
-STATE_SIZE = 8
-YAW = 5  # index of the gripper's yaw in observation.state
-STATE_SCALE = (0.3, 0.3, 0.3, 1.0, 1.0, 1.0, 0.5, 0.5)  # a typical deviation of each number of observation.state
+POSITION_NAMES, YAW_NAME = ("gripper_x", "gripper_y", "gripper_z"), "gripper_yaw"  # of a state that says where it is
+TYPICAL = {"m": 0.3, "rad": 1.0}  # a typical deviation of the default robot's state numbers, by unit
+TYPICAL_FRACTION = 0.5  # and of those without one
+FAR = 10.0  # [deviations] beyond which a state number says no more
+STATE_WAVES = (0.5, 1.0, 2.0, 4.0)  # [deviations] wavelengths of the Fourier features where the state is all there is
 WAVELENGTHS = (0.03, 0.08, 0.2, 0.5, 1.2)  # [m] of the Fourier features of positions
 KNEES = (0.01, 0.03, 0.1)  # [m] where tanh features of relative positions saturate; unlike sines they do not repeat
+
+
+@dataclass(frozen=True)
+class StateConfig:
+    """The numbers of the state as the network takes them."""
+
+    mean: tuple[float, ...]  # of each, in its unit
+    scale: tuple[float, ...]  # its typical deviation
+    position: tuple[int, ...] = ()  # which are the gripper's x, y and z [m]; none where the state does not say
+    yaw: int | None = None  # which is its yaw [rad]
+
+    @classmethod
+    def typical(cls, embodiment: Embodiment) -> StateConfig:
+        """By the units alone, whatever the data."""
+        scale = tuple(TYPICAL.get(number.unit, TYPICAL_FRACTION) for number in embodiment.state)
+        return cls.of(embodiment, (0.0,) * len(scale), scale)
+
+    @classmethod
+    def of(cls, embodiment: Embodiment, mean: Sequence[float], scale: Sequence[float]) -> StateConfig:
+        units = {number.name: number.unit for number in embodiment.state}
+        names = list(units)
+        placed = all(units.get(name) in ("m", "") for name in POSITION_NAMES)  # "": it was not written down
+        return cls(
+            mean=tuple(float(number) for number in mean),
+            scale=tuple(float(number) for number in scale),
+            position=tuple(names.index(name) for name in POSITION_NAMES) if placed else (),
+            yaw=names.index(YAW_NAME) if units.get(YAW_NAME) in ("rad", "") else None,
+        )
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> StateConfig:
+        """From JSON, which has no tuples."""
+        fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        return cls(**fields)
+
+    @property
+    def has_gripper(self) -> bool:
+        """Does it say where the gripper is, and how it is turned?"""
+        return bool(self.position) and self.yaw is not None
+
+    def __len__(self) -> int:
+        return len(self.mean)
+
+
+def _default_state() -> StateConfig:
+    return StateConfig.typical(default_robot().embodiment)
+
+
+def _default_dims() -> int:
+    return len(default_robot().embodiment.action)
 
 
 @dataclass(frozen=True)
 class NetworkConfig:
     """Sizes and parts of the network."""
 
-    encoder: TrunkConfig | EfficientNetConfig = field(default_factory=TrunkConfig)
+    encoder: TrunkConfig | EfficientNetConfig | None = field(default_factory=TrunkConfig)  # None: there is no camera
     # Departs in SMALL: a keypoint trunk without FiLM, so that all skills and all epochs share one pass over an image
-    tokens: int = 8  # per frame, from TokenLearner or its text-conditioned counterpart
+    tokens: int = 8  # per image, from TokenLearner or its text-conditioned counterpart; of the state if it is alone
     history: int = 1  # frames seen. Departs in SMALL (paper: 6): a kitchen step shows nearly all that matters
     width: int = 128  # of a token
     layers: int = 3  # paper: 8
@@ -54,11 +108,28 @@ class NetworkConfig:
     bins: int = 256  # per action dimension
     text_size: int = TEXT_SIZE  # numbers of an instruction's embedding
     text_model: str = ""  # a sentence-transformers model by name or folder; "" is the pinned MiniLM
+    # What follows from the robot; networks of before it was said are the default robot's
+    cameras: int = 1  # images at each time
+    dims: int = field(default_factory=_default_dims)  # of an action
+    state: StateConfig = field(default_factory=_default_state)
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> NetworkConfig:
-        kind = TrunkConfig if "keypoints" in values["encoder"] else EfficientNetConfig
-        return cls(**{**values, "encoder": kind.from_dict(values["encoder"])})
+    def from_dict(cls, values: Mapping[str, Any]) -> NetworkConfig:
+        fields = dict(values)
+        if (encoder := fields["encoder"]) is not None:
+            kind = TrunkConfig if "keypoints" in encoder else EfficientNetConfig
+            fields["encoder"] = kind.from_dict(encoder)
+        if "state" in fields:
+            fields["state"] = StateConfig.from_dict(fields["state"])
+        return cls(**fields)
+
+    def fitted(self, embodiment: Embodiment, state: StateConfig) -> NetworkConfig:
+        """The same sizes for another robot; `state` says how its state is taken. Without a camera the instruction and
+        the state become tokens, since nothing else could tell of them."""
+        found = dataclasses.replace(self, cameras=len(embodiment.cameras), dims=len(embodiment.action), state=state)
+        if embodiment.cameras:
+            return found
+        return dataclasses.replace(found, encoder=None, state_token=True, text_token=True)
 
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
@@ -76,13 +147,21 @@ COMPACT = (
 DEBUG = NetworkConfig(
     encoder=TrunkConfig(channels=(8, 8, 8, 8), blocks=(1, 1, 1), hidden=16, feature=8), width=32, layers=2, heads=2
 )
+DEBUG_FILM = dataclasses.replace(  # for robots whom a keypoint trunk does not fit
+    DEBUG, encoder=EfficientNetConfig(image=(32, 32), width_multiplier=0.1, depth_multiplier=0.1, film_from=2), tokens=2
+)
 PRESETS = {"small": SMALL, "compact": COMPACT, "paper": PAPER, "debug": DEBUG}
 
 
-def waves(meters: Tensor) -> Tensor:
-    """(..., 3) [m] -> (..., 6 * wavelengths) sines and cosines."""
-    phase = (meters[..., None] * (2 * math.pi / torch.tensor(WAVELENGTHS, device=meters.device))).flatten(-2)
+def sines(numbers: Tensor, wavelengths: Sequence[float]) -> Tensor:
+    """(..., n) -> (..., 2 n * wavelengths) sines and cosines."""
+    phase = (numbers[..., None] * (2 * math.pi / torch.tensor(wavelengths, device=numbers.device))).flatten(-2)
     return torch.cat([phase.sin(), phase.cos()], dim=-1)
+
+
+def waves(meters: Tensor) -> Tensor:
+    """(..., 3) [m] -> (..., 6 * wavelengths)."""
+    return sines(meters, WAVELENGTHS)
 
 
 def turned(heading: Tensor, yaw: Tensor) -> Tensor:
@@ -92,19 +171,31 @@ def turned(heading: Tensor, yaw: Tensor) -> Tensor:
 
 
 class StateEncoder(nn.Module):
-    """observation.state -> one token."""
+    """The state -> one token beside those of the images, or several where it is all there is."""
 
+    mean: Tensor
     scale: Tensor
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, config: StateConfig, width: int, tokens: int = 1, alone: bool = False) -> None:
         super().__init__()
-        self.layers = nn.Sequential(
-            nn.Linear(STATE_SIZE + 6 * len(WAVELENGTHS), width), nn.GELU(), nn.Linear(width, width)
-        )
-        self.register_buffer("scale", torch.tensor(STATE_SCALE), persistent=False)
+        self.position, self.tokens, self.alone = list(config.position), tokens, alone
+        numbers = len(config) + 2 * len(self.position) * len(WAVELENGTHS)
+        if alone:  # no image tells where things are: finer features, one layer more
+            numbers += 2 * len(config) * len(STATE_WAVES)
+        deeper = [nn.Linear(width, width), nn.GELU()] if alone else []
+        self.layers = nn.Sequential(nn.Linear(numbers, width), nn.GELU(), *deeper, nn.Linear(width, tokens * width))
+        self.register_buffer("mean", torch.tensor(config.mean, dtype=torch.float32), persistent=False)
+        self.register_buffer("scale", torch.tensor(config.scale, dtype=torch.float32), persistent=False)
 
     def forward(self, states: Tensor) -> Tensor:
-        return self.layers(torch.cat([states / self.scale, waves(states[..., :3])], dim=-1))
+        """(B, h, S) -> (B, h, tokens, width)."""
+        normal = ((states - self.mean) / self.scale).clamp(-FAR, FAR)
+        numbers = [normal]
+        if self.position:
+            numbers.append(waves(states[..., self.position]))
+        if self.alone:
+            numbers.append(sines(normal, STATE_WAVES))
+        return self.layers(torch.cat(numbers, dim=-1)).unflatten(-1, (self.tokens, -1))
 
 
 class KeypointEncoder(nn.Module):
@@ -113,8 +204,11 @@ class KeypointEncoder(nn.Module):
     The first tokens start with their attention on the keypoints that the instruction names (`Grounding`); the others
     learn where to look. Departs from the paper, and says the policy a lot: its attention is over named things."""
 
-    def __init__(self, config: TrunkConfig, tokens: int, width: int, text: int) -> None:
+    def __init__(self, config: TrunkConfig, state: StateConfig, tokens: int, width: int, text: int) -> None:
         super().__init__()
+        if not state.has_gripper:
+            raise ValueError(f"keypoints are seen from the gripper; the state has no {', '.join(POSITION_NAMES)}")
+        self.position, self.yaw = list(state.position), state.yaw
         self.tokens, self.key_size = tokens, 32
         self.trunk = KeypointTrunk(config)
         self.grounding = Grounding(config.keypoints, text)
@@ -137,12 +231,12 @@ class KeypointEncoder(nn.Module):
         return self.trunk(images).numbers()
 
     def forward(self, frames: Tensor, states: Tensor, text: Tensor) -> Tensor:
-        """frames (B, h, K, 6 + F), states (B, h, 8), text (B, E) -> (B, h, tokens, width)."""
+        """frames (B, h, K, 6 + F), states (B, h, S), text (B, E) -> (B, h, tokens, width)."""
         position = frames[..., POSITION]
-        relative = position - states[..., None, :3]  # to the gripper
+        relative = position - states[..., None, self.position]  # to the gripper
         knees = torch.tanh(relative[..., None] / torch.tensor(KNEES, device=frames.device)).flatten(-2)
         numbers = [frames[..., PRESENCE] * 2 - 1, position / 0.3, relative / 0.2, knees, waves(relative)]
-        numbers += [turned(frames[..., HEADING], states[..., None, YAW]), self.feature_norm(frames[..., FEATURE])]
+        numbers += [turned(frames[..., HEADING], states[..., None, self.yaw]), self.feature_norm(frames[..., FEATURE])]
         content = F.gelu(self.content(torch.cat(numbers, dim=-1)) + self.identity)  # (B, h, K, width)
         keys = self.keys(content) + self.identity_keys
         nothing_key = self.nothing_key.to(keys.dtype).expand(*keys.shape[:2], 1, -1)
@@ -230,19 +324,26 @@ class PolicyNetwork(nn.Module):
     def __init__(self, config: NetworkConfig, heads: Sequence[str]) -> None:
         """heads: "q" (sigmoid) and "behavior" (softmax)."""
         super().__init__()
-        self.config, self.dims = config, len(ACTION_NAMES)
-        width = config.width
-        self.encoder: KeypointEncoder | FilmEfficientNet
-        if isinstance(config.encoder, TrunkConfig):
-            self.encoder = KeypointEncoder(config.encoder, config.tokens, width, config.text_size)
-        else:
-            self.encoder = FilmEfficientNet(config.encoder, config.tokens, width, config.text_size)
-        self.state = StateEncoder(width) if config.state_token else None
+        self.config, self.dims = config, config.dims
+        width, seen = config.width, config.cameras * config.tokens
+        self.encoder: KeypointEncoder | FilmEfficientNet | None
+        match config.encoder:
+            case TrunkConfig() as trunk:
+                if config.cameras != 1:
+                    raise ValueError(f"keypoints are seen by one camera, not by {config.cameras}")
+                self.encoder = KeypointEncoder(trunk, config.state, config.tokens, width, config.text_size)
+            case EfficientNetConfig() as efficientnet:
+                self.encoder = FilmEfficientNet(efficientnet, config.tokens, width, config.text_size)
+            case None:
+                self.encoder = None
+        alone = self.encoder is None
+        felt = 0 if not (config.state_token and len(config.state)) else config.tokens if alone else 1
+        self.state = StateEncoder(config.state, width, felt, alone) if felt else None
         self.text = nn.Linear(config.text_size, width) if config.text_token else None
-        prefix = int(config.text_token) + config.history * (config.tokens + int(config.state_token))
+        prefix = int(config.text_token) + config.history * (seen + felt)
         self.places = nn.Parameter(torch.randn(prefix, width) * 0.1)
         self.dimensions = nn.Parameter(torch.randn(self.dims, width) * 0.1)
-        self.actions = nn.Embedding((self.dims - 1) * config.bins, width)
+        self.actions = nn.Embedding(max(1, self.dims - 1) * config.bins, width)
         nn.init.normal_(self.actions.weight, std=0.2)
         self.layers = nn.ModuleList(Layer(width, config.heads, config.mlp) for _ in range(config.layers))
         self.norm = nn.LayerNorm(width)
@@ -254,16 +355,21 @@ class PolicyNetwork(nn.Module):
 
     def perceive(self, images: Tensor) -> Tensor:
         """(N, H, W, 3) uint8 -> what an image says whatever the instruction; shared by all of them."""
+        assert self.encoder is not None
         return self.encoder.perceive(images)
 
     def encode(self, frames: Tensor, states: Tensor, text: Tensor) -> Memory:
-        """frames (B, h, ...) perceived, or images as uint8; states (B, h, 8); text (B, E)."""
-        if frames.dtype == torch.uint8:
-            frames = self.perceive(frames.flatten(0, 1)).unflatten(0, frames.shape[:2])
-        tokens = self.encoder(frames, states, text)
+        """frames (B, h * cameras, ...) perceived, or images as uint8, those of one time beside each other; states
+        (B, h, S); text (B, E)."""
+        parts = []
+        if self.encoder is not None:
+            if frames.dtype == torch.uint8:
+                frames = self.perceive(frames.flatten(0, 1)).unflatten(0, frames.shape[:2])
+            tokens = self.encoder(frames, states, text)
+            parts.append(tokens.unflatten(1, (-1, self.config.cameras)).flatten(2, 3))
         if self.state is not None:
-            tokens = torch.cat([tokens, self.state(states)[:, :, None]], dim=2)
-        x = tokens.flatten(1, 2)
+            parts.append(self.state(states))
+        x = torch.cat(parts, dim=2).flatten(1, 2)
         if self.text is not None:
             x = torch.cat([self.text(text)[:, None] * math.sqrt(text.shape[-1]) / 4, x], dim=1)
         x = x + self.places

@@ -5,45 +5,48 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from skills.types import ACTION_HIGH, ACTION_LOW, ACTION_NAMES, TERMINATE_THRESHOLD
+from skills.embodiment import TERMINATE_THRESHOLD, ActionDimension, Embodiment
 
 TEXT_SIZE = 384  # numbers of an all-MiniLM-L6-v2 embedding
 REMEMBERED = 4096  # texts beyond a table's: 6 MB of embeddings
-TERMINATE = ACTION_NAMES.index("terminate")
+STILL, STILL_SHARE = 1e-6, 1e-4  # an action dimension that spans less, or less of its value, does not move
+NARROW = 1e-3  # half the range that it gets, relative to its value
 
 
 class ActionTokenizer:
     """Each action dimension in bins; a bin decodes to its middle.
 
-    Uniform over the dimension's range by default [Q-Transformer, app. D.3]. The binary terminate action is padded to
+    Uniform over the dimension's range by default [Q-Transformer, app. D.3]. A binary terminate action is padded to
     the same number of bins and uses the first and the last."""
 
-    def __init__(self, edges: Tensor) -> None:
-        """edges (D, bins + 1) float32, rising: the limits of every dimension's bins, in the action's units."""
-        if edges.ndim != 2 or len(edges) != len(ACTION_NAMES) or not bool((edges.diff(dim=1) > 0).all()):
-            raise ValueError(f"edges must rise along each of the {len(ACTION_NAMES)} rows; they are {edges.shape}")
-        self.edges = edges.float()
+    def __init__(self, edges: Tensor, terminate: int | None) -> None:
+        """edges (D, bins + 1) float32, rising: the limits of every dimension's bins, in the action's units; terminate:
+        which dimension ends a skill, None where none does."""
+        if edges.ndim != 2 or not bool((edges.diff(dim=1) > 0).all()):
+            raise ValueError(f"edges must rise along each action dimension's row; they are {tuple(edges.shape)}")
+        self.edges, self.terminate = edges.float(), terminate
         self._inner = self.edges[:, 1:-1].contiguous()
         self._middles = (self.edges[:, 1:] + self.edges[:, :-1]) / 2
 
     @classmethod
-    def uniform(cls, bins: int = 256, low: np.ndarray = ACTION_LOW, high: np.ndarray = ACTION_HIGH) -> ActionTokenizer:
+    def uniform(cls, embodiment: Embodiment, bins: int = 256) -> ActionTokenizer:
         steps = torch.linspace(0, 1, bins + 1, dtype=torch.float64)
-        begin, end = (torch.from_numpy(np.asarray(bound, np.float64))[:, None] for bound in (low, high))
-        return cls((begin + steps * (end - begin)).float())
+        bounds = (embodiment.low, embodiment.high)
+        begin, end = (torch.from_numpy(bound.astype(np.float64))[:, None] for bound in bounds)
+        return cls((begin + steps * (end - begin)).float(), embodiment.terminate)
 
     @classmethod
     def adaptive(
         cls,
         actions: np.ndarray,
+        embodiment: Embodiment,
         bins: int = 256,
-        low: np.ndarray = ACTION_LOW,
-        high: np.ndarray = ACTION_HIGH,
         finest: float = 4.0,
         coarsest: float = 4.0,
     ) -> ActionTokenizer:
@@ -52,10 +55,10 @@ class ActionTokenizer:
         Beyond the paper, which names it among its limitations [sec. 6]. The density that bins follow is held between
         1 / coarsest and `finest` times the uniform one, since an exactly repeated value (standing still, a limit of
         the arm) would otherwise take most bins for itself."""
-        edges = cls.uniform(bins, low, high).edges
+        edges, low, high = cls.uniform(embodiment, bins).edges, embodiment.low, embodiment.high
         cells = 16 * bins
         for dim in range(len(edges)):
-            if dim == TERMINATE:
+            if dim == embodiment.terminate:
                 continue
             grid = np.linspace(low[dim], high[dim], cells + 1)
             counts, _ = np.histogram(np.clip(actions[:, dim], low[dim], high[dim]), grid)
@@ -63,7 +66,7 @@ class ActionTokenizer:
             cumulative = np.concatenate([[0.0], np.cumsum(density)])
             inner = np.interp(np.linspace(0, 1, bins + 1)[1:-1], cumulative / cumulative[-1], grid)
             edges[dim, 1:-1] = torch.from_numpy(inner.astype(np.float32))
-        return cls(edges)
+        return cls(edges, embodiment.terminate)
 
     @property
     def bins(self) -> int:
@@ -74,26 +77,42 @@ class ActionTokenizer:
         return len(self.edges)
 
     def encode(self, actions: Tensor) -> Tensor:
-        """(..., 8) in physical units -> (..., 8) int64 bins; values beyond the range fall into the outer bins."""
+        """(..., D) in physical units -> (..., D) int64 bins; values beyond the range fall into the outer bins."""
         rows = actions.detach().cpu().float().reshape(-1, self.dims).T.contiguous()
         tokens = torch.searchsorted(self._inner, rows, right=True).T.reshape(actions.shape)
-        tokens[..., TERMINATE] = (actions[..., TERMINATE] > TERMINATE_THRESHOLD).long() * (self.bins - 1)
+        if (end := self.terminate) is not None:
+            tokens[..., end] = (actions[..., end] > TERMINATE_THRESHOLD).long() * (self.bins - 1)
         return tokens.to(actions.device)
 
     def decode(self, tokens: Tensor) -> Tensor:
-        """(..., 8) bins -> (..., 8) float32 in physical units."""
+        """(..., D) bins -> (..., D) float32 in physical units."""
         middles = self._middles.to(tokens.device)
         return middles[torch.arange(self.dims, device=tokens.device), tokens]
 
 
-def bounds_of(actions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Lowest and highest (8,) value of each dimension of actions (N, 8): the 0.1st and 99.9th percentile, since single
-    outliers would waste the bins. The fractions, closedness and terminate, keep 0 to 1."""
+def bounds_of(actions: np.ndarray, embodiment: Embodiment) -> tuple[Embodiment, list[str]]:
+    """The embodiment with the range that each dimension of actions (N, D) has: from the 0.1st to the 99.9th percentile,
+    since single outliers would waste the bins; and the names of those dimensions that never move, whose range is narrow
+    around their value. Fractions and ends keep theirs."""
     low, high = np.percentile(actions, [0.1, 99.9], axis=0).astype(np.float32)
-    low[6:], high[6:] = ACTION_LOW[6:], ACTION_HIGH[6:]
-    if still := [name for name, a, b in zip(ACTION_NAMES, low, high, strict=True) if b - a < 1e-6]:
-        raise ValueError(f"the actions never move in {', '.join(still)}; give the bounds in a file")
-    return low, high
+    found, still = list[ActionDimension](), list[str]()
+    for number, dimension in enumerate(embodiment.action):
+        if dimension.kind in ("fraction", "terminate"):
+            found.append(dimension)
+            continue
+        first, last = float(low[number]), float(high[number])
+        if _is_still(first, last):  # it moves in a few frames alone, or never
+            first, last = float(actions[:, number].min()), float(actions[:, number].max())
+        if _is_still(first, last):
+            still.append(dimension.name)
+            half = NARROW * max(1.0, abs(first))
+            first, last = first - half, last + half
+        found.append(replace(dimension, low=first, high=last))
+    return replace(embodiment, action=tuple(found)), still
+
+
+def _is_still(low: float, high: float) -> bool:
+    return high - low < max(STILL, STILL_SHARE * abs(low))
 
 
 class TextEncoder:

@@ -16,7 +16,10 @@ from torch import Tensor
 
 from saycan_qt.learning.distributed import shared_count
 from saycan_qt.networks.backbone import KeypointEncoder, Memory, NetworkConfig, PolicyNetwork
-from saycan_qt.networks.tokens import TERMINATE, ActionTokenizer, TextEncoder
+from saycan_qt.networks.efficientnet import FilmEfficientNet
+from saycan_qt.networks.tokens import ActionTokenizer, TextEncoder
+from skills.embodiment import CLOSE, Camera, Embodiment
+from skills.robot_folder import default_robot
 from skills.types import Observation
 
 Metrics = dict[str, Tensor]
@@ -24,12 +27,13 @@ Metrics = dict[str, Tensor]
 
 @dataclass
 class Batch:
-    """B transitions. Windows hold h + 1 frames: the first h end at time t, the last h at t + 1."""
+    """B transitions. Windows hold h + 1 times: the first h end at time t, the last h at t + 1. The images of C cameras
+    stand beside each other, those of one time together."""
 
-    frames: Tensor  # (B, h + 1, K, 4 + F) perceived, or (B, h + 1, H, W, 3) uint8
-    states: Tensor  # (B, h + 1, 8)
+    frames: Tensor  # (B, (h + 1) * C, K, 4 + F) perceived, or (B, (h + 1) * C, H, W, 3) uint8; (B, 0) without cameras
+    states: Tensor  # (B, h + 1, S)
     text: Tensor  # (B, E) instruction embeddings
-    actions: Tensor  # (B, 8) at t, in physical units
+    actions: Tensor  # (B, D) at t, in physical units
     tokens: Tensor  # (B, D) their bins
     next_tokens: Tensor  # (B, D) at t + 1; of no meaning where terminated
     reward: Tensor  # (B,) at t
@@ -37,32 +41,37 @@ class Batch:
     returns: Tensor  # (B,) Monte-Carlo return-to-go from t
     demonstrates: Tensor  # (B,) in {0, 1}: from an episode that succeeded at this very instruction
     seed: int = 0  # of what an algorithm draws itself; follows from the run's seed and step
+    cameras: int = 1  # C
 
     def __len__(self) -> int:
         return len(self.tokens)
 
     def now(self) -> tuple[Tensor, Tensor, Tensor]:
-        return self.frames[:, :-1], self.states[:, :-1], self.text
+        return self.frames[:, : self.frames.shape[1] - self.cameras], self.states[:, :-1], self.text
 
     def next(self) -> tuple[Tensor, Tensor, Tensor]:
-        return self.frames[:, 1:], self.states[:, 1:], self.text
+        return self.frames[:, self.cameras :], self.states[:, 1:], self.text
 
 
-def smoothed_targets(tokens: Tensor, bins: int, deviation: float) -> Tensor:
-    """(B, D) -> (B, D, bins) Gaussians around the dataset's bins; terminate stays a single bin."""
+def smoothed_targets(tokens: Tensor, bins: int, deviation: float, terminate: int | None) -> Tensor:
+    """(B, D) -> (B, D, bins) Gaussians around the dataset's bins; `terminate`, if there is one, stays a single bin."""
     hard = F.one_hot(tokens, bins).float()
     if deviation <= 0:
         return hard
     distance = torch.arange(bins, device=tokens.device) - tokens[..., None]
     soft = torch.exp(-0.5 * (distance / deviation).square())
     soft = soft / soft.sum(-1, keepdim=True)
-    soft[:, TERMINATE] = hard[:, TERMINATE]
+    if terminate is not None:
+        soft[:, terminate] = hard[:, terminate]
     return soft
 
 
-def behavior_loss(logits: Tensor, tokens: Tensor, weight: Tensor, deviation: float) -> tuple[Tensor, Metrics]:
+def behavior_loss(
+    logits: Tensor, tokens: Tensor, weight: Tensor, deviation: float, terminate: int | None
+) -> tuple[Tensor, Metrics]:
     """Cross-entropy of the behaviour head (B, D, bins), mean over dimensions and over rows of weight 1."""
-    surprise = -(smoothed_targets(tokens, logits.shape[-1], deviation) * logits.log_softmax(-1)).sum(-1)  # (B, D)
+    targets = smoothed_targets(tokens, logits.shape[-1], deviation, terminate)
+    surprise = -(targets * logits.log_softmax(-1)).sum(-1)  # (B, D)
     count = shared_count(weight)
     loss = (surprise.mean(-1) * weight).sum() / count
     hit = ((logits.detach().argmax(-1) == tokens).float() * weight[:, None]).sum(0) / count
@@ -70,9 +79,9 @@ def behavior_loss(logits: Tensor, tokens: Tensor, weight: Tensor, deviation: flo
     return loss, {"behavior": loss.detach(), "behavior_of_each_dimension": each, "accuracy_of_each_dimension": hit}
 
 
-def smooth_probabilities(probabilities: Tensor, dim: int, deviation: float) -> Tensor:
-    """(B, bins) averaged over neighbouring bins with a Gaussian; terminate is left as it is."""
-    if deviation <= 0 or dim == TERMINATE:
+def smooth_probabilities(probabilities: Tensor, deviation: float) -> Tensor:
+    """(B, bins) averaged over neighbouring bins with a Gaussian."""
+    if deviation <= 0:
         return probabilities
     reach = int(3 * deviation) + 1
     offsets = torch.arange(-reach, reach + 1, device=probabilities.device)
@@ -81,9 +90,30 @@ def smooth_probabilities(probabilities: Tensor, dim: int, deviation: float) -> T
     return F.conv1d(padded, (kernel / kernel.sum())[None, None])[:, 0]
 
 
-def tokenizer_of(tensors: Mapping[str, Tensor]) -> ActionTokenizer | None:
+def embodiment_in(config: Mapping[str, Any]) -> Embodiment:
+    """The robot of a checkpoint's config; of one that does not say, the default one with the images that it saw."""
+    if "embodiment" in config:
+        return Embodiment.parse(config["embodiment"], "the checkpoint's embodiment")
+    robot, size = default_robot().embodiment, config["network"]["encoder"]["image"]
+    return dataclasses.replace(robot, cameras=tuple(Camera(camera.name, *size) for camera in robot.cameras))
+
+
+def tokenizer_of(tensors: Mapping[str, Tensor], embodiment: Embodiment) -> ActionTokenizer | None:
     """The action bins of a checkpoint; None for one that does not say, whose bins are the default ones."""
-    return ActionTokenizer(tensors["action_edges"]) if "action_edges" in tensors else None
+    return ActionTokenizer(tensors["action_edges"], embodiment.terminate) if "action_edges" in tensors else None
+
+
+def within(embodiment: Embodiment, tokenizer: ActionTokenizer) -> Embodiment:
+    """The embodiment with the range of the bins, which all actions lie in, where that is another. Fractions keep
+    theirs."""
+    dimensions = list(embodiment.action)
+    for number, (dimension, edges) in enumerate(zip(dimensions, tokenizer.edges.tolist(), strict=True)):
+        low, high = edges[0], edges[-1]
+        if dimension.kind in ("fraction", "terminate"):
+            continue
+        if max(abs(low - dimension.low), abs(high - dimension.high)) > CLOSE * (high - low):
+            dimensions[number] = dataclasses.replace(dimension, low=low, high=high)
+    return dataclasses.replace(embodiment, action=tuple(dimensions))
 
 
 class Policy(ABC):
@@ -100,10 +130,13 @@ class Policy(ABC):
         config: Any,
         heads: Sequence[str],
         texts: TextEncoder,
-        tokenizer: ActionTokenizer | None = None,  # uniform bins over ACTION_LOW..ACTION_HIGH when None
+        tokenizer: ActionTokenizer | None = None,  # uniform bins over the embodiment's range when None
+        embodiment: Embodiment | None = None,  # the default robot's when None
     ) -> None:
         self.config, self.network_config, self.texts = config, network, texts
-        self.tokenizer = tokenizer or ActionTokenizer.uniform(network.bins)
+        embodiment = embodiment or default_robot().embodiment
+        self.tokenizer = tokenizer or ActionTokenizer.uniform(embodiment, network.bins)
+        self.embodiment = dataclasses.replace(within(embodiment, self.tokenizer), history=network.history)
         self.network = self.network_type(network, heads)
         self.target_network: PolicyNetwork | None = None  # the moving average; while training
         self.device = torch.device("cpu")
@@ -125,7 +158,7 @@ class Policy(ABC):
     def prepare(self, device: str, freeze_trunk: bool) -> None:
         """Call once before training."""
         self.to(device)
-        if freeze_trunk and hasattr(self.network.encoder, "trunk"):
+        if freeze_trunk and isinstance(self.network.encoder, KeypointEncoder):
             self.network.encoder.trunk.requires_grad_(False)
         self.target_network = copy.deepcopy(self.network).requires_grad_(False).eval()
 
@@ -144,6 +177,11 @@ class Policy(ABC):
         assert self.target_network is not None
         return {"network": self.network, "target": self.target_network}
 
+    def take_bins(self, edges: Tensor) -> None:
+        """Those that the weights were trained with: (D, bins + 1) limits."""
+        self.tokenizer = ActionTokenizer(edges, self.tokenizer.terminate)
+        self.embodiment = within(self.embodiment, self.tokenizer)
+
     def to(self, device: str | torch.device) -> Policy:
         self.device = torch.device(device)
         self.network.to(self.device)
@@ -157,18 +195,18 @@ class Policy(ABC):
 
     @torch.inference_mode()
     def act_many(self, histories: Sequence[Sequence[Observation]], instructions: Sequence[str]) -> np.ndarray:
-        """(N, 8) actions, one for each history and instruction, in one batch."""
+        """(N, D) actions, one for each history and instruction, in one batch."""
         network = self.acting.eval()
         frames, states = self.observe(histories)
         memory = network.encode(frames, states, self.texts.encode(instructions).to(self.device))
         return self.decide(network, memory).cpu().numpy()
 
     def decide(self, network: PolicyNetwork, memory: Memory) -> Tensor:
-        """Actions (N, 8) in physical units."""
+        """Actions (N, D) in physical units."""
         return self.tokenizer.decode(network.decode(memory, lambda hidden, dim: self.choose(network, hidden, dim)))
 
     def act(self, history: Sequence[Observation], instruction: str) -> np.ndarray:
-        """One action, (8,) float32 within ACTION_LOW..ACTION_HIGH; history is oldest first."""
+        """One action, (D,) float32 within the embodiment's bounds; history is oldest first."""
         return self.act_many([history], [instruction])[0]
 
     def know(self, instructions: Sequence[str]) -> None:
@@ -180,7 +218,9 @@ class Policy(ABC):
         self.texts.keep(instructions)
 
     def observe(self, histories: Sequence[Sequence[Observation]]) -> tuple[Tensor, Tensor]:
-        """Perceived frames (N, h, ...) and states (N, h, 8); a short history is filled with its first observation."""
+        """Perceived frames (N, h * C, ...) and states (N, h, S); a short history is filled with its first observation.
+        Images may be as the robot's cameras give them; they are then resized as the training's were. Raises ValueError
+        for what this policy's robot does not observe."""
         length = self.network_config.history
         windows = []
         for history in histories:
@@ -188,18 +228,45 @@ class Policy(ABC):
                 raise ValueError("the history is empty; it needs at least the present observation")
             recent = list(history)[-length:]
             windows.append([recent[0]] * (length - len(recent)) + recent)
-        expected = (*self.network_config.encoder.image, 3)
-        for window in windows:
-            for observation in window:
-                if observation.image.shape != expected or observation.image.dtype != np.uint8:
-                    raise ValueError(
-                        f"the image is {observation.image.shape} {observation.image.dtype}; "
-                        f"this policy wants {expected} uint8 (height, width, RGB)"
-                    )
-        images = torch.from_numpy(np.stack([o.image for window in windows for o in window])).to(self.device)
-        states = np.stack([np.stack([np.asarray(o.state, np.float32) for o in window]) for window in windows])
-        frames = self.acting.perceive(images)
-        return frames.unflatten(0, (len(windows), length)), torch.from_numpy(states).to(self.device)
+        states = np.stack([np.stack([self._state(o) for o in window]) for window in windows])
+        felt = torch.from_numpy(states).to(self.device)
+        cameras = self.embodiment.cameras
+        if not cameras:
+            return torch.zeros(len(windows), 0, dtype=torch.uint8, device=self.device), felt
+        seen = [self._image(o, camera) for window in windows for o in window for camera in cameras]
+        frames = self.acting.perceive(torch.from_numpy(np.stack(seen)).to(self.device))
+        return frames.unflatten(0, (len(windows), length * len(cameras))), felt
+
+    def _state(self, observation: Observation) -> np.ndarray:
+        """(S,) float32."""
+        state, names = np.asarray(observation.state, np.float32), [number.name for number in self.embodiment.state]
+        if state.shape != (len(names),):
+            wanted = f"{len(names)} numbers ({', '.join(names)})" if names else "none"
+            raise ValueError(f"the state has shape {state.shape}; this policy wants {wanted}")
+        return state
+
+    def _image(self, observation: Observation, camera: Camera) -> np.ndarray:
+        """(H, W, 3) uint8 of the size that the network takes."""
+        images, encoder = observation.images, self.network_config.encoder
+        assert encoder is not None
+        image = images.get(camera.name)
+        if image is None and len(self.embodiment.cameras) == 1:
+            image = images.get("")  # a camera without a name stands for any
+        if image is None:
+            there = ", ".join(name or "one without a name" for name in images) or "none"
+            raise ValueError(f"this policy sees through a camera {camera.name!r}; the observation has {there}")
+        sizes = [(height, width, 3) for height, width in {tuple(encoder.image), (camera.height, camera.width)}]
+        if image.shape not in sizes or image.dtype != np.uint8:
+            wanted = " or ".join(map(str, sorted(sizes)))
+            raise ValueError(
+                f"the image{f' of {camera.name}' if len(self.embodiment.cameras) > 1 else ''} is {image.shape} "
+                f"{image.dtype}; this policy wants {wanted} uint8 (height, width, RGB)"
+            )
+        if image.shape[:2] == tuple(encoder.image):
+            return image
+        from saycan_qt.data.images import fit  # here, since who acts on images of the network's size needs no datasets
+
+        return fit(image, *encoder.image)
 
     # Checkpoints
 
@@ -209,6 +276,7 @@ class Policy(ABC):
             "algorithm": self.name,
             "config": dataclasses.asdict(self.config),
             "network": self.network_config.to_dict(),
+            "embodiment": self.embodiment.to_dict(),
             "texts": list(texts),
         }
         tensors = {f"network.{key}": value.detach().cpu() for key, value in self.acting.state_dict().items()}
@@ -216,9 +284,10 @@ class Policy(ABC):
 
     @classmethod
     def from_checkpoint(cls, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Policy:
-        network = NetworkConfig.from_dict(config["network"])
+        network, embodiment = NetworkConfig.from_dict(config["network"]), embodiment_in(config)
         texts = TextEncoder(dict(zip(config["texts"], tensors["texts"].numpy(), strict=True)), network.text_model)
-        policy = cls(network, cls.config_type(**config["config"]), texts, tokenizer_of(tensors))  # type: ignore[arg-type,call-arg]
+        tokenizer = tokenizer_of(tensors, embodiment)
+        policy = cls(network, cls.config_type(**config["config"]), texts, tokenizer, embodiment)  # type: ignore[arg-type,call-arg]
         prefix = "network."
         policy.network.load_state_dict({k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})
         policy.network.eval().requires_grad_(False)
@@ -271,7 +340,7 @@ class Judge(Policy):
     ) -> list[np.ndarray]:
         """Affordances of several histories, each with its own instructions."""
         network = self.acting.eval()
-        chunk = 512 if isinstance(network.encoder, KeypointEncoder) else 16  # images pass FiLM once for each skill
+        chunk = 16 if isinstance(network.encoder, FilmEfficientNet) else 512  # images pass FiLM once for each skill
         frames, states = self.observe(histories)
         rows = torch.tensor([row for row, texts in enumerate(instructions) for _ in texts], device=self.device)
         text = self.texts.encode([t for texts in instructions for t in texts]).to(self.device) if len(rows) else None

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from saycan_qt.learning.algorithms.policy import Batch, Judge, Metrics, behavior_loss, smooth_probabilities
 from saycan_qt.networks.backbone import Memory, NetworkConfig, PolicyNetwork
-from saycan_qt.networks.tokens import TERMINATE, ActionTokenizer, TextEncoder
+from saycan_qt.networks.tokens import ActionTokenizer, TextEncoder
+from skills.embodiment import Embodiment
 
 Conservatism = Literal["paper", "softmax", "none"]
 Loss = Literal["squared", "cross_entropy"]
@@ -98,9 +99,10 @@ class QTransformer(Judge):
         config: QTransformerConfig,
         texts: TextEncoder,
         tokenizer: ActionTokenizer | None = None,
+        embodiment: Embodiment | None = None,
     ) -> None:
         heads = ["q", "behavior"] if config.behavior_weight > 0 else ["q"]
-        super().__init__(network, config, heads, texts, tokenizer)
+        super().__init__(network, config, heads, texts, tokenizer, embodiment)
 
     @torch.no_grad()
     def targets(self, batch: Batch) -> Tensor:
@@ -134,20 +136,21 @@ class QTransformer(Judge):
         )
         metrics |= self.mean_values(logits.detach()[:, 0].amax(-1).sigmoid(), batch)
         if config.behavior_weight > 0:
+            behavior, end = self.network.outputs["behavior"](hidden), self.tokenizer.terminate
             clone, clone_metrics = behavior_loss(
-                self.network.outputs["behavior"](hidden), batch.tokens, batch.demonstrates, config.label_deviation
+                behavior, batch.tokens, batch.demonstrates, config.label_deviation, end
             )
             loss, metrics = loss + config.behavior_weight * clone, metrics | clone_metrics
         return loss, {"loss": loss.detach(), **metrics}
 
     def choose(self, network: PolicyNetwork, hidden: Tensor, dim: int) -> Tensor:
-        q_values = network.outputs["q"](hidden[:, None], dim)[:, 0]
+        q_values, ends = network.outputs["q"](hidden[:, None], dim)[:, 0], dim == self.tokenizer.terminate
         if self.config.behavior_threshold > 0 and "behavior" in network.outputs:
             density = network.outputs["behavior"](hidden[:, None], dim)[:, 0].softmax(-1)
-            density = smooth_probabilities(density, dim, self.config.smoothing)
+            density = smooth_probabilities(density, 0.0 if ends else self.config.smoothing)
             rare = density < self.config.behavior_threshold * density.amax(-1, keepdim=True)
             q_values = q_values.masked_fill(rare, -torch.inf)
-        if dim == TERMINATE:  # padded to all bins; only the first and the last mean anything [D.3]
+        if ends:  # padded to all bins; only the first and the last mean anything [D.3]
             last = self.network_config.bins - 1
             return torch.where(q_values[:, last] > q_values[:, 0], last, 0)
         return q_values.argmax(-1)

@@ -19,10 +19,9 @@ from torch import Tensor, nn
 
 from saycan_qt.learning.algorithms.policy import Batch, Judge, Metrics
 from saycan_qt.networks.backbone import LOW_Q, Memory, NetworkConfig, PolicyNetwork
-from saycan_qt.networks.tokens import TERMINATE, ActionTokenizer, TextEncoder
-from skills.types import ACTION_NAMES, TERMINATE_THRESHOLD
+from saycan_qt.networks.tokens import ActionTokenizer, TextEncoder
+from skills.embodiment import TERMINATE_THRESHOLD, Embodiment
 
-CLOSEDNESS = ACTION_NAMES.index("closedness")
 WAVES = (0.5, 1.0, 2.0, 4.0)  # of a sine over an action dimension's range
 STATES_AT_ONCE = 64  # whose candidates are compared together on a CPU: more do not fit into its cache
 
@@ -50,7 +49,7 @@ class QTOptConfig:
 
 
 def waves(actions: Tensor) -> Tensor:
-    """(..., 8) -> (..., 72): the numbers and their Fourier features. Departs: QT-Opt takes the numbers alone, from
+    """(..., D) -> (..., 9 D): the numbers and their Fourier features. Departs: QT-Opt takes the numbers alone, from
     which a small network hardly learns a peak in hundreds of steps; the siblings have an embedding for every bin."""
     phase = (actions[..., None] * (math.pi * torch.tensor(WAVES, device=actions.device))).flatten(-2)
     return torch.cat([actions, phase.sin(), phase.cos()], dim=-1)
@@ -62,43 +61,50 @@ class Draws:
 
     Departs: QT-Opt draws for each state anew."""
 
-    normal: Tensor  # (iterations, samples, 7)
+    normal: Tensor  # (iterations, samples, D), without the dimension that terminates
     uniform: Tensor  # (iterations, samples, 1) in [0, 1)
-    anywhere: Tensor  # (1, random actions, 8)
+    anywhere: Tensor  # (1, random actions, D)
 
 
-def draw(config: QTOptConfig, seed: int, device: torch.device) -> Draws:
-    generator, dims = torch.Generator().manual_seed(seed), len(ACTION_NAMES)
+def draw(config: QTOptConfig, embodiment: Embodiment, seed: int, device: torch.device) -> Draws:
+    generator, dims = torch.Generator().manual_seed(seed), len(embodiment.action)
     rounds = config.cem_iterations, config.cem_samples
-    normal = torch.randn(*rounds, dims - 1, generator=generator)
+    normal = torch.randn(*rounds, dims - (embodiment.terminate is not None), generator=generator)
     uniform = torch.rand(*rounds, 1, generator=generator)
     anywhere = torch.rand(1, config.cql_samples, dims, generator=generator) * 2 - 1
-    anywhere[..., CLOSEDNESS:] = anywhere[..., CLOSEDNESS:].sign()
+    binary = [dimension.kind in ("fraction", "terminate") for dimension in embodiment.action]
+    anywhere[..., binary] = anywhere[..., binary].sign()
     return Draws(normal.to(device), uniform.to(device), anywhere.to(device))
 
 
 def maximize(
-    score: Callable[[Tensor], Tensor], draws: Draws, elites: int, deviation: float
+    score: Callable[[Tensor], Tensor], draws: Draws, embodiment: Embodiment, elites: int, deviation: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The cross-entropy method [QT-Opt, 4.2]: the best actions (B, 8) of all rounds, their scores (B,), and the last
-    round's elites (B, elites, 8). score: (B or 1, n, 8) -> (B, n).
+    """The cross-entropy method [QT-Opt, 4.2]: the best actions (B, D) of all rounds, their scores (B,), and the last
+    round's elites (B, elites, D). score: (B or 1, n, D) -> (B, n).
 
-    A Gaussian for each dimension, clipped to the range, and a coin for terminate, both fitted to the elites."""
+    A Gaussian for each dimension, clipped to the range, and a coin for what terminates, both fitted to the elites."""
+    end = embodiment.terminate
+    motions = [number for number in range(len(embodiment.action)) if number != end]
     mean = torch.zeros(1, 1, draws.normal.shape[-1], device=draws.normal.device)
     spread = torch.full_like(mean, deviation)
-    spread[..., CLOSEDNESS] = 1e6  # clipped: fully open or fully closed, as grippers mostly are. QT-Opt: discrete
+    fractions = [embodiment.action[number].kind == "fraction" for number in motions]
+    spread[..., fractions] = 1e6  # clipped: fully open or fully closed, as grippers mostly are. QT-Opt: discrete
     ends = torch.full_like(mean[..., :1], 0.5)  # share of terminating actions
     actions, scores = [], []
     for normal, uniform in zip(draws.normal, draws.uniform, strict=True):
-        motion = (mean + spread * normal).clamp(-1, 1)
-        terminate = torch.where(uniform < ends, 1.0, -1.0)
-        candidates = torch.cat([motion, terminate], dim=-1)
+        candidates = (mean + spread * normal).clamp(-1, 1)
+        if end is not None:
+            terminate = torch.where(uniform < ends, 1.0, -1.0)
+            candidates = torch.cat([candidates[..., :end], terminate, candidates[..., end:]], dim=-1)
         found = score(candidates)
         top = found.topk(elites, dim=1)
         rows = top.indices[..., None].expand(-1, -1, candidates.shape[-1])
         best = candidates.expand(len(found), -1, -1).gather(1, rows)
-        mean, spread = best[..., :-1].mean(1, keepdim=True), best[..., :-1].std(1, correction=0, keepdim=True)
-        ends = (best[..., -1:] > 0).float().mean(1, keepdim=True)
+        moving = best[..., motions]
+        mean, spread = moving.mean(1, keepdim=True), moving.std(1, correction=0, keepdim=True)
+        if end is not None:
+            ends = (best[..., end : end + 1] > 0).float().mean(1, keepdim=True)
         actions.append(best[:, 0])
         scores.append(top.values[:, 0])
     score_best, round_best = torch.stack(scores).max(dim=0)
@@ -133,7 +139,7 @@ class ActionValueNetwork(PolicyNetwork):
         nn.init.constant_(self.q.bias, LOW_Q)
 
     def judge(self, memory: Memory, actions: Tensor) -> Tensor:
-        """actions (B or 1, n, 8) -> logits (B, n), whose sigmoid is Q. The state is not encoded again for each."""
+        """actions (B or 1, n, D) -> logits (B, n), whose sigmoid is Q. The state is not encoded again for each."""
         x = self.action(waves(actions))
         for layer, past in zip(self.layers, memory, strict=True):
             x = layer.look(x, past)  # type: ignore[operator]
@@ -151,9 +157,14 @@ class QTOpt(Judge):
     lagged_network: ActionValueNetwork | None = None  # the second target; while training
 
     def __init__(
-        self, network: NetworkConfig, config: QTOptConfig, texts: TextEncoder, tokenizer: ActionTokenizer | None = None
+        self,
+        network: NetworkConfig,
+        config: QTOptConfig,
+        texts: TextEncoder,
+        tokenizer: ActionTokenizer | None = None,
+        embodiment: Embodiment | None = None,
     ) -> None:
-        super().__init__(network, config, (), texts, tokenizer)
+        super().__init__(network, config, (), texts, tokenizer, embodiment)
 
     def prepare(self, device: str, freeze_trunk: bool) -> None:
         super().prepare(device, freeze_trunk)
@@ -177,14 +188,15 @@ class QTOpt(Judge):
         return super().modules() | {"lagged": self.lagged_network}
 
     def normalized(self, actions: Tensor) -> Tensor:
-        """(..., 8) in physical units -> in [-1, 1]; what lies beyond the tokenizer's range is clipped."""
+        """(..., D) in physical units -> in [-1, 1]; what lies beyond the tokenizer's range is clipped."""
         low, high = self.bounds()
         result = ((actions - low) / (high - low) * 2 - 1).clamp(-1, 1)
-        result[..., TERMINATE] = torch.where(actions[..., TERMINATE] > TERMINATE_THRESHOLD, 1.0, -1.0)
+        if (end := self.tokenizer.terminate) is not None:
+            result[..., end] = torch.where(actions[..., end] > TERMINATE_THRESHOLD, 1.0, -1.0)
         return result
 
     def physical(self, actions: Tensor) -> Tensor:
-        """(..., 8) in [-1, 1] -> in physical units."""
+        """(..., D) in [-1, 1] -> in physical units."""
         low, high = self.bounds()
         return torch.lerp(low, high, (actions + 1) / 2)
 
@@ -194,14 +206,14 @@ class QTOpt(Judge):
 
     @torch.no_grad()
     def search(self, network: ActionValueNetwork, memory: Memory, draws: Draws) -> tuple[Tensor, Tensor, Tensor]:
-        """Best actions (B, 8), their logits (B,), and elites (B, elites, 8) of the states in `memory`."""
+        """Best actions (B, D), their logits (B,), and elites (B, elites, D) of the states in `memory`."""
         count = len(memory[0][0])
         step = STATES_AT_ONCE if self.device.type == "cpu" else count
         found = []
         for i in range(0, count, step):
             some = [(k[i : i + step], v[i : i + step]) for k, v in memory]
             score = partial(network.judge, some)
-            found.append(maximize(score, draws, self.config.cem_elites, self.config.cem_deviation))
+            found.append(maximize(score, draws, self.embodiment, self.config.cem_elites, self.config.cem_deviation))
         actions, logits, elites = (torch.cat(parts) for parts in zip(*found, strict=True))
         return actions, logits, elites
 
@@ -218,7 +230,7 @@ class QTOpt(Judge):
 
     def loss(self, batch: Batch) -> tuple[Tensor, Metrics]:
         """Cross-entropy of the logit and its target [QT-Opt, Eq. 1], and the penalty."""
-        config, draws = self.config, draw(self.config, batch.seed, self.device)
+        config, draws = self.config, draw(self.config, self.embodiment, batch.seed, self.device)
         targets = self.targets(batch, draws)
         memory = self.network.encode(*batch.now())
         actions = self.normalized(batch.actions)[:, None]
@@ -247,6 +259,6 @@ class QTOpt(Judge):
         return self.found(network, memory)[1].sigmoid()
 
     def found(self, network: PolicyNetwork, memory: Memory) -> tuple[Tensor, Tensor]:
-        """Best actions (B, 8) and their logits (B,), with the same draws every time."""
+        """Best actions (B, D) and their logits (B,), with the same draws every time."""
         assert isinstance(network, ActionValueNetwork)
-        return self.search(network, memory, draw(self.config, 0, self.device))[:2]
+        return self.search(network, memory, draw(self.config, self.embodiment, 0, self.device))[:2]

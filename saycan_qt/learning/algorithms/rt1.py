@@ -9,6 +9,7 @@ from torch import Tensor
 from saycan_qt.learning.algorithms.policy import Batch, Metrics, Policy, behavior_loss, smooth_probabilities
 from saycan_qt.networks.backbone import NetworkConfig, PolicyNetwork
 from saycan_qt.networks.tokens import ActionTokenizer, TextEncoder
+from skills.embodiment import Embodiment
 
 
 @dataclass(frozen=True)
@@ -27,16 +28,23 @@ class RT1(Policy):
     only_successes = True
 
     def __init__(
-        self, network: NetworkConfig, config: RT1Config, texts: TextEncoder, tokenizer: ActionTokenizer | None = None
+        self,
+        network: NetworkConfig,
+        config: RT1Config,
+        texts: TextEncoder,
+        tokenizer: ActionTokenizer | None = None,
+        embodiment: Embodiment | None = None,
     ) -> None:
-        super().__init__(network, config, ["behavior"], texts, tokenizer)
+        super().__init__(network, config, ["behavior"], texts, tokenizer, embodiment)
 
     def loss(self, batch: Batch) -> tuple[Tensor, Metrics]:
         hidden, _ = self.network.read(self.network.encode(*batch.now()), batch.tokens[:, :-1])
         logits = self.network.outputs["behavior"](hidden)
-        loss, metrics = behavior_loss(logits, batch.tokens, batch.demonstrates, self.config.label_deviation)
+        end = self.tokenizer.terminate
+        loss, metrics = behavior_loss(logits, batch.tokens, batch.demonstrates, self.config.label_deviation, end)
         return loss, {"loss": loss.detach(), **metrics}
 
     def choose(self, network: PolicyNetwork, hidden: Tensor, dim: int) -> Tensor:
         probabilities = network.outputs["behavior"](hidden[:, None], dim)[:, 0].softmax(-1)
-        return smooth_probabilities(probabilities, dim, self.config.smoothing).argmax(-1)
+        smoothing = 0.0 if dim == self.tokenizer.terminate else self.config.smoothing
+        return smooth_probabilities(probabilities, smoothing).argmax(-1)
