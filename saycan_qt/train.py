@@ -55,8 +55,7 @@ from saycan_qt.learning.start import (
     preset_for,
     require_returns,
 )
-from saycan_qt.options import called
-from saycan_qt.options import require, require_share
+from saycan_qt.options import called, require, require_share
 from skills.errors import SkillError
 
 log = logging.getLogger(__name__)
