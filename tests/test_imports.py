@@ -75,8 +75,10 @@ def test_every_room_is_known():
 
 
 def test_no_folder_is_a_heap():
+    """The commands aside, which are a list: `saycan-qt --help`."""
     for folder in {path.parent for path in FILES.values()}:
-        assert len(list(folder.glob("*.py"))) <= 16, folder
+        others = [path for path in folder.glob("*.py") if 'if __name__ == "__main__":' not in path.read_text()]
+        assert len(others) <= 16, folder
 
 
 def test_planners_name_nothing_of_the_kitchen():
