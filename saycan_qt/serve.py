@@ -204,10 +204,8 @@ def host(
         print(f"recording to {recorder.folder}, {recorder.num_episodes} episodes there", flush=True)
     try:
         for name in names:
-            embodiment = hosted.reload(name).embodiment
-            camera = next(iter(embodiment.cameras), None) if embodiment else None
-            size = (camera.height, camera.width) if camera else None
-            if recorder is not None and (problem := recorder.misfit(size)):
+            model = hosted.reload(name)
+            if recorder is not None and (problem := recorder.misfit(model.embodiment)):
                 raise Unreadable(f"{problem}; record to another folder")
     except SkillError:
         server.stop(0)
