@@ -204,8 +204,8 @@ def host(
         print(f"recording to {recorder.folder}, {recorder.num_episodes} episodes there", flush=True)
     try:
         for name in names:
-            model = hosted.reload(name)
-            if recorder is not None and (problem := recorder.misfit(model.embodiment)):
+            embodiment = hosted.reload(name).embodiment
+            if recorder is not None and (problem := recorder.misfit(embodiment)):
                 raise Unreadable(f"{problem}; record to another folder")
     except SkillError:
         server.stop(0)
