@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from saycan_qt.options import Checkpoint, File, Folder, parse
+from saycan_qt.options import Checkpoint, File, Folder, parse, require
 from saycan_qt.services import models
 from saycan_qt.services.access import ServerOptions, WhoMayCall
 from saycan_qt.services.models import Models, image_of, load
@@ -132,6 +132,10 @@ def serve(config: ServeConfig, choose: Callable[..., Models]) -> int:
     """Until it is told to end; the exit code. choose: as `checkpoints`, where replicas are only given if there are."""
     end = EndWhenTold(config.until_stdin_closes)
     signal.signal(signal.SIGHUP, lambda *_: None)  # until there is something to reload, it shall not end us
+    try:
+        require(config, port=0, threads=1, robots=1, batch=1, stream_timeout=0)
+    except ValueError as error:
+        return refuse(str(error))
     try:
         if config.cluster.ray is None:
             return host(config, choose, end)

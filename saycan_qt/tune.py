@@ -10,14 +10,17 @@ the numbers, among them the share of plans that are right to the letter, for way
 
 from __future__ import annotations
 
+import math
 import sys
 from functools import partial
 
 import torch
 
 from saycan_qt.kitchen.language.pairs import PairGenerator, text_of
-from saycan_qt.learning.tuning import Pairs, Run, TuneConfig
-from saycan_qt.options import parse
+from saycan_qt.learning.folder import only_writer
+from saycan_qt.learning.tuning import LENGTHS, Pairs, Run, TuneConfig
+from saycan_qt.options import parse, require
+from skills.errors import SkillError
 from skills.library import SkillLibrary
 
 
@@ -29,8 +32,17 @@ def kitchen_pairs() -> Pairs:
 
 def main() -> int:
     config = parse(TuneConfig, "python -m saycan_qt.tune", __doc__)
-    torch.set_num_threads(config.threads)
-    Run(config, kitchen_pairs()).train()
+    try:
+        require(config, steps=1, minutes=0, rank=1, tokens=LENGTHS[-1], warmup=0, seed=0, threads=1)
+        if not 0 < config.learning_rate < math.inf:
+            raise ValueError(f"--learning-rate {config.learning_rate}: it must be above 0")
+        torch.set_num_threads(config.threads)
+        config.out.mkdir(parents=True, exist_ok=True)
+        with only_writer(config.out):
+            Run(config, kitchen_pairs()).train()
+    except (ValueError, OSError, SkillError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     return 0
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import sys
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,11 +16,13 @@ from rich.progress import track
 from rich.table import Table
 
 from saycan_qt.evaluation.rates import wilson
+from saycan_qt.kitchen.embodiment import EMBODIMENT
 from saycan_qt.kitchen.env import KitchenEnv
 from saycan_qt.kitchen.practice.rollouts import random_skill
 from saycan_qt.kitchen.tasks import FAMILIES
+from saycan_qt.options import require
 from skills.library import SkillLibrary
-from skills.types import Observation
+from skills.types import Observation, embodiment_of
 
 
 @dataclass(frozen=True)
@@ -47,13 +50,17 @@ class Result:
 
 
 def run_episode(actor, family: str, rng: np.random.Generator, library: SkillLibrary) -> Result:
-    """One closed-loop episode of a random skill of `family` in a random practice scene."""
+    """One closed-loop episode of a random skill of `family` in a random practice scene. The actor sees as many
+    observations as its embodiment's history says."""
     skill = random_skill(rng, library, {f: float(f == family) for f in FAMILIES})
     env = KitchenEnv(skill)
     seen, _ = env.reset(seed=int(rng.integers(2**31)))
     success = terminated = truncated = False
+    body = embodiment_of(actor)
+    history: deque[Observation] = deque(maxlen=body.history if body is not None else 1)
     while not (terminated or truncated):
-        action = actor.act([Observation(seen["image"], seen["state"])], skill.name)
+        history.append(Observation(seen["image"], seen["state"]))
+        action = actor.act(list(history), skill.name)
         seen, _, terminated, truncated, info = env.step(action)
         success = info["success"]
     return Result(family, skill.name, success, terminated, env.steps)
@@ -86,14 +93,15 @@ def results(config: SkillsConfig) -> Iterator[Result]:
 
 
 def skills(config: SkillsConfig) -> int:
-    from saycan_qt.learning.checkpoint import CheckpointError, resolve
+    from saycan_qt.learning.checkpoint import load
 
-    if unknown := set(config.families) - set(FAMILIES):
-        print(f"error: no family {sorted(unknown)}; there are {', '.join(FAMILIES)}", file=sys.stderr)
-        return 2
     try:
-        resolve(config.checkpoint)
-    except CheckpointError as error:
+        require(config, seed=0, episodes=1, workers=1)
+        if unknown := set(config.families) - set(FAMILIES):
+            raise ValueError(f"no family {sorted(unknown)}; there are {', '.join(FAMILIES)}")
+        if problem := load(config.checkpoint).embodiment.misfit(EMBODIMENT):
+            raise ValueError(f"{config.checkpoint} is of another robot than the kitchen's: {problem}")
+    except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     console = Console(stderr=True)
