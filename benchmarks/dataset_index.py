@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +26,7 @@ from saycan_qt import atomic
 from saycan_qt.data import lerobot
 from saycan_qt.data.episodes import CACHE_VERSION, ColumnMapping, EpisodeDataset, cache_folder, digest_of
 from saycan_qt.data.reader import Shard
+from skills.robot_folder import default_robot
 
 TASKS = 700
 PER_FILE = 100  # episodes, as EpisodeWriter writes them
@@ -55,7 +56,10 @@ def make(root: Path, episodes: int, config: IndexConfig) -> None:
     ]
     counts = {"episodes": PER_FILE, "frames": PER_FILE * config.steps}
     files = {name: {"sha256": atomic.sha256(name.encode()), **counts} for name in names}
-    info = lerobot.dataset_info(config.image, 3, "benchmark") | {"total_episodes": episodes, "total_frames": frames}
+    kitchen = default_robot().embodiment
+    height, width = config.image
+    robot = replace(kitchen, cameras=tuple(replace(c, height=height, width=width) for c in kitchen.cameras))
+    info = lerobot.dataset_info(robot, "benchmark") | {"total_episodes": episodes, "total_frames": frames}
     atomic.write(root / lerobot.INFO, atomic.to_json(info))
     manifest = {"files": files, "derived": {}, "tasks": [], "stats": {}}
     atomic.write(root / lerobot.MANIFEST, atomic.to_json(manifest))
@@ -69,7 +73,7 @@ def make(root: Path, episodes: int, config: IndexConfig) -> None:
         "success": rng.random(episodes) < 0.6,
         "truncated": np.zeros(episodes, np.bool_),
     }
-    arrays: dict[str, tuple[str, tuple[int, ...]]] = {"images": ("|u1", (frames, *config.image, 3))}
+    arrays: dict[str, tuple[str, tuple[int, ...]]] = {}
     for name, array in small.items():
         (folder / f"{name}.bin").write_bytes(array.data)
         arrays[name] = (array.dtype.str, array.shape)
@@ -82,6 +86,8 @@ def make(root: Path, episodes: int, config: IndexConfig) -> None:
         file.truncate(frames * config.image[0] * config.image[1] * 3)
     pq.write_table(pa.table({"seed": np.arange(episodes)}), folder / "info.parquet")
     index = {"version": CACHE_VERSION, "digest": digest, "roots": [str(root)], "arrays": arrays, "quarantined": []}
+    index |= {"cameras": {"head": "images.bin"}, "image_size": config.image, "warnings": []}
+    index |= {"embodiment": robot.to_dict()}
     index["tasks"] = [f"task {number}" for number in range(TASKS)]
     atomic.write(folder / "index.json", atomic.to_json(index))
     for path in folder.iterdir():

@@ -39,7 +39,7 @@ import numpy as np
 import tyro
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from saycan_qt.kitchen.embodiment import CONTROL_HZ
+from saycan_qt.kitchen.embodiment import CONTROL_HZ, STATE_NAMES
 from skills.client import SkillClient
 from skills.errors import SkillError
 from skills.library import SkillLibrary
@@ -112,7 +112,7 @@ def image_of(policy: Any) -> tuple[int, int]:
 
 def look(config: Config, image: tuple[int, int], robot: int) -> Observation:
     rng = np.random.default_rng((config.seed, robot))
-    state = rng.uniform(-0.2, 0.2, 8).astype(np.float32)
+    state = rng.uniform(-0.2, 0.2, len(STATE_NAMES)).astype(np.float32)
     return Observation(rng.integers(0, 255, (*image, 3), dtype=np.uint8), state)
 
 

@@ -7,8 +7,8 @@
     python examples/gymnasium_robot.py --serve 127.0.0.1:50052            # until Ctrl-C, for other clients
 
 What has to be mapped is `Mapping`: only the kitchen's is exact. `guess` makes any other environment with a Box of
-actions run, but an axis there does not mean what ACTION_NAMES says: a policy is of use only if it was trained on
-episodes that were recorded through the same mapping. Write your own, with metres and radians.
+actions run, but an environment names neither its numbers nor their units: a policy is of use only if it was trained on
+episodes that were recorded through the same mapping. Write your own, with names, metres and radians.
 """
 
 from __future__ import annotations
@@ -26,56 +26,73 @@ import numpy as np
 import tyro
 
 from skills.client import RobotClient, SkillClient
+from skills.embodiment import ActionDimension, Camera, Embodiment, StateNumber
 from skills.errors import SkillError
 from skills.library import Skill, SkillLibrary
 from skills.robot import serve as serve_robot
+from skills.robot_folder import default_robot
 from skills.server import serve as serve_skills
-from skills.types import ACTION_HIGH, ACTION_LOW, STATE_NAMES, Actor, Observation, Outcome
+from skills.types import Actor, Observation, Outcome
 
 
 @dataclass(frozen=True)
 class Mapping:
-    """What an environment calls things, in our words."""
+    """What an environment is to a policy."""
 
-    image: Callable[[Any], np.ndarray]  # its observation -> (H, W, 3) uint8 RGB
-    state: Callable[[Any], np.ndarray]  # its observation -> (8,) float32, see STATE_NAMES
-    action: Callable[[np.ndarray], Any]  # (8,) float32, see ACTION_NAMES -> its action
+    embodiment: Embodiment
+    images: Callable[[Any], dict[str, np.ndarray]]  # its observation -> each camera's (H, W, 3) uint8 RGB
+    state: Callable[[Any], np.ndarray]  # its observation -> (S,) float32
+    action: Callable[[np.ndarray], Any] = lambda action: action  # (D,) float32 -> its action
 
 
-KITCHEN = Mapping(image=lambda seen: seen["image"], state=lambda seen: seen["state"], action=lambda action: action)
+KITCHEN = Mapping(
+    default_robot().embodiment, images=lambda seen: {"head": seen["image"]}, state=lambda seen: seen["state"]
+)
 
 
 def guess(env: gymnasium.Env) -> Mapping:
-    """Image: a rendering. State: the observation's first eight numbers. Action: our range -> the environment's, number
-    by number; the last of ours, terminate, only ends the skill. Raises ValueError where that cannot be."""
+    """A rendering, the observation's numbers, and the action as the environment has it; nothing terminates, so that a
+    skill ends by success or by time. Raises ValueError where that cannot be."""
     box = env.action_space
     if not isinstance(box, gymnasium.spaces.Box) or box.shape is None or len(box.shape) != 1 or not box.is_bounded():
         raise ValueError(f"the environment takes {box}; only a bounded list of numbers can be guessed at")
-    low, high, count = box.low, box.high, min(box.shape[0], len(ACTION_LOW) - 1)
+    seen, _ = env.reset()
+    height, width, _ = np.shape(env.render())
 
     def state(seen: Any) -> np.ndarray:
-        numbers = np.asarray(gymnasium.spaces.flatten(env.observation_space, seen), np.float32)[: len(STATE_NAMES)]
-        return np.pad(numbers, (0, len(STATE_NAMES) - len(numbers)))
+        return np.asarray(gymnasium.spaces.flatten(env.observation_space, seen), np.float32)
 
-    def action(ours: np.ndarray) -> np.ndarray:
-        share = np.full(low.shape, 0.5, np.float32)  # what we have no number for stays in the middle
-        share[:count] = ((ours - ACTION_LOW) / (ACTION_HIGH - ACTION_LOW))[:count]
-        return (low + share * (high - low)).astype(box.dtype)
-
-    return Mapping(image=lambda seen: np.asarray(env.render()), state=state, action=action)
+    embodiment = Embodiment(
+        action=tuple(
+            ActionDimension(f"action {i}", float(low), float(high))
+            for i, (low, high) in enumerate(zip(box.low, box.high, strict=True))
+        ),
+        cameras=(Camera("room", height, width),),
+        state=tuple(StateNumber(f"state {i}") for i in range(len(state(seen)))),
+        control_hz=float(env.metadata.get("render_fps", 0)),
+        name=env.spec.id if env.spec else type(env.unwrapped).__name__,
+    )
+    return Mapping(
+        embodiment,
+        images=lambda seen: {"room": np.asarray(env.render())},
+        state=state,
+        action=lambda action: action.astype(box.dtype),
+    )
 
 
 class GymnasiumRobot:
     """A skills.types.Robot whose world is an environment, made anew for each skill."""
 
+    views = ("room",)
+
     def __init__(self, env: gymnasium.Env, mapping: Mapping, seed: int = 0) -> None:
-        self.name = env.spec.id if env.spec else type(env.unwrapped).__name__
+        self.name, self.embodiment = mapping.embodiment.name, mapping.embodiment
         self._env, self._mapping = env, mapping
         self._seen, self._info = env.reset(seed=seed)
         self._over = self._fresh = True
 
     def observe(self) -> Observation:
-        return Observation(self._mapping.image(self._seen), self._mapping.state(self._seen))
+        return Observation(self._mapping.images(self._seen), self._mapping.state(self._seen))
 
     def apply(self, action: np.ndarray) -> None:
         if not self._over:  # an episode that ended by itself: nothing moves until the next skill
@@ -110,13 +127,11 @@ class GymnasiumRobot:
 class Flail:
     """Random actions, for environments that no policy was trained on."""
 
-    def __init__(self, seed: int) -> None:
-        self._generator = np.random.default_rng(seed)
+    def __init__(self, embodiment: Embodiment, seed: int) -> None:
+        self.embodiment, self._generator = embodiment, np.random.default_rng(seed)
 
     def act(self, history: Sequence[Observation], instruction: str) -> np.ndarray:
-        action = self._generator.uniform(ACTION_LOW, ACTION_HIGH).astype(np.float32)
-        action[-1] = 0.0  # never the end
-        return action
+        return self._generator.uniform(self.embodiment.low, self.embodiment.high).astype(np.float32)
 
 
 @dataclass(frozen=True)
@@ -139,9 +154,9 @@ def make(config: Config) -> tuple[gymnasium.Env, Mapping, Skill]:
     return env, guess(env), Skill(config.skill, config.env)
 
 
-def policy(config: Config) -> Actor:
+def policy(config: Config, embodiment: Embodiment) -> Actor:
     if config.env != "kitchen":
-        return Flail(config.seed)
+        return Flail(embodiment, config.seed)
     from saycan_qt.learning import checkpoint
 
     return checkpoint.load("execution")
@@ -167,7 +182,7 @@ def main(config: Config) -> int:
             library = SkillLibrary([skill])
             server = config.skill_server
             if not server:
-                server = stack.enter_context(serve_skills(library, actor=policy(config))).address
+                server = stack.enter_context(serve_skills(library, actor=policy(config, mapping.embodiment))).address
             skills = stack.enter_context(SkillClient(server))
             address = config.serve or "127.0.0.1:0"
             robot = stack.enter_context(

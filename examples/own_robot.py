@@ -22,37 +22,50 @@ import numpy as np
 import tyro
 
 from skills.client import Feedback, RobotClient, SkillClient
+from skills.embodiment import ActionDimension, Camera, Embodiment, StateNumber
 from skills.errors import SkillError
 from skills.library import Skill, SkillLibrary
 from skills.robot import serve as serve_robot
 from skills.server import Limits
 from skills.server import serve as serve_skills
-from skills.types import CONTROL_HZ, Observation
+from skills.types import Observation
 
 SKILLS = SkillLibrary.load(Path(__file__).with_name("own_robot.yaml"))
 BUTTONS = {"red": (0.20, 0.10, 0.15), "blue": (0.25, -0.10, 0.10)}  # in the base frame [m]
 HOME = (0.05, 0.0, 0.2)  # [m]
 CLOSE = 0.01  # what counts as there [m]
+STEP = 0.08  # furthest in one action [m]
+EMBODIMENT = Embodiment(  # what policies are for it, and within which bounds they move it
+    name="own arm",
+    cameras=(Camera("head", height=80, width=96),),
+    state=tuple(StateNumber(axis, "m") for axis in "xyz"),
+    action=(
+        *(ActionDimension(f"d{axis}", -STEP, STEP, "m", kind="delta") for axis in "xyz"),
+        ActionDimension("terminate", kind="terminate"),
+    ),
+    control_hz=3,
+    max_seconds=15,
+)
 
 
 class Arm:
     """A skills.types.Robot: an arm whose tip goes where it is told."""
 
-    name = "own arm"
+    name, embodiment = EMBODIMENT.name, EMBODIMENT
+    views = ("head", "room")  # cameras for people; `saycan_qt.run` films them
 
     def __init__(self) -> None:
         self._tip = np.array(HOME)
         self._halted = threading.Event()  # set by `stop`, from any thread; the next action clears it
 
     def observe(self) -> Observation:
-        image = np.zeros((80, 96, 3), np.uint8)  # your head camera, RGB; the size your policy was trained on
-        state = np.array([*self._tip, 0, 0, 0, 1, 0], np.float32)  # STATE_NAMES: [m] x3, [rad] x3, fractions
-        return Observation(image, state, place="home" if self._near(HOME) else "")
+        images = {"head": np.zeros((80, 96, 3), np.uint8)}  # your cameras, RGB, as they are
+        return Observation(images, self._tip.astype(np.float32), place="home" if self._near(HOME) else "")
 
     def apply(self, action: np.ndarray) -> None:
         self._halted.clear()
-        if not self._halted.wait(1 / CONTROL_HZ):  # your velocity command goes out before, this is the period passing
-            self._tip += action[:3]  # [m]; the others of ACTION_NAMES: rotation [rad], closedness, terminate
+        if not self._halted.wait(1 / EMBODIMENT.control_hz):  # your command goes out before, this is the period passing
+            self._tip += action[:3]  # [m]; the last number is `terminate`
 
     def stop(self) -> None:
         self._halted.set()  # zero velocity and brakes, here
@@ -61,7 +74,7 @@ class Arm:
 
     def perform(self, skill: Skill, canceled: Callable[[], bool]) -> None:
         while skill.family == "go to" and not self._near(HOME) and not canceled():
-            self.apply(np.clip(HOME - self._tip, -0.08, 0.08))
+            self.apply(np.clip(HOME - self._tip, -STEP, STEP))
 
     def succeeded(self, skill: Skill) -> bool | None:
         if skill.family == "done":
@@ -74,7 +87,7 @@ class Arm:
         return None  # it knows no goals of whole instructions
 
     def view(self, name: str) -> np.ndarray:
-        return dict.fromkeys(("head", "room"), self.observe().image)[name]  # for people; `saycan_qt.run` films both
+        return dict.fromkeys(self.views, self.observe().image)[name]
 
     def _near(self, point: Sequence[float]) -> bool:
         return float(np.linalg.norm(self._tip - point)) < CLOSE
@@ -83,11 +96,13 @@ class Arm:
 class Reach:
     """Stands in for a trained policy: an Actor and a Critic (skills.types)."""
 
+    embodiment = EMBODIMENT  # a checkpoint has that of the data that it was trained on
+
     def act(self, history: Sequence[Observation], instruction: str) -> np.ndarray:
-        way = BUTTONS[instruction.removeprefix("reach ")] - history[-1].state[:3]  # [m]
-        step = np.clip(way, -0.08, 0.08)
+        way = BUTTONS[instruction.removeprefix("reach ")] - history[-1].state  # [m]
+        step = np.clip(way, -STEP, STEP)
         there = float(np.abs(way - step).max() < CLOSE)  # the last number ends the skill, after this step
-        return np.array([*step, 0, 0, 0, 0, there], np.float32)
+        return np.array([*step, there], np.float32)
 
     def value(self, history: Sequence[Observation], instructions: Sequence[str]) -> np.ndarray:
         return np.full(len(instructions), 0.9, np.float32)
@@ -127,7 +142,7 @@ def drive(address: str) -> int:
             print(skill)
             for event in robot.execute(skill):  # leaving this loop early, or dying in it, stops the arm
                 if isinstance(event, Feedback):
-                    print(f"  step {event.step}: tip at {event.state[:3].round(2)} m")
+                    print(f"  step {event.step}: tip at {event.state.round(2)} m")
                 else:
                     print(f"  {event.status.value} in {event.seconds:.1f} s {event.message}")
                     if not event.succeeded:

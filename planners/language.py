@@ -227,9 +227,10 @@ def cache_folder() -> Path:
 
 
 def _load_folder(folder: Path, dtype: torch.dtype) -> tuple[Any, Any]:
-    model, found = AutoModelForCausalLM.from_pretrained(
+    read: Any = AutoModelForCausalLM.from_pretrained(
         folder, dtype=dtype, use_safetensors=True, ignore_mismatched_sizes=True, output_loading_info=True, **LOCAL
     )
+    model, found = read
     unfit = sorted({*found["missing_keys"], *(name for name, *_ in found["mismatched_keys"])})
     if unfit:  # transformers would go on with random numbers in their place
         raise WeightsError(

@@ -35,21 +35,25 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from saycan_qt.data import scenes
 from saycan_qt.data.episodes import DatasetError, EpisodeWriter
 from saycan_qt.kitchen.camera import HEAD
+from saycan_qt.kitchen.embodiment import EMBODIMENT
 from saycan_qt.kitchen.practice import affordances
 from saycan_qt.kitchen.practice.collection import CollectConfig, begin, episode
-from saycan_qt.options import Command, dispatch
+from saycan_qt.options import Command, dispatch, require, require_share
 from skills.library import SkillLibrary
 from skills.types import Actor
 
 
 def load_actor(name: str) -> Actor:
-    """A policy on one thread, for a process of many. Raises CheckpointError."""
+    """A policy on one thread, for a process of many. Raises ValueError for one that is not of the kitchen's robot."""
     import torch
 
     from saycan_qt.learning import checkpoint
 
     torch.set_num_threads(1)
-    return checkpoint.load(name)
+    policy = checkpoint.load(name)
+    if problem := policy.embodiment.misfit(EMBODIMENT):
+        raise ValueError(f"{name} is of another robot than the kitchen's: {problem}")
+    return policy
 
 
 def shard(config: CollectConfig, worker: int) -> Path:
@@ -103,6 +107,8 @@ def _label(config: AffordanceConfig, worker: int, done: multiprocessing.Queue) -
 
 
 def episodes(config: CollectConfig) -> int:
+    require(config, episodes=1, workers=1, seed=0)
+    require_share(config, "failures", "impossible", "anywhere")
     if config.policy:
         load_actor(config.policy)  # what cannot be loaded is refused before any worker starts
     begin(config)
@@ -110,8 +116,7 @@ def episodes(config: CollectConfig) -> int:
 
 
 def affordance(config: AffordanceConfig) -> int:
-    if config.scenes < 1 or config.workers < 1:
-        raise ValueError("--scenes and --workers must be at least 1")
+    require(config, scenes=1, workers=1, seed=0)
     scenes.begin(config.out, config.seed, {s.name: s.family for s in SkillLibrary.load() if s.learned})
     return _in_parallel(_label, config, config.workers, config.scenes, "scenes", config.out)
 

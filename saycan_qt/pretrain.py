@@ -4,13 +4,15 @@
     python -m saycan_qt.pretrain --debug --out /tmp/perception          # seconds; what the tests run
 
 It stands in for the paper's ImageNet pre-training of the image encoder. Labels come from the simulator's own
-segmentation and poses; policies never see them. Killed and started again, it continues.
+segmentation and poses; policies never see them. Killed and started again, it continues. Numbers that are not finite
+end it, and another --learning-rate goes on from before them.
 """
 
 from __future__ import annotations
 
 import json
 import logging
+import math
 import sys
 from dataclasses import asdict
 from functools import partial
@@ -21,6 +23,8 @@ import torch
 from saycan_qt.kitchen.objects import THINGS
 from saycan_qt.kitchen.practice.perception import KEYPOINTS, labelled_frames
 from saycan_qt.learning import checkpoint
+from saycan_qt.learning.distributed import require_device
+from saycan_qt.learning.folder import only_writer
 from saycan_qt.learning.perception import (
     PretrainConfig,
     debug_config,
@@ -32,15 +36,32 @@ from saycan_qt.learning.perception import (
 )
 from saycan_qt.networks.keypoints import Grounding, KeypointTrunk
 from saycan_qt.networks.tokens import TextEncoder
-from saycan_qt.options import parse
+from saycan_qt.options import parse, require
+from skills.errors import SkillError
 from skills.library import SkillLibrary
 
 
 def pretrain(config: PretrainConfig) -> dict[str, Any]:
     if config.debug:
         config = debug_config(config)
+    check(config)
     torch.set_num_threads(config.threads)
     config.out.mkdir(parents=True, exist_ok=True)
+    with only_writer(config.out):
+        return run(config)
+
+
+def check(config: PretrainConfig) -> None:
+    """Raises ValueError for numbers that make no run."""
+    require(config, frames=2, epochs=1, batch_size=1, workers=1, threads=1, weight_decay=0, position_weight=0, seed=0)
+    if not 0 < config.learning_rate < math.inf:
+        raise ValueError(f"--learning-rate {config.learning_rate}: it must be above 0")
+    if not 0 <= config.held_out < 1:
+        raise ValueError(f"--held-out {config.held_out}: a share of the frames, below 1")
+    require_device(config.device)
+
+
+def run(config: PretrainConfig) -> dict[str, Any]:
     library = SkillLibrary.load()
     make = partial(labelled_frames, look=config.look)
     frames = gather(config.out / f"frames-{config.look}", config.frames, config.seed, config.workers, make)
@@ -81,7 +102,11 @@ def show(report: dict[str, Any]) -> None:
 
 def main() -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    show(pretrain(parse(PretrainConfig, "python -m saycan_qt.pretrain", __doc__)))
+    try:
+        show(pretrain(parse(PretrainConfig, "python -m saycan_qt.pretrain", __doc__)))
+    except (ValueError, OSError, SkillError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     return 0
 
 

@@ -1,6 +1,7 @@
 """Print what one of saycan-qt's extras requires, as pip takes it.
 
-    pip install --no-deps saycan-qt && pip install $(saycan-qt requires robot)     # a computer that only drives
+    pip install --no-deps .                                         # or a wheel, on a computer that only drives
+    pip install --no-warn-conflicts $(saycan-qt requires robot)     # pip would warn of all that is left out
 
 `pip install 'saycan-qt[robot]'` would bring torch and mujoco too: no extra takes anything away. Only Python's own
 modules are imported here, since no other is there yet.

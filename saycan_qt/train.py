@@ -36,13 +36,13 @@ import numpy as np
 import torch
 import tyro
 
-from saycan_qt import atomic
 from saycan_qt.data.episodes import DatasetError, EpisodeDataset
 from saycan_qt.learning import checkpoint, distributed, divergence
 from saycan_qt.learning.algorithms.policy import Judge
 from saycan_qt.learning.algorithms.q_transformer import QTransformerConfig
 from saycan_qt.learning.algorithms.qt_opt import QTOptConfig
 from saycan_qt.learning.batches import Episodes
+from saycan_qt.learning.folder import only_writer
 from saycan_qt.learning.loop import STATE, Run
 from saycan_qt.learning.start import (
     Finetune,
@@ -126,10 +126,7 @@ def the_only_one(config: TrainConfig) -> contextlib.AbstractContextManager[objec
     """Held while this process writes to the run's folder. Raises ValueError where another one does."""
     if distributed.rank():
         return contextlib.nullcontext()
-    try:
-        return atomic.lock(config.out / ".lock", wait=False)
-    except BlockingIOError:
-        raise ValueError(f"{config.out}: another process trains here; choose another --out, or wait for it") from None
+    return only_writer(config.out)
 
 
 def tell(run: Run, dataset: Episodes) -> None:
@@ -207,7 +204,7 @@ def main() -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
         train(command())
-    except (ValueError, OSError, DatasetError, checkpoint.CheckpointError) as error:
+    except (ValueError, OSError, DatasetError, SkillError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
@@ -215,9 +212,3 @@ def main() -> int:
 
 if __name__ == "__main__":
     sys.exit(main())
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    try:
-        main(command())
-    except (ValueError, OSError, DatasetError, SkillError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)

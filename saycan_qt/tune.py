@@ -16,6 +16,7 @@ my_robot/adapter`, and plans for that robot are made with it.
 
 from __future__ import annotations
 
+import math
 import sys
 from dataclasses import dataclass
 from functools import partial
@@ -23,9 +24,10 @@ from functools import partial
 import torch
 
 from planners.prompts import ExamplesError
+from saycan_qt.learning.folder import only_writer
 from saycan_qt.learning.pairs import pairs_of
-from saycan_qt.learning.tuning import Pairs, Run, TuneConfig
-from saycan_qt.options import File, Folder, parse
+from saycan_qt.learning.tuning import LENGTHS, Pairs, Run, TuneConfig
+from saycan_qt.options import File, Folder, parse, require
 from saycan_qt.services.processes import refuse
 from skills.errors import SkillError
 from skills.library import SkillLibrary
@@ -60,11 +62,16 @@ def pairs(config: RobotTuneConfig) -> Pairs:
 def main() -> int:
     config = parse(RobotTuneConfig, "python -m saycan_qt.tune", __doc__)
     try:
+        require(config, steps=1, minutes=0, rank=1, tokens=LENGTHS[-1], warmup=0, seed=0, threads=1)
+        if not 0 < config.learning_rate < math.inf:
+            raise ValueError(f"--learning-rate {config.learning_rate}: it must be above 0")
         drawn = pairs(config)
-    except (SkillError, ExamplesError) as error:
+        torch.set_num_threads(config.threads)
+        config.out.mkdir(parents=True, exist_ok=True)
+        with only_writer(config.out):
+            Run(config, drawn).train()
+    except (ValueError, OSError, SkillError, ExamplesError) as error:
         return refuse(str(error))
-    torch.set_num_threads(config.threads)
-    Run(config, drawn).train()
     return 0
 
 

@@ -165,6 +165,18 @@ def test_a_frame_that_the_video_lacks_is_named(tmp_path):
     assert "ends before 1.6000 s (step 5)" in dataset.quarantined[1].reason
 
 
+@pytest.mark.parametrize("drift", [1e-4, -3e-4, 0.02])
+def test_recorders_errors_of_time_cost_nothing(tmp_path, drift):
+    root = theirs(tmp_path / "d")
+    path = root / "meta/episodes/chunk-000/file-000.parquet"
+    key = f"videos/{FRONT}/from_timestamp"
+    table = pq.read_table(path)
+    pq.write_table(replace(table, key, pa.array(np.array(table[key]) + drift * np.arange(3))), path)
+    dataset = EpisodeDataset(root, max_bad_share=0, mapping=mapped())
+    expected = [picture(number, step)[0, 0, 0] for number in range(3) for step in range(STEPS[number])]
+    assert np.abs(dataset.images[:, 0, 0, 0].astype(int) - expected).max() <= 3
+
+
 def test_frames_written_as_video_come_back_nearly_the_same(tmp_path):
     steps = 6
     smooth = np.linspace(0, 255, 16 * 24 * 3).reshape(16, 24, 3)

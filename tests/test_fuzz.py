@@ -29,16 +29,18 @@ from google.protobuf.message_factory import GetMessageClass
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from tiny_services import UNHURRIED, LineRobot, Walker
+from tiny_services import LINE, UNHURRIED, LineRobot, Walker
 
 from skills import robot as robot_service
 from skills import server as skill_service
 from skills.client import RobotClient, SkillClient
 from skills.errors import SkillError
 from skills.library import SkillLibrary
+from skills.robot_folder import default_robot
+from skills.types import Observation
 from skills.v1 import skills_pb2 as pb
 from skills.wire import messages
-from skills.wire.messages import JPEG, PNG, RAW, compress, write_image, write_observation, write_skill
+from skills.wire.messages import JPEG, PNG, RAW, compress, write_embodiment, write_image, write_observation, write_skill
 
 LIBRARY = SkillLibrary.load()
 HERE = Path(__file__).parent
@@ -88,10 +90,12 @@ def host():
 
 # ---- what is sent
 
-SEEN = write_observation(LineRobot().observe())
-DONE = pb.Outcome(status=pb.STATUS_SUCCEEDED, steps=2, seconds=0.5)
-STATES = [np.full(8, number, "<f4").tobytes() for number in (0, np.nan, np.inf, -np.inf, 3e38, -0.0)]
 PICTURE = np.random.default_rng(0).integers(0, 256, (4, 6, 3), np.uint8)
+SEEN = write_observation(LineRobot().observe())
+TWO_CAMERAS = write_observation(Observation(dict.fromkeys(("front", "wrist"), PICTURE), np.zeros(1, np.float32)))
+BODY = write_embodiment(LINE)
+DONE = pb.Outcome(status=pb.STATUS_SUCCEEDED, steps=2, seconds=0.5)
+STATES = [np.full(1, number, "<f4").tobytes() for number in (0, np.nan, np.inf, -np.inf, 3e38, -0.0)]
 PICTURES = [PICTURE.tobytes(), compress(PICTURE, PNG), compress(PICTURE, JPEG)]
 HUGE = struct.pack(">II", 65535, 65535)  # width and height
 HUGE_PNG = PICTURES[1][:16] + HUGE + PICTURES[1][24:29]
@@ -100,18 +104,22 @@ HUGE_JPEG = PICTURES[2].replace(struct.pack(">HH", 4, 6), struct.pack(">HH", 655
 BYTES = [b"", b"\0", *STATES, *PICTURES, HUGE_PNG, HUGE_JPEG, *(picture[:-20] for picture in PICTURES)]
 TEXTS = ["", " ", "pick apple", "pick aple", "go to table", "put down", "done", "table", "apple", "head", "walker"]
 TEXTS += ["x" * 64, "x" * 65, "x" * 1001, "🤖" * 1000, "a\0b", "line\nbreak", "../../etc/passwd", "%s{0}", "\u202e"]
+TEXTS += ["front", "wrist"]
 INTEGERS = {Field.CPPTYPE_INT32: (-(2**31), 2**31 - 1), Field.CPPTYPE_UINT32: (0, 2**32 - 1)}
 INTEGERS |= {Field.CPPTYPE_INT64: (-(2**63), 2**63 - 1), Field.CPPTYPE_UINT64: (0, 2**64 - 1)}
 SEEDS = {
     "Image": [write_image(PICTURE, encoding) for encoding in (RAW, PNG, JPEG)],
-    "Observation": [SEEN],
+    "Observation": [SEEN, TWO_CAMERAS],
+    "Embodiment": [BODY, write_embodiment(default_robot().embodiment)],
     "ScoreSkillsRequest": [
         pb.ScoreSkillsRequest(history=[SEEN]),
         pb.ScoreSkillsRequest(history=[SEEN] * 3, names=["pick apple", "done"]),
+        pb.ScoreSkillsRequest(history=[TWO_CAMERAS] * 2),
     ],
     "ControlRequest": [
         pb.ControlRequest(sequence=1, instruction="pick apple", observation=SEEN),
         pb.ControlRequest(sequence=2, observation=SEEN),
+        pb.ControlRequest(sequence=1, instruction="pick apple", observation=TWO_CAMERAS),
         pb.ControlRequest(sequence=3, outcome=DONE),
     ],
     "ExecuteSkillRequest": [
@@ -127,6 +135,9 @@ SEEDS = {
         pb.ScoreSkillsResponse(scores=[pb.SkillScore(skill="done", affordance=0.5, raw=0.5, seconds=0.1)])
     ],
     "ControlResponse": [pb.ControlResponse(sequence=1, action=SEEN.state)],
+    "Model": [pb.Model(name="walker", embodiment=BODY)],
+    "GetServerInfoResponse": [pb.GetServerInfoResponse(embodiment=BODY, models=[pb.Model(embodiment=BODY)])],
+    "GetRobotInfoResponse": [pb.GetRobotInfoResponse(embodiment=BODY, views=["head"])],
     "ObserveResponse": [pb.ObserveResponse(observation=SEEN)],
     "ExecuteSkillResponse": [
         pb.ExecuteSkillResponse(feedback=pb.Feedback(step=1, state=SEEN.state)),

@@ -18,7 +18,7 @@ from skills.client import RobotClient
 from skills.errors import Busy, DeadlineExceeded
 from skills.library import SkillLibrary
 from skills.robot import serve as serve_robot
-from skills.types import ACTION_HIGH, ACTION_LOW, Robot, Status
+from skills.types import Robot, Status
 
 OWN_ROBOT = Path(own_robot.__file__)
 OPEN = SkillLibrary.load()["open top drawer"]
@@ -121,12 +121,15 @@ def test_an_environment_that_cannot_be_mapped_is_refused_with_the_reason(capsys)
     assert "Discrete(4)" in first and "Nothing" in second
 
 
-def test_a_guessed_mapping_spans_the_environments_range(dot):
+def test_a_guessed_mapping_takes_over_what_the_environment_says(dot):
     env = gymnasium.make(dot, render_mode="rgb_array")
     mapping = guess(env)
-    for ours, theirs in [(ACTION_LOW, -1), (ACTION_HIGH, 1), ((ACTION_LOW + ACTION_HIGH) / 2, 0)]:
-        np.testing.assert_allclose(mapping.action(ours), [theirs, theirs], atol=1e-6)
-    np.testing.assert_array_equal(mapping.state(np.array([3, 4], np.float32)), [3, 4, 0, 0, 0, 0, 0, 0])
+    found = mapping.embodiment
+    assert (found.low.tolist(), found.high.tolist()) == ([-1, -1], [1, 1])
+    assert (found.terminate, found.control_hz, len(found.state)) == (None, 3, 2)
+    assert [(camera.height, camera.width) for camera in found.cameras] == [(8, 10)]
+    np.testing.assert_array_equal(mapping.action(np.float32([0.5, -1])), [0.5, -1])
+    np.testing.assert_array_equal(mapping.state(np.array([3, 4], np.float32)), [3, 4])
 
 
 def test_the_kitchen_behind_the_robot_is_the_kitchen_of_the_environment():

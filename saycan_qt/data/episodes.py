@@ -89,7 +89,8 @@ class EpisodeDataset:
         success: str | None = None,  # "all", a column or a file of outcomes, instead of the data's and the mapping's
     ) -> None:
         given = [Path(roots)] if isinstance(roots, str | Path) else [Path(root) for root in roots]
-        columns = ColumnMapping.load(mapping or None).with_success(success)
+        rate = rate or None
+        columns = ColumnMapping.load(mapping or None).with_success(success or None)
         paths = [path for root in given for path in _shards(root)]
         if not paths:
             raise DatasetError(f"no dataset in {', '.join(map(str, given)) or 'an empty list of folders'}; {READ}")
@@ -265,7 +266,7 @@ def _of_one_robot(shards: Sequence[Shard], rate: float | None) -> None:
         if rate is None and mine.control_hz != theirs.control_hz:
             both = [hz for hz in (mine.control_hz, theirs.control_hz) if hz]
             raise DatasetError(
-                f"{first.root} has {mine.control_hz:g} frames a second, {other.root} {theirs.control_hz:g}; `rate=` "
+                f"{first.root} has {_rate(mine)}, {other.root} {_rate(theirs)}; `rate=` "
                 f"(--rate HZ) brings them to one, such as {possible_rates(*both)}"
             )
         if problem := _difference(mine, theirs):
@@ -276,6 +277,10 @@ def _of_one_robot(shards: Sequence[Shard], rate: float | None) -> None:
                 f"{first.root} has images of {sizes[0]} pixels, {other.root} of {sizes[1]}; "
                 "a mapping with `image_size: [80, 96]` makes them equal"
             )
+
+
+def _rate(robot: Embodiment) -> str:
+    return f"{robot.control_hz:g} frames a second" if robot.control_hz else "a rate that nobody says"
 
 
 def _difference(mine: Embodiment, theirs: Embodiment) -> str:

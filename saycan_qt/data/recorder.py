@@ -72,6 +72,8 @@ class EpisodeRecorder:
     def misfit(self, embodiment: Embodiment | None) -> str:
         """Why what a model of this embodiment does cannot be kept here; "" when it can, or when that is not known."""
         mine = self.embodiment
+        if embodiment is not None and not embodiment.control_hz:
+            return "the model does not say how often it acts (control_hz), which a dataset has to"
         if embodiment is None or mine is None:
             return ""
         cameras = [camera.name for camera in embodiment.cameras]

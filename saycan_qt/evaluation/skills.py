@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import sys
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -14,12 +15,13 @@ from rich.table import Table
 
 from saycan_qt import atomic
 from saycan_qt.evaluation.rates import wilson
+from saycan_qt.kitchen.embodiment import EMBODIMENT
 from saycan_qt.kitchen.env import KitchenEnv
 from saycan_qt.kitchen.practice.rollouts import random_skill
 from saycan_qt.kitchen.tasks import FAMILIES
-from saycan_qt.options import File
+from saycan_qt.options import File, require
 from skills.library import SkillLibrary
-from skills.types import Observation
+from skills.types import Observation, embodiment_of
 
 
 @dataclass(frozen=True)
@@ -47,13 +49,17 @@ class Result:
 
 
 def run_episode(actor, family: str, rng: np.random.Generator, library: SkillLibrary) -> Result:
-    """One closed-loop episode of a random skill of `family` in a random practice scene."""
+    """One closed-loop episode of a random skill of `family` in a random practice scene. The actor sees as many
+    observations as its embodiment's history says."""
     skill = random_skill(rng, library, {f: float(f == family) for f in FAMILIES})
     env = KitchenEnv(skill)
     seen, _ = env.reset(seed=int(rng.integers(2**31)))
     success = terminated = truncated = False
+    body = embodiment_of(actor)
+    history: deque[Observation] = deque(maxlen=body.history if body is not None else 1)
     while not (terminated or truncated):
-        action = actor.act([Observation(seen["image"], seen["state"])], skill.name)
+        history.append(Observation(seen["image"], seen["state"]))
+        action = actor.act(list(history), skill.name)
         seen, _, terminated, truncated, info = env.step(action)
         success = info["success"]
     return Result(family, skill.name, success, terminated, env.steps)
@@ -86,16 +92,18 @@ def results(config: SkillsConfig) -> Iterator[Result]:
 
 
 def skills(config: SkillsConfig) -> int:
-    from saycan_qt.learning.checkpoint import CheckpointError, resolve
+    from saycan_qt.learning.checkpoint import load
     from saycan_qt.services.processes import refuse  # here, so that workers do not load gRPC
 
-    if unknown := set(config.families) - set(FAMILIES):
-        return refuse(f"no family {sorted(unknown)}; there are {', '.join(FAMILIES)}")
-    if config.out and config.out.is_dir():
-        return refuse(f"--out {config.out} is a folder; give a file's name")
     try:
-        resolve(config.checkpoint)
-    except CheckpointError as error:
+        require(config, seed=0, episodes=1, workers=1)
+        if unknown := set(config.families) - set(FAMILIES):
+            raise ValueError(f"no family {sorted(unknown)}; there are {', '.join(FAMILIES)}")
+        if config.out and config.out.is_dir():
+            raise ValueError(f"--out {config.out} is a folder; give a file's name")
+        if problem := load(config.checkpoint).embodiment.misfit(EMBODIMENT):
+            raise ValueError(f"{config.checkpoint} is of another robot than the kitchen's: {problem}")
+    except ValueError as error:
         return refuse(str(error))
     console = Console(stderr=True)
     total = len(config.families) * config.episodes

@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from saycan_qt.learning import checkpoint
+from saycan_qt.learning.divergence import require_finite
 from saycan_qt.networks.keypoints import Grounding, Keypoints, KeypointTrunk, TrunkConfig
 from skills.library import Skill
 
@@ -221,9 +222,13 @@ def teach_grounding(
 
 
 def train_trunk(config: PretrainConfig, frames: Frames, trunk: KeypointTrunk) -> None:
-    """Ends with the trunk trained; its state is saved after every epoch."""
+    """Ends with the trunk trained; its state is saved after every epoch. Raises Diverged."""
     device, count = config.device, len(frames["images"])
     batches = count // config.batch_size
+    if not batches:
+        raise ValueError(
+            f"--batch-size {config.batch_size}: there are {count} frames to train on; make it at most that"
+        )
     total = config.epochs * batches
     optimizer = torch.optim.AdamW(trunk.parameters(), config.learning_rate, weight_decay=config.weight_decay)
     state, first = config.out / "state", 0
@@ -250,7 +255,8 @@ def train_trunk(config: PretrainConfig, frames: Frames, trunk: KeypointTrunk) ->
             )
             optimizer.zero_grad()
             loss.backward()
-            torch.nn.utils.clip_grad_norm_(trunk.parameters(), 1.0)
+            norm = torch.nn.utils.clip_grad_norm_(trunk.parameters(), 1.0)
+            require_finite("the loss or its gradient", loss.detach() + norm, step, config.out)
             optimizer.step()
             for key, value in metrics.items():
                 sums[key] = sums.get(key, 0.0) + value.item() / batches

@@ -18,6 +18,7 @@ from planners.language import load, peft, seal
 from planners.weights import LANGUAGE_MODEL, language_model_path
 from saycan_qt import atomic
 from saycan_qt.learning import checkpoint
+from saycan_qt.learning.divergence import require_finite
 from saycan_qt.learning.metrics import MetricsLog
 
 STATE, ADAPTER, PROVENANCE = "state", "adapter", "provenance.json"  # folders in a run's folder, a file in the second
@@ -40,7 +41,7 @@ class TuneConfig:
     rank: int = 16  # of the adapter; its size grows with it, 10 MB at 16
     tokens: int = 2048  # in a batch
     learning_rate: float = 6e-4  # its peak
-    warmup: int = 40  # steps
+    warmup: int = 40  # steps; 0: none
     seed: int = 0  # of the pairs
     threads: int = 2
     compile: bool = True  # torch.compile: a few minutes at first, then twice as fast; needs a C++ compiler
@@ -181,7 +182,8 @@ class Run:
     @property
     def learning_rate(self) -> float:
         cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, self.progress)))
-        return self.config.learning_rate * min(1.0, (self.step + 1) / self.config.warmup) * (0.02 + 0.98 * cosine)
+        warm = min(1.0, (self.step + 1) / max(1, self.config.warmup))
+        return self.config.learning_rate * warm * (0.02 + 0.98 * cosine)
 
     def train(self) -> None:
         while self.progress < 1:
@@ -192,7 +194,8 @@ class Run:
                 loss, exact = self.tuning(ids, labels)
                 loss.backward()
                 self.tuning.take_gradients()
-                nn.utils.clip_grad_norm_(self.tuning.masters.parameters(), 1.0)
+                norm = nn.utils.clip_grad_norm_(self.tuning.masters.parameters(), 1.0)
+                require_finite("the loss or its gradient", loss.detach() + norm, self.step, self.config.out)
                 self.optimizer.step()
                 self.tuning.copy_masters()
                 self.step += 1

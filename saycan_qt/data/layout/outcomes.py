@@ -7,7 +7,7 @@
     episode,success                                   # CSV; a column `dataset` where there are several
     0,true
 
-An episode that the file does not name is left out.
+An episode that the file does not name is left out. Where one is cut as its task changes, all parts have its outcome.
 """
 
 from __future__ import annotations

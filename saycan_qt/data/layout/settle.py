@@ -123,6 +123,9 @@ def settle(mapping: ColumnMapping, there: Contents, rate: float | None = None) -
         if bounded[number] and dimension.kind == "delta" and every > 1:  # as many changes add up
             dimensions[number] = replace(dimension, low=dimension.low * every, high=dimension.high * every)
     own = there.own
+    if not cameras and not state:
+        line = f"state: {nearest('state', there.widths, 'observation.state')}"
+        there.refuse("neither a camera nor a state, so that a policy would see nothing", line)
     try:
         embodiment = Embodiment(
             action=tuple(dimensions),
@@ -134,7 +137,7 @@ def settle(mapping: ColumnMapping, there: Contents, rate: float | None = None) -
             name=own.name if own else there.robot,
         )
     except EmbodimentError as error:
-        there.refuse(f"it makes no robot: {error}", f"state: {nearest('state', there.widths, 'observation.state')}")
+        raise DatasetError(f"{there.where}: {error}") from None
     success, unlabelled = _success(mapping, there)
     return Layout(
         embodiment=embodiment,
@@ -316,7 +319,7 @@ def _state(there: Contents, state: Sequence[Columns]) -> tuple[StateNumber, ...]
 def _names(there: Contents, entry: Columns) -> Sequence[str]:
     width = there.widths[entry.column]
     named = there.names.get(entry.column, ())
-    if len(named) != width or len(set(named)) < width:
+    if len(named) != width or len(set(named)) < width or not all(name and name.isprintable() for name in named):
         stem = re.split(r"[./]", entry.column)[-1]
         named = [stem] if width == 1 else [f"{stem}_{number}" for number in range(width)]
     return named[entry.start : entry.stop]

@@ -3,6 +3,7 @@ successes, and what a policy does by itself. What `collect` writes to disk and p
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -15,7 +16,7 @@ from saycan_qt.kitchen.practice.experts import Expert
 from saycan_qt.kitchen.tasks import feasible, practice, succeeded
 from saycan_qt.kitchen.world import World
 from skills.library import Skill, SkillLibrary
-from skills.types import Actor, Observation
+from skills.types import Actor, Observation, embodiment_of
 
 MODES = ("demonstration", "offset", "wrong", "early", "noisy", "endless", "elsewhere")
 IMPOSSIBLE = "impossible"  # drawn only where it is asked for
@@ -66,12 +67,15 @@ class Rollout:
         share, shift, turn = (0.8, 0.045, 0.2) if self.mode == "noisy" else (0.25, 0.02, 0.08)
         if self.actor and rng.random() < 0.5:
             share = 0.0
+        body = embodiment_of(self.actor)
+        seen: deque[Observation] = deque(maxlen=body.history if body is not None else 1)
         for step in range(self.max_steps):
             observation = world.observe() if self.observing else None
             if self.actor is None or observation is None:
                 action = expert.act()
             else:
-                action = np.array(self.actor.act([observation], self.skill.name))
+                seen.append(observation)
+                action = np.array(self.actor.act(list(seen), self.skill.name))
             if rng.random() < share and action[7] < 0.5:
                 action[:3] += rng.normal(0, shift, 3)
                 action[3:6] += rng.normal(0, turn, 3)
