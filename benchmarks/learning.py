@@ -34,6 +34,7 @@ import tyro
 from pypi_q_transformer import PRESETS as PEER_PRESETS
 from pypi_q_transformer import SCORED, flops_of, timed
 
+from saycan_qt.kitchen.embodiment import ACTION_HIGH, ACTION_LOW
 from saycan_qt.learning.algorithms import ALGORITHMS
 from saycan_qt.learning.algorithms.policy import Judge, Policy
 from saycan_qt.learning.algorithms.q_transformer import QTransformerConfig
@@ -43,7 +44,7 @@ from saycan_qt.learning.loop import Run
 from saycan_qt.networks.backbone import PAPER, SMALL, NetworkConfig
 from saycan_qt.networks.tokens import TEXT_SIZE, TextEncoder
 from saycan_qt.train import TrainQTransformer
-from skills.types import ACTION_HIGH, ACTION_LOW, Observation
+from skills.types import Observation
 
 NETWORKS = {"small": SMALL, "paper": PAPER}
 SKILLS = [f"skill {number}" for number in range(SCORED)]
