@@ -291,7 +291,7 @@ def test_a_number_that_makes_no_run_is_one_line(option, value, said, data, perce
         ["q-transformer", "--data", str(data), "--perception", str(perception), "--out", str(tmp_path), option, value]
     )
     with pytest.raises(ValueError, match=f"{option} {value}.*{said}") as refusal:
-        train.main(config)
+        train.train(config)
     assert "\n" not in str(refusal.value)
 
 
