@@ -175,7 +175,7 @@ def test_the_preset_follows_the_robot_and_the_small_one_says_what_to_take_instea
     assert chosen.pop("kitchen") == "small" and set(chosen.values()) == {"compact"}
     two = replace(KITCHEN, cameras=(*KITCHEN.cameras, *BODIES["PushT"].cameras))
     for body in (BODIES["PushT"], BODIES["OGBench"], two):
-        with pytest.raises(ValueError, match="small preset wants one camera.*--preset compact") as refusal:
+        with pytest.raises(ValueError, match=r"small preset wants one camera.*--preset compact") as refusal:
             train.preset_for("small", body)
         assert "\n" not in str(refusal.value)
 

@@ -209,7 +209,7 @@ def test_a_run_is_not_continued_on_other_data(data, perception, tmp_path):
     assert torch.equal(weights(tmp_path / "run")["action_edges"], edges)
     with EpisodeWriter(grown) as writer:
         writer.add(EpisodeDataset(data).episode(0))
-    with pytest.raises(ValueError, match="run holds a run on other data.*finetune --init"):
+    with pytest.raises(ValueError, match=r"run holds a run on other data.*finetune --init"):
         train.main(train.command(run_command(*run, "6")))
 
 
@@ -223,7 +223,7 @@ def test_a_loss_that_is_not_finite_ends_a_run_which_goes_on_from_before_it(data,
         step(self)
 
     monkeypatch.setattr(Run, "train_step", poisoned)
-    with pytest.raises(Diverged, match="step 6: training has diverged.*smaller --learning-rate") as refusal:
+    with pytest.raises(Diverged, match=r"step 6: training has diverged.*smaller --learning-rate") as refusal:
         train.main(train.command(run_command(*run)))
     assert "\n" not in str(refusal.value)
     left = checkpoint.load_files(tmp_path / "run" / "state")
@@ -265,7 +265,7 @@ def test_processes_that_somebody_else_starts_join_a_group_or_are_refused(data, p
     assert steps == [2, 4]
     for name, value in (("RANK", "0"), ("WORLD_SIZE", "2")):
         monkeypatch.setenv(name, value)
-    with pytest.raises(ValueError, match="WORLD_SIZE 2 asks for a group.*MASTER_ADDR.*torchrun"):
+    with pytest.raises(ValueError, match=r"WORLD_SIZE 2 asks for a group.*MASTER_ADDR.*torchrun"):
         train.main(train.command(command))
 
 
@@ -323,7 +323,7 @@ def test_where_nothing_succeeded_there_is_no_q_to_learn(data, perception, tmp_pa
     dataset.success[:] = False
     config = train.command(run_command("q-transformer", data, perception, tmp_path))
     policy, _ = train.new_policy(config, dataset)
-    with pytest.raises(ValueError, match="0 % of 24 episodes succeeded.*--success all.*--reward dataset"):
+    with pytest.raises(ValueError, match=r"0 % of 24 episodes succeeded.*--success all.*--reward dataset"):
         train.require_returns(policy, config, dataset)
 
 
