@@ -14,7 +14,7 @@ from saycan_qt.data.images import fit
 from saycan_qt.learning import checkpoint
 from saycan_qt.learning.batches import terminal_scale
 from saycan_qt.learning.loop import Run
-from saycan_qt.learning.start import state_config
+from saycan_qt.learning.start import state_config, stretched
 from saycan_qt.networks.efficientnet import EfficientNetConfig
 from skills.embodiment import ActionDimension
 from skills.types import Observation
@@ -152,6 +152,14 @@ def test_bounds_of_the_data_travel_with_the_policy(tmp_path):
     run.train()
     robot = checkpoint.load(tmp_path / "checkpoint").embodiment
     assert (robot.low > 0).all() and (robot.high < 512).all() and robot.cameras == BODIES["PushT"].cameras
+
+
+def test_a_range_that_single_outliers_stretch_is_told_with_the_option(tmp_path):
+    actions = recorded(BODIES["PushT"], length=1000).actions
+    actions[0], actions[1] = [0, 0], [512, 512]
+    assert stretched(actions, BODIES["PushT"]) == []
+    actions[2:, 1] = 250 + actions[2:, 1] / 100
+    assert stretched(actions, BODIES["PushT"]) == ["y"]
 
 
 def test_only_changes_get_noise_where_a_skill_ends_in_their_own_size():

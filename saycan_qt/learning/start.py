@@ -43,6 +43,7 @@ SHIPPED_PERCEPTION = checkpoint.SHIPPED / "perception"
 AlgorithmConfig = QTransformerConfig | QTOptConfig | RT1Config
 SAMPLE = 200_000  # frames that bounds, adaptive bins and the state's size are computed from
 STILL = 1e-6  # a state number that deviates less tells nothing; its size is taken for 1
+STRETCHED = 0.25  # share of a range below which its use is worth a word
 Preset = Literal["small", "compact", "tiny", "paper", "debug"]
 
 
@@ -235,6 +236,8 @@ def new_tokenizer(config: TrainConfig, bins: int, embodiment: Embodiment, action
             log.warning(
                 "%.0f %% of the data's action values lie beyond the robot's range; try --bounds data", 100 * beyond
             )
+        elif wasted := stretched(sample, embodiment):
+            log.warning("single outliers take most bins of %s; --bounds data leaves them out", ", ".join(wasted))
     elif config.bounds == "data":
         embodiment, still = bounds_of(sample, embodiment)
         if still:
@@ -244,6 +247,18 @@ def new_tokenizer(config: TrainConfig, bins: int, embodiment: Embodiment, action
     if config.bins == "adaptive":
         return ActionTokenizer.adaptive(sample, embodiment, bins)
     return ActionTokenizer.uniform(embodiment, bins)
+
+
+def stretched(actions: np.ndarray, embodiment: Embodiment) -> list[str]:
+    """Dimensions whose range reaches the actions' extremes, most of it for a few of them alone."""
+    narrow, _ = bounds_of(actions, embodiment)
+    low, high = actions.min(axis=0), actions.max(axis=0)
+    return [
+        dimension.name
+        for dimension, usual, a, b in zip(embodiment.action, narrow.action, low, high, strict=True)
+        if (dimension.low, dimension.high) == (float(a), float(b))
+        and usual.high - usual.low < STRETCHED * (dimension.high - dimension.low)
+    ]
 
 
 def read_bounds(path: Path, embodiment: Embodiment) -> Embodiment:
