@@ -43,7 +43,8 @@ from saycan_qt.learning.loop import Run
 from saycan_qt.networks.backbone import PAPER, SMALL, NetworkConfig
 from saycan_qt.networks.tokens import TEXT_SIZE, TextEncoder
 from saycan_qt.train import TrainQTransformer
-from skills.types import ACTION_HIGH, ACTION_LOW, Observation
+from skills.robot_folder import default_robot
+from skills.types import Observation
 
 NETWORKS = {"small": SMALL, "paper": PAPER}
 SKILLS = [f"skill {number}" for number in range(SCORED)]
@@ -119,9 +120,12 @@ class RandomEpisodes:
 
     def __init__(self, image: tuple[int, int]) -> None:
         rng, count = np.random.default_rng(0), EPISODES * LENGTH
+        self.embodiment = default_robot().embodiment
         self.images = rng.integers(0, 255, (count, *image, 3), dtype=np.uint8)
-        self.states = rng.normal(0, 0.3, (count, 8)).astype(np.float32)
-        self.actions = rng.uniform(ACTION_LOW, ACTION_HIGH, (count, 8)).astype(np.float32)
+        self.cameras = {camera.name: self.images for camera in self.embodiment.cameras}
+        self.states = rng.normal(0, 0.3, (count, len(self.embodiment.state))).astype(np.float32)
+        low, high = self.embodiment.low, self.embodiment.high
+        self.actions = rng.uniform(low, high, (count, len(low))).astype(np.float32)
         self.rewards = np.zeros(count, np.float32)
         self.frame_episode = np.arange(count) // LENGTH
         self.episode_start = np.arange(EPISODES + 1) * LENGTH
@@ -150,6 +154,7 @@ def cases(preset: str, config: LearningConfig) -> list[Case]:
         ]
     if config.peer is not None:
         side = PEER_PRESETS[preset]["image"]
+        assert network.encoder is not None
         square = dataclasses.replace(network, encoder=dataclasses.replace(network.encoder, image=(side, side)))
         name = f"q-transformer, {side} x {side}"
         ours.append(Case(name, square, QTransformerConfig(), batch))
@@ -173,7 +178,7 @@ def start(case: Case, config: LearningConfig, chunk: int, folder: Path) -> Row:
         threads=config.threads,
         bfloat16=not config.float32,
     )
-    run = Run(settings, RandomEpisodes(case.network.encoder.image), policy, SKILLS)
+    run = Run(settings, RandomEpisodes(image_of(case.network)), policy, SKILLS)
     calls: dict[str, Callable[[], Any]]
     calls = {"train": run.train_step, "act": partial(act, policy), "score": partial(score, policy)}
     row = Row(
@@ -190,11 +195,16 @@ def start(case: Case, config: LearningConfig, chunk: int, folder: Path) -> Row:
     return row
 
 
+def image_of(network: NetworkConfig) -> tuple[int, int]:
+    assert network.encoder is not None
+    return network.encoder.image
+
+
 def history(policy: Policy) -> list[Observation]:
     rng, network = np.random.default_rng(0), policy.network_config
-    shape = (*network.encoder.image, 3)
-    state = np.zeros(8, np.float32)
-    return [Observation(rng.integers(0, 255, shape, dtype=np.uint8), state) for _ in range(network.history)]
+    shape = (*image_of(network), 3)
+    state = np.zeros(len(policy.embodiment.state), np.float32)
+    return [Observation({"": rng.integers(0, 255, shape, dtype=np.uint8)}, state) for _ in range(network.history)]
 
 
 def act(policy: Policy) -> None:
@@ -317,7 +327,7 @@ def compared(rows: list[Row], with_peer: bool) -> dict[str, Any]:
 
 def table(preset: str, config: LearningConfig, result: dict[str, Any]) -> str:
     network = NETWORKS[preset]
-    height, width = network.encoder.image
+    height, width = image_of(network)
     rates = [f"{result[f'{name}_matmul_flops_per_second'] / 1e9:,.0f} {name}" for name in ("float32", "bfloat16")]
     lines = [
         f"{preset}: {height} x {width} pixels, {network.history} frame(s), {config.threads} threads, {config.device}; "

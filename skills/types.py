@@ -12,16 +12,8 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 
-from skills.embodiment import TERMINATE_THRESHOLD as TERMINATE_THRESHOLD  # until their users take an embodiment
 from skills.embodiment import Embodiment
 from skills.library import Skill
-from skills.robot_folder import default_robot
-
-_KITCHEN = default_robot().embodiment
-CONTROL_HZ = _KITCHEN.control_hz
-STATE_NAMES = tuple(number.name for number in _KITCHEN.state)
-ACTION_NAMES = tuple(dimension.name for dimension in _KITCHEN.action)
-ACTION_LOW, ACTION_HIGH = _KITCHEN.low, _KITCHEN.high
 
 
 @dataclass(frozen=True)

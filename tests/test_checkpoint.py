@@ -17,6 +17,8 @@ from tiny_policies import TEXTS, make
 from saycan_qt import atomic
 from saycan_qt.learning import checkpoint
 from saycan_qt.learning.checkpoint import CheckpointError
+from skills.robot_folder import default_robot
+from skills.types import Observation
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,6 +101,32 @@ def test_a_policy_is_built_by_its_algorithm(folder, monkeypatch):
 
     monkeypatch.setattr("saycan_qt.learning.algorithms.ALGORITHMS", {"q-transformer": Algorithm}, raising=False)
     assert torch.equal(checkpoint.load(folder, device="cpu").weight, torch.arange(6.0).reshape(2, 3).T)
+
+
+# What the shipped models gave before any robot could be trained, on noise of seed 0 for image and state
+ACTIONS = {
+    "pick apple": [0.0003125, -0.0003125, -0.0796875, -0.0332031, 0.2089844, 0.0136719, 0.0019531, 0.0019531],
+    "open top drawer": [-0.0796875, 0.0384375, -0.0196875, -0.1230469, 0.0097656, 0.0019531, 0.9980469, 0.0019531],
+}
+VALUES = {"execution": [0.17767255, 0.25689349], "affordance": [0.07250418, 0.11084174]}
+
+
+def test_the_shipped_models_judge_and_act_as_they_did():
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, 255, (80, 96, 3), dtype=np.uint8)
+    seen = [Observation(image, rng.normal(0, 0.3, 8).astype(np.float32))]
+    for name, values in VALUES.items():
+        policy = checkpoint.load(name)
+        np.testing.assert_allclose(policy.value(seen, list(ACTIONS)), values, atol=2e-6)
+        for instruction, action in ACTIONS.items() if name == "execution" else ():
+            np.testing.assert_allclose(policy.act(seen, instruction), action, atol=1e-6)
+        assert policy.embodiment == default_robot().embodiment  # which they do not say
+
+
+def test_a_checkpoint_says_its_robot_in_words_of_its_own(policy_folder):
+    config = json.loads((policy_folder / "config.json").read_bytes())
+    assert [part["name"] for part in config["embodiment"]["action"]][::7] == ["dx", "terminate"]
+    assert config["network"]["state"]["position"] == [0, 1, 2] and config["network"]["dims"] == 8
 
 
 # ---- what can be wrong with a whole policy's folder
@@ -228,6 +256,10 @@ DAMAGES = {
     "an unknown algorithm": (
         content("config.json", lambda b: b.replace(b'"q-transformer"', b'["evil"]')),
         "config.json: unknown algorithm",
+    ),
+    "no robot": (
+        content("config.json", lambda b: b.replace(b'"dyaw"', b'"dx"')),
+        "policy: does not fit .* EmbodimentError: the checkpoint's embodiment: action: 'dx' stands there twice",
     ),
     "a setting of another type": (
         content("config.json", lambda b: b.replace(b'"history"', b'"hysteria"')),

@@ -5,13 +5,14 @@ import shutil
 import socket
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
 import tiny_policies
 from test_data_rlds import fractal, save
 
+from saycan_qt import collect
 from saycan_qt.data import scenes
 from saycan_qt.data.episodes import Episode, EpisodeDataset, EpisodeWriter
 from saycan_qt.evaluate import main
@@ -19,10 +20,13 @@ from saycan_qt.evaluation import skills
 from saycan_qt.evaluation.affordance import measure as affordance
 from saycan_qt.evaluation.affordance.figures import figures
 from saycan_qt.evaluation.rates import wilson
+from saycan_qt.evaluation.skills import run_episode
+from saycan_qt.kitchen.practice import rollouts
 from saycan_qt.learning import checkpoint
 from saycan_qt.learning.algorithms.q_transformer import QTransformer
 from saycan_qt.options import dispatch
 from skills.library import SkillLibrary
+from skills.robot_folder import default_robot
 from skills.server import serve
 
 
@@ -38,6 +42,41 @@ class Idler:
 
     def act(self, history, instruction):
         return np.zeros(8, np.float32)
+
+
+class Historian:
+    """Notes how much it is shown, and ends at the sixth step."""
+
+    embodiment = replace(default_robot().embodiment, history=4)
+
+    def __init__(self):
+        self.lengths, self.seen = [], []
+
+    def act(self, history, instruction):
+        self.lengths.append(len(history))
+        self.seen.append(history[-1].state)
+        assert all((a.state == b).all() for a, b in zip(history, self.seen[-len(history) :], strict=True))
+        return np.array([0.01, 0, 0, 0, 0, 0, 0, len(self.lengths) >= 6], np.float32)
+
+
+@pytest.mark.parametrize("where", ["evaluation", "collection"])
+def test_a_policy_with_a_history_is_shown_its_history(where):
+    actor, library, rng = Historian(), SkillLibrary.load(), np.random.default_rng(0)
+    if where == "evaluation":
+        run_episode(actor, "open drawer", rng, library)
+    else:
+        list(rollouts.start(rng, library["open top drawer"], library, rollouts.AUTONOMOUS, actor=actor))
+    assert actor.lengths == [1, 2, 3, 4, 4, 4]
+
+
+def test_a_checkpoint_of_another_robot_is_refused_before_anything_moves(tmp_path, capsys):
+    policy = tiny_policies.make("q-transformer")
+    policy.embodiment = replace(policy.embodiment, control_hz=30)
+    checkpoint.save(tmp_path / "other", *policy.describe(tiny_policies.TEXTS), {})
+    assert main(["skills", "--checkpoint", str(tmp_path / "other")]) == 2
+    assert "acts 30 times a second, the robot 3 times" in capsys.readouterr().err
+    with pytest.raises(ValueError, match=r"other is of another robot than the kitchen's: .* 30 times"):
+        collect.load_actor(str(tmp_path / "other"))
 
 
 def test_wilson_interval_matches_the_textbook():
@@ -56,7 +95,9 @@ def test_terminating_at_once_and_never_terminating_both_fail():
     assert (slow.success, slow.terminated, slow.steps) == (False, False, 45)
 
 
-@pytest.mark.parametrize(("flag", "value"), [("--checkpoint", "nowhere"), ("--families", "juggle")])
+@pytest.mark.parametrize(
+    ("flag", "value"), [("--checkpoint", "nowhere"), ("--families", "juggle"), ("--episodes", "0"), ("--workers", "0")]
+)
 def test_a_mistake_is_one_line_and_exit_code_2(flag, value, capsys):
     assert main(["skills", flag, value]) == 2
     error = capsys.readouterr().err

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from saycan_qt.kitchen import goals
+from saycan_qt.kitchen.embodiment import ACTION_HIGH, ACTION_LOW
 from saycan_qt.kitchen.env import KitchenEnv
 from saycan_qt.kitchen.objects import THINGS
 from saycan_qt.kitchen.physics import Unstable
@@ -16,7 +17,7 @@ from saycan_qt.kitchen.scene import WORKTOPS
 from saycan_qt.kitchen.tasks import FAMILIES, feasible, practice, random_kitchen
 from saycan_qt.kitchen.world import Placement, Scene, World
 from skills.library import SkillLibrary
-from skills.types import ACTION_HIGH, ACTION_LOW, Robot
+from skills.types import Robot
 
 LIBRARY = SkillLibrary.load()
 EXAMPLES = {

@@ -64,7 +64,7 @@ def host(**folders):
     """As the command hosts checkpoints."""
     loads = {
         name: lambda folder=str(folder): command.load(
-            lambda: command.checkpoints(command.ServeConfig(folder, folder, threads=1)), LIBRARY
+            lambda: command.checkpoints(command.ServeConfig(affordance=folder, execution=folder, threads=1)), LIBRARY
         )
         for name, folder in folders.items()
     }

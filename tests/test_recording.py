@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from tiny_policies import save_perception
-from tiny_services import LineRobot, Walker, wait_until
+from tiny_services import LINE, LineRobot, Walker, wait_until
 
 from saycan_qt import train
 from saycan_qt.data import lerobot
@@ -28,7 +28,6 @@ from skills import server as skill_service
 from skills.client import RobotClient, SkillClient
 from skills.errors import ServerFault
 from skills.library import SkillLibrary
-from skills.robot_folder import default_robot
 from skills.types import Observation, Outcome, Status
 from skills.v1 import skills_pb2 as pb
 from skills.v1 import skills_pb2_grpc
@@ -84,7 +83,7 @@ def count(folder):
 
 def walk(client, steps=3, goal_id="", instruction="pick apple", outcome=SUCCEEDED, image=(4, 6)):
     """One episode through the wire as any language can speak it; the answers."""
-    here = Observation(np.zeros((*image, 3), np.uint8), np.zeros(8, np.float32))
+    here = Observation(np.zeros((*image, 3), np.uint8), np.zeros(1, np.float32))
     requests = [pb.ControlRequest(sequence=i + 1, observation=write_observation(here)) for i in range(steps)]
     requests[0].instruction, requests[0].goal_id = instruction, goal_id
     requests.append(pb.ControlRequest(sequence=steps + 1, outcome=write_outcome(outcome)))
@@ -101,9 +100,9 @@ def test_what_a_robot_did_comes_back_as_it_was(tmp_path):
     assert dataset.tasks == ["pick apple", "open top drawer"] and dataset.success.tolist() == [True, False]
     assert np.diff(dataset.episode_start).tolist() == [7, 45] and dataset.truncated.tolist() == [False, True]
     first, second = dataset.episode(0), dataset.episode(1)
-    assert np.array_equal(first.views["head"], [seen.image for seen in walked])
+    assert np.array_equal(first.views["front"], [seen.image for seen in walked])
     assert np.array_equal(first.states, [seen.state for seen in walked])
-    assert np.allclose(first.actions[:, 0], 0.08) and first.actions[:, 7].tolist() == [0] * 6 + [1]
+    assert np.allclose(first.actions[:, 0], 0.08) and first.actions[:, 1].tolist() == [0] * 6 + [1]
     assert first.rewards.tolist() == [0] * 6 + [1] and not second.rewards.any()
     assert dataset.info["outcome"] == ["succeeded", "failed"] and dataset.info["model_id"] == ["walker"] * 2
 
@@ -117,7 +116,7 @@ def test_each_shard_is_a_lerobot_dataset(tmp_path):
         assert info["codebase_version"] == "v3.0" and info["total_episodes"] == len(data) == episodes
         assert all(list(info["features"]) == pq.read_schema(path).names for path in data)
         assert b"huggingface" in pq.read_schema(data[0]).metadata
-        EpisodeWriter(root, image_size=(4, 6), robot_type="recorded").close()  # finds nothing to mend, and may go on
+        EpisodeWriter(root, LINE, robot_type="recorded").close()  # finds nothing to mend, and may go on
     assert EpisodeDataset(tmp_path / "d").num_episodes == 3
 
 
@@ -239,7 +238,7 @@ def test_a_full_disk_costs_the_recording_not_the_robot(tmp_path, monkeypatch, ca
 
 
 def test_what_does_not_fit_into_memory_is_left_out(tmp_path, caplog):
-    with services(tmp_path / "d", SeeingRobot(), memory=10 * (4 * 6 * 3 + 8 * 4)) as (client, _):
+    with services(tmp_path / "d", SeeingRobot(), memory=10 * (4 * 6 * 3 + 4)) as (client, _):
         assert run(client, "open top drawer", "pick apple") == [Status.FAILED, Status.SUCCEEDED]
     assert "not recorded: 'open top drawer'" in caplog.text and "waits for the disk" in caplog.text
     assert EpisodeDataset(tmp_path / "d").tasks == ["pick apple"]
@@ -257,12 +256,11 @@ def test_a_folder_knows_the_models_that_fit_it(tmp_path):
     with services(tmp_path / "d", SeeingRobot()) as (client, _):
         run(client, "pick apple")
     with EpisodeRecorder(tmp_path / "d") as recorder:
-        kitchen = default_robot().embodiment
-        other = replace(kitchen, action=kitchen.action[:3], name="gantry")
-        assert recorder.num_episodes == 1 and not recorder.misfit(kitchen) and not recorder.misfit(None)
+        other = replace(LINE, action=LINE.action[:1], name="gantry")
+        assert recorder.num_episodes == 1 and not recorder.misfit(LINE) and not recorder.misfit(None)
         assert recorder.misfit(other).endswith("was recorded with another action than gantry has")
-        assert "was recorded at 3 Hz, not 20" in recorder.misfit(replace(kitchen, control_hz=20.0))
-        assert "holds images of cameras head, these are of none" in recorder.misfit(replace(kitchen, cameras=()))
+        assert "was recorded at 3 Hz, not 20" in recorder.misfit(replace(LINE, control_hz=20.0))
+        assert "holds images of cameras front, these are of none" in recorder.misfit(replace(LINE, cameras=()))
 
 
 def test_a_folder_in_use_is_refused(tmp_path):
@@ -306,7 +304,7 @@ def test_a_killed_server_loses_what_still_ran_and_a_new_one_goes_on(tmp_path):
         walk(client, goal_id="first")
         wait_until(lambda: count(folder) == 1, 20)
         with client.control("pick apple", timeout=20) as control:
-            control.act(Observation(np.zeros((4, 6, 3), np.uint8), np.zeros(8, np.float32)))
+            control.act(Observation(np.zeros((4, 6, 3), np.uint8), np.zeros(1, np.float32)))
             for number in range(20):
                 walk(client, goal_id=str(number))
             os.kill(process.pid, signal.SIGKILL)  # one runs, some wait, one is being written

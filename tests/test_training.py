@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
+import re
+import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -13,15 +17,24 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from tiny_policies import KITCHEN, TEXTS, make, save_perception
+from tiny_policies import KITCHEN, TEXTS, make, recorded, save_perception
 
 from planners.weights import WeightsError, sentence_model_path
 from saycan_qt import figures, pretrain, train
 from saycan_qt.data.episodes import Episode, EpisodeDataset, EpisodeWriter
 from saycan_qt.learning import checkpoint, start
-from saycan_qt.learning.batches import BatchConfig, Shuffle, Transitions
+from saycan_qt.learning.batches import BatchConfig, Frames, Shuffle, Transitions, return_range
+from saycan_qt.learning.divergence import Diverged
+from saycan_qt.learning.folder import only_writer
+from saycan_qt.learning.loop import Run
 from saycan_qt.networks.keypoints import Grounding
 from skills.library import SkillLibrary
+
+KITCHEN_LOSSES = {
+    "rt1": [5.547345, 5.542212, 5.531671, 5.513824, 5.509332, 5.50198],
+    "q-transformer, constrained": [5.768543, 5.754148, 5.754107, 5.714697, 5.706839, 5.74146],
+    "qt-opt": [3.664639, 3.666453, 3.492169, 3.586623, 3.38157, 3.626288],
+}
 
 
 @pytest.fixture(scope="module")
@@ -184,6 +197,199 @@ def test_a_run_is_not_continued_under_other_settings(data, perception, tmp_path)
     train.train(train.command(run_command("rt1", data, perception, tmp_path / "run", "--steps", "2")))
     with pytest.raises(ValueError, match="learning_rate"):
         train.train(train.command(run_command("rt1", data, perception, tmp_path / "run", "--learning-rate", "0.1")))
+
+
+def test_a_run_is_not_continued_on_other_data(data, perception, tmp_path):
+    grown = shutil.copytree(data, tmp_path / "data")
+    run = ("rt1", grown, perception, tmp_path / "run", "--bounds", "data", "--steps")
+    train.train(train.command(run_command(*run, "2")))
+    edges = weights(tmp_path / "run")["action_edges"]
+    moved = run_command("rt1", data, *run[2:], "4")  # the same data under another name
+    train.train(train.command(moved))
+    assert torch.equal(weights(tmp_path / "run")["action_edges"], edges)
+    with EpisodeWriter(grown) as writer:
+        writer.add(EpisodeDataset(data).episode(0))
+    with pytest.raises(ValueError, match=r"run holds a run on other data.*finetune --init"):
+        train.train(train.command(run_command(*run, "6")))
+
+
+def test_a_loss_that_is_not_finite_ends_a_run_which_goes_on_from_before_it(data, perception, tmp_path, monkeypatch):
+    run = ("rt1", data, perception, tmp_path / "run")
+    step = Run.train_step
+
+    def poisoned(self):
+        if self.step == 6:
+            self.policy.network.text.weight.data[0, 0] = float("inf")
+        step(self)
+
+    monkeypatch.setattr(Run, "train_step", poisoned)
+    with pytest.raises(Diverged, match=r"step 6: training has diverged.*smaller --learning-rate") as refusal:
+        train.train(train.command(run_command(*run)))
+    assert "\n" not in str(refusal.value)
+    left = checkpoint.load_files(tmp_path / "run" / "state")
+    assert left[0]["training"]["position"]["step"] == 6
+    assert all(tensor.float().isfinite().all() for tensor in left[1].values())
+    monkeypatch.setattr(Run, "train_step", step)
+    train.train(train.command(run_command(*run, "--learning-rate", "1e-4")))
+    assert curve(tmp_path / "run")[-1]["step"] == 20
+    with pytest.raises(ValueError, match="another learning_rate"):  # it has been chosen
+        train.train(train.command(run_command(*run)))
+
+
+def test_an_absurd_learning_rate_leaves_a_state_of_finite_numbers(data, perception, tmp_path):
+    run = run_command("q-transformer", data, perception, tmp_path / "run", "--learning-rate", "1e30")
+    for _ in range(2):
+        with pytest.raises(Diverged):
+            train.train(train.command(run))
+    tensors = checkpoint.load_files(tmp_path / "run" / "state")[1]
+    assert all(tensor.float().isfinite().all() for tensor in tensors.values())
+
+
+def test_a_folder_has_one_run_at_a_time(data, perception, tmp_path):
+    (tmp_path / "run").mkdir()
+    with only_writer(tmp_path / "run"), pytest.raises(ValueError, match="run: another process trains here"):
+        train.train(train.command(run_command("rt1", data, perception, tmp_path / "run", "--steps", "2")))
+
+
+def test_processes_that_somebody_else_starts_join_a_group_or_are_refused(data, perception, tmp_path, monkeypatch):
+    command = run_command("rt1", data, perception, tmp_path / "run", "--steps", "4")
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = str(free.getsockname()[1])
+    group = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    started = [
+        subprocess.Popen([sys.executable, "-m", "saycan_qt.train", *command], env={**os.environ, **group, "RANK": rank})
+        for rank in "01"
+    ]
+    assert [process.wait(120) for process in started] == [0, 0]
+    steps = [row["step"] for row in curve(tmp_path / "run") if "loss" in row]
+    assert steps == [2, 4]
+    for name, value in (("RANK", "0"), ("WORLD_SIZE", "2")):
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ValueError, match=r"WORLD_SIZE 2 asks for a group.*MASTER_ADDR.*torchrun"):
+        train.train(train.command(command))
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "said"),
+    [
+        ("--steps", "0", "at least 1"),
+        ("--log-every", "0", "at least 1"),
+        ("--validate-every", "0", "at least 1"),
+        ("--threads", "0", "at least 1"),
+        ("--batch-size", "0", "at least 1"),
+        ("--warmup", "-1", "at least 0"),
+        ("--rate", "-3", "at least 0"),
+        ("--learning-rate", "nan", "above 0"),
+        ("--relabel", "2", "within 0 to 1"),
+        ("--discount", "1.5", "within 0 to 1"),
+        ("--value-low", "3", "below --value-high 1"),
+        ("--device", "cuda:99", "cannot be used here"),
+    ],
+)
+def test_a_number_that_makes_no_run_is_one_line(option, value, said, data, perception, tmp_path):
+    config = train.command(
+        ["q-transformer", "--data", str(data), "--perception", str(perception), "--out", str(tmp_path), option, value]
+    )
+    with pytest.raises(ValueError, match=f"{option} {value}.*{said}") as refusal:
+        train.train(config)
+    assert "\n" not in str(refusal.value)
+
+
+def test_a_command_that_cannot_be_done_is_one_line_and_exit_code_2(tmp_path):
+    for command in (
+        ["train", "rt1", "--data", "x", "--out", tmp_path, "--steps", "0"],
+        ["pretrain", "--out", tmp_path, "--epochs", "0"],
+        ["tune", "--out", tmp_path, "--threads", "0"],
+        ["collect", "--out", tmp_path, "--workers", "0"],
+    ):
+        line = [sys.executable, "-m", f"saycan_qt.{command[0]}", *map(str, command[1:])]
+        done = subprocess.run(line, capture_output=True, text=True)
+        assert done.returncode == 2, line
+        assert re.fullmatch(r"error: --\w+ 0: it must be at least 1\n", done.stderr)
+
+
+def test_without_a_warm_up_the_first_step_has_the_whole_rate(data, perception, tmp_path):
+    config = train.debug_config(train.command(run_command("rt1", data, perception, tmp_path)))
+    dataset = EpisodeDataset(data)
+    rates = [
+        Run(replace(config, warmup=warmup), dataset, train.new_policy(config, dataset)[0], []).learning_rate
+        for warmup in (0, 1, 4)
+    ]
+    assert rates == [config.learning_rate, config.learning_rate, config.learning_rate / 4]
+
+
+def test_where_nothing_succeeded_there_is_no_q_to_learn(data, perception, tmp_path):
+    dataset = EpisodeDataset(data)
+    dataset.success[:] = False
+    config = train.command(run_command("q-transformer", data, perception, tmp_path))
+    policy, _ = train.new_policy(config, dataset)
+    with pytest.raises(ValueError, match=r"0 % of 24 episodes succeeded.*--success all.*--reward dataset"):
+        train.require_returns(policy, config, dataset)
+
+
+@pytest.mark.parametrize(("size", "warned"), [(1.0, ""), (100.0, "from 0 to 100.*--value-low 0 --value-high 100")])
+def test_returns_beyond_the_range_of_values_are_told_with_the_options(size, warned, data, perception, tmp_path, caplog):
+    dataset = EpisodeDataset(data)
+    dataset.rewards = dataset.rewards * np.float32(size)
+    config = train.command(run_command("q-transformer", data, perception, tmp_path, "--reward", "dataset"))
+    train.require_returns(train.new_policy(config, dataset)[0], config, dataset)
+    assert len(caplog.messages) == bool(warned) and re.search(warned, "".join(caplog.messages))
+
+
+def test_the_range_of_returns_is_that_of_every_step_of_every_episode():
+    data = recorded(KITCHEN, count=3, length=5)
+    data.rewards = np.random.default_rng(1).normal(size=15).astype(np.float32)
+    each = [
+        sum(0.9**k * float(data.rewards[t + k]) for k in range(end - t))
+        for end in (5, 10, 15)
+        for t in range(end - 5, end)
+    ]
+    assert return_range(data, 0.9) == pytest.approx((min(each), max(each)))
+
+
+def test_data_that_cannot_be_written_to_is_decoded_beside_the_run(tmp_path, monkeypatch):
+    config = train.command(["rt1", "--data", str(tmp_path), "--out", str(tmp_path / "run")])
+    assert train.cache_for(config) is None and train.cache_for(replace(config, cache=tmp_path / "x")) == tmp_path / "x"
+    monkeypatch.setattr(start.os, "access", lambda path, mode: False)
+    assert train.cache_for(config) == tmp_path / "run" / ".cache"
+
+
+def test_a_run_says_its_robot_and_how_far_its_values_look(data, perception, tmp_path, capsys):
+    settings = ("--steps", "2", "--discount", "0.9")
+    train.train(train.command(run_command("q-transformer", data, perception, tmp_path / "run", *settings)))
+    said = capsys.readouterr().out
+    assert "8 action dimensions, cameras: head 80 x 96, 8 state numbers, 3 Hz" in said
+    assert "values look 10 steps (3.3 s) ahead" in said
+
+
+@pytest.mark.parametrize("kind", KITCHEN_LOSSES)
+def test_the_kitchens_losses_are_those_that_they_were(kind, tmp_path):
+    """Computed before any robot could be trained, with the same seeds."""
+    config, dataset = (
+        train.debug_config(train.TrainRT1(data=(tmp_path,), out=tmp_path)),
+        recorded(KITCHEN, size=(80, 96)),
+    )
+    run = Run(replace(config, steps=6), dataset, make(kind), [])
+    run.transitions.train = Frames(dataset.episode_start, np.array([0, 2] if kind == "rt1" else [0, 1, 2, 3]))
+    losses = []
+    for _ in range(6):
+        with torch.no_grad():
+            losses.append(float(run.loss(run.transitions.step_batch(run.step))[0]))
+        run.train_step()
+    assert losses == pytest.approx(KITCHEN_LOSSES[kind], abs=2e-5)
+
+
+def test_a_few_episodes_are_validated_too(data):
+    for kind, count in (("q-transformer", 2), ("q-transformer", 7), ("rt1", 7)):
+        dataset = recorded(KITCHEN, count=count, size=(80, 96))
+        batches = Transitions(
+            BatchConfig(batch_size=8), dataset, [np.zeros((count * 6, 27, 14), np.float16)], make(kind)
+        )
+        episodes = [
+            set(dataset.frame_episode[part[np.arange(len(part))]]) for part in (batches.train, batches.validation)
+        ]
+        usable = set(np.flatnonzero(dataset.success)) if kind == "rt1" else set(range(count))
+        assert episodes == [usable - {max(usable)}, {max(usable)}]
 
 
 def test_a_q_transformer_starts_from_a_clone(data, perception, tmp_path):

@@ -19,8 +19,8 @@ from skills.library import Skill
 class KitchenEnv(gymnasium.Env):
     """Practise one learnt skill.
 
-    Observations: {"image": (80, 96, 3) uint8, "state": (8,) float32, see skills.types.STATE_NAMES}.
-    Actions: (8,) float32, see skills.types.ACTION_NAMES; the last one above 0.5 ends the episode, and only success at
+    Observations: {"image": (80, 96, 3) uint8, "state": (8,) float32, as the robot's embodiment names them}.
+    Actions: (8,) float32, as the embodiment names them; the last one above 0.5 ends the episode, and only success at
     that moment is rewarded. An action that is not 8 finite numbers raises ValueError and is no step. Truncated after 45
     steps. `reset(options={"scene": Scene})` starts from a given scene."""
 

@@ -12,7 +12,7 @@ import mujoco
 import numpy as np
 from mujoco import mjtWarning
 
-from skills.types import ACTION_NAMES
+from saycan_qt.kitchen.embodiment import ACTION_NAMES
 
 log = logging.getLogger(__name__)
 

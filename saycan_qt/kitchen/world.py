@@ -197,7 +197,7 @@ class World:
         return self._in_place(place, self.data.xpos[self._body[name]])
 
     def state(self) -> np.ndarray:
-        """Proprioception, (8,) float32, see skills.types.STATE_NAMES."""
+        """Proprioception, (8,) float32, as the embodiment names them."""
         tip, rotation = self.tip(), rotation_vector(self.tip_rotation())
         opening = min(self.finger_gap() / (2 * FINGER_TRAVEL), 1.0)
         return np.array([*tip, *rotation, opening, self.closedness], np.float32)

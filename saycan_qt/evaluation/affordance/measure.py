@@ -23,6 +23,7 @@ from saycan_qt.evaluation.affordance.figures import FIXED, figures
 from saycan_qt.evaluation.affordance.judges import Interrupted, Judge
 from saycan_qt.evaluation.affordance.questions import Label, NotComparable, Questions, ask
 from saycan_qt.evaluation.affordance.table import WIDE, table
+from saycan_qt.options import require
 from saycan_qt.services.access import ClientOptions, HowToCall
 
 
@@ -167,6 +168,11 @@ def affordance(config: AffordanceConfig) -> int:
     from skills.errors import SkillError
 
     console = Console(stderr=True)
+    try:
+        require(config, threads=1, resamples=1)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     ours = DatasetError, CheckpointError, NotComparable, WeightsError, CalibrationError, SkillError, Interrupted
     try:
         answer, questions = evaluate(config, console)
