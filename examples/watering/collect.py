@@ -1,6 +1,6 @@
 """Demonstrations of watering, recorded as a LeRobotDataset v3 that `python -m saycan_qt.train` reads as it is.
 
-python examples/watering/collect.py --out data/watering --episodes 300
+python examples/watering/collect.py --out data/watering --episodes 400
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from skills.types import Observation
 @dataclass(frozen=True)
 class Config:
     out: Path = Path("data/watering")  # what is there stays; more is added
-    episodes: int = 300
+    episodes: int = 400
     noise: float = 0.3  # of what is carried out, in steps: so the policy also sees how to get back
 
 

@@ -24,10 +24,11 @@ HOME, TAP = np.array([0.08, 0.08]), np.array([0.08, 0.5])  # [m]
 ROW = {"fern": 0.35, "cactus": 0.6, "basil": 0.85}  # x [m]
 COLOURS = {"fern": (40, 160, 60), "cactus": (40, 90, 220), "basil": (230, 190, 30)}
 ASIDE = 0.1  # [m] that a plant may stand off the middle of the row
-REACH = 0.06  # [m] from a plant's middle, within which water reaches it
+REACH = 0.07  # [m] from a plant's middle: its own radius, within which water reaches it
 POURED = 0.1  # of a tank, in one period
 NEEDED = 5  # periods of water
 CLOSE = 0.02  # [m]
+GAIN, NEAR = 0.4, 0.04  # of the expert: of the way that is left, in one period; from where it pours [m]
 
 
 class Gantry:
@@ -46,7 +47,7 @@ class Gantry:
 
     def observe(self) -> Observation:
         state = np.array([*self.at, self.valve, self.tank], np.float32)
-        images = {"top": self._top(48, 64), "nozzle": self._nozzle(48, 64)}
+        images = {"top": self._top(36, 48), "nozzle": self._nozzle(36, 48)}
         dry = {name: "bed" for name, periods in self.watered.items() if periods < NEEDED}
         places = {"home": HOME, "tap": TAP, **self.plants}
         place = next((name for name, point in places.items() if self._near(point)), "")
@@ -100,10 +101,9 @@ class Gantry:
     # -- whom the policy learns from ----------------------------------------------------------------------------------
 
     def expert(self, plant: str) -> np.ndarray:
-        """(3,) the next action of somebody who knows where the plants are: there, then water."""
-        action = self._towards(self.plants[plant])
-        action[2] = float(self._near(self.plants[plant]))
-        return action
+        """(3,) the next action of somebody who knows where the plants are: there, ever more slowly, and water."""
+        way = self.plants[plant] - self.at
+        return np.array([*np.clip(GAIN * way, -STEP, STEP), np.linalg.norm(way) < NEAR], np.float32)
 
     # -- the world ----------------------------------------------------------------------------------------------------
 
@@ -134,7 +134,7 @@ class Gantry:
 
         disc(TAP, 0.05, (200, 200, 210))
         for name, point in self.plants.items():
-            disc(point, 0.07, COLOURS[name])
+            disc(point, REACH, COLOURS[name])
             if self.watered[name] >= NEEDED:
                 disc(point, 0.03, (20, 40, 60))
         disc(self.at, 0.025, (60, 230, 255) if self.valve > 0.5 and self.tank > 0 else (230, 40, 40))

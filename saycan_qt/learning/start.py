@@ -44,7 +44,7 @@ AlgorithmConfig = QTransformerConfig | QTOptConfig | RT1Config
 SAMPLE = 200_000  # frames that bounds, adaptive bins and the state's size are computed from
 STILL = 1e-6  # a state number that deviates less tells nothing; its size is taken for 1
 STRETCHED = 0.25  # share of a range below which its use is worth a word
-Preset = Literal["small", "compact", "tiny", "paper", "debug"]
+Preset = Literal["small", "compact", "paper", "debug"]
 
 
 @dataclass(frozen=True)
@@ -56,9 +56,9 @@ class TrainConfig(LoopConfig):
     rate: float = 0.0  # [Hz] actions a second, fewer than the data has: changes are added up; 0: the data's
     # What succeeded, where the data does not say: "all", a column's name, or a file of outcomes
     success: str = ""
-    # small: keypoints, for the kitchen; compact: a small FiLM-EfficientNet; tiny: a very small one, for simple scenes;
-    # paper: the paper's sizes. The last three take any number of cameras, and images of whatever size the data has.
-    # Default: small where the state says where the gripper is and there is one camera, else compact
+    # small: keypoints, for the kitchen; compact: a small FiLM-EfficientNet; paper: the paper's sizes; debug: tiny, for tests
+    # and for the simplest scenes. Those with an EfficientNet take any number of cameras, and images of whatever size the
+    # data has. Default: small where the state says where the gripper is and there is one camera, else compact
     preset: Preset | None = None
     perception: Path | None = None  # checkpoint of saycan_qt.pretrain; default: the one that ships
     init: Path | None = None  # checkpoint, or the name of a shipped one, whose network, eyes included, it starts from

@@ -144,20 +144,13 @@ COMPACT = (
         encoder=EfficientNetConfig(image=(128, 160), width_multiplier=0.5, depth_multiplier=0.5, film_from=3)
     )
 )
-TINY = dataclasses.replace(  # for simple scenes and small images: a few minutes on a CPU
-    COMPACT,
-    encoder=EfficientNetConfig(image=(64, 64), width_multiplier=0.25, depth_multiplier=0.25, film_from=3),
-    tokens=4,
-    width=64,
-    layers=2,
-)
 DEBUG = NetworkConfig(
     encoder=TrunkConfig(channels=(8, 8, 8, 8), blocks=(1, 1, 1), hidden=16, feature=8), width=32, layers=2, heads=2
 )
 DEBUG_FILM = dataclasses.replace(  # for robots whom a keypoint trunk does not fit
     DEBUG, encoder=EfficientNetConfig(image=(32, 32), width_multiplier=0.1, depth_multiplier=0.1, film_from=2), tokens=2
 )
-PRESETS = {"small": SMALL, "compact": COMPACT, "tiny": TINY, "paper": PAPER, "debug": DEBUG}
+PRESETS = {"small": SMALL, "compact": COMPACT, "paper": PAPER, "debug": DEBUG}
 
 
 def sines(numbers: Tensor, wavelengths: Sequence[float]) -> Tensor:
