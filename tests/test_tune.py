@@ -27,6 +27,7 @@ def model(tmp_path_factory):
     """Its folder."""
     folder = tmp_path_factory.mktemp("model")
     _, tokenizer = load(language_model_path(), torch.bfloat16)
+    torch.manual_seed(0)
     shape = dict(hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4)
     with torch.random.fork_rng():
         torch.manual_seed(0)
