@@ -1,5 +1,6 @@
 """A skill server in operation: models by name, loaded again under load; metrics, logs and traces of what happened."""
 
+import contextlib
 import json
 import logging
 import os
@@ -296,7 +297,11 @@ def test_a_served_process_reloads_on_command_and_on_sighup_and_shows_its_metrics
         return subprocess.run(told, capture_output=True, text=True, env=environment)
 
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    with subprocess.Popen(arguments, text=True, env=environment, cwd=tmp_path, **pipes) as process:
+    with (
+        subprocess.Popen(arguments, text=True, env=environment, cwd=tmp_path, **pipes) as process,
+        contextlib.ExitStack() as last,
+    ):
+        last.callback(process.kill)  # where something below fails, nobody waits for a server that goes on
         url, address = process.stdout.readline().split()[-1], process.stdout.readline().split()[-1]
         process.send_signal(signal.SIGHUP)  # there is nothing to reload yet
         assert "night: judged by night@" in process.stdout.readline()

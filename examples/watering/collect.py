@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import tyro
-from driver import ROBOT, Gantry
+from driver import BED, ROBOT, Gantry
 
 from saycan_qt.data.lerobot import Episode
 from saycan_qt.data.writer import EpisodeWriter
@@ -30,7 +30,12 @@ def demonstrate(skill: Skill, seed: int, noise: float) -> Episode:
     """One plant watered, from anywhere."""
     rng = np.random.default_rng([seed, 1])
     robot, low, high = Gantry(seed + 1), ROBOT.embodiment.low, ROBOT.embodiment.high
-    robot.at, robot.tank = rng.uniform([0, 0], [1.0, 0.6]), float(rng.choice([0.5, 1.0]))
+    plant = robot.plants[skill.arguments["plant"]]
+    if seed % 2:  # half of them begin near the plant, where x may be right and y is not
+        robot.at = np.clip(plant + rng.uniform(-0.25, 0.25, 2), 0, BED)
+    else:
+        robot.at = rng.uniform([0, 0], BED)
+    robot.tank = float(rng.choice([0.5, 1.0]))
     seen: list[Observation] = []
     actions: list[np.ndarray] = []
     while not robot.succeeded(skill) and len(actions) < ROBOT.embodiment.max_steps:
