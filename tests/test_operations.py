@@ -322,7 +322,7 @@ def test_a_served_process_reloads_on_command_and_on_sighup_and_shows_its_metrics
         assert shown["process_resident_memory_bytes"] > 1e7
         process.terminate()
         lines = [json.loads(line) for line in process.stderr.read().splitlines()]
-    assert process.returncode == 0
+        assert process.wait(30) == 0
     assert ("ReloadModel", "FAILED_PRECONDITION") in {(line.get("method"), line.get("code")) for line in lines}
 
 
