@@ -291,6 +291,9 @@ def _parts(found: Mapping[str, Any], what: str, fields: Mapping[str, Any]) -> li
         )
         if what == "cameras" and not {"height", "width"} <= part.keys():
             _refuse(f"cameras: {name}", f"give its size, such as `{name}: [120, 160]` (height, width)")
+        unbounded = what == "action" and part.get("kind") not in ("fraction", "terminate")
+        if unbounded and (missing := [bound for bound in ("low", "high") if bound not in part]):
+            _refuse(f"action: {name}", f"it has no `{missing[0]}`; give both bounds [{part.get('unit') or 'its unit'}]")
     return parts
 
 

@@ -56,7 +56,7 @@ class RobotFolder:
         """Reads robot.yaml. Raises EmbodimentError, which names the file."""
         file = path / ROBOT
         try:
-            given = yaml.safe_load(file.read_text(encoding="utf-8"))
+            given = read_yaml(file.read_text(encoding="utf-8"))
         except (FileNotFoundError, NotADirectoryError):
             hint = "" if path.exists() else f"; `python -m saycan_qt.new {path}` makes one"
             raise EmbodimentError(f"{path}: no {ROBOT} in it, so it is not a robot's folder{hint}") from None
@@ -167,6 +167,29 @@ def default_robot() -> RobotFolder:
 def robot_of(folder: Path | None) -> RobotFolder:
     """The robot of a folder, else the kitchen's."""
     return default_robot() if folder is None else RobotFolder.load(folder)
+
+
+class _Once(yaml.SafeLoader):
+    """Refuses a key that stands twice, of which YAML would keep the last without a word."""
+
+
+def _mapping_once(loader: _Once, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+    seen: set[str] = set()
+    for key, _ in node.value:
+        if isinstance(key, yaml.ScalarNode):
+            if key.value in seen and key.tag != "tag:yaml.org,2002:merge":
+                raise yaml.YAMLError(f"line {key.start_mark.line + 1}: {key.value!r} stands there twice")
+            seen.add(key.value)
+    loader.flatten_mapping(node)
+    return loader.construct_mapping(node, deep=True)
+
+
+_Once.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping_once)
+
+
+def read_yaml(text: str) -> Any:
+    """As yaml.safe_load reads it, but for keys that stand twice. Raises yaml.YAMLError."""
+    return yaml.load(text, _Once)  # noqa: S506, a SafeLoader
 
 
 def _text(given: Mapping[str, Any], key: str, file: Path) -> str:

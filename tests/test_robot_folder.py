@@ -82,6 +82,24 @@ def test_a_driver_that_is_not_there_is_named(robot, text, reason):
         RobotFolder.load(robot.path).drive()
 
 
+@pytest.mark.parametrize(
+    ("written", "instead", "reason"),
+    [
+        ("dx: {low: -0.05, high: 0.05, ", "dx: {", "action: dx: it has no `low`; give both bounds"),
+        ("dx: {low: -0.05, high: 0.05, ", "dx: {low: -0.05, ", "action: dx: it has no `high`; give both bounds"),
+        ("  dy: {low", "  dx: {low", "'dx' stands there twice"),
+        ("{x: m, y: m}", "{x: m, x: m}", "'x' stands there twice"),
+        ("history: 1", "control_hz: 5", "'control_hz' stands there twice"),
+    ],
+)
+def test_what_the_file_does_not_say_of_an_action_or_says_twice_is_refused(robot, written, instead, reason):
+    file = robot.path / "robot.yaml"
+    assert written in file.read_text()
+    file.write_text(file.read_text().replace(written, instead))
+    with pytest.raises(EmbodimentError, match=reason):
+        RobotFolder.load(robot.path)
+
+
 def test_a_driver_gets_what_its_constructor_names(robot):
     made = driver(robot, "class Robot:\n    def __init__(self, folder, seed=0): self.given = (folder, seed)\n")
     assert made.drive(seed=3, real_time=True).given == (robot.path, 3)
