@@ -18,6 +18,7 @@ import importlib.util
 import inspect
 import re
 import sys
+import traceback
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -115,7 +116,12 @@ class RobotFolder:
         kind = self._class()
         wanted = inspect.signature(kind).parameters
         given["folder"] = self.path
-        driver = kind(**{key: value for key, value in given.items() if key in wanted})
+        try:
+            driver = kind(**{key: value for key, value in given.items() if key in wanted})
+        except Exception as error:  # whatever a stranger's hardware or code has to say
+            raise EmbodimentError(
+                f"{self.path / ROBOT}: driver {self.driver!r} cannot be made: {_why(error)}"
+            ) from error
         for key, value in (("embodiment", self.embodiment), ("name", self.name), ("views", self.views)):
             if not hasattr(driver, key):
                 with suppress(AttributeError):  # slots
@@ -134,12 +140,28 @@ class RobotFolder:
             loaded = _module(module, own) if own.is_file() else importlib.import_module(module)
         except ModuleNotFoundError as error:
             if error.name != module.split(".")[0]:
-                raise
+                raise EmbodimentError(f"{file}: driver {self.driver!r} cannot be imported: {_why(error)}") from error
             where = f"no {own} and no installed module {module!r}"
             raise EmbodimentError(f"{file}: driver {self.driver!r}: {where}") from None
+        except Exception as error:
+            raise EmbodimentError(f"{file}: driver {self.driver!r} cannot be imported: {_why(error)}") from error
         if not hasattr(loaded, name):
             raise EmbodimentError(f"{file}: driver {self.driver!r}: {loaded.__file__} has no {name!r}")
         return getattr(loaded, name)
+
+
+def _why(error: Exception) -> str:
+    """In one line, with the place in the driver's code."""
+    if isinstance(error, SyntaxError):
+        return f"{error.filename}:{error.lineno}: {error.msg}"
+    frames = traceback.extract_tb(error.__traceback__)[1:]  # the first is ours
+    where = next((f"{frame.filename}:{frame.lineno}: " for frame in reversed(frames) if _own(frame.filename)), "")
+    return f"{where}{type(error).__name__}: {' '.join(str(error).split())}"
+
+
+def _own(filename: str) -> bool:
+    """Is this code neither Python's, nor an installed package's, nor this file?"""
+    return not filename.startswith("<") and "site-packages" not in filename and filename != __file__
 
 
 def _module(name: str, file: Path) -> Any:
@@ -189,7 +211,7 @@ _Once.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping_o
 
 def read_yaml(text: str) -> Any:
     """As yaml.safe_load reads it, but for keys that stand twice. Raises yaml.YAMLError."""
-    return yaml.load(text, _Once)  # noqa: S506, a SafeLoader
+    return yaml.load(text, _Once)
 
 
 def _text(given: Mapping[str, Any], key: str, file: Path) -> str:
