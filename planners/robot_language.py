@@ -58,7 +58,7 @@ class RobotLanguage:
 
 
 def _check(examples: Iterable[Example], texts: list[str], file: Path) -> None:
-    """Raises ExamplesError for a plan that this robot cannot carry out, which would teach to plan nothing that it can."""
+    """Raises ExamplesError for a plan that this robot cannot carry out, which would teach nothing that it can."""
     known = set(texts)
     for example in examples:
         for step in example.plan:
