@@ -193,7 +193,7 @@ class Embodiment:
         return ""
 
     def beyond(self, robot: Embodiment) -> str:
-        """The first of a policy's dimensions whose range is over twice the robot's, so that most of it will be cut to the
+        """The first of a policy's dimensions whose range is over twice the robot's, so that most of it is cut to the
         robot's bounds: another unit, perhaps, that nobody says. "" where there is none. Of embodiments that fit."""
         mine = self if robot.terminate is not None else self.without_terminate()
         for wants, has in zip(mine.action, robot.action, strict=True):
