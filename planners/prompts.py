@@ -12,6 +12,8 @@ from typing import Any, Protocol
 import numpy as np
 import yaml
 
+from skills.robot_folder import read_yaml
+
 MASK = "thing"
 NOTHING_SAID = "N/A"
 SAME = 0.93  # cosine from which an example says what the instruction says
@@ -52,7 +54,7 @@ class ExamplesError(ValueError):
 
 def _document(path: Path) -> dict[str, Any]:
     try:
-        document = yaml.safe_load(path.read_text(encoding="utf-8"))
+        document = read_yaml(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ExamplesError(f"{path}: cannot be read: {error.strerror}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:

@@ -6,11 +6,12 @@ language.prompt(text_embedder()).build("bring me the red block", steps_done=[])
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from planners.prompts import Example, Prompt, TextEmbedder, load_examples, load_words
+from planners.prompts import Example, ExamplesError, Prompt, TextEmbedder, load_examples, load_words
 from skills.library import Skill, SkillLibrary
 from skills.robot_folder import RobotFolder
 
@@ -36,6 +37,7 @@ class RobotLanguage:
         in which they are asked for by their own text."""
         file, adapter, library = robot.path / EXAMPLES, robot.path / ADAPTER, robot.library
         examples = load_examples(file) if file.exists() else []
+        _check(examples, [skill.text for skill in library], file)
         words = load_words(file) if file.exists() else {}
         taught = adapter.is_dir()
         return RobotLanguage(
@@ -53,6 +55,17 @@ class RobotLanguage:
     def prompt(self, embedder: TextEmbedder, tuned: bool = False) -> Prompt:
         """tuned: for a language model with the adapter."""
         return Prompt(embedder, self.examples, self.things, about=self.about, tuned=tuned)
+
+
+def _check(examples: Iterable[Example], texts: list[str], file: Path) -> None:
+    """Raises ExamplesError for a plan that this robot cannot carry out, which would teach nothing that it can."""
+    known = set(texts)
+    for example in examples:
+        for step in example.plan:
+            if step not in known:
+                near = difflib.get_close_matches(step, texts, 1)
+                hint = f"; did you mean {near[0]!r}?" if near else ""
+                raise ExamplesError(f"{file}: the plan for {example.instruction!r} has {step!r}, no skill's text{hint}")
 
 
 def by_their_texts(library: SkillLibrary, examples: Iterable[Example] = ()) -> list[Example]:

@@ -57,6 +57,9 @@ class RobotConfig:
     until_stdin_closes: bool = False  # end when standard input closes: with the process that started this one
 
 
+METHODS = ("observe", "apply", "stop", "start", "perform", "succeeded", "finish", "satisfied", "view")  # of a driver
+
+
 def robot_in_folder(config: RobotConfig, library: SkillLibrary) -> Robot:
     """The driver that the robot's folder names, which takes `seed`, `real_time` and `folder` if it likes."""
     body = robot_of(config.robot_folder)
@@ -66,6 +69,9 @@ def robot_in_folder(config: RobotConfig, library: SkillLibrary) -> Robot:
         for skill in library:
             check(skill)
     robot: Robot = body.drive(seed=config.seed, real_time=config.real_time)
+    lacks = [name for name in METHODS if not callable(getattr(robot, name, None))]
+    if lacks:
+        raise EmbodimentError(f"{body.path}: driver {body.driver!r} lacks {', '.join(lacks)}, see skills.types.Robot")
     return robot
 
 

@@ -192,6 +192,18 @@ class Embodiment:
             return f"the policy acts {self.control_hz:g} times a second, the robot {robot.control_hz:g} times"
         return ""
 
+    def beyond(self, robot: Embodiment) -> str:
+        """The first of a policy's dimensions whose range is over twice the robot's, so that most of it is cut to the
+        robot's bounds: another unit, perhaps, that nobody says. "" where there is none. Of embodiments that fit."""
+        mine = self if robot.terminate is not None else self.without_terminate()
+        for wants, has in zip(mine.action, robot.action, strict=True):
+            if wants.high - wants.low > 2 * (has.high - has.low):
+                return (
+                    f"{wants.name} is {wants.low:g} to {wants.high:g} {wants.unit or '(of no unit)'} for the policy, "
+                    f"{has.low:g} to {has.high:g} {has.unit or '(of no unit)'} for the robot"
+                )
+        return ""
+
     # -- written and read ---------------------------------------------------------------------------------------------
 
     def to_dict(self) -> dict[str, Any]:
@@ -291,6 +303,9 @@ def _parts(found: Mapping[str, Any], what: str, fields: Mapping[str, Any]) -> li
         )
         if what == "cameras" and not {"height", "width"} <= part.keys():
             _refuse(f"cameras: {name}", f"give its size, such as `{name}: [120, 160]` (height, width)")
+        unbounded = what == "action" and part.get("kind") not in ("fraction", "terminate")
+        if unbounded and (missing := [bound for bound in ("low", "high") if bound not in part]):
+            _refuse(f"action: {name}", f"it has no `{missing[0]}`; give both bounds [{part.get('unit') or 'its unit'}]")
     return parts
 
 

@@ -394,11 +394,14 @@ def agree(robot: Robot, skills: SkillClient, timeout: float | None = None) -> Te
     """How the skill server's model moves this robot. Raises EmbodimentError where it is for another one, with the first
     difference in one line, and SkillError where the server does not answer."""
     model = skills.acting(timeout)
+    who = f"{model.actor_id or 'the model'} of the skill server at {skills.address}"
     try:
-        return Terms(embodiment_of(robot), model.embodiment)
+        terms = Terms(embodiment_of(robot), model.embodiment)
     except EmbodimentError as error:
-        who = f"{model.actor_id or 'the model'} of the skill server at {skills.address}"
         raise EmbodimentError(f"{who}: {error}") from None
+    if terms.robot and terms.model and (wide := terms.model.beyond(terms.robot)):
+        log.warning("%s: %s; what lies beyond is cut", who, wide)
+    return terms
 
 
 def serve(

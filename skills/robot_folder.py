@@ -18,6 +18,7 @@ import importlib.util
 import inspect
 import re
 import sys
+import traceback
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -56,7 +57,7 @@ class RobotFolder:
         """Reads robot.yaml. Raises EmbodimentError, which names the file."""
         file = path / ROBOT
         try:
-            given = yaml.safe_load(file.read_text(encoding="utf-8"))
+            given = read_yaml(file.read_text(encoding="utf-8"))
         except (FileNotFoundError, NotADirectoryError):
             hint = "" if path.exists() else f"; `python -m saycan_qt.new {path}` makes one"
             raise EmbodimentError(f"{path}: no {ROBOT} in it, so it is not a robot's folder{hint}") from None
@@ -115,7 +116,12 @@ class RobotFolder:
         kind = self._class()
         wanted = inspect.signature(kind).parameters
         given["folder"] = self.path
-        driver = kind(**{key: value for key, value in given.items() if key in wanted})
+        try:
+            driver = kind(**{key: value for key, value in given.items() if key in wanted})
+        except Exception as error:  # whatever a stranger's hardware or code has to say
+            raise EmbodimentError(
+                f"{self.path / ROBOT}: driver {self.driver!r} cannot be made: {_why(error)}"
+            ) from error
         for key, value in (("embodiment", self.embodiment), ("name", self.name), ("views", self.views)):
             if not hasattr(driver, key):
                 with suppress(AttributeError):  # slots
@@ -134,12 +140,28 @@ class RobotFolder:
             loaded = _module(module, own) if own.is_file() else importlib.import_module(module)
         except ModuleNotFoundError as error:
             if error.name != module.split(".")[0]:
-                raise
+                raise EmbodimentError(f"{file}: driver {self.driver!r} cannot be imported: {_why(error)}") from error
             where = f"no {own} and no installed module {module!r}"
             raise EmbodimentError(f"{file}: driver {self.driver!r}: {where}") from None
+        except Exception as error:
+            raise EmbodimentError(f"{file}: driver {self.driver!r} cannot be imported: {_why(error)}") from error
         if not hasattr(loaded, name):
             raise EmbodimentError(f"{file}: driver {self.driver!r}: {loaded.__file__} has no {name!r}")
         return getattr(loaded, name)
+
+
+def _why(error: Exception) -> str:
+    """In one line, with the place in the driver's code."""
+    if isinstance(error, SyntaxError):
+        return f"{error.filename}:{error.lineno}: {error.msg}"
+    frames = traceback.extract_tb(error.__traceback__)[1:]  # the first is ours
+    where = next((f"{frame.filename}:{frame.lineno}: " for frame in reversed(frames) if _own(frame.filename)), "")
+    return f"{where}{type(error).__name__}: {' '.join(str(error).split())}"
+
+
+def _own(filename: str) -> bool:
+    """Is this code neither Python's, nor an installed package's, nor this file?"""
+    return not filename.startswith("<") and "site-packages" not in filename and filename != __file__
 
 
 def _module(name: str, file: Path) -> Any:
@@ -167,6 +189,29 @@ def default_robot() -> RobotFolder:
 def robot_of(folder: Path | None) -> RobotFolder:
     """The robot of a folder, else the kitchen's."""
     return default_robot() if folder is None else RobotFolder.load(folder)
+
+
+class _Once(yaml.SafeLoader):
+    """Refuses a key that stands twice, of which YAML would keep the last without a word."""
+
+
+def _mapping_once(loader: _Once, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+    seen: set[str] = set()
+    for key, _ in node.value:
+        if isinstance(key, yaml.ScalarNode):
+            if key.value in seen and key.tag != "tag:yaml.org,2002:merge":
+                raise yaml.YAMLError(f"line {key.start_mark.line + 1}: {key.value!r} stands there twice")
+            seen.add(key.value)
+    loader.flatten_mapping(node)
+    return loader.construct_mapping(node, deep=True)
+
+
+_Once.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping_once)
+
+
+def read_yaml(text: str) -> Any:
+    """As yaml.safe_load reads it, but for keys that stand twice. Raises yaml.YAMLError."""
+    return yaml.load(text, _Once)
 
 
 def _text(given: Mapping[str, Any], key: str, file: Path) -> str:

@@ -105,6 +105,16 @@ def test_images_of_the_robots_own_size_are_resized_as_those_it_was_trained_on(tm
     np.testing.assert_array_equal(policy.act([seen], TEXTS[0]), policy.act([small], TEXTS[0]))
 
 
+def test_images_with_more_pixels_than_those_it_was_trained_on_are_resized(tmp_path):
+    policy, seen = started(tmp_path, "SO-101").policy, seen_by(BODIES["SO-101"])
+    large = {name: image.repeat(5, axis=0).repeat(5, axis=1) for name, image in seen.images.items()}
+    frames = [policy.observe([[Observation(images, seen.state)]])[0].float() for images in (seen.images, large)]
+    assert (frames[0] - frames[1]).abs().max() <= 1  # rounded once more
+    square = Observation(large | {"wrist": np.zeros((300, 300, 3), np.uint8)}, seen.state)
+    with pytest.raises(ValueError, match=r"image of wrist is \(300, 300, 3\)"):
+        policy.act([square], TEXTS[0])
+
+
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [

@@ -332,3 +332,11 @@ def test_the_kitchens_embodiment_fits_itself_and_is_bounded_as_ever():
         assert run(client)[1].succeeded
         assert client.info().max_steps == 45
     np.testing.assert_array_equal(robot.sent[0], np.float32([0.08] * 3 + [0.3] * 4 + [0]))
+
+
+def test_a_policy_whose_range_is_far_beyond_the_robots_is_told():
+    first, *others = BIMANUAL.action
+    degrees = replace(BIMANUAL, action=(replace(first, low=-180, high=180, unit=""), *others))
+    assert BIMANUAL.beyond(BIMANUAL) == "" == degrees.misfit(BIMANUAL)
+    said = "left_1 is -180 to 180 (of no unit) for the policy, -3.1 to 3.1 rad for the robot"
+    assert degrees.beyond(BIMANUAL) == said

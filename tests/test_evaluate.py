@@ -25,6 +25,7 @@ from saycan_qt.kitchen.practice import rollouts
 from saycan_qt.learning import checkpoint
 from saycan_qt.learning.algorithms.q_transformer import QTransformer
 from saycan_qt.options import dispatch
+from skills.embodiment import ActionDimension, Camera, Embodiment
 from skills.library import SkillLibrary
 from skills.robot_folder import default_robot
 from skills.server import serve
@@ -295,6 +296,19 @@ def test_episodes_are_asked_for_their_own_task_and_for_one_of_another_meaning(tm
         assert (own == "open top drawer") != (other == "open top drawer")
     first = questions.histories([0, 17])
     assert set(first) == {0, 17} and [len(seen) for seen in first.values()] == [1, 1]
+
+
+def test_episodes_of_several_cameras_are_asked_with_the_image_of_each(tmp_path):
+    two = Embodiment(
+        action=(ActionDimension("x", -1, 1),), cameras=(Camera("front", 8, 8), Camera("wrist", 8, 8)), control_hz=10
+    )
+    still = np.zeros((2, 0), np.float32), np.zeros((2, 1), np.float32)
+    with EpisodeWriter(tmp_path / "episodes", two) as writer:
+        for number in range(8):
+            front, wrist = (np.full((2, 8, 8, 3), value + number, np.uint8) for value in (1, 101))
+            writer.add(Episode({"front": front, "wrist": wrist}, *still, TASKS[number % 3], True))
+    (seen,) = affordance.ask(tmp_path / "episodes", "", "auto").histories([3])[3]
+    assert {name: int(image.max()) for name, image in seen.images.items()} == {"front": 4, "wrist": 104}
 
 
 def test_an_episode_can_be_one_question_with_what_was_seen_before_it(tmp_path):

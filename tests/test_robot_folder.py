@@ -82,9 +82,44 @@ def test_a_driver_that_is_not_there_is_named(robot, text, reason):
         RobotFolder.load(robot.path).drive()
 
 
+@pytest.mark.parametrize(
+    ("written", "instead", "reason"),
+    [
+        ("dx: {low: -0.05, high: 0.05, ", "dx: {", "action: dx: it has no `low`; give both bounds"),
+        ("dx: {low: -0.05, high: 0.05, ", "dx: {low: -0.05, ", "action: dx: it has no `high`; give both bounds"),
+        ("  dy: {low", "  dx: {low", "'dx' stands there twice"),
+        ("{x: m, y: m}", "{x: m, x: m}", "'x' stands there twice"),
+        ("history: 1", "control_hz: 5", "'control_hz' stands there twice"),
+    ],
+)
+def test_what_the_file_does_not_say_of_an_action_or_says_twice_is_refused(robot, written, instead, reason):
+    file = robot.path / "robot.yaml"
+    assert written in file.read_text()
+    file.write_text(file.read_text().replace(written, instead))
+    with pytest.raises(EmbodimentError, match=reason):
+        RobotFolder.load(robot.path)
+
+
 def test_a_driver_gets_what_its_constructor_names(robot):
     made = driver(robot, "class Robot:\n    def __init__(self, folder, seed=0): self.given = (folder, seed)\n")
     assert made.drive(seed=3, real_time=True).given == (robot.path, 3)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("class Robot(:", r"cannot be imported: .*driver\.py:1: invalid syntax"),
+        ("import serial_of_nobody", r"cannot be imported: .*driver\.py:1: ModuleNotFoundError: .*serial_of_nobody"),
+        ("class Robot:\n    def __init__(self): raise OSError('no port')", r"made: .*driver\.py:2: OSError: no port"),
+        ("class Robot:\n    def __init__(self, port): ...", "cannot be made: TypeError: .*'port'"),
+        ("class Robot:\n    def observe(self): ...", "lacks apply, stop, .*, see skills.types.Robot"),
+    ],
+)
+def test_a_driver_that_cannot_be_made_is_refused_in_one_line(robot, text, reason):
+    driver(robot, text)
+    with pytest.raises(EmbodimentError, match=reason) as refusal:
+        robot_in_folder(RobotConfig(robot_folder=robot.path), robot.library)
+    assert "\n" not in str(refusal.value)
 
 
 def test_a_driver_imports_its_neighbours(robot):
@@ -188,6 +223,14 @@ def test_a_prompt_without_examples_is_the_instruction_alone():
     prompt = RobotLanguage((), ()).prompt(WordsEmbedder())
     assert prompt.build("dance", ["turn"]) == "Instruction: dance\n1. turn\n2."
     assert prompt.familiarity("dance") == 0 and prompt.suggestions("dance", ["turn"], [], 3) == []
+
+
+def test_an_example_of_what_no_skill_says_is_named_with_the_nearest_skill(robot):
+    file = robot.path / "examples.yaml"
+    file.write_text(file.read_text().replace("plan: [look around, done]", "plan: [look arund, done]"))
+    with pytest.raises(ExamplesError, match="'look arund', no skill's text; did you mean 'look around'") as caught:
+        RobotLanguage.of(robot)
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(

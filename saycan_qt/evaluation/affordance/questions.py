@@ -179,9 +179,16 @@ def of_episodes(dataset: EpisodeDataset, folder: Path, label: str) -> Questions:
             "mapping with `success: COLUMN` reads another label, such as one of feasibility."
         )
 
+    cameras = dataset.cameras
+    if len(cameras) == 1:
+        cameras = {"": dataset.images}  # one may have another name for the model
+
     def history(first: int, last: int) -> History:
         rows = range(max(first, last + 1 - scenes.HISTORY), last + 1)
-        return [Observation({"": np.array(dataset.images[i])}, np.array(dataset.states[i])) for i in rows]
+        return [
+            Observation({name: np.array(images[i]) for name, images in cameras.items()}, np.array(dataset.states[i]))
+            for i in rows
+        ]
 
     def read(episodes: np.ndarray) -> list[History]:
         firsts, ends = dataset.episode_start[episodes], dataset.episode_start[episodes + 1]

@@ -23,6 +23,7 @@ from skills.robot_folder import default_robot
 from skills.types import Observation
 
 Metrics = dict[str, Tensor]
+SAME_SIDES = 0.02  # relative, between the ratios of two images' sides; those below show the same
 
 
 @dataclass
@@ -256,7 +257,7 @@ class Policy(ABC):
             there = ", ".join(name or "one without a name" for name in images) or "none"
             raise ValueError(f"this policy sees through a camera {camera.name!r}; the observation has {there}")
         sizes = [(height, width, 3) for height, width in {tuple(encoder.image), (camera.height, camera.width)}]
-        if image.shape not in sizes or image.dtype != np.uint8:
+        if (image.shape not in sizes and not _larger(image.shape, camera, encoder.image)) or image.dtype != np.uint8:
             wanted = " or ".join(map(str, sorted(sizes)))
             raise ValueError(
                 f"the image{f' of {camera.name}' if len(self.embodiment.cameras) > 1 else ''} is {image.shape} "
@@ -300,6 +301,13 @@ class Policy(ABC):
         found = {key: value for key, value in found.items() if key in own and own[key].shape == value.shape}
         self.network.load_state_dict(found, strict=False)
         return [key for key in own if key.startswith(within) and key not in found]
+
+
+def _larger(shape: Sequence[int], camera: Camera, least: Sequence[int]) -> bool:
+    """Is this the camera's picture with more pixels? Of other sides it would be seen distorted, not as in training."""
+    if len(shape) != 3 or shape[2] != 3 or shape[0] < least[0] or shape[1] < least[1]:
+        return False
+    return abs(shape[0] * camera.width / (shape[1] * camera.height) - 1) < SAME_SIDES
 
 
 class Judge(Policy):
