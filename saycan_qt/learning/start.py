@@ -56,9 +56,9 @@ class TrainConfig(LoopConfig):
     rate: float = 0.0  # [Hz] actions a second, fewer than the data has: changes are added up; 0: the data's
     # What succeeded, where the data does not say: "all", a column's name, or a file of outcomes
     success: str = ""
-    # small: keypoints, for the kitchen; compact: a small FiLM-EfficientNet; paper: the paper's sizes; debug: tiny, for tests
-    # and for the simplest scenes. Those with an EfficientNet take any number of cameras, and images of whatever size the
-    # data has. Default: small where the state says where the gripper is and there is one camera, else compact
+    # small: keypoints, for the kitchen; compact: a small FiLM-EfficientNet; paper: the paper's sizes; debug: tiny, for
+    # tests and for the simplest scenes. Those with an EfficientNet take any number of cameras, and images of whatever
+    # size the data has. Default: small where the state says where the gripper is and there is one camera, else compact
     preset: Preset | None = None
     perception: Path | None = None  # checkpoint of saycan_qt.pretrain; default: the one that ships
     init: Path | None = None  # checkpoint, or the name of a shipped one, whose network, eyes included, it starts from
