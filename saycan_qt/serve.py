@@ -79,7 +79,7 @@ class ServeConfig:
     # colon between checkpoints), one that acts. Those who name none get the model of --affordance and --execution,
     # whose name is "default"
     also: Also = ()
-    skills: File = None  # what the robot can do (YAML); by default kitchen.yaml
+    skills: File = None  # what the robot can do (YAML); by default skills.yaml of the robot's folder
     host: str = "127.0.0.1"  # address to listen on
     port: int = 0  # 0: a free one, which is printed
     access: WhoMayCall = field(default_factory=ServerOptions)
