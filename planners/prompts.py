@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from itertools import islice, product
 from pathlib import Path
@@ -13,6 +13,7 @@ import numpy as np
 import yaml
 
 from skills.robot_folder import read_yaml
+from skills.rules import Known
 
 MASK = "thing"
 NOTHING_SAID = "N/A"
@@ -27,19 +28,6 @@ class Example:
 
     instruction: str
     plan: tuple[str, ...]
-
-
-class Known(Protocol):
-    """What the robot knows of where things are; skills.types.Observation is one."""
-
-    @property
-    def place(self) -> str: ...
-
-    @property
-    def held(self) -> str: ...
-
-    @property
-    def objects(self) -> Mapping[str, str]: ...
 
 
 class TextEmbedder(Protocol):
@@ -292,3 +280,15 @@ def describe(known: Known) -> str:
 
 def numbered(instruction: str, steps: Sequence[str]) -> str:
     return "\n".join([f"Instruction: {instruction}", *(f"{n}. {step}" for n, step in enumerate(steps, 1))])
+
+
+def to_learn(before: str, instruction: str, plan: Sequence[str]) -> tuple[str, list[tuple[int, int]]]:
+    """What a model learns to plan from: a text that begins with `before`, and where in it the steps are: from the blank
+    after a number to the line's end."""
+    text, spans = f"{before}Instruction: {instruction}\n", []
+    for number, step in enumerate(plan, 1):
+        text += f"{number}."
+        start = len(text)
+        text += f" {step}\n"
+        spans.append((start, len(text)))
+    return text, spans

@@ -19,9 +19,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from planners.prompts import CANNOT, Known, Prompt
+from planners.prompts import CANNOT, Prompt
 from planners.saycan import DONE, LONGEST, Decision, Refusal, SayCanConfig, SayCanPlanner, Step
 from skills.library import Skill
+from skills.rules import Known
 
 if TYPE_CHECKING:
     from langchain_core.language_models import BaseChatModel

@@ -13,8 +13,9 @@ from typing import Literal, Protocol, cast
 
 import numpy as np
 
-from planners.prompts import CANNOT, Known, Prompt, one_line
+from planners.prompts import CANNOT, Prompt, one_line
 from skills.library import Skill
+from skills.rules import Known
 from skills.types import Observation, Outcome
 
 DONE = "done"

@@ -9,6 +9,7 @@ What is there already is never written over.
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import sys
 import tempfile
@@ -35,9 +36,9 @@ NEXT = """\
 try it:           python -m saycan_qt.run --robot-folder {folder} "have a look at the door and come back"
 then edit them, record demonstrations (saycan_qt.data.writer.EpisodeWriter, or LeRobot's own), and
 train:            python -m saycan_qt.train rt1 --data DATA --out runs/{name}
-                  cp -rL runs/{name}/checkpoint {folder}/execution
-teach words:      python -m saycan_qt.tune --robot-folder {folder} --out runs/{name}-words
-                  cp -rL runs/{name}-words/adapter {folder}/adapter
+                  cp -rL runs/{name}/checkpoint/. {folder}/execution
+teach words:      python -m saycan_qt.tune --robot-folder {folder} --out runs/{words}
+                  cp -rL runs/{words}/adapter/. {folder}/adapter
 """
 
 
@@ -72,7 +73,9 @@ def main() -> int:
         make(config.folder)
     except (OSError, EmbodimentError) as error:
         return refuse(str(error))
-    print(NEXT.format(folder=config.folder, name=config.folder.resolve().name), end="")
+    name = config.folder.resolve().name
+    given = {"folder": str(config.folder), "name": name, "words": f"{name}-words"}
+    print(NEXT.format_map({key: shlex.quote(value) for key, value in given.items()}), end="")
     return 0
 
 

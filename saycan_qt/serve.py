@@ -79,7 +79,7 @@ class ServeConfig:
     # colon between checkpoints), one that acts. Those who name none get the model of --affordance and --execution,
     # whose name is "default"
     also: Also = ()
-    skills: File = None  # what the robot can do (YAML); by default kitchen.yaml
+    skills: File = None  # what the robot can do (YAML); by default skills.yaml of the robot's folder
     host: str = "127.0.0.1"  # address to listen on
     port: int = 0  # 0: a free one, which is printed
     access: WhoMayCall = field(default_factory=ServerOptions)
@@ -246,6 +246,9 @@ def host(
     try:
         for name in names:
             embodiment = hosted.reload(name).embodiment
+            foreign = config.robot_folder is not None and name == DEFAULT and embodiment
+            if foreign and (problem := foreign.misfit(body.embodiment)):
+                raise Unreadable(f"{body.path}: its model is for another robot: {problem}")
             if recorder is not None and (problem := recorder.misfit(embodiment)):
                 raise Unreadable(f"{problem}; record to another folder")
     except SkillError:

@@ -10,7 +10,7 @@ the numbers, among them the share of plans that are right to the letter, for way
 skills/kitchen/adapter/MODEL_CARD.md says how the shipped one was made.
 
 For a robot of your own the instructions are those of its folder's examples.yaml, its skills by their own texts, and the
-pairs of a file (saycan_qt/learning/pairs.py says how one is written): the more, the better. `cp -rL OUT/adapter
+pairs of a file (saycan_qt/learning/pairs.py says how one is written): the more, the better. `cp -rL OUT/adapter/.
 my_robot/adapter`, and plans for that robot are made with it.
 """
 

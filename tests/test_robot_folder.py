@@ -309,6 +309,17 @@ print([name for name in sys.modules if name.startswith(("mujoco", "saycan_qt.kit
     assert found.stdout.strip() == "[]"
 
 
+def test_a_model_for_another_robot_in_a_robots_folder_ends_its_server(robot):
+    """The kitchen's checkpoints, which ship, act for a robot of eight numbers."""
+    with (robot.path / "skills.yaml").open("a") as file:
+        file.write("  reach:\n    name: reach {place}\n")
+    command = [sys.executable, "-m", "saycan_qt.serve", "--robot-folder", str(robot.path)]
+    told(robot, "affordance: affordance\nexecution: execution")
+    found = subprocess.run(command, capture_output=True, text=True, timeout=100)
+    assert found.returncode == 2 and "ready" not in found.stdout
+    assert "its model is for another robot: the policy has 7 action dimensions, the robot 2" in found.stderr
+
+
 # -- the example ------------------------------------------------------------------------------------------------------
 
 

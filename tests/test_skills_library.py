@@ -1,4 +1,4 @@
-"""The skill library: what kitchen.yaml holds, and how a bad file is refused."""
+"""The skill library: what the kitchen's skills.yaml holds, and how a bad file is refused."""
 
 from dataclasses import replace
 

@@ -72,7 +72,7 @@ class RunConfig:
     model: str = ""  # which of that server's models judges and acts; "": its first
     robot: Address = None  # use this robot, which already runs
     credentials: HowToCall = field(default_factory=ClientOptions)
-    skills: File = None  # what the robot can do (YAML); by default kitchen.yaml
+    skills: File = None  # what the robot can do (YAML); by default skills.yaml of the robot's folder
     calibrated: bool = False  # plan with calibrated affordances in place of raw Q-values, see `serve --help`
     # saycan: likelihood x affordance; proposal: the language model says what it would do, skills near to that are
     # looked up, and the affordance picks. Ablations of saycan: the language model alone, or the affordance and how near

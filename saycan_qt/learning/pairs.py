@@ -23,12 +23,13 @@ from typing import Any
 import numpy as np
 import yaml
 
-from planners.prompts import CANNOT, Known, describe, numbered, one_line
+from planners.prompts import CANNOT, describe, numbered, one_line, to_learn
 from planners.robot_language import DONE, RobotLanguage, by_their_texts
 from saycan_qt.learning.tuning import Pairs
 from skills.errors import SkillError
 from skills.library import SkillLibrary
 from skills.robot_folder import RobotFolder
+from skills.rules import Known
 
 HELD_OUT = 10  # one in so many ways to say things is kept from training, and validated on
 SCENELESS = 0.2  # the share of pairs without a scene, as a planner may not know it
@@ -134,15 +135,9 @@ def text_of(pairs: Sequence[Pair], scenes: Scenes, rng: np.random.Generator) -> 
     pair = pairs[int(rng.integers(len(pairs)))]
     known: Known = pair.scene or scenes.draw(rng)
     told, sceneless = rng.random() < TOLD, rng.random() < SCENELESS
-    text = numbered(pair.instruction, pair.plan) + "\n\n" if told else ""
-    text += ("" if sceneless and not pair.scene else describe(known) + "\n") + f"Instruction: {_said(pair, rng)}\n"
-    spans = []
-    for number, step in enumerate(pair.plan, 1):
-        text += f"{number}."
-        start = len(text)
-        text += f" {step}\n"
-        spans.append((start, len(text)))
-    return text, spans
+    before = numbered(pair.instruction, pair.plan) + "\n\n" if told else ""
+    scene = "" if sceneless and not pair.scene else describe(known) + "\n"
+    return to_learn(before + scene, _said(pair, rng), pair.plan)
 
 
 def _said(pair: Pair, rng: np.random.Generator) -> str:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from planners.prompts import CANNOT, describe, numbered, one_line
+from planners.prompts import CANNOT, describe, numbered, one_line, to_learn
 from saycan_qt.kitchen.language.errands import Unsuitable, Wanted
 from saycan_qt.kitchen.language.expert import Expert
 from saycan_qt.kitchen.language.phrases import Phrases
@@ -86,14 +86,7 @@ def text_of(generator: PairGenerator, rng: np.random.Generator) -> tuple[str, li
         other = generator.generate(rng)
         before = numbered(other.instruction, other.plan) + "\n\n"
     scene = "" if rng.random() < SCENELESS else describe(pair.kitchen.observe()) + "\n"
-    text = before + scene + f"Instruction: {instruction}\n"
-    spans = []
-    for number, step in enumerate(pair.plan, 1):
-        text += f"{number}."
-        start = len(text)
-        text += f" {step}\n"
-        spans.append((start, len(text)))
-    return text, spans
+    return to_learn(before + scene, instruction, pair.plan)
 
 
 def _spoken(text: str, rng: np.random.Generator) -> str:
