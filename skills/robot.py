@@ -290,7 +290,7 @@ class RobotServicer(skills_pb2_grpc.RobotServiceServicer):
 
     def _learned(self, goal: _Goal) -> tuple[Status, str]:
         assert self._skill_client is not None  # _accept refused otherwise
-        ended = False
+        ended = success = False
         try:
             terms = agree(self._robot, self._skill_client, self._control_timeout)
         except SkillError as error:
@@ -302,16 +302,15 @@ class RobotServicer(skills_pb2_grpc.RobotServiceServicer):
         try:
             with self._skill_client.control(goal.skill.name, self._control_timeout, goal_id=goal.id) as control:
                 goal.use(control)
-                while not ended and not self._over(goal, terms, begun) and not goal.canceled.is_set():
+                while not (ended or success) and not self._over(goal, terms, begun) and not goal.canceled.is_set():
                     action, ended = terms.read(control.act(terms.seen(observation)))
                     if not self._do(self._apply, goal, action, observed):
                         break
                     goal.steps += 1
                     observed = time.monotonic()
                     observation = self._do(self._observe_and_report, goal, goal.steps, action)
-                    if not terms.terminates:
-                        ended = self._do(self._robot.succeeded, goal.skill) is True
-                status, message = self._judge(goal, terms, ended)
+                    success = terms.by_success and self._do(self._robot.succeeded, goal.skill) is True
+                status, message = (Status.SUCCEEDED, "") if success else self._judge(goal, terms, ended)
                 control.end(goal.outcome(status, message))
         except SkillError as error:
             return Status.ABORTED, str(error)
@@ -325,8 +324,6 @@ class RobotServicer(skills_pb2_grpc.RobotServiceServicer):
         return time.monotonic() - begun >= terms.max_seconds
 
     def _judge(self, goal: _Goal, terms: Terms, ended: bool) -> tuple[Status, str]:
-        if ended and not terms.terminates:  # by success, a moment ago
-            return Status.SUCCEEDED, ""
         reached = self._do(self._robot.succeeded, goal.skill)
         if reached if reached is not None else ended:
             return Status.SUCCEEDED, ""

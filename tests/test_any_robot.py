@@ -219,6 +219,9 @@ def test_an_end_that_the_model_knows_and_the_robot_does_not_is_read_and_not_sent
         feedback, outcome = run(client)
     assert outcome.status is Status.FAILED and outcome.message == "the goal was not reached" and outcome.steps == 2
     assert [len(action) for action in robot.sent] == [2, 2] and len(feedback[-1].action) == 2
+    with services(Body(TABLE.without_terminate(), reached=3), Acts(TABLE, action_of(TABLE), ends=9)) as (client, *_):
+        _, outcome = run(client)
+    assert outcome.succeeded and outcome.steps == 3  # the driver can tell, before the model does
 
 
 def test_the_robots_bounds_and_its_time_come_before_the_models():

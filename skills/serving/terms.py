@@ -62,9 +62,16 @@ class Terms:
 
     @property
     def terminates(self) -> bool:
-        """May an action end a skill? Otherwise success does, or time."""
+        """May an action end a skill?"""
         said = self.model or self.robot
         return said is not None and said.terminate is not None
+
+    @property
+    def by_success(self) -> bool:
+        """Does success end a skill at once? Where the robot has no dimension of its own that ends it, whatever a policy
+        has learnt of ends."""
+        said = self.robot or self.model
+        return said is None or said.terminate is None
 
     def seen(self, observation: Observation) -> Observation:
         """What the model is sent of it."""
