@@ -36,6 +36,7 @@ MAX_SECONDS = 30.0  # of a skill, where nobody says
 LARGEST = 10_000  # numbers of a state or an action; more are a mistake
 MAX_SIDE = 4096  # [pixels]
 CLOSE = 1e-6  # relative; bounds that differ by less are the same
+PROPORTIONS = 0.02  # relative; images whose sides differ by less are only of another size
 
 
 @dataclass(frozen=True)
@@ -169,8 +170,8 @@ class Embodiment:
         """The first difference that keeps a policy of this embodiment from a robot, in one line; "" where it fits.
 
         What the robot has beyond it (further cameras, wider bounds, a state that the policy does not look at) does no
-        harm; image sizes are brought to the policy's; a policy's terminate dimension may be its own. Rates must agree
-        where both are known."""
+        harm; images of the same proportions are brought to the policy's size; a policy's terminate dimension may be its
+        own. Rates must agree where both are known."""
         mine = self if robot.terminate is not None else self.without_terminate()
         if problem := _unlike("action dimension", [d.name for d in mine.action], [d.name for d in robot.action]):
             return problem
@@ -188,6 +189,11 @@ class Embodiment:
         cameras = [camera.name for camera in robot.cameras]
         if missing := [camera.name for camera in self.cameras if camera.name not in cameras]:
             return f"the policy sees through a camera {missing[0]!r}, the robot has {', '.join(cameras) or 'none'}"
+        sent = {camera.name: camera for camera in robot.cameras}
+        for sees, sends in ((camera, sent[camera.name]) for camera in self.cameras):
+            if not math.isclose(sees.height * sends.width, sends.height * sees.width, rel_tol=PROPORTIONS):
+                sizes = f"{sees.height} x {sees.width} for the policy, {sends.height} x {sends.width} for the robot"
+                return f"the images of camera {sees.name!r} are {sizes}: other proportions"
         if self.control_hz and robot.control_hz and not math.isclose(self.control_hz, robot.control_hz, rel_tol=1e-3):
             return f"the policy acts {self.control_hz:g} times a second, the robot {robot.control_hz:g} times"
         return ""

@@ -241,6 +241,10 @@ def test_further_cameras_do_not_travel_to_a_model_that_sees_through_one():
 
 
 MISFITS = {
+    "a camera's proportions": (
+        {"cameras": (replace(TABLE.cameras[0], width=2 * TABLE.cameras[0].width), *TABLE.cameras[1:])},
+        f"the images of camera {TABLE.cameras[0].name!r} are",
+    ),
     "a name": (
         {"action": (replace(TABLE.action[0], name="elbow"), *TABLE.action[1:])},
         "action dimension 1 is 'elbow' for the policy, 'shoulder' for the robot",

@@ -18,12 +18,11 @@ from saycan_qt.learning.distributed import shared_count
 from saycan_qt.networks.backbone import KeypointEncoder, Memory, NetworkConfig, PolicyNetwork
 from saycan_qt.networks.efficientnet import FilmEfficientNet
 from saycan_qt.networks.tokens import ActionTokenizer, TextEncoder
-from skills.embodiment import CLOSE, Camera, Embodiment
+from skills.embodiment import CLOSE, PROPORTIONS, Camera, Embodiment
 from skills.robot_folder import default_robot
 from skills.types import Observation
 
 Metrics = dict[str, Tensor]
-SAME_SIDES = 0.02  # relative, between the ratios of two images' sides; those below show the same
 
 
 @dataclass
@@ -307,7 +306,7 @@ def _larger(shape: Sequence[int], camera: Camera, least: Sequence[int]) -> bool:
     """Is this the camera's picture with more pixels? Of other sides it would be seen distorted, not as in training."""
     if len(shape) != 3 or shape[2] != 3 or shape[0] < least[0] or shape[1] < least[1]:
         return False
-    return abs(shape[0] * camera.width / (shape[1] * camera.height) - 1) < SAME_SIDES
+    return abs(shape[0] * camera.width / (shape[1] * camera.height) - 1) < PROPORTIONS
 
 
 class Judge(Policy):
