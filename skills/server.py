@@ -21,7 +21,7 @@ import numpy as np
 
 from skills import connective
 from skills.embodiment import Embodiment
-from skills.errors import InvalidRequest, ServerFault, Unavailable, Unreadable
+from skills.errors import DeadlineExceeded, InvalidRequest, ServerFault, SkillError, Unavailable, Unreadable
 from skills.library import SkillLibrary
 from skills.security.access import Access
 from skills.serving.batching import Inference, Line
@@ -256,15 +256,20 @@ class SkillServicer(skills_pb2_grpc.SkillServiceServicer):
         def wanted() -> bool:
             return context.is_active() and time.monotonic() < deadline
 
+        def gone() -> SkillError:
+            """The deadline is noticed here or there first; either way it is what ended the call."""
+            late = time.monotonic() >= deadline
+            return DeadlineExceeded("the model was not free in time") if late else Unavailable("the client has left")
+
         answer = line.ask(question, wanted)
         while not wait([answer], timeout=0.1).done:
             if not wanted():
                 answer.cancel()
-                raise Unavailable("the client has left")
+                raise gone()
         try:
             return answer.result()
         except CancelledError:
-            raise Unavailable("the client has left") from None
+            raise gone() from None
         except ValueError as error:
             log.info("the model refused a request", exc_info=True)
             raise InvalidRequest(" ".join(str(error).split())) from error
