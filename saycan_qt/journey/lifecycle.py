@@ -240,7 +240,7 @@ class Run:
     def _views(self, robot: RobotClient, info: RobotInfo) -> tuple[str, ...]:
         """The cameras for people: those that the robot tells, else those of its folder; a robot of somebody else, which
         tells none, may have the kitchen's."""
-        views = (tuple(getattr(info, "views", ())) or self.body.views)[:MAX_VIEWS]
+        views = (info.views or self.body.views)[:MAX_VIEWS]
         if self.config.robot is not None and self.config.robot_folder is None:
             try:
                 robot.observe(views)
