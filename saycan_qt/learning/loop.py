@@ -50,7 +50,7 @@ class LoopConfig:
     # written, in --out
     cache: Path | None = None
     device: str = "cpu"
-    # Autocast; on a CPU in the small preset alone, as convolutions were 4.7 times slower in it there
+    # Autocast; on a CPU in the small preset alone, as convolutions are several times slower in it there
     bfloat16: bool = True
     compile: bool = False  # torch.compile, which takes a minute or two at first
 
