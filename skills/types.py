@@ -104,6 +104,24 @@ class BatchedActor(Actor, Protocol):
 
 
 @runtime_checkable
+class ChunkedActor(Actor, Protocol):
+    """An actor that gives several actions at once, for the periods to come: while a robot carries them out, the next
+    chunk is computed. `act` gives a chunk's first. Its embodiment says how long a period is."""
+
+    @property
+    def chunk(self) -> int:
+        """How many actions, N, of 1 to 1,024."""
+        ...
+
+    def act_chunk(self, history: Sequence[Observation], instruction: str, committed: np.ndarray) -> np.ndarray:
+        """(N, D) float32: row i is for the time from i to i + 1 periods after the history's last observation.
+        committed: (K, D) float32, K from 0: what the robot does in the first K periods whatever is answered, as the
+        answer will not be there before; a policy that can continues from them (real-time chunking), others ignore it.
+        Raises ValueError as `act` does."""
+        ...
+
+
+@runtime_checkable
 class Reader(Protocol):
     """An actor to whom new words are slow: a server has them read before the robot stands in line for the model."""
 

@@ -34,6 +34,12 @@ class ActionKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     ACTION_KIND_ABSOLUTE: _ClassVar[ActionKind]
     ACTION_KIND_FRACTION: _ClassVar[ActionKind]
     ACTION_KIND_TERMINATE: _ClassVar[ActionKind]
+
+class WhenBusy(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    WHEN_BUSY_UNSPECIFIED: _ClassVar[WhenBusy]
+    WHEN_BUSY_PREEMPT: _ClassVar[WhenBusy]
+    WHEN_BUSY_QUEUE: _ClassVar[WhenBusy]
 IMAGE_ENCODING_UNSPECIFIED: ImageEncoding
 IMAGE_ENCODING_RAW: ImageEncoding
 IMAGE_ENCODING_PNG: ImageEncoding
@@ -50,6 +56,9 @@ ACTION_KIND_DELTA: ActionKind
 ACTION_KIND_ABSOLUTE: ActionKind
 ACTION_KIND_FRACTION: ActionKind
 ACTION_KIND_TERMINATE: ActionKind
+WHEN_BUSY_UNSPECIFIED: WhenBusy
+WHEN_BUSY_PREEMPT: WhenBusy
+WHEN_BUSY_QUEUE: WhenBusy
 
 class Image(_message.Message):
     __slots__ = ("encoding", "width", "height", "data")
@@ -229,37 +238,86 @@ class SkillScore(_message.Message):
     def __init__(self, skill: _Optional[str] = ..., affordance: _Optional[float] = ..., raw: _Optional[float] = ..., model_id: _Optional[str] = ..., seconds: _Optional[float] = ...) -> None: ...
 
 class ControlRequest(_message.Message):
-    __slots__ = ("sequence", "instruction", "observation", "model", "goal_id", "outcome")
+    __slots__ = ("sequence", "instruction", "observation", "model", "goal_id", "outcome", "chunks", "committed")
     SEQUENCE_FIELD_NUMBER: _ClassVar[int]
     INSTRUCTION_FIELD_NUMBER: _ClassVar[int]
     OBSERVATION_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     GOAL_ID_FIELD_NUMBER: _ClassVar[int]
     OUTCOME_FIELD_NUMBER: _ClassVar[int]
+    CHUNKS_FIELD_NUMBER: _ClassVar[int]
+    COMMITTED_FIELD_NUMBER: _ClassVar[int]
     sequence: int
     instruction: str
     observation: Observation
     model: str
     goal_id: str
     outcome: Outcome
-    def __init__(self, sequence: _Optional[int] = ..., instruction: _Optional[str] = ..., observation: _Optional[_Union[Observation, _Mapping]] = ..., model: _Optional[str] = ..., goal_id: _Optional[str] = ..., outcome: _Optional[_Union[Outcome, _Mapping]] = ...) -> None: ...
+    chunks: bool
+    committed: Tensor
+    def __init__(self, sequence: _Optional[int] = ..., instruction: _Optional[str] = ..., observation: _Optional[_Union[Observation, _Mapping]] = ..., model: _Optional[str] = ..., goal_id: _Optional[str] = ..., outcome: _Optional[_Union[Outcome, _Mapping]] = ..., chunks: bool = ..., committed: _Optional[_Union[Tensor, _Mapping]] = ...) -> None: ...
 
 class ControlResponse(_message.Message):
-    __slots__ = ("sequence", "action", "seconds")
+    __slots__ = ("sequence", "action", "seconds", "chunk")
     SEQUENCE_FIELD_NUMBER: _ClassVar[int]
     ACTION_FIELD_NUMBER: _ClassVar[int]
     SECONDS_FIELD_NUMBER: _ClassVar[int]
+    CHUNK_FIELD_NUMBER: _ClassVar[int]
     sequence: int
     action: Tensor
     seconds: float
-    def __init__(self, sequence: _Optional[int] = ..., action: _Optional[_Union[Tensor, _Mapping]] = ..., seconds: _Optional[float] = ...) -> None: ...
+    chunk: Chunk
+    def __init__(self, sequence: _Optional[int] = ..., action: _Optional[_Union[Tensor, _Mapping]] = ..., seconds: _Optional[float] = ..., chunk: _Optional[_Union[Chunk, _Mapping]] = ...) -> None: ...
+
+class Chunk(_message.Message):
+    __slots__ = ("actions", "period")
+    ACTIONS_FIELD_NUMBER: _ClassVar[int]
+    PERIOD_FIELD_NUMBER: _ClassVar[int]
+    actions: Tensor
+    period: float
+    def __init__(self, actions: _Optional[_Union[Tensor, _Mapping]] = ..., period: _Optional[float] = ...) -> None: ...
+
+class PreviewSkillRequest(_message.Message):
+    __slots__ = ("skill", "history", "model")
+    SKILL_FIELD_NUMBER: _ClassVar[int]
+    HISTORY_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    skill: str
+    history: _containers.RepeatedCompositeFieldContainer[Observation]
+    model: str
+    def __init__(self, skill: _Optional[str] = ..., history: _Optional[_Iterable[_Union[Observation, _Mapping]]] = ..., model: _Optional[str] = ...) -> None: ...
+
+class PreviewSkillResponse(_message.Message):
+    __slots__ = ("preview",)
+    PREVIEW_FIELD_NUMBER: _ClassVar[int]
+    preview: Preview
+    def __init__(self, preview: _Optional[_Union[Preview, _Mapping]] = ...) -> None: ...
+
+class Preview(_message.Message):
+    __slots__ = ("score", "expected_seconds", "action", "value_maps")
+    class ValueMapsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: Image
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[_Union[Image, _Mapping]] = ...) -> None: ...
+    SCORE_FIELD_NUMBER: _ClassVar[int]
+    EXPECTED_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    ACTION_FIELD_NUMBER: _ClassVar[int]
+    VALUE_MAPS_FIELD_NUMBER: _ClassVar[int]
+    score: SkillScore
+    expected_seconds: float
+    action: Tensor
+    value_maps: _containers.MessageMap[str, Image]
+    def __init__(self, score: _Optional[_Union[SkillScore, _Mapping]] = ..., expected_seconds: _Optional[float] = ..., action: _Optional[_Union[Tensor, _Mapping]] = ..., value_maps: _Optional[_Mapping[str, Image]] = ...) -> None: ...
 
 class GetServerInfoRequest(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
 
 class GetServerInfoResponse(_message.Message):
-    __slots__ = ("schema_version", "actor_id", "critic_id", "skills", "action", "state", "control_hz", "max_history", "calibrated", "models", "embodiment")
+    __slots__ = ("schema_version", "actor_id", "critic_id", "skills", "action", "state", "control_hz", "max_history", "calibrated", "models", "embodiment", "ping_interval_ms")
     SCHEMA_VERSION_FIELD_NUMBER: _ClassVar[int]
     ACTOR_ID_FIELD_NUMBER: _ClassVar[int]
     CRITIC_ID_FIELD_NUMBER: _ClassVar[int]
@@ -271,6 +329,7 @@ class GetServerInfoResponse(_message.Message):
     CALIBRATED_FIELD_NUMBER: _ClassVar[int]
     MODELS_FIELD_NUMBER: _ClassVar[int]
     EMBODIMENT_FIELD_NUMBER: _ClassVar[int]
+    PING_INTERVAL_MS_FIELD_NUMBER: _ClassVar[int]
     schema_version: int
     actor_id: str
     critic_id: str
@@ -282,21 +341,24 @@ class GetServerInfoResponse(_message.Message):
     calibrated: bool
     models: _containers.RepeatedCompositeFieldContainer[Model]
     embodiment: Embodiment
-    def __init__(self, schema_version: _Optional[int] = ..., actor_id: _Optional[str] = ..., critic_id: _Optional[str] = ..., skills: _Optional[int] = ..., action: _Optional[_Iterable[_Union[ActionDimension, _Mapping]]] = ..., state: _Optional[_Iterable[str]] = ..., control_hz: _Optional[float] = ..., max_history: _Optional[int] = ..., calibrated: bool = ..., models: _Optional[_Iterable[_Union[Model, _Mapping]]] = ..., embodiment: _Optional[_Union[Embodiment, _Mapping]] = ...) -> None: ...
+    ping_interval_ms: int
+    def __init__(self, schema_version: _Optional[int] = ..., actor_id: _Optional[str] = ..., critic_id: _Optional[str] = ..., skills: _Optional[int] = ..., action: _Optional[_Iterable[_Union[ActionDimension, _Mapping]]] = ..., state: _Optional[_Iterable[str]] = ..., control_hz: _Optional[float] = ..., max_history: _Optional[int] = ..., calibrated: bool = ..., models: _Optional[_Iterable[_Union[Model, _Mapping]]] = ..., embodiment: _Optional[_Union[Embodiment, _Mapping]] = ..., ping_interval_ms: _Optional[int] = ...) -> None: ...
 
 class Model(_message.Message):
-    __slots__ = ("name", "actor_id", "critic_id", "calibrated", "embodiment")
+    __slots__ = ("name", "actor_id", "critic_id", "calibrated", "embodiment", "chunk")
     NAME_FIELD_NUMBER: _ClassVar[int]
     ACTOR_ID_FIELD_NUMBER: _ClassVar[int]
     CRITIC_ID_FIELD_NUMBER: _ClassVar[int]
     CALIBRATED_FIELD_NUMBER: _ClassVar[int]
     EMBODIMENT_FIELD_NUMBER: _ClassVar[int]
+    CHUNK_FIELD_NUMBER: _ClassVar[int]
     name: str
     actor_id: str
     critic_id: str
     calibrated: bool
     embodiment: Embodiment
-    def __init__(self, name: _Optional[str] = ..., actor_id: _Optional[str] = ..., critic_id: _Optional[str] = ..., calibrated: bool = ..., embodiment: _Optional[_Union[Embodiment, _Mapping]] = ...) -> None: ...
+    chunk: int
+    def __init__(self, name: _Optional[str] = ..., actor_id: _Optional[str] = ..., critic_id: _Optional[str] = ..., calibrated: bool = ..., embodiment: _Optional[_Union[Embodiment, _Mapping]] = ..., chunk: _Optional[int] = ...) -> None: ...
 
 class ReloadModelRequest(_message.Message):
     __slots__ = ("name",)
@@ -317,7 +379,7 @@ class ObserveRequest(_message.Message):
     def __init__(self, views: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class ObserveResponse(_message.Message):
-    __slots__ = ("observation", "views")
+    __slots__ = ("observation", "views", "age")
     class ViewsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -327,29 +389,43 @@ class ObserveResponse(_message.Message):
         def __init__(self, key: _Optional[str] = ..., value: _Optional[_Union[Image, _Mapping]] = ...) -> None: ...
     OBSERVATION_FIELD_NUMBER: _ClassVar[int]
     VIEWS_FIELD_NUMBER: _ClassVar[int]
+    AGE_FIELD_NUMBER: _ClassVar[int]
     observation: Observation
     views: _containers.MessageMap[str, Image]
-    def __init__(self, observation: _Optional[_Union[Observation, _Mapping]] = ..., views: _Optional[_Mapping[str, Image]] = ...) -> None: ...
+    age: float
+    def __init__(self, observation: _Optional[_Union[Observation, _Mapping]] = ..., views: _Optional[_Mapping[str, Image]] = ..., age: _Optional[float] = ...) -> None: ...
 
 class ExecuteSkillRequest(_message.Message):
-    __slots__ = ("goal_id", "skill", "views")
+    __slots__ = ("goal_id", "skill", "views", "when_busy", "lease_id")
     GOAL_ID_FIELD_NUMBER: _ClassVar[int]
     SKILL_FIELD_NUMBER: _ClassVar[int]
     VIEWS_FIELD_NUMBER: _ClassVar[int]
+    WHEN_BUSY_FIELD_NUMBER: _ClassVar[int]
+    LEASE_ID_FIELD_NUMBER: _ClassVar[int]
     goal_id: str
     skill: str
     views: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, goal_id: _Optional[str] = ..., skill: _Optional[str] = ..., views: _Optional[_Iterable[str]] = ...) -> None: ...
+    when_busy: WhenBusy
+    lease_id: str
+    def __init__(self, goal_id: _Optional[str] = ..., skill: _Optional[str] = ..., views: _Optional[_Iterable[str]] = ..., when_busy: _Optional[_Union[WhenBusy, str]] = ..., lease_id: _Optional[str] = ...) -> None: ...
 
 class ExecuteSkillResponse(_message.Message):
-    __slots__ = ("accepted", "feedback", "result")
+    __slots__ = ("accepted", "feedback", "result", "queued")
     ACCEPTED_FIELD_NUMBER: _ClassVar[int]
     FEEDBACK_FIELD_NUMBER: _ClassVar[int]
     RESULT_FIELD_NUMBER: _ClassVar[int]
+    QUEUED_FIELD_NUMBER: _ClassVar[int]
     accepted: Accepted
     feedback: Feedback
     result: Outcome
-    def __init__(self, accepted: _Optional[_Union[Accepted, _Mapping]] = ..., feedback: _Optional[_Union[Feedback, _Mapping]] = ..., result: _Optional[_Union[Outcome, _Mapping]] = ...) -> None: ...
+    queued: Queued
+    def __init__(self, accepted: _Optional[_Union[Accepted, _Mapping]] = ..., feedback: _Optional[_Union[Feedback, _Mapping]] = ..., result: _Optional[_Union[Outcome, _Mapping]] = ..., queued: _Optional[_Union[Queued, _Mapping]] = ...) -> None: ...
+
+class Queued(_message.Message):
+    __slots__ = ("ahead",)
+    AHEAD_FIELD_NUMBER: _ClassVar[int]
+    ahead: int
+    def __init__(self, ahead: _Optional[int] = ...) -> None: ...
 
 class Accepted(_message.Message):
     __slots__ = ("goal_id",)
@@ -376,11 +452,25 @@ class Feedback(_message.Message):
     state: Tensor
     def __init__(self, step: _Optional[int] = ..., action: _Optional[_Union[Tensor, _Mapping]] = ..., views: _Optional[_Mapping[str, Image]] = ..., state: _Optional[_Union[Tensor, _Mapping]] = ...) -> None: ...
 
+class PreviewGoalRequest(_message.Message):
+    __slots__ = ("skill",)
+    SKILL_FIELD_NUMBER: _ClassVar[int]
+    skill: str
+    def __init__(self, skill: _Optional[str] = ...) -> None: ...
+
+class PreviewGoalResponse(_message.Message):
+    __slots__ = ("preview",)
+    PREVIEW_FIELD_NUMBER: _ClassVar[int]
+    preview: Preview
+    def __init__(self, preview: _Optional[_Union[Preview, _Mapping]] = ...) -> None: ...
+
 class CancelSkillRequest(_message.Message):
-    __slots__ = ("goal_id",)
+    __slots__ = ("goal_id", "lease_id")
     GOAL_ID_FIELD_NUMBER: _ClassVar[int]
+    LEASE_ID_FIELD_NUMBER: _ClassVar[int]
     goal_id: str
-    def __init__(self, goal_id: _Optional[str] = ...) -> None: ...
+    lease_id: str
+    def __init__(self, goal_id: _Optional[str] = ..., lease_id: _Optional[str] = ...) -> None: ...
 
 class CancelSkillResponse(_message.Message):
     __slots__ = ("canceling",)
@@ -409,10 +499,48 @@ class StopResponse(_message.Message):
     def __init__(self) -> None: ...
 
 class ResetRequest(_message.Message):
+    __slots__ = ("lease_id",)
+    LEASE_ID_FIELD_NUMBER: _ClassVar[int]
+    lease_id: str
+    def __init__(self, lease_id: _Optional[str] = ...) -> None: ...
+
+class ResetResponse(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
 
-class ResetResponse(_message.Message):
+class AcquireLeaseRequest(_message.Message):
+    __slots__ = ("owner", "seconds")
+    OWNER_FIELD_NUMBER: _ClassVar[int]
+    SECONDS_FIELD_NUMBER: _ClassVar[int]
+    owner: str
+    seconds: float
+    def __init__(self, owner: _Optional[str] = ..., seconds: _Optional[float] = ...) -> None: ...
+
+class AcquireLeaseResponse(_message.Message):
+    __slots__ = ("lease_id", "seconds")
+    LEASE_ID_FIELD_NUMBER: _ClassVar[int]
+    SECONDS_FIELD_NUMBER: _ClassVar[int]
+    lease_id: str
+    seconds: float
+    def __init__(self, lease_id: _Optional[str] = ..., seconds: _Optional[float] = ...) -> None: ...
+
+class KeepLeaseRequest(_message.Message):
+    __slots__ = ("lease_id",)
+    LEASE_ID_FIELD_NUMBER: _ClassVar[int]
+    lease_id: str
+    def __init__(self, lease_id: _Optional[str] = ...) -> None: ...
+
+class KeepLeaseResponse(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class ReleaseLeaseRequest(_message.Message):
+    __slots__ = ("lease_id",)
+    LEASE_ID_FIELD_NUMBER: _ClassVar[int]
+    lease_id: str
+    def __init__(self, lease_id: _Optional[str] = ...) -> None: ...
+
+class ReleaseLeaseResponse(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
 
@@ -435,7 +563,7 @@ class GetRobotInfoRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class GetRobotInfoResponse(_message.Message):
-    __slots__ = ("schema_version", "name", "skills", "skill_server", "control_hz", "max_steps", "stopped", "executing", "embodiment", "views")
+    __slots__ = ("schema_version", "name", "skills", "skill_server", "control_hz", "max_steps", "stopped", "executing", "embodiment", "views", "stop_address", "stop_tls", "ping_interval_ms", "leased_to", "queued")
     SCHEMA_VERSION_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     SKILLS_FIELD_NUMBER: _ClassVar[int]
@@ -446,6 +574,11 @@ class GetRobotInfoResponse(_message.Message):
     EXECUTING_FIELD_NUMBER: _ClassVar[int]
     EMBODIMENT_FIELD_NUMBER: _ClassVar[int]
     VIEWS_FIELD_NUMBER: _ClassVar[int]
+    STOP_ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    STOP_TLS_FIELD_NUMBER: _ClassVar[int]
+    PING_INTERVAL_MS_FIELD_NUMBER: _ClassVar[int]
+    LEASED_TO_FIELD_NUMBER: _ClassVar[int]
+    QUEUED_FIELD_NUMBER: _ClassVar[int]
     schema_version: int
     name: str
     skills: int
@@ -456,4 +589,9 @@ class GetRobotInfoResponse(_message.Message):
     executing: str
     embodiment: Embodiment
     views: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, schema_version: _Optional[int] = ..., name: _Optional[str] = ..., skills: _Optional[int] = ..., skill_server: _Optional[str] = ..., control_hz: _Optional[float] = ..., max_steps: _Optional[int] = ..., stopped: bool = ..., executing: _Optional[str] = ..., embodiment: _Optional[_Union[Embodiment, _Mapping]] = ..., views: _Optional[_Iterable[str]] = ...) -> None: ...
+    stop_address: str
+    stop_tls: bool
+    ping_interval_ms: int
+    leased_to: str
+    queued: int
+    def __init__(self, schema_version: _Optional[int] = ..., name: _Optional[str] = ..., skills: _Optional[int] = ..., skill_server: _Optional[str] = ..., control_hz: _Optional[float] = ..., max_steps: _Optional[int] = ..., stopped: bool = ..., executing: _Optional[str] = ..., embodiment: _Optional[_Union[Embodiment, _Mapping]] = ..., views: _Optional[_Iterable[str]] = ..., stop_address: _Optional[str] = ..., stop_tls: bool = ..., ping_interval_ms: _Optional[int] = ..., leased_to: _Optional[str] = ..., queued: _Optional[int] = ...) -> None: ...

@@ -50,6 +50,11 @@ class SkillServiceStub(object):
                 request_serializer=skills_dot_v1_dot_skills__pb2.ControlRequest.SerializeToString,
                 response_deserializer=skills_dot_v1_dot_skills__pb2.ControlResponse.FromString,
                 _registered_method=True)
+        self.PreviewSkill = channel.unary_unary(
+                '/skills.v1.SkillService/PreviewSkill',
+                request_serializer=skills_dot_v1_dot_skills__pb2.PreviewSkillRequest.SerializeToString,
+                response_deserializer=skills_dot_v1_dot_skills__pb2.PreviewSkillResponse.FromString,
+                _registered_method=True)
         self.GetServerInfo = channel.unary_unary(
                 '/skills.v1.SkillService/GetServerInfo',
                 request_serializer=skills_dot_v1_dot_skills__pb2.GetServerInfoRequest.SerializeToString,
@@ -88,6 +93,13 @@ class SkillServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def PreviewSkill(self, request, context):
+        """What a skill would do from here, without doing it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetServerInfo(self, request, context):
         """What the server hosts and expects.
         """
@@ -120,6 +132,11 @@ def add_SkillServiceServicer_to_server(servicer, server):
                     servicer.Control,
                     request_deserializer=skills_dot_v1_dot_skills__pb2.ControlRequest.FromString,
                     response_serializer=skills_dot_v1_dot_skills__pb2.ControlResponse.SerializeToString,
+            ),
+            'PreviewSkill': grpc.unary_unary_rpc_method_handler(
+                    servicer.PreviewSkill,
+                    request_deserializer=skills_dot_v1_dot_skills__pb2.PreviewSkillRequest.FromString,
+                    response_serializer=skills_dot_v1_dot_skills__pb2.PreviewSkillResponse.SerializeToString,
             ),
             'GetServerInfo': grpc.unary_unary_rpc_method_handler(
                     servicer.GetServerInfo,
@@ -214,6 +231,33 @@ class SkillService(object):
             '/skills.v1.SkillService/Control',
             skills_dot_v1_dot_skills__pb2.ControlRequest.SerializeToString,
             skills_dot_v1_dot_skills__pb2.ControlResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PreviewSkill(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/skills.v1.SkillService/PreviewSkill',
+            skills_dot_v1_dot_skills__pb2.PreviewSkillRequest.SerializeToString,
+            skills_dot_v1_dot_skills__pb2.PreviewSkillResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -324,6 +368,26 @@ class RobotServiceStub(object):
                 request_serializer=skills_dot_v1_dot_skills__pb2.JudgeInstructionRequest.SerializeToString,
                 response_deserializer=skills_dot_v1_dot_skills__pb2.JudgeInstructionResponse.FromString,
                 _registered_method=True)
+        self.PreviewGoal = channel.unary_unary(
+                '/skills.v1.RobotService/PreviewGoal',
+                request_serializer=skills_dot_v1_dot_skills__pb2.PreviewGoalRequest.SerializeToString,
+                response_deserializer=skills_dot_v1_dot_skills__pb2.PreviewGoalResponse.FromString,
+                _registered_method=True)
+        self.AcquireLease = channel.unary_unary(
+                '/skills.v1.RobotService/AcquireLease',
+                request_serializer=skills_dot_v1_dot_skills__pb2.AcquireLeaseRequest.SerializeToString,
+                response_deserializer=skills_dot_v1_dot_skills__pb2.AcquireLeaseResponse.FromString,
+                _registered_method=True)
+        self.KeepLease = channel.unary_unary(
+                '/skills.v1.RobotService/KeepLease',
+                request_serializer=skills_dot_v1_dot_skills__pb2.KeepLeaseRequest.SerializeToString,
+                response_deserializer=skills_dot_v1_dot_skills__pb2.KeepLeaseResponse.FromString,
+                _registered_method=True)
+        self.ReleaseLease = channel.unary_unary(
+                '/skills.v1.RobotService/ReleaseLease',
+                request_serializer=skills_dot_v1_dot_skills__pb2.ReleaseLeaseRequest.SerializeToString,
+                response_deserializer=skills_dot_v1_dot_skills__pb2.ReleaseLeaseResponse.FromString,
+                _registered_method=True)
         self.GetRobotInfo = channel.unary_unary(
                 '/skills.v1.RobotService/GetRobotInfo',
                 request_serializer=skills_dot_v1_dot_skills__pb2.GetRobotInfoRequest.SerializeToString,
@@ -385,6 +449,34 @@ class RobotServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def PreviewGoal(self, request, context):
+        """What a skill would do from what the robot perceives now. Moves nothing.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def AcquireLease(self, request, context):
+        """Be the only one who starts, cancels and resets, until the lease is given back or not kept alive. Anybody may Stop.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def KeepLease(self, request, context):
+        """The owner's heartbeat: the lease lasts its `seconds` from now on. FAILED_PRECONDITION for one that has run out.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ReleaseLease(self, request, context):
+        """Give it back.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetRobotInfo(self, request, context):
         """What the robot is.
         """
@@ -429,6 +521,26 @@ def add_RobotServiceServicer_to_server(servicer, server):
                     servicer.JudgeInstruction,
                     request_deserializer=skills_dot_v1_dot_skills__pb2.JudgeInstructionRequest.FromString,
                     response_serializer=skills_dot_v1_dot_skills__pb2.JudgeInstructionResponse.SerializeToString,
+            ),
+            'PreviewGoal': grpc.unary_unary_rpc_method_handler(
+                    servicer.PreviewGoal,
+                    request_deserializer=skills_dot_v1_dot_skills__pb2.PreviewGoalRequest.FromString,
+                    response_serializer=skills_dot_v1_dot_skills__pb2.PreviewGoalResponse.SerializeToString,
+            ),
+            'AcquireLease': grpc.unary_unary_rpc_method_handler(
+                    servicer.AcquireLease,
+                    request_deserializer=skills_dot_v1_dot_skills__pb2.AcquireLeaseRequest.FromString,
+                    response_serializer=skills_dot_v1_dot_skills__pb2.AcquireLeaseResponse.SerializeToString,
+            ),
+            'KeepLease': grpc.unary_unary_rpc_method_handler(
+                    servicer.KeepLease,
+                    request_deserializer=skills_dot_v1_dot_skills__pb2.KeepLeaseRequest.FromString,
+                    response_serializer=skills_dot_v1_dot_skills__pb2.KeepLeaseResponse.SerializeToString,
+            ),
+            'ReleaseLease': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReleaseLease,
+                    request_deserializer=skills_dot_v1_dot_skills__pb2.ReleaseLeaseRequest.FromString,
+                    response_serializer=skills_dot_v1_dot_skills__pb2.ReleaseLeaseResponse.SerializeToString,
             ),
             'GetRobotInfo': grpc.unary_unary_rpc_method_handler(
                     servicer.GetRobotInfo,
@@ -626,6 +738,114 @@ class RobotService(object):
             '/skills.v1.RobotService/JudgeInstruction',
             skills_dot_v1_dot_skills__pb2.JudgeInstructionRequest.SerializeToString,
             skills_dot_v1_dot_skills__pb2.JudgeInstructionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PreviewGoal(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/skills.v1.RobotService/PreviewGoal',
+            skills_dot_v1_dot_skills__pb2.PreviewGoalRequest.SerializeToString,
+            skills_dot_v1_dot_skills__pb2.PreviewGoalResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def AcquireLease(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/skills.v1.RobotService/AcquireLease',
+            skills_dot_v1_dot_skills__pb2.AcquireLeaseRequest.SerializeToString,
+            skills_dot_v1_dot_skills__pb2.AcquireLeaseResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def KeepLease(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/skills.v1.RobotService/KeepLease',
+            skills_dot_v1_dot_skills__pb2.KeepLeaseRequest.SerializeToString,
+            skills_dot_v1_dot_skills__pb2.KeepLeaseResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReleaseLease(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/skills.v1.RobotService/ReleaseLease',
+            skills_dot_v1_dot_skills__pb2.ReleaseLeaseRequest.SerializeToString,
+            skills_dot_v1_dot_skills__pb2.ReleaseLeaseResponse.FromString,
             options,
             channel_credentials,
             insecure,
