@@ -27,9 +27,9 @@ from skills.client import RobotClient, SkillClient
 from skills.errors import EmbodimentError, LibraryError, SkillError, Unavailable
 from skills.latch import Latch
 from skills.library import Skill, SkillLibrary
-from skills.robot import agree
 from skills.robot import serve as serve_robot
 from skills.robot_folder import default_robot, robot_of
+from skills.serving.execution import agree
 from skills.types import Robot
 from skills.wire.conventions import join_address
 

@@ -12,23 +12,16 @@ from __future__ import annotations
 
 import contextvars
 import logging
-import queue
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
-from typing import TypeVar
+from collections.abc import Iterator, Sequence
 
 import grpc
-import numpy as np
 
-from skills.client import CONTROL_TIMEOUT, Control, SkillClient
+from skills.client import CONTROL_TIMEOUT, SkillClient
 from skills.errors import (
     Busy,
-    DeadlineExceeded,
-    EmbodimentError,
     InvalidRequest,
     ServerFault,
     SkillError,
@@ -36,11 +29,12 @@ from skills.errors import (
     Unavailable,
 )
 from skills.latch import Latch
-from skills.library import Skill, SkillLibrary
+from skills.library import SkillLibrary
 from skills.security.access import Access
 from skills.serving.calls import MAX_GOAL_ID
+from skills.serving.execution import Executor
+from skills.serving.goal import Event, Goal
 from skills.serving.grpc_server import Server
-from skills.serving.motion import PERIOD, Motion
 from skills.serving.terms import Terms
 from skills.serving.watching import NOBODY, Watcher
 from skills.types import Observation, Outcome, Robot, Status, embodiment_of
@@ -48,14 +42,11 @@ from skills.v1 import skills_pb2 as pb
 from skills.v1 import skills_pb2_grpc
 from skills.wire.conventions import SCHEMA_VERSION
 from skills.wire.messages import (
-    JPEG,
     inside,
     read_text,
     write_embodiment,
-    write_image,
     write_observation,
     write_outcome,
-    write_tensor,
 )
 
 log = logging.getLogger(__name__)
@@ -65,66 +56,6 @@ RETRY_AFTER = 1.0  # [s] that a client is told to wait while another goal runs; 
 GOALS_REMEMBERED = 10_000  # whose ids are refused a second time, and whose results can be asked for
 MAX_VIEWS = 8
 URGENT = ("Stop", "CancelSkill")  # with threads of their own: they work while all others wait for the robot
-
-T = TypeVar("T")
-Event = pb.ExecuteSkillResponse | Exception
-
-
-class _Goal:
-    """One skill being run: its events for the client, and the way to end it from any thread."""
-
-    def __init__(self, goal_id: str, skill: Skill, views: Sequence[str], robot: Robot) -> None:
-        self.id, self.skill, self.views = goal_id, skill, views
-        self.events: queue.SimpleQueue[Event | None] = queue.SimpleQueue()
-        self.canceled = threading.Event()
-        self.reason = ""  # why it was cancelled, for people
-        self.steps, self.started = 0, time.monotonic()  # control periods done; when, of time.monotonic [s]
-        self.motion = Motion(robot)
-        self._lock = threading.Lock()
-        self._control: Control | None = None
-        self._ended = False
-
-    def cancel(self, reason: str) -> bool:
-        """End the goal and halt the robot now; False when it has already ended."""
-        with self._lock:
-            if self._ended:
-                return False
-            if not self.canceled.is_set():
-                self.reason = reason
-                self.canceled.set()
-            try:
-                if self._control is not None:
-                    self._control.end(self.outcome(Status.CANCELED, reason))  # the loop may be waiting for an action
-            finally:
-                self.motion.halt()
-            return True
-
-    def leave(self) -> None:
-        """The call is over. gRPC says so from the thread that serves all calls, so a driver is not waited for here."""
-        if not self._ended:
-            threading.Thread(target=self._leave, name=f"leave {self.id}", daemon=True).start()
-
-    def use(self, control: Control) -> None:
-        """From now on, cancelling also ends this control stream."""
-        with self._lock:
-            self._control = control
-            if self.canceled.is_set():
-                control.cancel()
-
-    def outcome(self, status: Status, message: str) -> Outcome:
-        """Of a goal that ended like this, unless it was cancelled."""
-        if self.canceled.is_set():
-            status, message = Status.CANCELED, self.reason
-        return Outcome(status, message, self.steps, time.monotonic() - self.started)
-
-    def _leave(self) -> None:
-        with suppress(ServerFault):  # it is in the log
-            self.cancel("the client left")
-
-    def end(self) -> None:
-        with self._lock:
-            self._ended = True
-            self.motion.end()
 
 
 class RobotServicer(skills_pb2_grpc.RobotServiceServicer):
@@ -140,11 +71,10 @@ class RobotServicer(skills_pb2_grpc.RobotServiceServicer):
         latch: Latch | None = None,  # None: one that is forgotten with this object
     ) -> None:
         self._robot, self._library, self._skill_client = robot, library, skill_client
-        self._max_steps, self._control_timeout = max_steps, control_timeout
-        self._body = embodiment_of(robot)
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="robot")
+        self._max_steps, self._body = max_steps, embodiment_of(robot)
+        self._executor = Executor(robot, skill_client, max_steps, control_timeout)
         self._lock = threading.Lock()
-        self._goal: _Goal | None = None  # being executed
+        self._goal: Goal | None = None  # being executed
         self._results: OrderedDict[str, pb.Outcome | None] = OrderedDict()  # of each goal id; None: it runs
         self._latch = latch or Latch()
         self._closed = False
@@ -161,9 +91,9 @@ class RobotServicer(skills_pb2_grpc.RobotServiceServicer):
         views = _check_views(request.views)
 
         def look() -> tuple[Observation, dict[str, pb.Image]]:
-            return self._robot.observe(), self._see(views)
+            return self._robot.observe(), self._executor.see(views)
 
-        observation, seen = self._do(look)
+        observation, seen = self._executor.do(look)
         return pb.ObserveResponse(observation=write_observation(observation), views=seen)
 
     def JudgeInstruction(
@@ -171,7 +101,7 @@ class RobotServicer(skills_pb2_grpc.RobotServiceServicer):
     ) -> pb.JudgeInstructionResponse:
         with inside("instruction"):
             instruction = read_text(request.instruction, "the instruction")
-        verdict = self._do(self._robot.satisfied, instruction)
+        verdict = self._executor.do(self._robot.satisfied, instruction)
         return pb.JudgeInstructionResponse(known=verdict is not None, satisfied=bool(verdict))
 
     def GetRobotInfo(self, request: pb.GetRobotInfoRequest, context: grpc.ServicerContext) -> pb.GetRobotInfoResponse:
@@ -239,7 +169,7 @@ class RobotServicer(skills_pb2_grpc.RobotServiceServicer):
                 context.set_code(grpc.StatusCode.OK)  # clients leave with it, without waiting for the call's end
             yield event
 
-    def _accept(self, request: pb.ExecuteSkillRequest) -> _Goal:
+    def _accept(self, request: pb.ExecuteSkillRequest) -> Goal:
         goal_id = request.goal_id
         if not 1 <= len(goal_id) <= MAX_GOAL_ID:
             raise InvalidRequest(f"a goal id has 1 to {MAX_GOAL_ID} characters, not {len(goal_id)}", "goal_id")
@@ -262,16 +192,16 @@ class RobotServicer(skills_pb2_grpc.RobotServiceServicer):
             self._results[goal_id] = None
             if len(self._results) > GOALS_REMEMBERED:
                 self._results.popitem(last=False)
-            self._goal = _Goal(goal_id, skill, views, self._robot)
+            self._goal = Goal(goal_id, skill, views, self._robot)
             return self._goal
 
-    def _run(self, goal: _Goal) -> None:
+    def _run(self, goal: Goal) -> None:
         """The goal's own thread: whatever happens, the robot ends stopped and the client gets its last event."""
         last: Event
         try:
-            self._do(self._see, goal.views)  # an unknown view is refused before anything moves
+            self._executor.do(self._executor.see, goal.views)  # an unknown view is refused before anything moves
             goal.events.put(pb.ExecuteSkillResponse(accepted=pb.Accepted(goal_id=goal.id)))
-            status, message = (self._learned if goal.skill.learned else self._scripted)(goal)
+            status, message = self._executor.carry_out(goal)
             result = write_outcome(goal.outcome(status, message))
             last = pb.ExecuteSkillResponse(result=result)
         except Exception as error:
@@ -288,117 +218,12 @@ class RobotServicer(skills_pb2_grpc.RobotServiceServicer):
         goal.events.put(last)
         goal.events.put(None)
 
-    def _learned(self, goal: _Goal) -> tuple[Status, str]:
-        assert self._skill_client is not None  # _accept refused otherwise
-        ended = success = False
-        try:
-            terms = agree(self._robot, self._skill_client, self._control_timeout)
-        except SkillError as error:
-            return Status.ABORTED, str(error)
-        goal.motion.period = terms.period or PERIOD
-        self._do(goal.motion.run, self._robot.start, goal.skill)
-        begun = observed = time.monotonic()
-        observation = self._do(self._robot.observe)
-        try:
-            with self._skill_client.control(goal.skill.name, self._control_timeout, goal_id=goal.id) as control:
-                goal.use(control)
-                while not (ended or success) and not self._over(goal, terms, begun) and not goal.canceled.is_set():
-                    action, ended = terms.read(control.act(terms.seen(observation)))
-                    if not self._do(self._apply, goal, action, observed):
-                        break
-                    goal.steps += 1
-                    observed = time.monotonic()
-                    observation = self._do(self._observe_and_report, goal, goal.steps, action)
-                    success = terms.by_success and self._do(self._robot.succeeded, goal.skill) is True
-                status, message = (Status.SUCCEEDED, "") if success else self._judge(goal, terms, ended)
-                control.end(goal.outcome(status, message))
-        except SkillError as error:
-            return Status.ABORTED, str(error)
-        self._do(goal.motion.run, self._robot.finish, goal.skill, goal.canceled.is_set)
-        return status, message
-
-    def _over(self, goal: _Goal, terms: Terms, begun: float) -> bool:
-        """Has the skill had its time?"""
-        if most := self._max_steps or terms.max_steps:
-            return goal.steps >= most
-        return time.monotonic() - begun >= terms.max_seconds
-
-    def _judge(self, goal: _Goal, terms: Terms, ended: bool) -> tuple[Status, str]:
-        reached = self._do(self._robot.succeeded, goal.skill)
-        if reached if reached is not None else ended:
-            return Status.SUCCEEDED, ""
-        if ended:
-            return Status.FAILED, "the goal was not reached"
-        known = terms.terminates or reached is not None
-        why = "" if known else "; no action terminates, and the driver cannot tell whether the goal was reached"
-        return Status.FAILED, f"no end within {goal.steps} steps{why}"
-
-    def _apply(self, goal: _Goal, action: np.ndarray, observed: float) -> bool:
-        """False once the goal is canceled. The robot stands still while an action is late, so it fits until its
-        observation, of time `observed` [s], is too old; also where this process itself was frozen meanwhile."""
-        age = time.monotonic() - observed
-        if age > self._control_timeout:
-            raise DeadlineExceeded(f"an action came {age:.1f} s after its observation, and was not applied")
-        return goal.motion.apply(action)
-
-    def _scripted(self, goal: _Goal) -> tuple[Status, str]:
-        def canceled() -> bool:
-            """What the robot asks now and then; with views asked for, the client sees them each time."""
-            if goal.views:
-                self._observe_and_report(goal, 0, None)
-            return goal.canceled.is_set()
-
-        def perform() -> None:
-            goal.motion.run(self._robot.start, goal.skill)
-            if goal.motion.run(self._robot.perform, goal.skill, canceled):
-                self._observe_and_report(goal, 0, None)
-
-        try:
-            self._do(perform)
-        except ValueError as error:
-            return Status.ABORTED, str(error)
-        if self._do(self._robot.succeeded, goal.skill) is False:
-            return Status.FAILED, "the goal was not reached"
-        return Status.SUCCEEDED, ""
-
-    def _observe_and_report(self, goal: _Goal, step: int, action: np.ndarray | None) -> Observation:
-        observation = self._robot.observe()
-        feedback = pb.Feedback(step=step, state=write_tensor(observation.state), views=self._see(goal.views))
-        if action is not None:
-            feedback.action.CopyFrom(write_tensor(action))
-        goal.events.put(pb.ExecuteSkillResponse(feedback=feedback))
-        return observation
-
-    def _see(self, views: Sequence[str]) -> dict[str, pb.Image]:
-        try:
-            return {name: write_image(self._robot.view(name), JPEG) for name in views}
-        except KeyError as error:
-            raise InvalidRequest(f"the robot has no view {error}", "views") from None
-
-    def _do(self, call: Callable[..., T], *arguments: object) -> T:
-        """Run on the robot's thread."""
-        return self._thread.submit(call, *arguments).result()
-
 
 def _check_views(views: Sequence[str]) -> list[str]:
     with inside("views"):
         if len(views) > MAX_VIEWS:
             raise InvalidRequest(f"{len(views)} views at once; at most {MAX_VIEWS}")
         return [read_text(view, "a view's name") for view in views]
-
-
-def agree(robot: Robot, skills: SkillClient, timeout: float | None = None) -> Terms:
-    """How the skill server's model moves this robot. Raises EmbodimentError where it is for another one, with the first
-    difference in one line, and SkillError where the server does not answer."""
-    model = skills.acting(timeout)
-    who = f"{model.actor_id or 'the model'} of the skill server at {skills.address}"
-    try:
-        terms = Terms(embodiment_of(robot), model.embodiment)
-    except EmbodimentError as error:
-        raise EmbodimentError(f"{who}: {error}") from None
-    if terms.robot and terms.model and (wide := terms.model.beyond(terms.robot)):
-        log.warning("%s: %s; what lies beyond is cut", who, wide)
-    return terms
 
 
 def serve(

@@ -13,8 +13,8 @@ from skills.client import Feedback, RobotClient, SkillClient
 from skills.embodiment import ActionDimension, Camera, Embodiment, StateNumber
 from skills.errors import EmbodimentError, InvalidRequest
 from skills.library import Skill, SkillLibrary
-from skills.robot import agree
 from skills.robot_folder import default_robot
+from skills.serving.execution import agree
 from skills.serving.hosting import Hosting, Model
 from skills.types import Observation, Status, blank
 

@@ -22,7 +22,7 @@ from skills.errors import Stopped, Unavailable
 from skills.latch import Latch
 from skills.library import SkillLibrary
 from skills.serving.grpc_server import Server
-from skills.serving.motion import PERIOD
+from skills.serving.motion import PERIOD, Motion
 from skills.types import Outcome, Status
 from skills.v1 import skills_pb2 as pb
 from skills.v1 import skills_pb2_grpc
@@ -291,7 +291,7 @@ def test_an_action_that_overtakes_the_halt_is_halted_too(robot):
         TimedRobot.apply(robot, action)  # for a minute, unless it is told again
 
     robot.period, robot.apply = 60, apply
-    motion = robot_service.Motion(robot)
+    motion = Motion(robot)
     thread = threading.Thread(target=motion.apply, args=(np.zeros(2, np.float32),))
     thread.start()
     assert about_to_move.wait(20)

@@ -1,0 +1,153 @@
+"""How a goal is carried out: learnt skills by actions of a skill server, scripted ones by the driver itself.
+
+executor = Executor(robot, SkillClient("gpu-box:50051"))
+status, message = executor.carry_out(goal)
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+import numpy as np
+
+from skills.client import CONTROL_TIMEOUT, SkillClient
+from skills.errors import DeadlineExceeded, EmbodimentError, InvalidRequest, SkillError
+from skills.serving.goal import Goal
+from skills.serving.motion import PERIOD
+from skills.serving.terms import Terms
+from skills.types import Observation, Robot, Status, embodiment_of
+from skills.v1 import skills_pb2 as pb
+from skills.wire.messages import JPEG, write_image, write_tensor
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+
+class Executor:
+    """All calls to the robot, except `stop`, come from its one thread."""
+
+    def __init__(
+        self,
+        robot: Robot,
+        skill_client: SkillClient | None = None,  # None: scripted skills only
+        max_steps: int | None = None,  # of a learnt skill; None: the embodiment's, the robot's own or the model's
+        control_timeout: float = CONTROL_TIMEOUT,  # [s] from an observation until its action is too old
+    ) -> None:
+        self._robot, self._skill_client = robot, skill_client
+        self._max_steps, self._control_timeout = max_steps, control_timeout
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="robot")
+
+    def do(self, call: Callable[..., T], *arguments: object) -> T:
+        """Run on the robot's thread."""
+        return self._thread.submit(call, *arguments).result()
+
+    def see(self, views: Sequence[str]) -> dict[str, pb.Image]:
+        """What people see; on the robot's thread. Raises InvalidRequest for a view that the robot lacks."""
+        try:
+            return {name: write_image(self._robot.view(name), JPEG) for name in views}
+        except KeyError as error:
+            raise InvalidRequest(f"the robot has no view {error}", "views") from None
+
+    def carry_out(self, goal: Goal) -> tuple[Status, str]:
+        """How it ended, and why. Raises what the driver raises."""
+        return (self._learned if goal.skill.learned else self._scripted)(goal)
+
+    def _learned(self, goal: Goal) -> tuple[Status, str]:
+        assert self._skill_client is not None  # who accepts goals refused it otherwise
+        ended = success = False
+        try:
+            terms = agree(self._robot, self._skill_client, self._control_timeout)
+        except SkillError as error:
+            return Status.ABORTED, str(error)
+        goal.motion.period = terms.period or PERIOD
+        self.do(goal.motion.run, self._robot.start, goal.skill)
+        begun = observed = time.monotonic()
+        observation = self.do(self._robot.observe)
+        try:
+            with self._skill_client.control(goal.skill.name, self._control_timeout, goal_id=goal.id) as control:
+                goal.use(control)
+                while not (ended or success) and not self._over(goal, terms, begun) and not goal.canceled.is_set():
+                    action, ended = terms.read(control.act(terms.seen(observation)))
+                    if not self.do(self._apply, goal, action, observed):
+                        break
+                    goal.steps += 1
+                    observed = time.monotonic()
+                    observation = self.do(self._observe_and_report, goal, goal.steps, action)
+                    success = terms.by_success and self.do(self._robot.succeeded, goal.skill) is True
+                status, message = (Status.SUCCEEDED, "") if success else self._judge(goal, terms, ended)
+                control.end(goal.outcome(status, message))
+        except SkillError as error:
+            return Status.ABORTED, str(error)
+        self.do(goal.motion.run, self._robot.finish, goal.skill, goal.canceled.is_set)
+        return status, message
+
+    def _over(self, goal: Goal, terms: Terms, begun: float) -> bool:
+        """Has the skill had its time?"""
+        if most := self._max_steps or terms.max_steps:
+            return goal.steps >= most
+        return time.monotonic() - begun >= terms.max_seconds
+
+    def _judge(self, goal: Goal, terms: Terms, ended: bool) -> tuple[Status, str]:
+        reached = self.do(self._robot.succeeded, goal.skill)
+        if reached if reached is not None else ended:
+            return Status.SUCCEEDED, ""
+        if ended:
+            return Status.FAILED, "the goal was not reached"
+        known = terms.terminates or reached is not None
+        why = "" if known else "; no action terminates, and the driver cannot tell whether the goal was reached"
+        return Status.FAILED, f"no end within {goal.steps} steps{why}"
+
+    def _apply(self, goal: Goal, action: np.ndarray, observed: float) -> bool:
+        """False once the goal is canceled. The robot stands still while an action is late, so it fits until its
+        observation, of time `observed` [s], is too old; also where this process itself was frozen meanwhile."""
+        age = time.monotonic() - observed
+        if age > self._control_timeout:
+            raise DeadlineExceeded(f"an action came {age:.1f} s after its observation, and was not applied")
+        return goal.motion.apply(action)
+
+    def _scripted(self, goal: Goal) -> tuple[Status, str]:
+        def canceled() -> bool:
+            """What the robot asks now and then; with views asked for, the client sees them each time."""
+            if goal.views:
+                self._observe_and_report(goal, 0, None)
+            return goal.canceled.is_set()
+
+        def perform() -> None:
+            goal.motion.run(self._robot.start, goal.skill)
+            if goal.motion.run(self._robot.perform, goal.skill, canceled):
+                self._observe_and_report(goal, 0, None)
+
+        try:
+            self.do(perform)
+        except ValueError as error:
+            return Status.ABORTED, str(error)
+        if self.do(self._robot.succeeded, goal.skill) is False:
+            return Status.FAILED, "the goal was not reached"
+        return Status.SUCCEEDED, ""
+
+    def _observe_and_report(self, goal: Goal, step: int, action: np.ndarray | None) -> Observation:
+        observation = self._robot.observe()
+        feedback = pb.Feedback(step=step, state=write_tensor(observation.state), views=self.see(goal.views))
+        if action is not None:
+            feedback.action.CopyFrom(write_tensor(action))
+        goal.events.put(pb.ExecuteSkillResponse(feedback=feedback))
+        return observation
+
+
+def agree(robot: Robot, skills: SkillClient, timeout: float | None = None) -> Terms:
+    """How the skill server's model moves this robot. Raises EmbodimentError where it is for another one, with the first
+    difference in one line, and SkillError where the server does not answer."""
+    model = skills.acting(timeout)
+    who = f"{model.actor_id or 'the model'} of the skill server at {skills.address}"
+    try:
+        terms = Terms(embodiment_of(robot), model.embodiment)
+    except EmbodimentError as error:
+        raise EmbodimentError(f"{who}: {error}") from None
+    if terms.robot and terms.model and (wide := terms.model.beyond(terms.robot)):
+        log.warning("%s: %s; what lies beyond is cut", who, wide)
+    return terms
