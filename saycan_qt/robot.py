@@ -2,6 +2,7 @@
 
     python -m saycan_qt.robot --seed 3 --skill-server 127.0.0.1:50051 --port 50052
     python -m saycan_qt.robot --robot-folder my_robot --skill-server 127.0.0.1:50051     # its own driver
+    python -m saycan_qt.robot --stop 127.0.0.1:50052         # stop a robot
     python -m saycan_qt.robot --release 127.0.0.1:50052      # let a robot that was stopped move again
 
 It prints `kitchen robot listening on HOST:PORT` and then `kitchen robot ready: ...`. Without a skill server it can do
@@ -53,6 +54,11 @@ class RobotConfig:
     credentials: HowToCall = field(default_factory=ClientOptions)
     operation: HowToWatch = field(default_factory=OperationOptions)
     latch: File = None  # remembers Stop there, so that a server started anew is still stopped
+    stop_port: int = 0  # where its guard hears Stop (`curl -X POST http://HOST:PORT/stop`); 0: a free one, printed too
+    # Halts the robot without this process, should it hang: "module:function" or an http(s) address that is POSTed to;
+    # by default what robot.yaml of the robot's folder says
+    stop_command: str = ""
+    stop: Address = None  # stop the robot whose service, or guard, is at this address, and exit
     release: Address = None  # reset a stopped robot and exit
     until_stdin_closes: bool = False  # end when standard input closes: with the process that started this one
 
@@ -104,6 +110,18 @@ def release(config: RobotConfig) -> int:
     return 0
 
 
+def stop(config: RobotConfig) -> int:
+    """By both roads: the address is the service's or the guard's."""
+    assert config.stop is not None
+    try:
+        with RobotClient(config.stop, credentials=config.credentials.load(), stop_address=config.stop) as robot:
+            robot.stop()
+    except SkillError as error:
+        return refuse(str(error))
+    print(f"the robot at {config.stop} is stopped until its service is told `--release`")
+    return 0
+
+
 def ask_when_there(skills: SkillClient) -> SkillLibrary:
     """What the skill server can do, as soon as it can be reached. Raises SkillError for one that refuses to say."""
     waiting = False
@@ -133,20 +151,36 @@ def serve(config: RobotConfig, make_robot: Callable[[RobotConfig, SkillLibrary],
         if skills:
             agree(robot, skills)
         latch, address = Latch(config.latch), join_address(config.host, config.port)
-        server = serve_robot(robot, library, skills, address=address, latch=latch, access=access, watcher=watcher)
+        end.arm(halt=robot.stop)
+        server = serve_robot(
+            robot,
+            library,
+            skills,
+            address=address,
+            latch=latch,
+            access=access,
+            watcher=watcher,
+            stop_address=join_address(config.host, config.stop_port),
+            stop_command=config.stop_command or body.stop_command,
+            ends=True,
+            on_loss=end.tell,
+        )
     except SkillError as error:
         return refuse(str(error))
     announce(body.name, server.address)
+    print(f"{body.name} stops at {server.guard.url}", flush=True)
     announce_ready(body.name, f"kitchen {config.seed}" if body.is_kitchen else str(body.path))
     gc.collect()
     gc.freeze()  # a full collection of all that is loaded would hold up every thread, the one that halts the robot too
     end.wait()
     server.stop(grace=1.0)
-    return 0
+    return 1 if server.guard.lost else 0
 
 
 def main() -> int:
     config = parse(RobotConfig, "python -m saycan_qt.robot", __doc__)
+    if config.stop:
+        return stop(config)
     return release(config) if config.release else serve(config, robot_in_folder)
 
 

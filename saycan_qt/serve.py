@@ -24,9 +24,7 @@ from __future__ import annotations
 
 import gc
 import logging
-import signal
 import sys
-import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -168,17 +166,13 @@ def models_of(
     return replace(acting, critic_id=BY_RULE, load=lambda: (rules, acting.load()[1]), calibrate=None)
 
 
-def reload_when_told(models: Hosting) -> None:
-    """SIGHUP: all of them, one after the other."""
-
-    def reload() -> None:
-        for name, _ in models:
-            try:
-                models.reload(name)
-            except SkillError as error:
-                log.warning("model %r stays as it was: %s", name, error)
-
-    signal.signal(signal.SIGHUP, lambda *_: threading.Thread(target=reload, name="reload", daemon=True).start())
+def reload(models: Hosting) -> None:
+    """All of them, one after the other."""
+    for name, _ in models:
+        try:
+            models.reload(name)
+        except SkillError as error:
+            log.warning("model %r stays as it was: %s", name, error)
 
 
 def open_recorder(config: ServeConfig) -> EpisodeRecorder | None:
@@ -198,7 +192,6 @@ def serve(config: ServeConfig, choose: Callable[..., Models]) -> int:
     if problem := mistake(config):
         return refuse(problem)
     end = EndWhenTold(config.until_stdin_closes)
-    signal.signal(signal.SIGHUP, lambda *_: None)  # until there is something to reload, it shall not end us
     try:
         if config.cluster.ray is None:
             return host(config, choose, end)
@@ -256,7 +249,7 @@ def host(
         raise
     gc.collect()
     gc.freeze()  # a full collection of all that is loaded would hold up every thread, and so every robot
-    reload_when_told(hosted)
+    end.arm(renew=partial(reload, hosted))
     server.set_ready()
     done = [f"judged by {model.critic_id}, done by {model.actor_id}" for _, model in hosted]
     more = "".join(f"; {name}: {how}" for name, how in zip(list(names)[1:], done[1:], strict=True))

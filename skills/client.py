@@ -14,6 +14,7 @@ import queue
 import threading
 import uuid
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from types import TracebackType
@@ -33,12 +34,13 @@ from skills.errors import (
     UnknownSkill,
     Unreadable,
 )
+from skills.guard.client import stop_robot
 from skills.library import SkillLibrary
 from skills.security.channel import Credentials, open_channel
 from skills.types import Observation, Outcome, Status
 from skills.v1 import skills_pb2 as pb
 from skills.v1 import skills_pb2_grpc
-from skills.wire.conventions import error_of
+from skills.wire.conventions import error_of, join_address, split_address
 from skills.wire.messages import (
     read_action,
     read_embodiment,
@@ -56,6 +58,7 @@ CALL_TIMEOUT = 30.0  # [s] for one answer; a service that dies is noticed at onc
 CONTROL_TIMEOUT = 2.0  # [s] for one action: a robot waits no longer for a policy
 EXECUTE_TIMEOUT = 600.0  # [s] for one skill from start to end
 RELOAD_TIMEOUT = 300.0  # [s] for a model to be loaded and warm
+SETTLE = 0.05  # [s] for a Stop to be over by both roads: a Reset in the middle of one is refused
 END_TIMEOUT = 1.0  # [s] for a skill's outcome to reach the skill server; nobody waits for that
 
 T = TypeVar("T")
@@ -123,6 +126,7 @@ class RobotInfo:
     schema_version: int
     embodiment: Embodiment | None = None  # None: the driver does not say, or the service is older
     views: tuple[str, ...] = ()  # cameras for people; (): the driver does not say
+    stop_address: str = ""  # of its guard, where Stop always gets through; "": the service is older
 
 
 @dataclass(frozen=True)
@@ -333,12 +337,21 @@ class RobotClient(_Client):
 
     service = "robot"
 
-    def __init__(self, address: str, timeout: float = CALL_TIMEOUT, credentials: Credentials | None = None) -> None:
+    def __init__(
+        self,
+        address: str,
+        timeout: float = CALL_TIMEOUT,
+        credentials: Credentials | None = None,
+        stop_address: str = "",  # of the robot's guard; "": what `info` tells
+    ) -> None:
         super().__init__(address, timeout, credentials)
+        self._stop_address = stop_address
         self._stub = skills_pb2_grpc.RobotServiceStub(self._channel)
 
     def info(self) -> RobotInfo:
-        return self._ask(self._stub.GetRobotInfo, pb.GetRobotInfoRequest(), _read_robot_info)
+        info = self._ask(self._stub.GetRobotInfo, pb.GetRobotInfoRequest(), _read_robot_info)
+        self._stop_address = self._stop_address or self._reachable(info.stop_address)
+        return info
 
     def observe(self, views: Sequence[str] = ()) -> tuple[Observation, dict[str, bytes]]:
         """What the robot perceives now, and the named views as JPEG for people."""
@@ -347,6 +360,12 @@ class RobotClient(_Client):
             return read_observation(reply.observation), read_views(reply.views)
 
         return self._ask(self._stub.Observe, pb.ObserveRequest(views=views), read)
+
+    def _reachable(self, stop_address: str) -> str:
+        """A guard that listens on all addresses is where its service is."""
+        host, port = split_address(stop_address) if stop_address else ("", 0)
+        unspecified = host in ("0.0.0.0", "::")
+        return join_address(split_address(self.address)[0], port) if unspecified else stop_address
 
     def execute(
         self,
@@ -377,8 +396,32 @@ class RobotClient(_Client):
         return self._ask(self._stub.GetGoal, pb.GetGoalRequest(goal_id=goal_id), read)
 
     def stop(self) -> None:
-        """Stop the robot now; it refuses skills until `reset`."""
-        self._ask(self._stub.Stop, pb.StopRequest(), _nothing)
+        """Stop the robot now; it refuses skills until `reset`. By two roads at once, where the guard's address is
+        known: its service, and its guard, which hears whatever becomes of the service. One is enough."""
+        by_service = partial(self._ask, self._stub.Stop, pb.StopRequest(), _nothing)
+        if not self._stop_address:
+            by_service()
+            return
+        ends: queue.SimpleQueue[Exception | None] = queue.SimpleQueue()
+
+        def go(road: Callable[[], object]) -> None:
+            try:
+                road()
+                ends.put(None)
+            except Exception as error:
+                ends.put(error)
+
+        by_guard = partial(stop_robot, self._stop_address, self._credentials, self._timeout)
+        for road in (by_guard, by_service):
+            try:
+                threading.Thread(target=go, args=(road,), name="stop", daemon=True).start()
+            except RuntimeError:  # no more threads
+                go(road)
+        if (first := ends.get()) is None:
+            with suppress(queue.Empty):
+                ends.get(timeout=SETTLE)
+        elif second := ends.get():
+            raise first if isinstance(second, Unavailable) else second
 
     def reset(self) -> None:
         """Allow skills again after `stop`."""
@@ -504,4 +547,5 @@ def _read_robot_info(reply: pb.GetRobotInfoResponse) -> RobotInfo:
         schema_version=reply.schema_version,
         embodiment=_read_embodiment(reply),
         views=tuple(reply.views),
+        stop_address=reply.stop_address,
     )

@@ -15,7 +15,7 @@ import logging
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import grpc
 
@@ -28,6 +28,8 @@ from skills.errors import (
     Stopped,
     Unavailable,
 )
+from skills.guard.link import Guard
+from skills.guard.pulse import Pulse
 from skills.latch import Latch
 from skills.library import SkillLibrary
 from skills.security.access import Access
@@ -40,7 +42,7 @@ from skills.serving.watching import NOBODY, Watcher
 from skills.types import Observation, Outcome, Robot, Status, embodiment_of
 from skills.v1 import skills_pb2 as pb
 from skills.v1 import skills_pb2_grpc
-from skills.wire.conventions import SCHEMA_VERSION
+from skills.wire.conventions import SCHEMA_VERSION, join_address, split_address
 from skills.wire.messages import (
     inside,
     read_text,
@@ -68,16 +70,17 @@ class RobotServicer(skills_pb2_grpc.RobotServiceServicer):
         skill_client: SkillClient | None = None,  # None: scripted skills only
         max_steps: int | None = None,  # of a learnt skill; None: the embodiment's, the robot's own or the model's
         control_timeout: float = CONTROL_TIMEOUT,  # [s] from an observation until its action is too old
-        latch: Latch | None = None,  # None: one that is forgotten with this object
+        *,
+        guard: Guard,  # without its word nothing moves
     ) -> None:
-        self._robot, self._library, self._skill_client = robot, library, skill_client
+        self._robot, self._library, self._skill_client, self._guard = robot, library, skill_client, guard
         self._max_steps, self._body = max_steps, embodiment_of(robot)
         self._executor = Executor(robot, skill_client, max_steps, control_timeout)
         self._lock = threading.Lock()
         self._goal: Goal | None = None  # being executed
         self._results: OrderedDict[str, pb.Outcome | None] = OrderedDict()  # of each goal id; None: it runs
-        self._latch = latch or Latch()
         self._closed = False
+        guard.on_halt = self._halted
 
     def close(self) -> None:
         """Halt the robot and end the running goal, for a server that shuts down."""
@@ -86,6 +89,7 @@ class RobotServicer(skills_pb2_grpc.RobotServiceServicer):
         if goal is not None:
             goal.cancel("the robot's server is shutting down")
         self._robot.stop()
+        self._guard.close()
 
     def Observe(self, request: pb.ObserveRequest, context: grpc.ServicerContext) -> pb.ObserveResponse:
         views = _check_views(request.views)
@@ -106,7 +110,7 @@ class RobotServicer(skills_pb2_grpc.RobotServiceServicer):
 
     def GetRobotInfo(self, request: pb.GetRobotInfoRequest, context: grpc.ServicerContext) -> pb.GetRobotInfoResponse:
         with self._lock:
-            stopped, executing = self._latch.is_set, self._goal.id if self._goal else ""
+            executing = self._goal.id if self._goal else ""
         return pb.GetRobotInfoResponse(
             schema_version=SCHEMA_VERSION,
             name=str(getattr(self._robot, "name", type(self._robot).__name__)),
@@ -114,27 +118,32 @@ class RobotServicer(skills_pb2_grpc.RobotServiceServicer):
             skill_server=self._skill_client.address if self._skill_client else "",
             control_hz=self._body.control_hz if self._body else 0.0,
             max_steps=self._max_steps or Terms(self._body, None).max_steps or 0,
-            stopped=stopped,
+            stopped=self._guard.stopped,
             executing=executing,
             embodiment=write_embodiment(self._body) if self._body else None,
             views=map(str, getattr(self._robot, "views", ())),
+            stop_address=self._guard.address,
+            stop_tls=self._guard.tls,
         )
 
     def Stop(self, request: pb.StopRequest, context: grpc.ServicerContext) -> pb.StopResponse:
-        with self._lock:
-            self._latch.is_set, goal = True, self._goal
-        try:
+        with self._guard.stopping():
+            with self._lock:
+                goal = self._goal
             if goal is not None:
                 goal.cancel("the robot was stopped")
             self._robot.stop()
-        finally:
-            with self._lock:
-                self._latch.set()  # last: a disk is slow
         return pb.StopResponse()
 
-    def Reset(self, request: pb.ResetRequest, context: grpc.ServicerContext) -> pb.ResetResponse:
+    def _halted(self, why: str) -> None:
+        """By the guard."""
         with self._lock:
-            self._latch.release()
+            goal = self._goal
+        if goal is not None:
+            goal.cancel(why)
+
+    def Reset(self, request: pb.ResetRequest, context: grpc.ServicerContext) -> pb.ResetResponse:
+        self._guard.reset()
         return pb.ResetResponse()
 
     def CancelSkill(self, request: pb.CancelSkillRequest, context: grpc.ServicerContext) -> pb.CancelSkillResponse:
@@ -157,8 +166,14 @@ class RobotServicer(skills_pb2_grpc.RobotServiceServicer):
         self, request: pb.ExecuteSkillRequest, context: grpc.ServicerContext
     ) -> Iterator[pb.ExecuteSkillResponse]:
         goal = self._accept(request)
-        if not context.add_callback(goal.leave):  # also called after a normal end
-            goal.leave()
+
+        def left() -> None:
+            """Also after a normal end. Called by the thread that serves all calls, which waits for no driver."""
+            if not goal.ended:
+                self._guard.later(goal.leave)
+
+        if not context.add_callback(left):
+            left()
         within = contextvars.copy_context().run  # the call's span
         threading.Thread(target=within, args=(self._run, goal), name=f"goal {goal.id}", daemon=True).start()
         context.send_initial_metadata(())  # tells the client that there is a goal now, which can be canceled
@@ -183,17 +198,20 @@ class RobotServicer(skills_pb2_grpc.RobotServiceServicer):
         with self._lock:
             if self._closed:
                 raise Unavailable("the robot's server is shutting down")
-            if self._latch.is_set:
+            if self._guard.stopped:
                 raise Stopped("the robot is stopped; reset it before the next skill")
+            if why := self._guard.refusal():
+                raise Unavailable(why)
             if goal_id in self._results:
                 raise InvalidRequest(f"goal {goal_id!r} was given before; each goal runs at most once", "goal_id")
             if self._goal is not None:
                 raise Busy(f"the robot still executes {self._goal.skill.name!r} (goal {self._goal.id!r})", RETRY_AFTER)
+            goal = Goal(goal_id, skill, views, self._robot, self._guard)
             self._results[goal_id] = None
             if len(self._results) > GOALS_REMEMBERED:
                 self._results.popitem(last=False)
-            self._goal = Goal(goal_id, skill, views, self._robot)
-            return self._goal
+            self._goal = goal
+            return goal
 
     def _run(self, goal: Goal) -> None:
         """The goal's own thread: whatever happens, the robot ends stopped and the client gets its last event."""
@@ -226,6 +244,12 @@ def _check_views(views: Sequence[str]) -> list[str]:
         return [read_text(view, "a view's name") for view in views]
 
 
+class RobotServer(Server):
+    """A running robot server; its `guard.address` is where Stop always gets through."""
+
+    guard: Guard
+
+
 def serve(
     robot: Robot,
     library: SkillLibrary,
@@ -237,11 +261,40 @@ def serve(
     latch: Latch | None = None,  # with a file, Stop outlives this process
     access: Access | None = None,  # who may call; None: whoever reaches a loopback address
     watcher: Watcher = NOBODY,  # is told of calls
-) -> Server:
-    """A running robot server; port 0 takes a free port, `.address` says which."""
-    servicer = RobotServicer(robot, library, skill_client, max_steps, control_timeout, latch)
+    stop_address: str = "",  # where the guard hears Stop, HOST:PORT; "": the same host, a free port
+    stop_command: str = "",  # halts it without this process: "module:function" or http(s) address; "": the driver's own
+    ends: bool = False,  # may the guard kill this process when it does not answer for a second?
+    on_loss: Callable[[], None] = lambda: None,  # called when the guard has died: nothing can move any more
+) -> RobotServer:
+    """A running robot server and its guard; port 0 takes a free port, `.address` says which."""
+    host, _ = split_address(address)
+    (access or Access()).check(host)
+    guard = Guard(
+        robot.stop,
+        str(getattr(robot, "name", type(robot).__name__)),
+        address=stop_address or join_address(host, 0),
+        access=access,
+        latch=latch,
+        command=stop_command or str(getattr(robot, "stop_command", "")),
+        ends=ends,
+    )
+    pulse = Pulse(guard)
+    guard.on_loss = on_loss
+    servicer = RobotServicer(robot, library, skill_client, max_steps, control_timeout, guard=guard)
 
     def add(server: grpc.Server) -> None:
         skills_pb2_grpc.add_RobotServiceServicer_to_server(servicer, server)
+        server.add_insecure_port(pulse.address)
 
-    return Server(add, SERVICE, address, on_stop=servicer.close, access=access, urgent=URGENT, watcher=watcher)
+    def close() -> None:
+        servicer.close()
+        pulse.close()
+
+    try:
+        server = RobotServer(add, SERVICE, address, on_stop=close, access=access, urgent=URGENT, watcher=watcher)
+    except BaseException:
+        close()
+        raise
+    server.guard = guard
+    pulse.start()
+    return server

@@ -36,7 +36,8 @@ from skills.rules import ALWAYS
 KITCHEN = Path(__file__).with_name("kitchen")  # the one that ships
 ROBOT, SKILLS = "robot.yaml", "skills.yaml"
 AFFORDANCE, EXECUTION = "affordance", "execution"
-OWN = ("driver", "about", "views", AFFORDANCE, EXECUTION)  # keys of robot.yaml beside those of the embodiment
+# Keys of robot.yaml beside those of the embodiment
+OWN = ("driver", "stop_command", "about", "views", AFFORDANCE, EXECUTION)
 CLASS = re.compile(r"(?P<module>[A-Za-z_][\w.]*):(?P<name>[A-Za-z_]\w*)")
 
 
@@ -47,6 +48,7 @@ class RobotFolder:
     path: Path
     embodiment: Embodiment
     driver: str = ""  # "module:Class", of a module in the folder or an installed one, or "HOST:PORT"; "": none is said
+    stop_command: str = ""  # halts the robot without the driver's process: "module:function", or an http(s) address
     about: str = ""  # whom a chat model is told that it plans for; "": a robot of this name
     views: tuple[str, ...] = ()  # cameras for people
     affordance: str = ""  # what judges: a checkpoint by folder, a shipped one's name, or "module:Class"

@@ -6,6 +6,8 @@ child's standard output (where it listens, when it is ready) and its standard in
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import os
 import re
 import signal
@@ -23,11 +25,14 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from skills.security.channel import Credentials, open_channel
 from skills.wire.conventions import error_of
 
+log = logging.getLogger(__name__)
+
 SKILL_SERVER, KITCHEN_ROBOT = "skill server", "kitchen robot"
 LISTENING = re.compile(r"^(?P<name>.+) listening on (?P<address>\S+:\d+)$")
 READY = re.compile(r"^(?P<name>.+) ready(: (?P<detail>.*))?$")
 CHILD_FLAG = "--until-stdin-closes"
 ERROR = "error: "  # how the one line for people begins
+HALT_TIMEOUT = 0.5  # [s] for a service to halt what it moves before it ends in a hurry
 MISTAKE = 2  # exit code of a service that was asked for something impossible
 
 
@@ -209,33 +214,81 @@ def announce_ready(name: str, detail: str) -> None:
 
 
 class EndWhenTold:
-    """The child's end: SIGTERM, Ctrl-C or, for a service that a command started, the parent's death.
+    """The child's end: SIGTERM, Ctrl-C, the closing of its terminal or, for a service that a command started, the
+    parent's death. SIGHUP while the terminal is there, or where there never was one, is no end: `renew` is called.
 
-    Until `armed`, being told ends the process at once: nothing is running yet.
+    Until it is armed, being told ends the process at once: nothing is running yet. Told a second time it does not wait
+    for what is still running, and ends by that signal; but first of all `halt` is called, whatever happens.
     """
 
     def __init__(self, until_stdin_closes: bool) -> None:
-        self._told = threading.Event()
+        self._told, self._halted, self._hung_up = threading.Event(), threading.Event(), threading.Event()
         self._armed = False
-        for number in (signal.SIGTERM, signal.SIGINT):
+        self._halt: Callable[[], None] = lambda: None
+        self._renew: Callable[[], None] = lambda: None
+        self._terminal = has_terminal()
+        for work in (self._wait_to_halt, self._wait_to_renew):
+            threading.Thread(target=work, name="signals", daemon=True).start()
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, self._on_signal)
         if until_stdin_closes:
-            threading.Thread(target=self._watch_parent, daemon=True).start()
+            threading.Thread(target=self._watch_parent, name="parent", daemon=True).start()
+
+    def arm(self, halt: Callable[[], None] = lambda: None, renew: Callable[[], None] = lambda: None) -> None:
+        """Something runs from now on. Both are called from a thread of their own: `halt` when it shall end at once,
+        before anything else; `renew` on SIGHUP."""
+        self._halt, self._renew, self._armed = halt, renew, True
 
     def wait(self) -> None:
         self._armed = True
         self._told.wait()
 
-    def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        if not self._armed or self._told.is_set():
-            os._exit(0)
+    def tell(self) -> None:
+        """End, as if by a signal."""
         self._told.set()
 
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGHUP and not (self._terminal and not has_terminal()):
+            self._hung_up.set()
+        elif not self._armed:
+            os._exit(0)
+        elif self._told.is_set():
+            self._halted.wait(HALT_TIMEOUT)
+            os._exit(128 + number)
+        else:
+            self._told.set()
+
+    def _wait_to_halt(self) -> None:
+        self._told.wait()
+        try:
+            self._halt()
+        except Exception:
+            log.exception("it could not be halted")
+        self._halted.set()
+
+    def _wait_to_renew(self) -> None:
+        while self._hung_up.wait():
+            self._hung_up.clear()
+            try:
+                self._renew()
+            except Exception:
+                log.exception("what SIGHUP asks for failed")
+
     def _watch_parent(self) -> None:
-        while os.read(0, 1024):
-            pass
+        with contextlib.suppress(OSError):
+            while os.read(0, 1024):
+                pass
         if not self._armed:
             os._exit(0)
         self._told.set()
         time.sleep(2)  # nobody waits for us any more: do not hang on a long drain
         os._exit(0)
+
+
+def has_terminal() -> bool:
+    """Is there one that this process belongs to, and is it still there?"""
+    try:
+        os.close(os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY))
+        return True
+    except OSError:
+        return False

@@ -11,7 +11,7 @@ from contextlib import suppress
 from skills.client import Control
 from skills.errors import ServerFault
 from skills.library import Skill
-from skills.serving.motion import Motion
+from skills.serving.motion import Motion, Permit
 from skills.types import Outcome, Robot, Status
 from skills.v1 import skills_pb2 as pb
 
@@ -21,13 +21,15 @@ Event = pb.ExecuteSkillResponse | Exception
 class Goal:
     """One skill being run: its events for the client, and the way to end it from any thread."""
 
-    def __init__(self, goal_id: str, skill: Skill, views: Sequence[str], robot: Robot) -> None:
+    def __init__(
+        self, goal_id: str, skill: Skill, views: Sequence[str], robot: Robot, permit: Permit | None = None
+    ) -> None:
         self.id, self.skill, self.views = goal_id, skill, views
         self.events: queue.SimpleQueue[Event | None] = queue.SimpleQueue()
         self.canceled = threading.Event()
         self.reason = ""  # why it was cancelled, for people
         self.steps, self.started = 0, time.monotonic()  # control periods done; when, of time.monotonic [s]
-        self.motion = Motion(robot)
+        self.motion = Motion(robot, permit, self._refused)
         self._lock = threading.Lock()
         self._control: Control | None = None
         self._ended = False
@@ -47,10 +49,14 @@ class Goal:
                 self.motion.halt()
             return True
 
+    @property
+    def ended(self) -> bool:
+        return self._ended
+
     def leave(self) -> None:
-        """The call is over. gRPC says so from the thread that serves all calls, so a driver is not waited for here."""
-        if not self._ended:
-            threading.Thread(target=self._leave, name=f"leave {self.id}", daemon=True).start()
+        """The client is gone."""
+        with suppress(ServerFault):  # it is in the log
+            self.cancel("the client left")
 
     def use(self, control: Control) -> None:
         """From now on, cancelling also ends this control stream."""
@@ -65,9 +71,11 @@ class Goal:
             status, message = Status.CANCELED, self.reason
         return Outcome(status, message, self.steps, time.monotonic() - self.started)
 
-    def _leave(self) -> None:
-        with suppress(ServerFault):  # it is in the log
-            self.cancel("the client left")
+    def _refused(self, why: str) -> None:
+        """No motion is permitted any more. Takes no lock: it is called from within a motion."""
+        if not self.canceled.is_set():
+            self.reason = why
+            self.canceled.set()
 
     def end(self) -> None:
         with self._lock:

@@ -26,14 +26,34 @@ AGAIN = 0.01  # [s] between two calls to `stop` while the driver has not returne
 LET_GO = 0.03  # [s] that a halt waits for the driver to return
 
 
+class Permit:
+    """Who lets a robot move: by default everybody may, see `skills.guard.link.Guard`."""
+
+    def refusal(self) -> str:
+        """Why it may not move now; "" where it may."""
+        return ""
+
+    def expect(self, due: float) -> None:
+        """The driver has to be called again by then, of time.monotonic [s]; 0: it rests, or acts."""
+
+    def moving(self, moving: bool) -> None:
+        """The driver begins, or has done, what may move the robot."""
+
+
 class Motion:
     """A robot that is stopped because its next action is late goes on with that action; after `halt` there is none.
 
     A driver may be about to move when it is told to stop, and forget that it was. So it is told again until it has
     returned."""
 
-    def __init__(self, robot: Robot, period: float = PERIOD) -> None:
-        self._robot = robot
+    def __init__(
+        self,
+        robot: Robot,
+        permit: Permit | None = None,  # is asked before each call of the driver
+        refused: Callable[[str], None] = lambda why: None,  # called when it says no
+        period: float = PERIOD,
+    ) -> None:
+        self._robot, self._permit, self._refused = robot, permit or Permit(), refused
         self.period = period  # [s] for which an action holds; may be set until the first one
         self._changed = threading.Condition()
         self._halted = self._moving = self._ended = False
@@ -41,19 +61,24 @@ class Motion:
         threading.Thread(target=self._watch, name="motion", daemon=True).start()
 
     def run(self, move: Callable[..., None], *arguments: object, period: float | None = None) -> bool:
-        """Call the driver, on the robot's thread; False, without calling it, after `halt`.
+        """Call the driver, on the robot's thread; False, without calling it, after `halt` or where it may not.
         period: [s] from now until the robot is stopped if it is not called again; None: it rests when this returns."""
         with self._changed:
             if self._halted:
                 return False
-            self._moving, self._stop_at, begun = True, None, time.monotonic()
+            self._tell(moving=True)  # first: who takes the right away then looks whether the robot moves
+            if why := self._permit.refusal():
+                self._tell(moving=False)
+                self._refused(why)
+                return False
+            self._stop_at, begun = None, time.monotonic()
         try:
             move(*arguments)
         finally:
             with self._changed:
-                self._moving = False
                 if period is not None and not self._halted:
                     self._stop_at = max(begun + period, time.monotonic()) + GRACE
+                self._tell(moving=False)
                 self._changed.notify_all()
         return True
 
@@ -68,6 +93,7 @@ class Motion:
             if self._ended:
                 return
             self._halted, self._stop_at = True, time.monotonic() + AGAIN
+            self._tell(self._moving)
             self._changed.notify_all()
             if not self._stop():
                 raise ServerFault("the robot's driver failed to stop it; the robot's log has the reason")
@@ -77,6 +103,7 @@ class Motion:
         """The goal is over, and the driver does nothing: stop the robot a last time."""
         with self._changed:
             self._halted = self._ended = True
+            self._tell(moving=False)
             self._changed.notify_all()
             self._stop()
 
@@ -91,6 +118,12 @@ class Motion:
                 else:
                     self._stop()
                     self._stop_at = time.monotonic() + AGAIN if self._halted else None
+                    self._tell(self._moving)
+
+    def _tell(self, moving: bool) -> None:
+        self._moving = moving
+        self._permit.moving(moving)
+        self._permit.expect(0.0 if moving or self._halted else self._stop_at or 0.0)
 
     def _stop(self) -> bool:
         try:

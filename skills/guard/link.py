@@ -1,0 +1,301 @@
+"""The service's end of its guard: asks before each motion, halts when it is told to, and proves that it still answers.
+
+guard = Guard(robot.stop, "line robot")
+motion = Motion(robot, guard)
+with guard.stopping():        # no motion from here on
+    robot.stop()
+guard.reset()
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import queue
+import select
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
+
+from skills.errors import ServerFault, Stopped, Unavailable
+from skills.guard.memory import ALIVE, DUE, LATCHED, MOVING, PULSE, RIGHT, attach, create
+from skills.latch import Latch
+from skills.security.access import Access
+from skills.serving.motion import Permit
+from skills.wire.conventions import join_address, split_address
+
+log = logging.getLogger(__name__)
+
+START = "import json, sys; sys.path[:0] = [sys.argv[1]]; from skills.guard.process import main; main()"
+START_TIMEOUT = 20.0  # [s] for the process to come up
+FRESH = 1.0  # [s] for which a guard's word holds
+LOOK = 0.1  # [s] between two looks whether it still does
+ANSWER = 2.0  # [s] for the guard to have kept a Stop or Reset, the disk's time included
+GONE = "the robot's guard is gone, so nothing may move; start the robot's service anew"
+
+
+class Guard(Permit):
+    """Nothing moves without it: neither after Stop, nor when the guard is gone or silent."""
+
+    def __init__(
+        self,
+        stop: Callable[[], None],  # the driver's; called from a thread of its own that waits for no lock of ours
+        name: str = "robot",
+        *,
+        address: str = "127.0.0.1:0",  # where Stop is heard; port 0 takes a free one
+        access: Access | None = None,  # who may stop it there; None: whoever reaches the address
+        latch: Latch | None = None,
+        command: str = "",  # what halts the robot without this process: "module:function" or an http(s) address
+        ends: bool = False,  # may it end this process when it does not answer any more?
+    ) -> None:
+        """Raises Unavailable where there can be no guard."""
+        access, latch = access or Access(), latch or Latch()
+        self.tls = access.tls is not None
+        self._stop = stop
+        self.on_halt: Callable[[str], None] = lambda why: None  # called, from another thread, when the guard halted it
+        self.on_loss: Callable[[], None] = lambda: None  # called, from another thread, when the guard has died
+        self._sending, self._number, self._answers = threading.Lock(), 0, dict[int, Future[str]]()
+        self._stops = 0  # that are being carried out
+        self._closed, self._gone = False, False
+        self._events: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._link, theirs = socket.socketpair()
+        descriptor = create()
+        self._memory = attach(descriptor)
+        with theirs:
+            numbers = theirs.fileno(), descriptor
+            root = str(Path(__file__).parents[2])
+            self._process = subprocess.Popen(
+                [sys.executable, "-S", "-c", START, root, *map(str, numbers)],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                pass_fds=numbers,
+                start_new_session=True,  # signals from the terminal are for the service
+            )
+        os.close(descriptor)
+        settings = {
+            "name": name,
+            "pid": os.getpid(),
+            "path": [root, *sys.path],
+            "address": split_address(address),
+            "latch": str(latch.file.absolute()) if latch.file else None,
+            "latched": latch.is_set,
+            "command": command,
+            "ends": ends,
+        }
+        self._send(**settings, **_who(access))
+        self.address = self._wait_for_it(address, command)
+        self._threads = [threading.Thread(target=work, name="guard", daemon=True) for work in (self._hear, self._work)]
+        for thread in self._threads:
+            thread.start()
+
+    # -- the right to move -------------------------------------------------------------------------------------------
+
+    @property
+    def stopped(self) -> bool:
+        """From Stop until Reset."""
+        return self._stops > 0 or self._memory[LATCHED] != 0
+
+    def refusal(self) -> str:
+        if self.stopped:
+            return "the robot was stopped"
+        if self._gone or self._closed:
+            return GONE
+        if time.monotonic() - self._memory[ALIVE] > FRESH:
+            return "the robot's guard does not answer, so nothing may move"
+        return "" if self._memory[RIGHT] else "the robot's guard does not let it move; its log says why"
+
+    @property
+    def url(self) -> str:
+        """POST there stops the robot."""
+        return f"http{'s' if self.tls else ''}://{self.address}/stop"
+
+    @property
+    def lost(self) -> bool:
+        """Has it died?"""
+        return self._gone and not self._closed
+
+    def expect(self, due: float) -> None:
+        self._memory[DUE] = due
+
+    def moving(self, moving: bool) -> None:
+        self._memory[MOVING] = moving
+
+    @contextlib.contextmanager
+    def stopping(self) -> Iterator[None]:
+        """No motion from here on; leaving it waits until the guard keeps that. Raises ServerFault where it cannot."""
+        with self._sending:
+            self._stops += 1
+        try:
+            answer = self._ask("stop")
+            yield
+            if why := self._hear_out(answer):
+                raise ServerFault(f"the robot is stopped, but will not be when it starts anew: {why}")
+        finally:
+            with self._sending:
+                self._stops -= 1
+
+    def reset(self) -> None:
+        """The robot may move again. Raises Stopped while it is being stopped, ServerFault where it stays stopped."""
+        if self._stops:
+            raise Stopped("the robot is being stopped at this moment; reset it when that is done")
+        if why := self._hear_out(self._ask("reset")):
+            raise ServerFault(f"the robot stays stopped: {why}")
+
+    # -- the process -------------------------------------------------------------------------------------------------
+
+    def watch(self) -> None:
+        """From now on the service has to answer: `pulse` is to be called at least each second."""
+        self.pulse()
+        self._send(watch=True)
+
+    def pulse(self) -> None:
+        """The service has answered."""
+        self._memory[PULSE] = time.monotonic()
+
+    def later(self, call: Callable[[], None]) -> None:
+        """Call it soon, from a thread that is there already."""
+        self._events.put(call)
+
+    def renew(self, access: Access) -> None:
+        """Whom it lets in from now on."""
+        self._send(access=_who(access))
+
+    def close(self) -> None:
+        """The robot is halted and the service ends: nothing moves any more."""
+        self._closed = True
+        self._send(bye=True)
+        with contextlib.suppress(OSError):
+            self._link.shutdown(socket.SHUT_RDWR)
+        self._events.put(None)
+        self._threads[0].join(ANSWER)
+        self._link.close()
+        try:
+            self._process.wait(ANSWER)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+    def _wait_for_it(self, address: str, command: str) -> str:
+        self._link.settimeout(START_TIMEOUT)
+        try:
+            said = json.loads(self._link.recv(65536))
+        except (OSError, ValueError):
+            said = {"failed": f"it did not come up within {START_TIMEOUT:.0f} s"}
+        self._link.settimeout(None)
+        if "listening" in said:
+            return join_address(*said["listening"])
+        self._process.kill()
+        self._process.wait()
+        self._link.close()
+        about = f" (Stop at {address}{f', stop command {command}' if command else ''})"
+        raise Unavailable(f"the robot's guard cannot start{about}: {said['failed']}")
+
+    def _send(self, **message: Any) -> None:
+        with self._sending, contextlib.suppress(OSError):  # gone: `_hear` says so
+            self._link.sendall(json.dumps(message).encode() + b"\n")
+
+    def _ask(self, what: str) -> Future[str]:
+        with self._sending:
+            self._number += 1
+            number = self._number
+        answer = self._answers[number] = Future()
+        self._send(**{what: number})
+        return answer
+
+    def _hear_out(self, answer: Future[str]) -> str:
+        """What went wrong."""
+        try:
+            return GONE if self._gone else answer.result(ANSWER)
+        except TimeoutError:
+            return "the robot's guard does not answer"
+
+    def _hear(self) -> None:
+        """Takes no lock, so that nothing in this process keeps it from halting the robot."""
+        rest, silent = b"", False
+        while True:
+            readable, _, _ = select.select([self._link], [], [], LOOK)
+            if not readable:
+                silent = self._notice(silent)
+                continue
+            try:
+                data = self._link.recv(65536)
+            except OSError:
+                data = b""
+            if not data:
+                break
+            *lines, rest = (rest + data).split(b"\n")
+            for line in lines:
+                self._told(json.loads(line))
+        self._gone = True
+        for answer in list(self._answers.values()):
+            with contextlib.suppress(Exception):  # it was there first
+                answer.set_result(GONE)
+        if not self._closed:
+            log.critical(GONE)
+            self._halt()
+            self._events.put(lambda: self.on_halt(GONE))
+            self._events.put(lambda: self.on_loss())
+
+    def _told(self, message: dict[str, Any]) -> None:
+        match message:
+            case {"halt": number, "why": why}:
+                if self._halt():
+                    self._link.send(json.dumps({"halted": number}).encode() + b"\n", socket.MSG_DONTWAIT)
+                self._events.put(lambda: self.on_halt(why))
+            case {"done": number, "error": why}:
+                if answer := self._answers.pop(number, None):
+                    answer.set_result(why)
+
+    def _notice(self, silent: bool) -> bool:
+        """Is the guard's word too old to move by? The robot is halted once, and refused by whoever moves it."""
+        if self._memory[ALIVE] > time.monotonic() - FRESH:
+            return False
+        if not silent and self._memory[MOVING]:
+            log.critical("the robot's guard does not answer; the robot is halted")
+            self._halt()
+            self._events.put(lambda: self.on_halt(self.refusal() or "the robot's guard did not answer"))
+        return True
+
+    def _halt(self) -> bool:
+        try:
+            self._stop()
+            return True
+        except Exception as error:
+            log.critical("the robot could not be stopped", exc_info=error)
+            return False
+
+    def _work(self) -> None:
+        while (call := self._events.get()) is not None:
+            try:
+                call()
+            except Exception:
+                log.exception("failed after the guard's word")
+
+
+def _who(access: Access) -> dict[str, Any]:
+    """May stop the robot, as the guard reads it."""
+    tls, tokens = access.tls, access.tokens
+    pem = None
+    if tls is not None:
+        pem = {"certificate": tls.certificate.decode(), "key": tls.key.decode(), "client_ca": ""}
+        pem["client_ca"] = tls.client_ca.decode() if tls.client_ca else ""
+    holders = None
+    if tokens is not None:
+        holders = [
+            {
+                "name": holder.name,
+                "sha256": holder.sha256,
+                "stops": holder.may("stop"),
+                "expires": getattr(holder, "expires", None),
+            }
+            for holder in tokens.holders
+        ]
+    return {"tls": pem, "holders": holders}

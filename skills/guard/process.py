@@ -1,0 +1,351 @@
+"""The guard process: neither gRPC nor numpy, no thread and no interpreter of the service's; it ends with the service.
+
+It is started by `skills.guard.link`, which says there what is said here. Over the link, JSON lines:
+
+    service -> guard   the settings, once; {"watch"}; {"stop": N}; {"reset": N}; {"halted": N}; {"access"}; {"bye"}
+    guard -> service   {"listening": HOST:PORT} or {"failed": why}; {"halt": N, "why"}; {"done": N, "error"}
+
+Over HTTP/1.1: `POST /stop` halts the robot and refuses every motion until it is reset through its service;
+`GET /healthz` says whether the guard is there. With tokens, Stop takes `Authorization: Bearer TOKEN`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import hmac
+import importlib
+import json
+import os
+import signal
+import socket
+import ssl
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from skills.guard.memory import ALIVE, DUE, LATCHED, PULSE, RIGHT, attach
+from skills.latch import make, remove
+
+TICK = 0.02  # [s] between two looks at the memory
+DEAF = 1.0  # [s] without a pulse after which a service is deaf
+LATE = 0.1  # [s] after a motion's end at which the service itself has not halted the robot
+ASLEEP = 0.2  # [s] that a look may be late; beyond, this process was frozen or starved, and judges nobody by that time
+CONFIRM = 0.1  # [s] that an answer to Stop waits for the driver's word
+CONNECTIONS = 256  # at one time; beyond, the oldest one that has said nothing is closed
+PATIENCE = 1.0  # [s] for a request to arrive
+BODY = 65_536  # [bytes] of a request's body, which is not read
+HEAD = 8_192  # [bytes] of its head
+COMMAND_TIMEOUT = 0.5  # [s] for a stop command over HTTP
+
+Stream = tuple[asyncio.StreamReader, asyncio.StreamWriter]
+
+
+class GuardProcess:
+    """One robot's guard."""
+
+    def __init__(self, settings: dict[str, Any], memory: memoryview[float]) -> None:
+        self.name, self.pid, self.ends = settings["name"], settings["pid"], settings["ends"]
+        self.latch = Path(settings["latch"]) if settings["latch"] else None
+        self.holders, self.command = settings["holders"], stop_command(settings["command"])
+        self.memory, self.tls = memory, context_of(settings["tls"])
+        self.threads = ThreadPoolExecutor(4)  # for the disk, the stop command and what is said
+        for ready in [self.threads.submit(time.sleep, 0.001) for _ in range(4)]:  # later there may be no new ones
+            ready.result()
+        self.stopping, self.halts, self.watching, self.orderly, self.deaf = 0, 0, False, False, False
+        self.confirmed: dict[int, asyncio.Event] = {}  # of halts that the service was told of
+        self.open: dict[asyncio.StreamWriter, float] = {}  # connections that have said nothing yet
+        self.service: asyncio.StreamWriter  # the link
+        self.looked = self.awake = time.monotonic()  # when it last looked; since when it has looked in time
+        memory[ALIVE], memory[LATCHED] = self.looked, float(settings["latched"])
+        memory[RIGHT] = 1 - memory[LATCHED]
+
+    async def run(self, reader: asyncio.StreamReader, service: asyncio.StreamWriter, listener: socket.socket) -> None:
+        """Until the service is gone."""
+        self.service = service
+        await asyncio.start_server(
+            self.serve,
+            sock=listener,
+            limit=HEAD,
+            backlog=CONNECTIONS,
+            ssl=self.tls,
+            ssl_handshake_timeout=PATIENCE if self.tls else None,
+        )
+        self.tell(listening=listener.getsockname()[:2])
+        ticking = asyncio.create_task(self.tick())
+        while line := await reader.readline():
+            await self.heard(json.loads(line))
+        self.memory[RIGHT] = 0
+        ticking.cancel()
+        if not self.orderly:
+            self.say("its service is gone; the robot may not move")
+            await self.by_command()
+
+    def tell(self, **message: Any) -> None:
+        self.service.write(json.dumps(message).encode() + b"\n")
+
+    def say(self, what: str) -> None:
+        """To whoever reads the service's errors, which may be nobody: so it is not waited for."""
+        self.threads.submit(os.write, 2, f"guard of the {self.name}: {what}\n".encode())
+
+    async def heard(self, message: dict[str, Any]) -> None:
+        match message:
+            case {"stop": number}:
+                self.memory[LATCHED], self.memory[RIGHT] = 1, 0
+                self.background(self.answer_stop(number))
+            case {"reset": number}:
+                self.background(self.answer_reset(number))
+            case {"halted": number}:
+                if number in self.confirmed:
+                    self.confirmed[number].set()
+            case {"watch": _}:
+                self.watching = True
+            case {"access": {"holders": holders, "tls": tls}}:
+                self.holders = holders
+                if self.tls and tls:
+                    load(self.tls, tls)
+            case {"bye": _}:
+                self.orderly = True
+
+    def background(self, work: Any) -> None:
+        task = asyncio.create_task(work)
+        task.add_done_callback(self.over)
+
+    def over(self, task: asyncio.Task[Any]) -> None:
+        if not task.cancelled() and (error := task.exception()):
+            self.say(f"failed: {error!r}")
+
+    # -- halting -----------------------------------------------------------------------------------------------------
+
+    async def answer_stop(self, number: int) -> None:
+        """The service halts the robot itself; the guard keeps that it was stopped."""
+        self.stopping += 1
+        try:
+            _, error = await asyncio.gather(self.by_command(), self.keep())
+        finally:
+            self.stopping -= 1
+        self.tell(done=number, error=error)
+
+    async def answer_reset(self, number: int) -> None:
+        if self.stopping:
+            self.tell(done=number, error="it is being stopped at this moment; reset it when that is done")
+            return
+        try:
+            if self.latch is not None:
+                await self.elsewhere(remove, self.latch)
+        except OSError as error:
+            self.tell(done=number, error=f"its latch cannot be removed: {error.strerror}")
+            return
+        if not self.stopping:
+            self.memory[LATCHED], self.memory[RIGHT] = 0, float(not self.deaf)
+        self.tell(done=number, error="it was stopped again" if self.stopping else "")
+
+    async def stop(self, why: str) -> bool:
+        """From outside the service. Has the driver, or its stop command, said that the robot is halted?"""
+        self.memory[LATCHED], self.memory[RIGHT] = 1, 0
+        self.stopping += 1
+        try:
+            return await self.halt(why)
+        finally:
+            error = await self.keep()
+            self.stopping -= 1
+            if error:
+                self.say(f"the robot is stopped, but will not be when it starts anew: {error}")
+
+    async def halt(self, why: str, patience: float = CONFIRM) -> bool:
+        self.halts += 1
+        number, event = self.halts, asyncio.Event()
+        self.confirmed[number] = event
+        self.tell(halt=number, why=why)
+        ways = [event.wait()] if self.command is None else [event.wait(), self.by_command()]
+        done, late = await asyncio.wait([asyncio.create_task(way) for way in ways], timeout=patience)
+        for task in late:
+            task.cancel()
+        del self.confirmed[number]
+        return any(task.result() for task in done)
+
+    async def by_command(self) -> bool:
+        """Halt the robot without its service, where there is a command for it."""
+        if self.command is None:
+            return False
+        try:
+            await self.elsewhere(self.command)
+            return True
+        except Exception as error:  # somebody else's code, or network
+            self.say(f"the stop command failed: {type(error).__name__}: {error}")
+            return False
+
+    async def keep(self) -> str:
+        """The latch on disk; what went wrong."""
+        try:
+            if self.latch is not None:
+                await self.elsewhere(make, self.latch)
+            return ""
+        except OSError as error:
+            return str(error.strerror)
+
+    async def elsewhere(self, call: Callable[..., Any], *arguments: Any) -> Any:
+        return await asyncio.get_running_loop().run_in_executor(self.threads, call, *arguments)
+
+    # -- watching ----------------------------------------------------------------------------------------------------
+
+    async def tick(self) -> None:
+        told = 0.0  # of this motion the robot was halted
+        while True:
+            now = time.monotonic()
+            if now - self.looked > ASLEEP:
+                self.awake = now
+            self.looked = self.memory[ALIVE] = now
+            if self.watching:
+                await self.listen(now - max(self.memory[PULSE], self.awake))
+            due = self.memory[DUE]
+            if due and due != told and now - max(due, self.awake) > LATE:
+                told = due
+                self.say("the next action is late, and the service has not halted the robot")
+                self.background(self.halt("the next action is late"))
+            await asyncio.sleep(TICK)
+
+    async def listen(self, silence: float) -> None:
+        """To the service's pulse, which has not come for so many seconds."""
+        if silence <= DEAF:
+            if self.deaf:
+                self.deaf, self.memory[RIGHT] = False, 1 - self.memory[LATCHED]
+                self.say("its service answers again")
+        elif not self.deaf:
+            self.deaf, self.memory[RIGHT] = True, 0
+            what = f"the service (pid {self.pid}) has not answered for {silence:.1f} s; the robot is halted"
+            self.say(f"{what}, and the service is ended" if self.ends else what)
+            await self.halt("its service does not answer")
+            if self.ends:
+                os.kill(self.pid, signal.SIGKILL)
+
+    # -- Stop by its own road ----------------------------------------------------------------------------------------
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.open[writer] = time.monotonic()
+        if len(self.open) > CONNECTIONS:
+            oldest = next(iter(self.open))
+            del self.open[oldest]
+            oldest.transport.abort()
+        try:
+            async with asyncio.timeout(PATIENCE):
+                head = await reader.readuntil(b"\r\n\r\n")
+            self.open.pop(writer, None)  # it is not closed for others any more
+            status, reply = await self.answer(head.decode("latin-1"))
+            with contextlib.suppress(TimeoutError):  # what is not read when a connection is closed may eat the answer
+                async with asyncio.timeout(0.01):
+                    await reader.read(BODY)
+            body = json.dumps(reply).encode() + b"\n"
+            kind = f"content-type: application/json\r\ncontent-length: {len(body)}\r\nconnection: close"
+            writer.write(f"HTTP/1.1 {status}\r\n{kind}\r\n\r\n".encode() + body)
+            async with asyncio.timeout(PATIENCE):
+                await writer.drain()
+        except (TimeoutError, asyncio.IncompleteReadError, asyncio.LimitOverrunError, ConnectionError, ssl.SSLError):
+            pass  # whoever it was left, or is no client of this
+        finally:
+            self.open.pop(writer, None)
+            writer.close()
+
+    async def answer(self, head: str) -> tuple[str, dict[str, Any]]:
+        request, *lines = head.split("\r\n")
+        method, _, path = request.partition(" ")
+        path = path.partition(" ")[0]
+        headers = {name.strip().lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+        if path == "/healthz":
+            return "200 OK", {"guarding": self.name, "stopped": bool(self.memory[LATCHED]), "deaf": self.deaf}
+        if path != "/stop":
+            return "404 Not Found", {"error": "POST /stop stops the robot, GET /healthz tells of the guard"}
+        if method != "POST":
+            return "405 Method Not Allowed", {"error": "Stop is a POST"}
+        who, refusal = self.admit(headers.get("authorization", ""))
+        if refusal:
+            return ("401 Unauthorized" if not who else "403 Forbidden"), {"error": refusal}
+        self.say(f"stopped by {who or 'a caller'} through the guard")
+        halted = await self.stop("the robot was stopped")
+        return "200 OK", {"stopped": True, "halted": halted}
+
+    def admit(self, authorization: str) -> tuple[str, str]:
+        """Who calls, as far as it is known, and why it may not."""
+        if self.holders is None:
+            return "", ""
+        scheme, _, token = authorization.partition(" ")
+        shown, found = hashlib.sha256(token.strip().encode()).hexdigest(), None
+        for holder in self.holders:  # takes equally long whether, and at which place, the token is known
+            if hmac.compare_digest(holder["sha256"], shown):
+                found = holder
+        if scheme.lower() != "bearer" or found is None:
+            return "", "Stop needs a token with the role 'stop'"
+        if found["expires"] is not None and time.time() >= found["expires"]:
+            return "", f"the token of {found['name']!r} has expired"
+        return found["name"], "" if found["stops"] else "Stop needs the role 'stop'; this token has others"
+
+
+def stop_command(said: str) -> Callable[[], Any] | None:
+    """What halts the robot without its service: `module:function`, or an http(s) address to POST to."""
+    if not said:
+        return None
+    if said.startswith(("http://", "https://")):
+        request = urllib.request.Request(said, method="POST", data=b"")
+        return lambda: urllib.request.urlopen(request, timeout=COMMAND_TIMEOUT).close()
+    module, _, name = said.partition(":")
+    found = getattr(importlib.import_module(module), name)
+    if not callable(found):
+        raise TypeError(f"{said} is no function")
+    return found  # type: ignore[no-any-return]
+
+
+def context_of(tls: dict[str, str] | None) -> ssl.SSLContext | None:
+    if tls is None:
+        return None
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    load(context, tls)
+    return context
+
+
+def load(context: ssl.SSLContext, tls: dict[str, str]) -> None:
+    """PEM, which OpenSSL reads from files only."""
+    with tempfile.TemporaryDirectory() as folder:
+        for part in ("certificate", "key"):
+            (Path(folder) / part).touch(0o600)
+            (Path(folder) / part).write_text(tls[part])
+        context.load_cert_chain(Path(folder) / "certificate", Path(folder) / "key")
+    if tls["client_ca"]:
+        context.verify_mode = ssl.CERT_REQUIRED
+        context.load_verify_locations(cadata=tls["client_ca"])
+
+
+def listen(host: str, port: int) -> socket.socket:
+    family, kind, protocol, _, where = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    listener = socket.socket(family, kind, protocol)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listener.bind(where)
+    return listener
+
+
+async def guard(link: socket.socket, memory: memoryview[float]) -> None:
+    reader, writer = await asyncio.open_connection(sock=link, limit=2**24)
+    settings = json.loads(await reader.readline())
+    sys.path[:] = settings["path"]
+    try:
+        listener = listen(*settings["address"])
+        process = GuardProcess(settings, memory)
+    except Exception as error:  # the user's own command among them, whatever it raises
+        text = error.strerror if isinstance(error, OSError) and error.strerror else f"{type(error).__name__}: {error}"
+        writer.write(json.dumps({"failed": text}).encode() + b"\n")
+        await writer.drain()
+        return
+    await process.run(reader, writer, listener)
+    process.threads.shutdown()
+
+
+def main() -> None:
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)  # it ends with its service, which they are for
+    link, memory = (int(descriptor) for descriptor in sys.argv[-2:])
+    asyncio.run(guard(socket.socket(fileno=link), attach(memory)))

@@ -1,0 +1,318 @@
+"""Stop always gets through: the guard beside a robot's service, with faults made for real."""
+
+import http.client
+import json
+import os
+import pty
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from certificates import make
+from test_motion import Machine
+from tiny_services import LineRobot, wait_until
+
+from skills import robot as robot_service
+from skills.client import RobotClient
+from skills.errors import Stopped, Unavailable
+from skills.guard.client import stop_robot
+from skills.guard.process import CONNECTIONS
+from skills.library import SkillLibrary
+from skills.security.access import Access, Holder, Tokens, digest
+from skills.security.channel import Credentials
+from skills.security.tls import ClientTLS, ServerTLS
+from skills.types import Status
+
+LIBRARY = SkillLibrary.load()
+HERE = Path(__file__).parent
+SCRIPTED = "go to table"
+
+
+class Roamer(LineRobot):
+    """Moves about until it is told not to."""
+
+    def perform(self, skill, canceled):
+        while not canceled():
+            self.applied += 1
+            self.moving.set()
+            time.sleep(0.005)
+
+    def succeeded(self, skill):
+        return None
+
+
+@pytest.fixture
+def robot():
+    return Roamer()
+
+
+@pytest.fixture
+def server(robot):
+    with robot_service.serve(robot, LIBRARY) as server:
+        yield server
+
+
+@pytest.fixture
+def client(server):
+    with RobotClient(server.address) as client:
+        yield client
+
+
+@pytest.fixture
+def machine():
+    with Machine() as machine:
+        yield machine
+
+
+def post(address, path="/stop", method="POST", **headers):
+    connection = http.client.HTTPConnection(address, timeout=10)
+    connection.request(method, path, headers=headers)
+    response = connection.getresponse()
+    return response.status, json.loads(response.read())
+
+
+def moves(client, robot):
+    before = robot.applied
+    with client.execute(SCRIPTED):
+        wait_until(lambda: robot.applied > before)
+    return True
+
+
+def outcome_of(events):
+    *_, outcome = events
+    return outcome
+
+
+class Process:
+    """tests/guarded_robot.py, moving."""
+
+    def __init__(self, folder, *fault, **options):
+        self.notes = folder / "notes"
+        (folder / "stop_command.py").write_text(
+            f"import time\ndef halt():\n    open({str(self.notes)!r}, 'a').write(f'command {{time.monotonic()}}\\n')\n"
+        )
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")])}
+        command = [sys.executable, str(HERE / "guarded_robot.py"), str(self.notes), *fault]
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        self.process = subprocess.Popen(command, env=environment, **pipes | options)
+        self.address, self.guard = self.process.stdout.readline().split()
+        self.client = RobotClient(self.address)
+        self.execution = self.client.execute(SCRIPTED)
+        wait_until(lambda: "moves" in self.read())
+
+    def read(self):
+        return self.notes.read_text() if self.notes.exists() else ""
+
+    def when(self, what):
+        return [float(line.split()[1]) for line in self.read().splitlines() if line.startswith(what)]
+
+    def go(self):
+        self.process.stdin.write("\n")
+        self.process.stdin.flush()
+        time.sleep(0.1)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.client.close()
+        self.process.kill()
+        self.process.communicate()
+
+
+# ---- Stop by its own road
+
+
+def test_anybody_stops_the_robot_with_a_plain_http_request(server, client, robot, machine):
+    execution = client.execute(SCRIPTED)
+    assert robot.moving.wait(10)
+    machine.lateness()
+    asked = time.monotonic()
+    assert post(server.guard.address) == (200, {"stopped": True, "halted": True})
+    assert time.monotonic() - asked < 0.1 + machine.lateness()
+    assert outcome_of(execution).status is Status.CANCELED and robot.stops and client.info().stopped
+    with pytest.raises(Stopped):
+        outcome_of(client.execute(SCRIPTED))
+    client.reset()
+    assert moves(client, robot)
+
+
+def test_a_client_stops_by_either_road(server, robot):
+    """The first knows no service, the second no guard."""
+    for address in (server.guard.address, server.address):
+        with RobotClient(address, stop_address=address) as client:
+            stops = robot.stops
+            client.stop()
+            assert robot.stops > stops
+        server.guard.reset()
+
+
+def test_the_guard_lets_in_whom_the_service_lets_in(tmp_path):
+    tokens = Tokens([Holder(role, digest(role), frozenset({role})) for role in ("read", "stop", "drive")])
+    with robot_service.serve(LineRobot(), LIBRARY, access=Access(tokens=tokens)) as server:
+        address = server.guard.address
+        assert post(address)[0] == post(address, authorization="Bearer nobody")[0] == 401
+        assert post(address, authorization="Bearer read")[0] == 403 and not server.guard.stopped
+        assert post(address, authorization="Bearer stop")[0] == 200 and server.guard.stopped
+        server.guard.reset()
+        assert post(address, authorization="bearer drive")[0] == 200
+
+
+def test_the_guard_speaks_tls_where_the_service_does(tmp_path):
+    files = make(tmp_path)
+    tls = ServerTLS.load(*(files / name for name in ("server.pem", "server.key", "ca.pem")))
+    ours = Credentials(ClientTLS.load(*(files / name for name in ("ca.pem", "client.pem", "client.key"))))
+    without = Credentials(ClientTLS.load(files / "ca.pem"))
+    with robot_service.serve(LineRobot(), LIBRARY, access=Access(tls)) as server:
+        for refused in (Credentials(), without):
+            with pytest.raises(Unavailable):
+                stop_robot(server.guard.address, refused)
+        assert server.guard.url.startswith("https:") and not server.guard.stopped
+        assert stop_robot(server.guard.address, ours) and server.guard.stopped
+
+
+@pytest.mark.parametrize(
+    "path, method, status", [("/stop", "GET", 405), ("/halt", "POST", 404), ("/healthz", "GET", 200)]
+)
+def test_other_requests_stop_nothing(server, path, method, status):
+    assert post(server.guard.address, path, method)[0] == status and not server.guard.stopped
+
+
+def test_silent_connections_do_not_keep_a_stop_out(server, machine):
+    host, port = server.guard.address.split(":")
+    silent = [socket.create_connection((host, int(port))) for _ in range(CONNECTIONS + 100)]
+    for each in silent[::2]:
+        each.send(b"POST /stop HTTP/1.1\r\nx: ")
+    machine.lateness()
+    asked = time.monotonic()
+    assert post(server.guard.address)[0] == 200
+    assert time.monotonic() - asked < 0.1 + machine.lateness()
+    for each in silent:
+        each.close()
+
+
+# ---- what Stop promises
+
+
+def test_a_reset_and_a_goal_while_stop_waits_for_the_driver_move_nothing(server, client, robot):
+    told, stop = threading.Event(), robot.stop
+
+    def slow_stop():
+        told.set()
+        time.sleep(0.3)
+        stop()
+
+    robot.stop = server.guard._stop = slow_stop
+    stopping = threading.Thread(target=client._stub.Stop, args=(robot_service.pb.StopRequest(),))
+    stopping.start()
+    assert told.wait(10)
+    with pytest.raises(Stopped, match="at this moment"):
+        client.reset()
+    with pytest.raises(Stopped):
+        outcome_of(client.execute(SCRIPTED))
+    stopping.join()
+    with pytest.raises(Stopped):
+        outcome_of(client.execute(SCRIPTED))
+    assert not robot.applied and client.info().stopped
+
+
+@pytest.mark.parametrize("death", [signal.SIGKILL, signal.SIGSTOP])
+def test_without_its_guard_the_robot_does_not_move(server, client, robot, machine, death):
+    execution = client.execute(SCRIPTED)
+    assert robot.moving.wait(10)
+    machine.lateness()
+    os.kill(server.guard._process.pid, death)
+    killed = time.monotonic()
+    outcome = outcome_of(execution)
+    assert time.monotonic() - killed < (0.1 if death == signal.SIGKILL else 1.3) + machine.lateness()
+    assert outcome.status is Status.CANCELED and "guard" in outcome.message and robot.stops
+    with pytest.raises(Unavailable, match="guard"):
+        outcome_of(client.execute(SCRIPTED))
+    os.kill(server.guard._process.pid, signal.SIGCONT) if death == signal.SIGSTOP else None
+    if death == signal.SIGSTOP:
+        wait_until(lambda: not server.guard.refusal())
+        assert moves(client, robot)
+
+
+# ---- a service that does not answer
+
+
+@pytest.mark.parametrize("fault", ["hold", "deafen", "freeze"])
+def test_a_service_that_does_not_answer_is_halted_and_ended_within_a_second(tmp_path, machine, fault):
+    """The interpreter's lock is held; gRPC's serving thread is stuck; the process is frozen."""
+    with Process(tmp_path, fault) as service:
+        machine.lateness()
+        begun = time.monotonic()
+        service.process.send_signal(signal.SIGSTOP) if fault == "freeze" else service.go()
+        _, said = service.process.communicate(timeout=20)
+        took = time.monotonic() - begun
+    assert service.process.returncode == -signal.SIGKILL and "has not answered" in said
+    assert took < 1.8 + machine.lateness() and service.when("command")[0] - begun < 1.5 + machine.lateness()
+    assert max(service.when("moves")) < begun + 1.5 + machine.lateness()
+
+
+@pytest.mark.parametrize("fault", ["hold", "deafen"])
+def test_stop_gets_through_to_a_service_that_hangs(tmp_path, machine, fault):
+    with Process(tmp_path, fault) as service:
+        service.go()
+        machine.lateness()
+        asked = time.monotonic()
+        assert stop_robot(service.guard)
+        assert time.monotonic() - asked < 0.15 + machine.lateness()
+        assert service.when("command")[0] < asked + 0.1 + machine.lateness()
+
+
+def test_a_service_that_is_killed_leaves_the_robot_halted_by_its_command(tmp_path, machine):
+    with Process(tmp_path, "command") as service:
+        service.process.kill()
+        wait_until(lambda: service.when("command"), 5)
+
+
+# ---- signals
+
+
+@pytest.mark.parametrize(
+    "signals, code",
+    [
+        ([signal.SIGTERM], 0),
+        ([signal.SIGTERM, signal.SIGTERM], {0, 128 + signal.SIGTERM}),
+        ([signal.SIGINT, signal.SIGTERM], {0, 128 + signal.SIGTERM}),
+    ],
+)
+def test_a_signal_halts_the_robot_first(tmp_path, signals, code):
+    with Process(tmp_path) as service:
+        for number in signals:
+            service.process.send_signal(number)
+        assert service.process.wait(10) in ({code} if isinstance(code, int) else code)
+        assert service.when("stop")
+
+
+def test_a_closed_terminal_halts_the_robot_first(tmp_path):
+    ours, theirs = pty.openpty()
+    leads = {"start_new_session": True, "preexec_fn": lambda: os.close(os.open(os.ttyname(theirs), os.O_RDWR))}
+    with Process(tmp_path, stdin=theirs, **leads) as service:
+        service.process.send_signal(signal.SIGHUP)  # the terminal is there: nothing ends
+        time.sleep(0.3)
+        assert service.process.poll() is None
+        os.close(theirs)
+        os.close(ours)
+        assert service.process.wait(10) == 0 and service.when("stop")
+
+
+# ---- beginning
+
+
+@pytest.mark.parametrize("command", ["nowhere:halt", "json:nothing", "json:__name__"])
+def test_a_stop_command_that_is_none_is_told_at_the_start(command):
+    with pytest.raises(Unavailable, match=f"stop command {command}"):
+        robot_service.serve(LineRobot(), LIBRARY, stop_command=command)
+
+
+def test_a_port_that_is_taken_is_told_at_the_start():
+    with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(Unavailable, match="in use"):
+        robot_service.serve(LineRobot(), LIBRARY, stop_address=f"127.0.0.1:{taken.getsockname()[1]}")
