@@ -5,9 +5,12 @@
     python -m saycan_qt.robot --stop 127.0.0.1:50052         # stop a robot
     python -m saycan_qt.robot --release 127.0.0.1:50052      # let a robot that was stopped move again
 
-It prints `kitchen robot listening on HOST:PORT` and then `kitchen robot ready: ...`. Without a skill server it can do
-the scripted skills only; one that is not there yet is waited for. A skill server whose model is for another robot is
-refused, and nothing moves (exit code 2). SIGTERM or Ctrl-C stops the robot, then it exits with 0.
+It prints `kitchen robot listening on HOST:PORT`, then `kitchen robot ready: ...`, and where its guard hears Stop: a POST
+there (`curl -X POST http://127.0.0.1:50062/stop`) halts the robot also when the service itself hangs. Without a skill
+server it can do the scripted skills only; one that is not there yet is waited for. A skill server whose model is for
+another robot is refused, and nothing moves (exit code 2). SIGTERM, Ctrl-C or the closing of its terminal stops the
+robot, then it exits with 0; told twice, it stops the robot and waits for nothing more. It exits with 1 when its guard
+dies; the guard ends it when it has not answered for a second.
 """
 
 from __future__ import annotations
@@ -168,8 +171,8 @@ def serve(config: RobotConfig, make_robot: Callable[[RobotConfig, SkillLibrary],
     except SkillError as error:
         return refuse(str(error))
     announce(body.name, server.address)
-    print(f"{body.name} stops at {server.guard.url}", flush=True)
     announce_ready(body.name, f"kitchen {config.seed}" if body.is_kitchen else str(body.path))
+    print(f"{body.name} stops at {server.guard.url}", flush=True)
     gc.collect()
     gc.freeze()  # a full collection of all that is loaded would hold up every thread, the one that halts the robot too
     end.wait()

@@ -215,7 +215,7 @@ def test_a_killed_service_ends_the_run_within_two_seconds_and_is_named(tmp_path,
     assert victim == "robot" or (tmp_path / "stopped").exists()
 
 
-@pytest.mark.parametrize("victim, name", [("serve", "the skill server at"), ("robot", "the robot at")])
+@pytest.mark.parametrize("victim, name", [("serve", "the skill server at"), ("robot", "guard of the")])
 def test_a_frozen_service_ends_the_run_and_leaves_nothing_behind(tmp_path, victim, name):
     process = start("run", INSTRUCTION, "--out", tmp_path / "out", SMALL_PERIOD="0.2")
     until(lambda: acting(tmp_path / "out"))

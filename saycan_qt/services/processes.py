@@ -32,6 +32,7 @@ LISTENING = re.compile(r"^(?P<name>.+) listening on (?P<address>\S+:\d+)$")
 READY = re.compile(r"^(?P<name>.+) ready(: (?P<detail>.*))?$")
 CHILD_FLAG = "--until-stdin-closes"
 ERROR = "error: "  # how the one line for people begins
+GUARD = "guard of "  # how a line of a robot's guard begins
 HALT_TIMEOUT = 0.5  # [s] for a service to halt what it moves before it ends in a hurry
 MISTAKE = 2  # exit code of a service that was asked for something impossible
 
@@ -137,7 +138,10 @@ class ServiceProcess:
 
     def _how_it_ended(self) -> str:
         code = self._process.returncode
-        return f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+        told = [line for line in self.log.read_text(errors="replace").splitlines() if line.startswith(GUARD)]
+        if code < 0:
+            return f"killed by {signal.Signals(-code).name}" + (f" ({told[-1]})" if told else "")
+        return f"exit code {code}"
 
 
 class RemoteService:
