@@ -131,6 +131,15 @@ class Reader(Protocol):
 
 
 @runtime_checkable
+class Mapper(Protocol):
+    """A critic that can show where it sees value, for people."""
+
+    def value_maps(self, history: Sequence[Observation], instruction: str) -> Mapping[str, np.ndarray]:
+        """(H, W, 3) uint8 RGB pictures, by what each shows; history is oldest first. Raises ValueError as `value`."""
+        ...
+
+
+@runtime_checkable
 class Embodied(Protocol):
     """A robot, or a model, that says for which body it is. Where neither does, a robot is sent what the model gives."""
 
