@@ -154,8 +154,8 @@ class Place:
         return True if goal is None else goal.cancel(reason)
 
     def client_left(self, later: Callable[[Callable[[], None]], None]) -> None:
-        """The call is over. gRPC says so from the thread that serves all calls, which waits for no driver: what may take
-        long is called `later`."""
+        """The call is over. gRPC says so from the thread that serves all calls, which waits for no driver: that is
+        left to `later`."""
         if not self.over and (goal := self._admission.drop(self, "the client left")) is not None:
             later(goal.leave)
 
