@@ -39,7 +39,7 @@ from skills.errors import (
 from skills.guard.client import stop_robot
 from skills.library import SkillLibrary
 from skills.security.channel import Credentials, open_channel
-from skills.security.lease import LEASE_SECONDS, Lease
+from skills.security.lease import LEASE_SECONDS, LONGEST, SHORTEST, Lease
 from skills.types import Observation, Outcome, Status
 from skills.v1 import skills_pb2 as pb
 from skills.v1 import skills_pb2_grpc
@@ -427,16 +427,16 @@ class RobotClient(_Client):
         loses it after `seconds`, and the robot cancels what it had begun. Raises Busy while another one has the robot,
         Unsupported where the robot's service is older."""
         asked, request = time.monotonic(), pb.AcquireLeaseRequest(owner=owner, seconds=seconds)
-        found: pb.AcquireLeaseResponse = self._ask(self._stub.AcquireLease, request, lambda reply: reply, timeout)
+        lease_id, granted = self._ask(self._stub.AcquireLease, request, _read_lease, timeout)
 
         def keep(within: float) -> None:
-            self._ask(self._stub.KeepLease, pb.KeepLeaseRequest(lease_id=found.lease_id), _nothing, within)
+            self._ask(self._stub.KeepLease, pb.KeepLeaseRequest(lease_id=lease_id), _nothing, within)
 
         def release() -> None:
             self._lease = None
-            self._ask(self._stub.ReleaseLease, pb.ReleaseLeaseRequest(lease_id=found.lease_id), _nothing, END_TIMEOUT)
+            self._ask(self._stub.ReleaseLease, pb.ReleaseLeaseRequest(lease_id=lease_id), _nothing, END_TIMEOUT)
 
-        self._lease = Lease(found.lease_id, found.seconds, asked, f"the robot at {self.address}", keep, release)
+        self._lease = Lease(lease_id, granted, asked, f"the robot at {self.address}", keep, release)
         return self._lease
 
     def _lease_id(self, lease: Lease | None) -> str:
@@ -621,6 +621,12 @@ def _read_score(s: pb.SkillScore) -> SkillScore:
     if not (0 <= s.affordance <= 1 and math.isfinite(s.raw)):
         raise InvalidRequest(f"{s.skill[:50]!r} has the affordance {s.affordance:g} and the raw value {s.raw:g}")
     return SkillScore(s.skill, s.affordance, s.raw, s.model_id, s.seconds)
+
+
+def _read_lease(reply: pb.AcquireLeaseResponse) -> tuple[str, float]:
+    if not (reply.lease_id and SHORTEST <= reply.seconds <= LONGEST):
+        raise InvalidRequest(f"a lease has an id and lasts {SHORTEST:g} to {LONGEST:g} s, not {reply.seconds:g}")
+    return reply.lease_id, reply.seconds
 
 
 def _read_preview(message: pb.Preview) -> Preview:

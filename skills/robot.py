@@ -17,7 +17,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from functools import partial
 
 import grpc
@@ -65,7 +65,7 @@ log = logging.getLogger(__name__)
 SERVICE = pb.DESCRIPTOR.services_by_name["RobotService"].full_name
 GOALS_REMEMBERED = 10_000  # whose ids are refused a second time, and whose results can be asked for
 MAX_VIEWS = 8
-MAX_JUDGING = 4  # JudgeInstruction calls that wait for the robot's thread
+MAX_ASIDES = 4  # questions at one time that may take long: judging an instruction, previewing a goal
 MARGIN = 0.2  # [s] before a call's deadline in which it is told why its goal was not begun
 URGENT = ("Stop", "CancelSkill")  # with threads of their own: they work while all others wait for the robot
 
@@ -88,7 +88,7 @@ class RobotServicer(skills_pb2_grpc.RobotServiceServicer):
         self._executor = Executor(robot, skill_client, max_steps, control_timeout)
         self._lock = threading.Lock()
         self._admission, self._leases = Admission(), Leases(self._lapsed)
-        self._experience, self._judging = Experience(), threading.BoundedSemaphore(MAX_JUDGING)
+        self._experience, self._asides = Experience(), threading.BoundedSemaphore(MAX_ASIDES)
         self._results: OrderedDict[str, pb.Outcome | None] = OrderedDict()  # of each goal id; None: it runs, or waits
         self._closed = False
         guard.on_halt = self._halted
@@ -110,6 +110,16 @@ class RobotServicer(skills_pb2_grpc.RobotServiceServicer):
     def _look(self, views: Sequence[str], context: grpc.ServicerContext) -> Look:
         return self._executor.eyes.look(views, self._busy, context.is_active)
 
+    @contextmanager
+    def _aside(self) -> Iterator[None]:
+        """Raises Busy where many ask already: threads are for those who move the robot, too."""
+        if not self._asides.acquire(blocking=False):
+            raise Busy(f"this robot answers {MAX_ASIDES} such questions already", RETRY_AFTER)
+        try:
+            yield
+        finally:
+            self._asides.release()
+
     def _busy(self) -> bool:
         return bool(self._admission.running)
 
@@ -118,12 +128,8 @@ class RobotServicer(skills_pb2_grpc.RobotServiceServicer):
     ) -> pb.JudgeInstructionResponse:
         with inside("instruction"):
             instruction = read_text(request.instruction, "the instruction")
-        if not self._judging.acquire(blocking=False):
-            raise Busy(f"{MAX_JUDGING} instructions are judged already", RETRY_AFTER)
-        try:
+        with self._aside():
             verdict = self._executor.do_soon(lambda: self._robot.satisfied(instruction), self._busy, context.is_active)
-        finally:
-            self._judging.release()
         return pb.JudgeInstructionResponse(known=verdict is not None, satisfied=bool(verdict))
 
     def GetRobotInfo(self, request: pb.GetRobotInfoRequest, context: grpc.ServicerContext) -> pb.GetRobotInfoResponse:
@@ -216,8 +222,9 @@ class RobotServicer(skills_pb2_grpc.RobotServiceServicer):
         observation = self._look((), context).observation
         if skill.learned:
             assert self._skill_client is not None  # `_skill` refuses it otherwise
-            agree(self._robot, self._skill_client)
-            preview = _write_preview(self._skill_client.preview(skill.name, [observation]))
+            with self._aside():
+                agree(self._robot, self._skill_client)
+                preview = _write_preview(self._skill_client.preview(skill.name, [observation]))
         else:
             raw = connective_affordance(skill, observation)
             score = pb.SkillScore(skill=skill.name, affordance=min(max(raw, 0.0), 1.0), raw=raw, model_id=ANALYTIC)

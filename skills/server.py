@@ -196,8 +196,11 @@ class SkillServicer(skills_pb2_grpc.SkillServiceServicer):
                 if action is not None:
                     _check(action, model.embodiment, skill.name)
                     preview.action.CopyFrom(write_tensor(action))
-                for name, picture in maps.items():
-                    preview.value_maps[name].CopyFrom(write_image(picture, JPEG))
+                try:
+                    for name, picture in maps.items():
+                        preview.value_maps[name].CopyFrom(write_image(picture, JPEG))
+                except InvalidRequest as error:
+                    raise ServerFault(f"the critic gave no valid value map for {skill.name!r}: {error}") from None
         return pb.PreviewSkillResponse(preview=preview)
 
     def Control(

@@ -177,7 +177,8 @@ class Robot(Protocol):
         """Called once before a skill runs (remember what `succeeded` needs)."""
 
     def perform(self, skill: Skill, canceled: Callable[[], bool]) -> None:
-        """Run a scripted (not learnt) skill to its end, or raise ValueError saying why it cannot be run."""
+        """Run a scripted (not learnt) skill to its end, or raise ValueError saying why it cannot be run. To be asked
+        often: `canceled` calls `observe` and `view` now and then, for those who watch."""
 
     def succeeded(self, skill: Skill) -> bool | None:
         """Did the skill that just ended reach its goal? None when the robot cannot tell."""

@@ -389,6 +389,17 @@ def test_what_only_acts_is_previewed_without_a_score_and_what_does_neither_is_re
             client.preview("pick apple", [])
 
 
+def test_a_value_map_that_is_no_picture_is_the_critics_fault():
+    policy, robot = Mapping(), LineRobot()
+    policy.value_maps = lambda history, instruction: {"broken": np.zeros((4, 4))}
+    with (
+        skill_service.serve(LIBRARY, policy, policy) as skills,
+        SkillClient(skills.address) as client,
+        pytest.raises(ServerFault, match="no valid value map for 'pick apple'"),
+    ):
+        client.preview("pick apple", [robot.observe()])
+
+
 def test_a_preview_by_a_model_for_another_robot_names_the_difference():
     other, robot = Walker(), LineRobot()
     other.embodiment = Embodiment(
