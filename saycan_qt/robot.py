@@ -5,7 +5,7 @@
     python -m saycan_qt.robot --stop 127.0.0.1:50052         # stop a robot
     python -m saycan_qt.robot --release 127.0.0.1:50052      # let a robot that was stopped move again
 
-It prints `kitchen robot listening on HOST:PORT`, `kitchen robot ready: ...`, and where its guard hears Stop: a POST there
+It prints `kitchen robot listening on HOST:PORT`, `kitchen robot ready: ...`, and where its guard hears Stop: a POST
 (`curl -X POST http://127.0.0.1:50062/stop`) halts the robot also when the service itself hangs. Without a skill server
 it can do the scripted skills only; one that is not there yet is waited for. A skill server whose model is for
 another robot is refused, and nothing moves (exit code 2). SIGTERM, Ctrl-C or the closing of its terminal stops the
