@@ -9,16 +9,18 @@ Needs numpy, grpc and Pillow; neither torch nor mujoco, so it runs on a robot's 
 
 from __future__ import annotations
 
+import itertools
 import math
 import queue
 import threading
+import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Literal, Self, TypeVar
 
 import grpc
 import numpy as np
@@ -37,6 +39,7 @@ from skills.errors import (
 from skills.guard.client import stop_robot
 from skills.library import SkillLibrary
 from skills.security.channel import Credentials, open_channel
+from skills.security.lease import LEASE_SECONDS, LONGEST, SHORTEST, Lease
 from skills.types import Observation, Outcome, Status
 from skills.v1 import skills_pb2 as pb
 from skills.v1 import skills_pb2_grpc
@@ -61,6 +64,12 @@ RELOAD_TIMEOUT = 300.0  # [s] for a model to be loaded and warm
 SETTLE = 0.05  # [s] for a Stop to be over by both roads: a Reset in the middle of one is refused
 END_TIMEOUT = 1.0  # [s] for a skill's outcome to reach the skill server; nobody waits for that
 
+WhenBusy = Literal["refuse", "preempt", "queue"]
+WHEN_BUSY: dict[WhenBusy, pb.WhenBusy] = {
+    "refuse": pb.WHEN_BUSY_UNSPECIFIED,
+    "preempt": pb.WHEN_BUSY_PREEMPT,
+    "queue": pb.WHEN_BUSY_QUEUE,
+}
 T = TypeVar("T")
 
 
@@ -73,6 +82,25 @@ class SkillScore:
     raw: float  # the model's own number, before it was calibrated
     model: str  # which model said so, "analytic" for scripted skills
     seconds: float  # compute time of its batch
+
+
+@dataclass(frozen=True)
+class Preview:
+    """What a skill would do from here."""
+
+    score: SkillScore | None  # None: nothing judges it
+    expected_seconds: float | None  # until it ends, where it succeeds; None: not known, as it never succeeded yet
+    action: np.ndarray | None  # (D,) float32, what it would do first; None: it is scripted, or nothing acts
+    value_maps: dict[str, bytes]  # JPEG: where the model sees value, by what each shows
+
+
+@dataclass(frozen=True)
+class Look:
+    """What a robot perceived."""
+
+    observation: Observation
+    views: dict[str, bytes]  # JPEG, for people
+    age: float  # [s]; 0: just now. A robot that carries out a skill and cannot look tells what it saw last
 
 
 @dataclass(frozen=True)
@@ -127,6 +155,8 @@ class RobotInfo:
     embodiment: Embodiment | None = None  # None: the driver does not say, or the service is older
     views: tuple[str, ...] = ()  # cameras for people; (): the driver does not say
     stop_address: str = ""  # of its guard, where Stop always gets through; "": the service is older
+    leased_to: str = ""  # owner of the lease, "" for nobody
+    queued: int = 0  # goals that wait for their turn
 
 
 @dataclass(frozen=True)
@@ -220,6 +250,12 @@ class SkillClient(_Client):
         seen = [write_observation(observation) for observation in history]
         request = pb.ScoreSkillsRequest(history=seen, names=names or (), model=model or self.model)
         return self._ask(self._stub.ScoreSkills, request, _read_scores)
+
+    def preview(self, skill_name: str, history: Sequence[Observation], model: str = "") -> Preview:
+        """What a skill would do from the history's last observation, without doing it."""
+        seen = [write_observation(observation) for observation in history]
+        request = pb.PreviewSkillRequest(skill=skill_name, history=seen, model=model or self.model)
+        return self._ask(self._stub.PreviewSkill, request, lambda reply: _read_preview(reply.preview))
 
     def control(
         self,
@@ -347,6 +383,12 @@ class RobotClient(_Client):
         super().__init__(address, timeout, credentials)
         self._stop_address = stop_address
         self._stub = skills_pb2_grpc.RobotServiceStub(self._channel)
+        self._lease: Lease | None = None
+
+    def close(self) -> None:
+        if self._lease is not None:
+            self._lease.close()
+        super().close()
 
     def info(self) -> RobotInfo:
         info = self._ask(self._stub.GetRobotInfo, pb.GetRobotInfoRequest(), _read_robot_info)
@@ -354,10 +396,17 @@ class RobotClient(_Client):
         return info
 
     def observe(self, views: Sequence[str] = ()) -> tuple[Observation, dict[str, bytes]]:
-        """What the robot perceives now, and the named views as JPEG for people."""
+        """What the robot perceives now, and the named views as JPEG for people. While it carries out a skill it may be
+        what it perceived just before: `look` tells."""
+        look = self.look(views)
+        return look.observation, look.views
 
-        def read(reply: pb.ObserveResponse) -> tuple[Observation, dict[str, bytes]]:
-            return read_observation(reply.observation), read_views(reply.views)
+    def look(self, views: Sequence[str] = ()) -> Look:
+        """What the robot perceives, the named views, and how long ago. Raises Busy where it carries out a skill and has
+        not looked yet."""
+
+        def read(reply: pb.ObserveResponse) -> Look:
+            return Look(read_observation(reply.observation), read_views(reply.views), reply.age)
 
         return self._ask(self._stub.Observe, pb.ObserveRequest(views=views), read)
 
@@ -367,24 +416,64 @@ class RobotClient(_Client):
         unspecified = host in ("0.0.0.0", "::")
         return join_address(split_address(self.address)[0], port) if unspecified else stop_address
 
+    def preview(self, skill_name: str) -> Preview:
+        """What a skill would do from here, without doing it."""
+        request = pb.PreviewGoalRequest(skill=skill_name)
+        return self._ask(self._stub.PreviewGoal, request, lambda reply: _read_preview(reply.preview))
+
+    def lease(self, owner: str, seconds: float = LEASE_SECONDS, timeout: float | None = None) -> Lease:
+        """Be the only one who starts, cancels and resets, until it is closed: a context manager. All that this client
+        asks goes with it, unless a call names another; once it is lost those calls raise LeaseLost. A process that dies
+        loses it after `seconds`, and the robot cancels what it had begun. Raises Busy while another one has the robot,
+        Unsupported where the robot's service is older."""
+        asked, request = time.monotonic(), pb.AcquireLeaseRequest(owner=owner, seconds=seconds)
+        lease_id, granted = self._ask(self._stub.AcquireLease, request, _read_lease, timeout)
+
+        def keep(within: float) -> None:
+            self._ask(self._stub.KeepLease, pb.KeepLeaseRequest(lease_id=lease_id), _nothing, within)
+
+        def release() -> None:
+            self._lease = None
+            self._ask(self._stub.ReleaseLease, pb.ReleaseLeaseRequest(lease_id=lease_id), _nothing, END_TIMEOUT)
+
+        self._lease = Lease(lease_id, granted, asked, f"the robot at {self.address}", keep, release)
+        return self._lease
+
+    def _lease_id(self, lease: Lease | None) -> str:
+        lease = lease or self._lease
+        return lease.id if lease else ""
+
     def execute(
         self,
         skill_name: str,
         views: Sequence[str] = (),
         goal_id: str | None = None,  # chosen here when None; needed to cancel from elsewhere
-        timeout: float = EXECUTE_TIMEOUT,
+        timeout: float = EXECUTE_TIMEOUT,  # [s], the wait for its turn included
+        when_busy: WhenBusy = "refuse",
+        lease: Lease | None = None,  # None: this client's, if it has one
     ) -> Execution:
-        """Run one skill, from now on: iterate over Feedback and, last, the Outcome. Leaving early stops the robot."""
-        request = pb.ExecuteSkillRequest(goal_id=goal_id or uuid.uuid4().hex, skill=skill_name, views=views)
-        return Execution(self, partial(self._stub.ExecuteSkill, timeout=timeout, metadata=self._metadata), request)
+        """Run one skill, from now on: iterate over Feedback and, last, the Outcome. Leaving early stops the robot.
 
-    def cancel(self, goal_id: str) -> bool:
-        """Ask a running goal to end; False when it has already ended."""
+        While another goal runs it is refused (Busy), or takes that one's turn, which is canceled together with those
+        that wait (preempt), or waits for its own (queue)."""
+        request = pb.ExecuteSkillRequest(
+            goal_id=goal_id or uuid.uuid4().hex,
+            skill=skill_name,
+            views=views,
+            when_busy=WHEN_BUSY[when_busy],
+            lease_id=self._lease_id(lease),
+        )
+        call = partial(self._stub.ExecuteSkill, timeout=timeout, metadata=self._metadata)
+        return Execution(self, call, request, lease)
+
+    def cancel(self, goal_id: str, lease: Lease | None = None) -> bool:
+        """Ask a goal that runs or waits to end; False when it has already ended."""
 
         def read(reply: pb.CancelSkillResponse) -> bool:
             return reply.canceling
 
-        return self._ask(self._stub.CancelSkill, pb.CancelSkillRequest(goal_id=goal_id), read)
+        request = pb.CancelSkillRequest(goal_id=goal_id, lease_id=self._lease_id(lease))
+        return self._ask(self._stub.CancelSkill, request, read)
 
     def result(self, goal_id: str) -> Outcome | None:
         """How a goal ended, or None while it runs: for a caller whose connection broke before it heard so. A goal that
@@ -423,9 +512,9 @@ class RobotClient(_Client):
         elif second := ends.get():
             raise first if isinstance(second, Unavailable) else second
 
-    def reset(self) -> None:
+    def reset(self, lease: Lease | None = None) -> None:
         """Allow skills again after `stop`."""
-        self._ask(self._stub.Reset, pb.ResetRequest(), _nothing)
+        self._ask(self._stub.Reset, pb.ResetRequest(lease_id=self._lease_id(lease)), _nothing)
 
     def satisfied(self, instruction: str) -> bool | None:
         """Does the world meet the instruction's goal? None when the robot knows no goal for it."""
@@ -441,9 +530,16 @@ class Execution:
 
     The robot stops when this is closed or forgotten before its end, or its process dies."""
 
-    def __init__(self, robot: RobotClient, method: Callable[..., Any], request: pb.ExecuteSkillRequest) -> None:
-        self.goal_id, self._robot = request.goal_id, robot
+    def __init__(
+        self,
+        robot: RobotClient,
+        method: Callable[..., Any],
+        request: pb.ExecuteSkillRequest,
+        lease: Lease | None = None,
+    ) -> None:
+        self.goal_id, self._robot, self._lease = request.goal_id, robot, lease
         self._call: Any = None
+        self._ahead: int | None = None  # None: the robot has not said yet
         try:
             self._call = method(request)
         except ValueError as error:  # grpc's word for a closed channel
@@ -455,14 +551,26 @@ class Execution:
 
     def __next__(self) -> Feedback | Outcome:
         """Waits for it. Raises SkillError where the robot refuses the skill, fails, or cannot be reached any more."""
-        return next(self._events)
+        while isinstance(event := next(self._events), int):
+            self._ahead = event
+        return event
+
+    def ahead(self) -> int:
+        """How many goals came first when this one began to wait for its turn; 0: it has begun. Waits until the robot
+        has said so; to be asked before iterating. Raises as `next` does."""
+        if self._ahead is None:
+            first = next(self._events)
+            self._ahead = first if isinstance(first, int) else 0
+            if not isinstance(first, int):
+                self._events = itertools.chain([first], self._events)
+        return self._ahead
 
     def cancel(self) -> bool:
         """Halt the robot, which has happened when this returns; the Outcome follows. False when the skill had ended, or
         was refused. Raises SkillError where the robot cannot be reached; it stops then by itself."""
         self._call.initial_metadata()  # waits until the robot has accepted the goal, or the call is over
         try:
-            return self._robot.cancel(self.goal_id)
+            return self._robot.cancel(self.goal_id, self._lease)
         except InvalidRequest:  # refused
             return False
 
@@ -480,10 +588,15 @@ class Execution:
         self.close()
 
 
-def _read_events(call: Any, robot: RobotClient, skill: str) -> Iterator[Feedback | Outcome]:
+def _read_events(call: Any, robot: RobotClient, skill: str) -> Iterator[Feedback | Outcome | int]:
+    """The whole numbers are goals that come first."""
     try:
         for event in call:
             match event.WhichOneof("event"):
+                case "queued":
+                    yield event.queued.ahead
+                case "accepted":
+                    yield 0
                 case "feedback":
                     yield robot._read(_read_feedback, event.feedback)
                 case "result":
@@ -501,10 +614,30 @@ def _nothing(_: object) -> None:
 
 
 def _read_scores(reply: pb.ScoreSkillsResponse) -> list[SkillScore]:
-    for s in reply.scores:
-        if not (0 <= s.affordance <= 1 and math.isfinite(s.raw)):
-            raise InvalidRequest(f"{s.skill[:50]!r} has the affordance {s.affordance:g} and the raw value {s.raw:g}")
-    return [SkillScore(s.skill, s.affordance, s.raw, s.model_id, s.seconds) for s in reply.scores]
+    return [_read_score(score) for score in reply.scores]
+
+
+def _read_score(s: pb.SkillScore) -> SkillScore:
+    if not (0 <= s.affordance <= 1 and math.isfinite(s.raw)):
+        raise InvalidRequest(f"{s.skill[:50]!r} has the affordance {s.affordance:g} and the raw value {s.raw:g}")
+    return SkillScore(s.skill, s.affordance, s.raw, s.model_id, s.seconds)
+
+
+def _read_lease(reply: pb.AcquireLeaseResponse) -> tuple[str, float]:
+    if not (reply.lease_id and SHORTEST <= reply.seconds <= LONGEST):
+        raise InvalidRequest(f"a lease has an id and lasts {SHORTEST:g} to {LONGEST:g} s, not {reply.seconds:g}")
+    return reply.lease_id, reply.seconds
+
+
+def _read_preview(message: pb.Preview) -> Preview:
+    if not (math.isfinite(message.expected_seconds) and message.expected_seconds >= 0):
+        raise InvalidRequest(f"a skill cannot take {message.expected_seconds:g} s")
+    return Preview(
+        _read_score(message.score) if message.HasField("score") else None,
+        message.expected_seconds or None,
+        read_action(message.action) if message.HasField("action") else None,
+        read_views(message.value_maps),
+    )
 
 
 def _read_feedback(message: pb.Feedback) -> Feedback:
@@ -548,4 +681,6 @@ def _read_robot_info(reply: pb.GetRobotInfoResponse) -> RobotInfo:
         embodiment=_read_embodiment(reply),
         views=tuple(reply.views),
         stop_address=reply.stop_address,
+        leased_to=reply.leased_to,
+        queued=reply.queued,
     )

@@ -15,6 +15,7 @@ from skills.library import Skill, SkillLibrary
 from skills.rules import ALWAYS, Rule
 from skills.types import Observation
 
+ANALYTIC = "analytic"  # model id of scripted skills' affordances
 OPERATOR = "operator"  # the place where the person stands
 
 

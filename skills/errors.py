@@ -63,5 +63,13 @@ class PermissionDenied(SkillError):
     """The token's roles do not allow this call; says which role does."""
 
 
+class LeaseLost(SkillError):
+    """The caller's lease on a robot is over: it was not kept alive, or given back. Acquire another one."""
+
+
 class ServerFault(SkillError):
     """The service itself failed; its log has the reason."""
+
+
+class Unsupported(ServerFault):
+    """The service does not know this call: it is older, or another one listens at that address."""

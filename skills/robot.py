@@ -5,7 +5,8 @@
 
 The robot is stopped when a skill ends, is cancelled, when its client disappears, when an action is late, when the skill
 server dies or gives none at all, and on Stop, which also refuses further skills until Reset. A policy for another body
-moves nothing: before each learnt skill the robot's embodiment is compared with the model's.
+moves nothing: before each learnt skill the robot's embodiment is compared with the model's. Who may start and cancel is
+settled by `skills.security.lease`, whose turn it is by `skills.serving.admission`.
 """
 
 from __future__ import annotations
@@ -16,10 +17,13 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from functools import partial
 
 import grpc
 
-from skills.client import CONTROL_TIMEOUT, SkillClient
+from skills.client import CONTROL_TIMEOUT, Preview, SkillClient
+from skills.connective import ANALYTIC, connective_affordance
 from skills.errors import (
     Busy,
     InvalidRequest,
@@ -31,15 +35,18 @@ from skills.errors import (
 from skills.guard.link import Guard
 from skills.guard.pulse import Pulse
 from skills.latch import Latch
-from skills.library import SkillLibrary
+from skills.library import Skill, SkillLibrary
 from skills.security.access import Access
+from skills.security.lease import Leases
+from skills.serving.admission import PREEMPT, QUEUE, REFUSE, RETRY_AFTER, Admission, Place
 from skills.serving.calls import MAX_GOAL_ID
-from skills.serving.execution import Executor
+from skills.serving.execution import Executor, Experience, agree
 from skills.serving.goal import Event, Goal
 from skills.serving.grpc_server import Server
+from skills.serving.looking import Look
 from skills.serving.terms import Terms
 from skills.serving.watching import NOBODY, Watcher
-from skills.types import Observation, Outcome, Robot, Status, embodiment_of
+from skills.types import Outcome, Robot, Status, embodiment_of
 from skills.v1 import skills_pb2 as pb
 from skills.v1 import skills_pb2_grpc
 from skills.wire.conventions import SCHEMA_VERSION, join_address, split_address
@@ -47,16 +54,19 @@ from skills.wire.messages import (
     inside,
     read_text,
     write_embodiment,
+    write_jpeg,
     write_observation,
     write_outcome,
+    write_tensor,
 )
 
 log = logging.getLogger(__name__)
 
 SERVICE = pb.DESCRIPTOR.services_by_name["RobotService"].full_name
-RETRY_AFTER = 1.0  # [s] that a client is told to wait while another goal runs; skills take some seconds
 GOALS_REMEMBERED = 10_000  # whose ids are refused a second time, and whose results can be asked for
 MAX_VIEWS = 8
+MAX_ASIDES = 4  # questions at one time that may take long: judging an instruction, previewing a goal
+MARGIN = 0.2  # [s] before a call's deadline in which it is told why its goal was not begun
 URGENT = ("Stop", "CancelSkill")  # with threads of their own: they work while all others wait for the robot
 
 
@@ -77,40 +87,54 @@ class RobotServicer(skills_pb2_grpc.RobotServiceServicer):
         self._max_steps, self._body = max_steps, embodiment_of(robot)
         self._executor = Executor(robot, skill_client, max_steps, control_timeout)
         self._lock = threading.Lock()
-        self._goal: Goal | None = None  # being executed
-        self._results: OrderedDict[str, pb.Outcome | None] = OrderedDict()  # of each goal id; None: it runs
+        self._admission, self._leases = Admission(), Leases(self._lapsed)
+        self._experience, self._asides = Experience(), threading.BoundedSemaphore(MAX_ASIDES)
+        self._results: OrderedDict[str, pb.Outcome | None] = OrderedDict()  # of each goal id; None: it runs, or waits
         self._closed = False
         guard.on_halt = self._halted
 
     def close(self) -> None:
         """Halt the robot and end the running goal, for a server that shuts down."""
         with self._lock:
-            self._closed, goal = True, self._goal
+            self._closed, goal = True, self._admission.clear("the robot's server is shutting down")
+        self._leases.close()
         if goal is not None:
             goal.cancel("the robot's server is shutting down")
         self._robot.stop()
         self._guard.close()
 
     def Observe(self, request: pb.ObserveRequest, context: grpc.ServicerContext) -> pb.ObserveResponse:
-        views = _check_views(request.views)
+        look = self._look(_check_views(request.views), context)
+        return pb.ObserveResponse(observation=write_observation(look.observation), views=look.views, age=look.age)
 
-        def look() -> tuple[Observation, dict[str, pb.Image]]:
-            return self._robot.observe(), self._executor.see(views)
+    def _look(self, views: Sequence[str], context: grpc.ServicerContext) -> Look:
+        return self._executor.eyes.look(views, self._busy, context.is_active)
 
-        observation, seen = self._executor.do(look)
-        return pb.ObserveResponse(observation=write_observation(observation), views=seen)
+    @contextmanager
+    def _aside(self) -> Iterator[None]:
+        """Raises Busy where many ask already: threads are for those who move the robot, too."""
+        if not self._asides.acquire(blocking=False):
+            raise Busy(f"this robot answers {MAX_ASIDES} such questions already", RETRY_AFTER)
+        try:
+            yield
+        finally:
+            self._asides.release()
+
+    def _busy(self) -> bool:
+        return bool(self._admission.running)
 
     def JudgeInstruction(
         self, request: pb.JudgeInstructionRequest, context: grpc.ServicerContext
     ) -> pb.JudgeInstructionResponse:
         with inside("instruction"):
             instruction = read_text(request.instruction, "the instruction")
-        verdict = self._executor.do(self._robot.satisfied, instruction)
+        with self._aside():
+            verdict = self._executor.do_soon(lambda: self._robot.satisfied(instruction), self._busy, context.is_active)
         return pb.JudgeInstructionResponse(known=verdict is not None, satisfied=bool(verdict))
 
     def GetRobotInfo(self, request: pb.GetRobotInfoRequest, context: grpc.ServicerContext) -> pb.GetRobotInfoResponse:
         with self._lock:
-            executing = self._goal.id if self._goal else ""
+            executing, queued = self._admission.running, self._admission.waiting
         return pb.GetRobotInfoResponse(
             schema_version=SCHEMA_VERSION,
             name=str(getattr(self._robot, "name", type(self._robot).__name__)),
@@ -120,6 +144,8 @@ class RobotServicer(skills_pb2_grpc.RobotServiceServicer):
             max_steps=self._max_steps or Terms(self._body, None).max_steps or 0,
             stopped=self._guard.stopped,
             executing=executing,
+            queued=queued,
+            leased_to=self._leases.owner,
             embodiment=write_embodiment(self._body) if self._body else None,
             views=map(str, getattr(self._robot, "views", ())),
             stop_address=self._guard.address,
@@ -129,7 +155,7 @@ class RobotServicer(skills_pb2_grpc.RobotServiceServicer):
     def Stop(self, request: pb.StopRequest, context: grpc.ServicerContext) -> pb.StopResponse:
         with self._guard.stopping():
             with self._lock:
-                goal = self._goal
+                goal = self._admission.clear("the robot was stopped")
             if goal is not None:
                 goal.cancel("the robot was stopped")
             self._robot.stop()
@@ -138,20 +164,23 @@ class RobotServicer(skills_pb2_grpc.RobotServiceServicer):
     def _halted(self, why: str) -> None:
         """By the guard."""
         with self._lock:
-            goal = self._goal
+            goal = self._admission.clear(why)
         if goal is not None:
             goal.cancel(why)
 
     def Reset(self, request: pb.ResetRequest, context: grpc.ServicerContext) -> pb.ResetResponse:
+        with self._lock:
+            self._leases.check(request.lease_id)
+            if self._guard.stopped:  # what the guard stopped may not have been told yet, and must not begin now
+                self._admission.clear("the robot was stopped")
         self._guard.reset()
         return pb.ResetResponse()
 
     def CancelSkill(self, request: pb.CancelSkillRequest, context: grpc.ServicerContext) -> pb.CancelSkillResponse:
         with self._lock:
+            self._leases.check(request.lease_id)
             self._result(request.goal_id)  # or there was never such a goal
-            goal = self._goal
-        running = goal is not None and goal.id == request.goal_id and goal.cancel("canceled by the client")
-        return pb.CancelSkillResponse(canceling=running)
+        return pb.CancelSkillResponse(canceling=self._admission.cancel(request.goal_id, "canceled by the client"))
 
     def GetGoal(self, request: pb.GetGoalRequest, context: grpc.ServicerContext) -> pb.GetGoalResponse:
         with self._lock:
@@ -162,21 +191,74 @@ class RobotServicer(skills_pb2_grpc.RobotServiceServicer):
             raise InvalidRequest(f"there was never a goal {goal_id[:MAX_GOAL_ID]!r}", "goal_id")
         return self._results[goal_id]
 
+    def AcquireLease(self, request: pb.AcquireLeaseRequest, context: grpc.ServicerContext) -> pb.AcquireLeaseResponse:
+        with self._lock:
+            if self._closed:
+                raise Unavailable("the robot's server is shutting down")
+            if (running := self._admission.running) and not self._leases.owner:
+                raise Busy(f"the robot executes goal {running!r} of somebody without a lease", RETRY_AFTER)
+            lease_id, seconds = self._leases.acquire(request.owner, request.seconds)
+        return pb.AcquireLeaseResponse(lease_id=lease_id, seconds=seconds)
+
+    def KeepLease(self, request: pb.KeepLeaseRequest, context: grpc.ServicerContext) -> pb.KeepLeaseResponse:
+        self._leases.keep(request.lease_id)
+        return pb.KeepLeaseResponse()
+
+    def ReleaseLease(self, request: pb.ReleaseLeaseRequest, context: grpc.ServicerContext) -> pb.ReleaseLeaseResponse:
+        self._leases.release(request.lease_id)
+        return pb.ReleaseLeaseResponse()
+
+    def _lapsed(self, owner: str) -> None:
+        reason = f"the lease of {owner!r} ran out"
+        with self._lock:  # whoever was let in before is among them
+            goal = self._admission.clear(reason)
+        log.warning("%s; what it had begun is canceled", reason)
+        if goal is not None:
+            with suppress(ServerFault):  # it is in the log
+                goal.cancel(reason)
+
+    def PreviewGoal(self, request: pb.PreviewGoalRequest, context: grpc.ServicerContext) -> pb.PreviewGoalResponse:
+        skill = self._skill(request.skill)
+        observation = self._look((), context).observation
+        if skill.learned:
+            assert self._skill_client is not None  # `_skill` refuses it otherwise
+            with self._aside():
+                agree(self._robot, self._skill_client)
+                preview = _write_preview(self._skill_client.preview(skill.name, [observation]))
+        else:
+            raw = connective_affordance(skill, observation)
+            score = pb.SkillScore(skill=skill.name, affordance=min(max(raw, 0.0), 1.0), raw=raw, model_id=ANALYTIC)
+            preview = pb.Preview(score=score)
+        preview.expected_seconds = self._experience.expected(skill.name)
+        return pb.PreviewGoalResponse(preview=preview)
+
     def ExecuteSkill(
         self, request: pb.ExecuteSkillRequest, context: grpc.ServicerContext
     ) -> Iterator[pb.ExecuteSkillResponse]:
-        goal = self._accept(request)
-
-        def left() -> None:
-            """Also after a normal end. Called by the thread that serves all calls, which waits for no driver."""
-            if not goal.ended:
-                self._guard.later(goal.leave)
-
-        if not context.add_callback(left):
-            left()
-        within = contextvars.copy_context().run  # the call's span
-        threading.Thread(target=within, args=(self._run, goal), name=f"goal {goal.id}", daemon=True).start()
-        context.send_initial_metadata(())  # tells the client that there is a goal now, which can be canceled
+        skill, views, place = self._accept(request)
+        goal, unbegun = None, Outcome(Status.CANCELED, "the client left")
+        try:
+            left = partial(place.client_left, self._guard.later)
+            if not context.add_callback(left):  # also called after a normal end
+                left()
+            context.send_initial_metadata(())  # tells the client that there is a goal now, which can be canceled
+            place.make_way()
+            if place.ahead and request.when_busy == QUEUE:
+                yield pb.ExecuteSkillResponse(queued=pb.Queued(ahead=place.ahead))
+            if place.wait(_patience(context)):
+                goal = self._begin(place, skill, views)
+            else:
+                unbegun = Outcome(Status.CANCELED, place.reason)
+        except Exception as error:
+            unbegun = Outcome(Status.ABORTED, str(error) if isinstance(error, SkillError) else "the service failed")
+            raise
+        finally:
+            if goal is None:
+                self._end(place, result := write_outcome(unbegun))
+        if goal is None:
+            context.set_code(grpc.StatusCode.OK)
+            yield pb.ExecuteSkillResponse(result=result)
+            return
         while (event := goal.events.get()) is not None:
             if isinstance(event, Exception):
                 raise event
@@ -184,43 +266,68 @@ class RobotServicer(skills_pb2_grpc.RobotServiceServicer):
                 context.set_code(grpc.StatusCode.OK)  # clients leave with it, without waiting for the call's end
             yield event
 
-    def _accept(self, request: pb.ExecuteSkillRequest) -> Goal:
-        goal_id = request.goal_id
-        if not 1 <= len(goal_id) <= MAX_GOAL_ID:
-            raise InvalidRequest(f"a goal id has 1 to {MAX_GOAL_ID} characters, not {len(goal_id)}", "goal_id")
+    def _skill(self, name: str) -> Skill:
+        """Raises UnknownSkill, and Unavailable for a learnt one where there is no skill server."""
         with inside("skill"):
-            skill = self._library[read_text(request.skill, "the skill")]
-        views = _check_views(request.views)
+            skill = self._library[read_text(name, "the skill")]
         if skill.learned and self._skill_client is None:
             raise Unavailable(
                 f"this robot has no skill server, and {skill.name!r} is learnt; it runs scripted skills only"
             )
+        return skill
+
+    def _accept(self, request: pb.ExecuteSkillRequest) -> tuple[Skill, list[str], Place]:
+        goal_id = request.goal_id
+        if not 1 <= len(goal_id) <= MAX_GOAL_ID:
+            raise InvalidRequest(f"a goal id has 1 to {MAX_GOAL_ID} characters, not {len(goal_id)}", "goal_id")
+        if request.when_busy not in (REFUSE, PREEMPT, QUEUE):
+            raise InvalidRequest(f"there is no way {request.when_busy} of being busy", "when_busy")
+        skill, views = self._skill(request.skill), _check_views(request.views)
         with self._lock:
             if self._closed:
                 raise Unavailable("the robot's server is shutting down")
+            self._leases.check(request.lease_id)
             if self._guard.stopped:
                 raise Stopped("the robot is stopped; reset it before the next skill")
             if why := self._guard.refusal():
                 raise Unavailable(why)
             if goal_id in self._results:
                 raise InvalidRequest(f"goal {goal_id!r} was given before; each goal runs at most once", "goal_id")
-            if self._goal is not None:
-                raise Busy(f"the robot still executes {self._goal.skill.name!r} (goal {self._goal.id!r})", RETRY_AFTER)
-            goal = Goal(goal_id, skill, views, self._robot, self._guard)
+            place = self._admission.enter(goal_id, skill.name, request.when_busy)
             self._results[goal_id] = None
             if len(self._results) > GOALS_REMEMBERED:
                 self._results.popitem(last=False)
-            self._goal = goal
-            return goal
+        return skill, views, place
 
-    def _run(self, goal: Goal) -> None:
+    def _begin(self, place: Place, skill: Skill, views: Sequence[str]) -> Goal:
+        """Its turn has come: from now on the goal has a thread of its own."""
+        goal = Goal(place.goal_id, skill, views, self._robot, self._guard)
+        with suppress(ServerFault):  # where it was canceled meanwhile; it is in the log
+            place.begin(goal)
+        within = contextvars.copy_context().run  # the call's span
+        thread = threading.Thread(target=within, args=(self._run, goal, place), name=f"goal {goal.id}", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError:
+            goal.end()
+            raise Unavailable("the robot's computer has no thread left for a goal") from None
+        return goal
+
+    def _end(self, place: Place, result: pb.Outcome) -> None:
+        with self._lock:
+            self._results[place.goal_id] = result
+            place.leave()
+
+    def _run(self, goal: Goal, place: Place) -> None:
         """The goal's own thread: whatever happens, the robot ends stopped and the client gets its last event."""
         last: Event
         try:
-            self._executor.do(self._executor.see, goal.views)  # an unknown view is refused before anything moves
+            self._executor.do(self._executor.eyes.see, goal.views)  # an unknown view is refused before anything moves
             goal.events.put(pb.ExecuteSkillResponse(accepted=pb.Accepted(goal_id=goal.id)))
-            status, message = self._executor.carry_out(goal)
-            result = write_outcome(goal.outcome(status, message))
+            outcome = goal.outcome(*self._executor.carry_out(goal))
+            if outcome.succeeded:
+                self._experience.add(goal.skill.name, outcome.seconds)
+            result = write_outcome(outcome)
             last = pb.ExecuteSkillResponse(result=result)
         except Exception as error:
             if not isinstance(error, SkillError):
@@ -230,11 +337,33 @@ class RobotServicer(skills_pb2_grpc.RobotServiceServicer):
             result = write_outcome(Outcome(Status.ABORTED, str(error), goal.steps, time.monotonic() - goal.started))
             last = error
         goal.end()
-        with self._lock:
-            self._results[goal.id] = result
-            self._goal = None  # first, so that a client can send the next goal as soon as it has the result
+        self._end(place, result)  # first, so that a client can send the next goal as soon as it has the result
         goal.events.put(last)
         goal.events.put(None)
+
+
+def _patience(context: grpc.ServicerContext) -> float | None:
+    """[s] that a goal may wait for its turn; None: for ever."""
+    left = context.time_remaining()
+    return None if left is None else max(0.0, left - MARGIN)
+
+
+def _write_preview(preview: Preview) -> pb.Preview:
+    score = preview.score
+    told = pb.Preview(value_maps={name: write_jpeg(data) for name, data in preview.value_maps.items()})
+    if score is not None:
+        told.score.CopyFrom(
+            pb.SkillScore(
+                skill=score.skill,
+                affordance=score.affordance,
+                raw=score.raw,
+                model_id=score.model,
+                seconds=score.seconds,
+            )
+        )
+    if preview.action is not None:
+        told.action.CopyFrom(write_tensor(preview.action))
+    return told
 
 
 def _check_views(views: Sequence[str]) -> list[str]:

@@ -11,7 +11,7 @@ import logging
 import re
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError, wait
 from dataclasses import dataclass
 from typing import TypeVar
@@ -19,10 +19,10 @@ from typing import TypeVar
 import grpc
 import numpy as np
 
-from skills import connective
+from skills.connective import ANALYTIC, connective_affordance
 from skills.embodiment import Embodiment
 from skills.errors import DeadlineExceeded, InvalidRequest, ServerFault, SkillError, Unavailable, Unreadable
-from skills.library import SkillLibrary
+from skills.library import Skill, SkillLibrary
 from skills.security.access import Access
 from skills.serving.batching import Inference, Line
 from skills.serving.grpc_server import Server
@@ -36,6 +36,7 @@ from skills.types import (
     BatchedActor,
     BatchedCritic,
     Critic,
+    Mapper,
     Observation,
     Outcome,
     Reader,
@@ -44,6 +45,7 @@ from skills.v1 import skills_pb2 as pb
 from skills.v1 import skills_pb2_grpc
 from skills.wire.conventions import SCHEMA_VERSION
 from skills.wire.messages import (
+    JPEG,
     MAX_HISTORY,
     changed,
     inside,
@@ -52,6 +54,7 @@ from skills.wire.messages import (
     read_outcome,
     read_text,
     write_embodiment,
+    write_image,
     write_skill,
     write_tensor,
 )
@@ -61,7 +64,6 @@ log = logging.getLogger(__name__)
 SERVICE = pb.DESCRIPTOR.services_by_name["SkillService"].full_name
 CONTROL_HISTORY = 16  # [observations] that a control stream remembers; an actor uses the last ones it needs
 ACTIONS, VALUES = "actions", "values"  # what the models compute
-ANALYTIC = "analytic"  # model id of scripted skills' affordances
 
 SPARE_THREADS = 16  # beyond those of streams and scorings: for health checks, and for saying no
 LATE = "no observation came for {:.3g} s, so this control stream was freed (the server's stream timeout)"
@@ -70,6 +72,8 @@ LAST_WORD = 2.0  # [s] from what may be a last action until the robot has judged
 STREAM_TIMEOUT = 0.4  # [s], or a control period and 50 ms where that is longer
 
 Acting = tuple[Actor, Sequence[Observation], str]  # who acts, history and instruction
+Imagining = tuple[Model, Sequence[Observation], Sequence[Observation], str]  # the actor's history, the critic's, words
+Imagined = tuple[np.ndarray | None, Mapping[str, np.ndarray]]  # the first action, value maps
 Judging = tuple[Critic, Sequence[Observation], Sequence[str]]  # who judges, history and instructions
 Question = TypeVar("Question")
 Answer = TypeVar("Answer")
@@ -130,6 +134,9 @@ class SkillServicer(skills_pb2_grpc.SkillServiceServicer):
             size=lambda question: len(question[2]),
             full=f"this skill server already has {limits.scorings} requests for scores",
         )
+        self._imagining: Line[Imagining, Imagined] = self._inference.line(
+            _imagine, lambda: None, callers=limits.scorings, largest=1
+        )
         watcher.lines({ACTIONS: self._acting, VALUES: self._judging})
 
     def close(self) -> None:
@@ -172,19 +179,29 @@ class SkillServicer(skills_pb2_grpc.SkillServiceServicer):
         with self._judging.caller():
             history = read_history(request.history)
             skills = [self._library[name] for name in request.names] or list(self._library)
-            learned = [skill.name for skill in skills if skill.learned]
-            judged, seconds = self._judge(model, history, learned, context) if learned else ({}, 0.0)
-        scores = []
-        for skill in skills:
+            return pb.ScoreSkillsResponse(scores=self._score(model, history, skills, context))
+
+    def PreviewSkill(self, request: pb.PreviewSkillRequest, context: grpc.ServicerContext) -> pb.PreviewSkillResponse:
+        """It takes a place among the scorings. No value tells how long a skill takes: a Q-value mixes how likely
+        success is with how far away it is, and a calibrated one is a probability alone."""
+        model = self._models[request.model]
+        with self._judging.caller():
+            with inside("skill"):
+                skill = self._library[read_text(request.skill, "the skill")]
+            history, preview = read_history(request.history), pb.Preview()
+            if model.critic is not None or model.actor is None or not skill.learned:
+                preview.score.CopyFrom(self._score(model, history, [skill], context)[0])
             if skill.learned:
-                raw, affordance = judged[skill.name]
-                score = pb.SkillScore(raw=raw, model_id=model.critic_id, seconds=seconds)
-            else:
-                raw = affordance = connective.connective_affordance(skill, history[-1])
-                score = pb.SkillScore(raw=raw, model_id=ANALYTIC)
-            score.skill, score.affordance = skill.name, min(max(affordance, 0.0), 1.0)
-            scores.append(score)
-        return pb.ScoreSkillsResponse(scores=scores)
+                (action, maps), _ = self._infer(context, self._imagining, self._question(model, history, skill.name))
+                if action is not None:
+                    _check(action, model.embodiment, skill.name)
+                    preview.action.CopyFrom(write_tensor(action))
+                try:
+                    for name, picture in maps.items():
+                        preview.value_maps[name].CopyFrom(write_image(picture, JPEG))
+                except InvalidRequest as error:
+                    raise ServerFault(f"the critic gave no valid value map for {skill.name!r}: {error}") from None
+        return pb.PreviewSkillResponse(preview=preview)
 
     def Control(
         self, requests: Iterator[pb.ControlRequest], context: grpc.ServicerContext
@@ -231,14 +248,35 @@ class SkillServicer(skills_pb2_grpc.SkillServiceServicer):
                 )
                 take.add(observation, action)
 
+    def _score(
+        self, model: Model, history: list[Observation], skills: Sequence[Skill], context: grpc.ServicerContext
+    ) -> list[pb.SkillScore]:
+        learned = [skill.name for skill in skills if skill.learned]
+        judged, seconds = self._judge(model, history, learned, context) if learned else ({}, 0.0)
+        scores = []
+        for skill in skills:
+            if skill.learned:
+                raw, affordance = judged[skill.name]
+                score = pb.SkillScore(raw=raw, model_id=model.critic_id, seconds=seconds)
+            else:
+                raw = affordance = connective_affordance(skill, history[-1])
+                score = pb.SkillScore(raw=raw, model_id=ANALYTIC)
+            score.skill, score.affordance = skill.name, min(max(affordance, 0.0), 1.0)
+            scores.append(score)
+        return scores
+
+    def _question(self, model: Model, history: Sequence[Observation], instruction: str) -> Imagining:
+        """What each looks at; new words are read before the model is waited for."""
+        acts, judges = model.embodiment if model.actor is not None else None, model.judged
+        if isinstance(model.actor, Reader):
+            model.actor.know([instruction])
+        return model, _fitting(history, acts), _fitting(history, judges), instruction
+
     def _judge(
         self, model: Model, history: list[Observation], names: list[str], context: grpc.ServicerContext
     ) -> tuple[dict[str, tuple[float, float]], float]:
         """(raw value, affordance) of each, and the compute time of their batch [s]."""
-        critic, fitting = model.judging, []
-        for index, observation in enumerate(history):
-            with inside(f"history[{index}]"):
-                fitting.append(fitted(observation, model.judged))
+        critic, fitting = model.judging, _fitting(history, model.judged)
         found, seconds = self._infer(context, self._judging, (critic, fitting, names))
         affordances = values = _one_for_each(names, found, "critic")
         if model.calibrate is not None:
@@ -293,6 +331,20 @@ class SkillServicer(skills_pb2_grpc.SkillServiceServicer):
             values = [critic.value(history, names) for _, history, names in questions]
         self._watcher.computed(VALUES, sum(len(n) for _, _, n in questions), time.perf_counter() - started)
         return values
+
+
+def _fitting(history: Sequence[Observation], embodiment: Embodiment | None) -> list[Observation]:
+    fitting = []
+    for index, observation in enumerate(history):
+        with inside(f"history[{index}]"):
+            fitting.append(fitted(observation, embodiment))
+    return fitting
+
+
+def _imagine(question: Imagining) -> Imagined:
+    model, seen, judged, instruction = question
+    action = model.acting.act(seen, instruction) if model.actor is not None else None
+    return action, model.critic.value_maps(judged, instruction) if isinstance(model.critic, Mapper) else {}
 
 
 def _write_model(name: str, model: Model) -> pb.Model:

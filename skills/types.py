@@ -131,6 +131,15 @@ class Reader(Protocol):
 
 
 @runtime_checkable
+class Mapper(Protocol):
+    """A critic that can show where it sees value, for people."""
+
+    def value_maps(self, history: Sequence[Observation], instruction: str) -> Mapping[str, np.ndarray]:
+        """(H, W, 3) uint8 RGB pictures, by what each shows; history is oldest first. Raises ValueError as `value`."""
+        ...
+
+
+@runtime_checkable
 class Embodied(Protocol):
     """A robot, or a model, that says for which body it is. Where neither does, a robot is sent what the model gives."""
 
@@ -168,7 +177,8 @@ class Robot(Protocol):
         """Called once before a skill runs (remember what `succeeded` needs)."""
 
     def perform(self, skill: Skill, canceled: Callable[[], bool]) -> None:
-        """Run a scripted (not learnt) skill to its end, or raise ValueError saying why it cannot be run."""
+        """Run a scripted (not learnt) skill to its end, or raise ValueError saying why it cannot be run. To be asked
+        often: `canceled` calls `observe` and `view` now and then, for those who watch."""
 
     def succeeded(self, skill: Skill) -> bool | None:
         """Did the skill that just ended reach its goal? None when the robot cannot tell."""

@@ -424,6 +424,15 @@ def test_a_stopped_robot_has_to_be_released_first(tmp_path):
     assert code == 0, err
 
 
+def test_a_robot_that_is_leased_to_somebody_else_is_told_before_anything_moves(tmp_path):
+    _, where = service("serve", "--skills", SKILLS)
+    _, at = service("robot", "--skill-server", where)
+    with RobotClient(at) as client, client.lease("the night shift"):
+        code, _, err = run_small(INSTRUCTION, "--server", where, "--robot", at, "--out", tmp_path / "out")
+        assert code == 1 and "leased to 'the night shift'" in one_line(err)
+        assert not plan_of(tmp_path / "out")["steps"]
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not (SHIPPED / "affordance").exists(), reason="the trained models are not there")
 def test_the_real_kitchen_takes_a_sentence(tmp_path):

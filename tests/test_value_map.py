@@ -1,13 +1,17 @@
 """Q-values over the scene: drawn where they belong, and higher where a robot can reach."""
 
 import numpy as np
+import torch
 
 from saycan_qt import figures
 from saycan_qt.evaluation.value_map import swept
 from saycan_qt.kitchen.camera import HEAD
 from saycan_qt.kitchen.tasks import practice
+from saycan_qt.kitchen.world import World
 from saycan_qt.learning import checkpoint
+from saycan_qt.learning.algorithms.q_transformer import STRIP
 from skills.library import SkillLibrary
+from skills.types import Mapper
 
 LIBRARY = SkillLibrary.load()
 
@@ -36,3 +40,17 @@ def test_the_picture_is_drawn_and_skills_without_an_object_are_refused(tmp_path,
     assert "pick or a move near" in capsys.readouterr().err
     assert figures.main(["values", "--skill", "pick aple"]) == 2
     assert "pick apple" in capsys.readouterr().err
+
+
+def test_a_preview_shows_q_over_the_bins_of_each_dimension_and_which_bins_are_chosen():
+    policy, skill = checkpoint.load("affordance"), LIBRARY["pick coke can"]
+    assert isinstance(policy, Mapper)
+    history = [World(practice(np.random.default_rng(1), skill)).observe()]
+    picture = policy.value_maps(history, skill.name)["action"]
+    bins, terminate = policy.network_config.bins, policy.embodiment.terminate
+    assert picture.shape == (STRIP * len(policy.embodiment.action), 2 * bins, 3) and picture.dtype == np.uint8
+    chosen = [int(np.flatnonzero((row == 255).all(-1))[0]) // 2 for row in picture[STRIP // 2 :: STRIP]]
+    chosen[terminate] *= bins - 1  # its two bins are half the picture each
+    assert np.array_equal(policy.tokenizer.decode(torch.tensor([chosen]))[0], policy.act(history, skill.name))
+    first = np.where((picture[0] == 255).all(-1), 0, picture[0, :, 1])  # green grows with Q
+    assert first.max() > first.min() + 50

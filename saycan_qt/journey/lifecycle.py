@@ -8,10 +8,11 @@ import os
 import queue
 import shlex
 import signal
+import socket
 import sys
 import threading
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from types import FrameType
@@ -45,9 +46,11 @@ from skills.errors import (
     Stopped,
     Unauthenticated,
     UnknownSkill,
+    Unsupported,
 )
 from skills.library import Skill, SkillLibrary
 from skills.robot_folder import RobotFolder, default_robot
+from skills.security.lease import Lease
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -57,6 +60,7 @@ LANGUAGE_MODEL = "language model"
 MAX_VIEWS = 8  # that a robot shows at a time
 START_TIMEOUT = 120.0  # [s] for a service to become ready; importing torch on a busy small machine takes a while
 WITHOUT: dict[str, Literal["affordance", "language"]] = {"no-affordance": "affordance", "no-language": "language"}
+LEASE = 10.0  # [s] that the robot waits for a word from this process, whose threads may stand still while it loads
 QUIET = ("--log-level", "warning")  # the run's own folder tells what was called
 SUCCEEDED, NOT_DONE, INTERRUPTED = 0, 1, 130  # exit codes, besides MISTAKE
 
@@ -126,6 +130,7 @@ class Run:
         self._lock = threading.Lock()
         self._over = False
         self._robot: RobotClient | None = None
+        self._lease: Lease | None = None  # None: the robot's service is older
         self._recorder = Recorder(folder.path / VIDEO)
         self._worker = threading.Thread(target=self._work, name="run", daemon=True)
 
@@ -162,6 +167,8 @@ class Run:
         self.display.clear()
         if not orderly:
             self._stop_robot()
+        if self._lease is not None:
+            wait([in_background(self._lease.close)], 0.5)
             with contextlib.suppress(OSError):  # nobody may read it
                 print(ERROR + " ".join(ending.reason.split()), file=sys.stderr, flush=True)
             for service in self._services:
@@ -220,6 +227,8 @@ class Run:
         loading = in_background(partial(self._load_language, skills))
         robot = self._start_robot(server)
         self._robot = RobotClient(robot.address, credentials=robot.credentials)
+        with contextlib.suppress(Unsupported):
+            self._lease = self._robot.lease(f"a run on {socket.gethostname()}", LEASE)
         (language, listed), body = loading.result(), self._robot.info()
         hosted = skills.info().hosted(self.config.model)
         models = {"language": language.name, "affordance": hosted.critic_id, "execution": hosted.actor_id}

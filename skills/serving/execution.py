@@ -8,24 +8,27 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, wait
 from typing import TypeVar
 
 import numpy as np
 
 from skills.client import CONTROL_TIMEOUT, SkillClient
-from skills.errors import DeadlineExceeded, EmbodimentError, InvalidRequest, SkillError
+from skills.errors import Busy, DeadlineExceeded, EmbodimentError, SkillError
 from skills.serving.goal import Goal
+from skills.serving.looking import PATIENCE, Eyes
 from skills.serving.motion import PERIOD
 from skills.serving.terms import Terms
 from skills.types import Observation, Robot, Status, embodiment_of
 from skills.v1 import skills_pb2 as pb
-from skills.wire.messages import JPEG, write_image, write_tensor
+from skills.wire.messages import write_tensor
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
+REMEMBERED = 20  # successes of each skill, for how long it takes
 
 
 class Executor:
@@ -41,17 +44,21 @@ class Executor:
         self._robot, self._skill_client = robot, skill_client
         self._max_steps, self._control_timeout = max_steps, control_timeout
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="robot")
+        self.eyes = Eyes(robot, self._thread.submit)
 
     def do(self, call: Callable[..., T], *arguments: object) -> T:
         """Run on the robot's thread."""
         return self._thread.submit(call, *arguments).result()
 
-    def see(self, views: Sequence[str]) -> dict[str, pb.Image]:
-        """What people see; on the robot's thread. Raises InvalidRequest for a view that the robot lacks."""
-        try:
-            return {name: write_image(self._robot.view(name), JPEG) for name in views}
-        except KeyError as error:
-            raise InvalidRequest(f"the robot has no view {error}", "views") from None
+    def do_soon(self, call: Callable[[], T], busy: Callable[[], bool], active: Callable[[], bool]) -> T:
+        """Run on the robot's thread; raises Busy where a skill keeps that for longer than PATIENCE, or once the asker
+        is not `active` any more."""
+        began, asked = time.monotonic(), self._thread.submit(call)
+        while not wait([asked], timeout=PATIENCE / 3).done:
+            late = busy() and time.monotonic() - began >= PATIENCE
+            if (late or not active()) and asked.cancel():
+                raise Busy("the robot carries out a skill and cannot tell meanwhile", retry_after=1.0)
+        return asked.result()
 
     def carry_out(self, goal: Goal) -> tuple[Status, str]:
         """How it ended, and why. Raises what the driver raises."""
@@ -67,7 +74,7 @@ class Executor:
         goal.motion.period = terms.period or PERIOD
         self.do(goal.motion.run, self._robot.start, goal.skill)
         begun = observed = time.monotonic()
-        observation = self.do(self._robot.observe)
+        observation = self.do(self.eyes.observe)
         try:
             with self._skill_client.control(goal.skill.name, self._control_timeout, goal_id=goal.id) as control:
                 goal.use(control)
@@ -115,9 +122,11 @@ class Executor:
             """What the robot asks now and then; with views asked for, the client sees them each time."""
             if goal.views:
                 self._observe_and_report(goal, 0, None)
+            self.eyes.glance()
             return goal.canceled.is_set()
 
         def perform() -> None:
+            self.eyes.open()
             goal.motion.run(self._robot.start, goal.skill)
             if goal.motion.run(self._robot.perform, goal.skill, canceled):
                 self._observe_and_report(goal, 0, None)
@@ -131,12 +140,27 @@ class Executor:
         return Status.SUCCEEDED, ""
 
     def _observe_and_report(self, goal: Goal, step: int, action: np.ndarray | None) -> Observation:
-        observation = self._robot.observe()
-        feedback = pb.Feedback(step=step, state=write_tensor(observation.state), views=self.see(goal.views))
+        observation = self.eyes.observe()
+        feedback = pb.Feedback(step=step, state=write_tensor(observation.state), views=self.eyes.see(goal.views))
         if action is not None:
             feedback.action.CopyFrom(write_tensor(action))
         goal.events.put(pb.ExecuteSkillResponse(feedback=feedback))
         return observation
+
+
+class Experience:
+    """How long a robot's skills took where they succeeded; of its latest tries, since this process began."""
+
+    def __init__(self) -> None:
+        self._seconds: dict[str, deque[float]] = {}  # by skill, of which a library has so many
+
+    def add(self, skill: str, seconds: float) -> None:
+        self._seconds.setdefault(skill, deque(maxlen=REMEMBERED)).append(seconds)
+
+    def expected(self, skill: str) -> float:
+        """Their mean [s]; 0.0: it never succeeded yet."""
+        took = list(self._seconds.get(skill, ()))
+        return sum(took) / len(took) if took else 0.0
 
 
 def agree(robot: Robot, skills: SkillClient, timeout: float | None = None) -> Terms:

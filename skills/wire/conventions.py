@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 import grpc
 from google.protobuf.message import DecodeError, Message
-from google.rpc.error_details_pb2 import BadRequest, RetryInfo
+from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, RetryInfo
 from google.rpc.status_pb2 import Status
 from grpc_status import rpc_status
 
@@ -17,6 +17,7 @@ from skills.errors import (
     Busy,
     DeadlineExceeded,
     InvalidRequest,
+    LeaseLost,
     PermissionDenied,
     ServerFault,
     SkillError,
@@ -25,6 +26,7 @@ from skills.errors import (
     Unavailable,
     UnknownSkill,
     Unreadable,
+    Unsupported,
 )
 
 T = TypeVar("T", bound=Message)
@@ -65,11 +67,13 @@ CODES = {
     Busy: grpc.StatusCode.RESOURCE_EXHAUSTED,
     Stopped: grpc.StatusCode.FAILED_PRECONDITION,
     Unreadable: grpc.StatusCode.FAILED_PRECONDITION,
+    LeaseLost: grpc.StatusCode.FAILED_PRECONDITION,
     Unauthenticated: grpc.StatusCode.UNAUTHENTICATED,
     PermissionDenied: grpc.StatusCode.PERMISSION_DENIED,
     ServerFault: grpc.StatusCode.INTERNAL,
 }
-ERRORS = {code: error for error, code in CODES.items() if error is not Unreadable}  # what ReloadModel alone answers
+ERRORS = {code: error for error, code in CODES.items() if error not in (Unreadable, LeaseLost)}  # told apart otherwise
+LEASE_LOST = "LEASE_LOST"  # ErrorInfo's reason
 
 
 def split_address(address: str) -> tuple[str, int]:
@@ -103,7 +107,7 @@ def code_of(error: SkillError) -> grpc.StatusCode:
 
 
 def status_of(error: SkillError) -> Status:
-    """What a server answers with: code, text, and for two codes what a program can read (google.rpc.error_details)."""
+    """What a server answers with: code, text, and for some what a program can read (google.rpc.error_details)."""
     code, text = code_of(error), str(error).encode()[:MAX_DETAILS].decode(errors="ignore")
     status = Status(code=code.value[0], message=text)
     match error:
@@ -114,6 +118,8 @@ def status_of(error: SkillError) -> Status:
             advice = RetryInfo()
             advice.retry_delay.FromNanoseconds(round(error.retry_after * 1e9))
             status.details.add().Pack(advice)
+        case LeaseLost():
+            status.details.add().Pack(ErrorInfo(reason=LEASE_LOST, domain="skills.v1"))
     return status
 
 
@@ -130,7 +136,7 @@ def error_of(error: grpc.RpcError, service: str, address: str) -> SkillError:
         case grpc.StatusCode.RESOURCE_EXHAUSTED if "larger than max" in details:
             return InvalidRequest(f"{where}: a message is larger than {MAX_MESSAGE // 2**20} MiB")
         case grpc.StatusCode.UNIMPLEMENTED:
-            return ServerFault(f"{where} does not know this call; is that the right address?")
+            return Unsupported(f"{where} does not know this call; is that the right address?")
         case grpc.StatusCode.UNAUTHENTICATED | grpc.StatusCode.PERMISSION_DENIED:
             return ERRORS[code](f"{where}: {details or code.name}")
         case _ if code in ERRORS:
@@ -144,6 +150,8 @@ def _with_details(problem: SkillError, error: grpc.RpcError) -> SkillError:
             problem.field = found.field_violations[0].field
         case Busy() if found := _detail(error, RetryInfo()):
             problem.retry_after = max(0.0, found.retry_delay.ToNanoseconds() / 1e9)
+        case Stopped() if (found := _detail(error, ErrorInfo())) and found.reason == LEASE_LOST:
+            return LeaseLost(str(problem))
     return problem
 
 

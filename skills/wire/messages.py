@@ -45,6 +45,16 @@ def write_image(image: np.ndarray, encoding: pb.ImageEncoding = RAW) -> pb.Image
     return pb.Image(encoding=encoding, width=width, height=height, data=data)
 
 
+def write_jpeg(data: bytes) -> pb.Image:
+    """The bytes of a JPEG file -> message, as they are; InvalidRequest for what is none."""
+    try:
+        with PillowImage.open(io.BytesIO(data), formats=["JPEG"]) as picture:  # reads the header only
+            width, height = picture.size
+    except Exception as error:
+        raise InvalidRequest(f"what should be a JPEG cannot be read ({type(error).__name__})") from None
+    return pb.Image(encoding=JPEG, width=width, height=height, data=data)
+
+
 def compress(image: np.ndarray, encoding: pb.ImageEncoding) -> bytes:
     """(H, W, 3) uint8 RGB -> the bytes of a PNG or JPEG file."""
     buffer = io.BytesIO()

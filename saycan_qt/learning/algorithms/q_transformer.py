@@ -6,9 +6,11 @@ Equations, sections and appendices are the paper's (arXiv 2309.10150).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -17,9 +19,12 @@ from saycan_qt.learning.algorithms.policy import Batch, Judge, Metrics, behavior
 from saycan_qt.networks.backbone import Memory, NetworkConfig, PolicyNetwork
 from saycan_qt.networks.tokens import ActionTokenizer, TextEncoder
 from skills.embodiment import Embodiment
+from skills.types import Observation
 
 Conservatism = Literal["paper", "softmax", "none"]
 Loss = Literal["squared", "cross_entropy"]
+STRIP, MAP_WIDTH = 16, 512  # [pixels] of a value map: the height of a dimension, and its width at least
+RAMPS = ((68, 33, 253), (1, 145, 231), (84, 140, 37))  # red, green and blue of Q = 0, 1/2, 1
 
 
 @dataclass(frozen=True)
@@ -159,3 +164,27 @@ class QTransformer(Judge):
         """The maximum over the first action dimension, which by Eq. 1 is the value of the whole action."""
         hidden, _ = network.read(memory, torch.empty(len(memory[0][0]), 0, dtype=torch.long, device=self.device))
         return network.outputs["q"](hidden)[:, 0].amax(-1).sigmoid()
+
+    @torch.inference_mode()
+    def value_maps(self, history: Sequence[Observation], instruction: str) -> dict[str, np.ndarray]:
+        """One picture, (D * STRIP, bins * w, 3) uint8: a strip for each action dimension, its bins from the lowest
+        action to the highest, from dark for Q = 0 to bright for Q = 1, given the dimensions above it; the chosen bin is
+        white. A dimension that terminates has two, no and yes."""
+        network, strips = self.acting.eval(), []
+        wide = -(-MAP_WIDTH // self.network_config.bins)  # [pixels] of a bin
+
+        def choose(hidden: Tensor, dim: int) -> Tensor:
+            chosen = self.choose(network, hidden, dim)
+            q_values = network.outputs["q"](hidden[:, None], dim)[0, 0].sigmoid().float().cpu().numpy()
+            strip = np.stack([np.interp(q_values, (0.0, 0.5, 1.0), ramp) for ramp in RAMPS], axis=1)
+            strip[int(chosen[0])] = 255
+            strip = np.repeat(strip, wide, axis=0)
+            if dim == self.tokenizer.terminate:  # padded to all bins; only the first and the last mean anything [D.3]
+                half = len(strip) // 2
+                strip[:half], strip[half:] = strip[0], strip[-1]
+            strips.append(np.broadcast_to(strip, (STRIP, *strip.shape)))
+            return chosen
+
+        frames, states = self.observe([history])
+        network.decode(network.encode(frames, states, self.texts.encode([instruction]).to(self.device)), choose)
+        return {"action": np.concatenate(strips).round().astype(np.uint8)}
