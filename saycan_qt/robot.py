@@ -5,9 +5,9 @@
     python -m saycan_qt.robot --stop 127.0.0.1:50052         # stop a robot
     python -m saycan_qt.robot --release 127.0.0.1:50052      # let a robot that was stopped move again
 
-It prints `kitchen robot listening on HOST:PORT`, then `kitchen robot ready: ...`, and where its guard hears Stop: a POST
-there (`curl -X POST http://127.0.0.1:50062/stop`) halts the robot also when the service itself hangs. Without a skill
-server it can do the scripted skills only; one that is not there yet is waited for. A skill server whose model is for
+It prints `kitchen robot listening on HOST:PORT`, `kitchen robot ready: ...`, and where its guard hears Stop: a POST
+(`curl -X POST http://127.0.0.1:50062/stop`) halts the robot also when the service itself hangs. Without a skill server
+it can do the scripted skills only; one that is not there yet is waited for. A skill server whose model is for
 another robot is refused, and nothing moves (exit code 2). SIGTERM, Ctrl-C or the closing of its terminal stops the
 robot, then it exits with 0; told twice, it stops the robot and waits for nothing more. It exits with 1 when its guard
 dies; the guard ends it when it has not answered for a second.
@@ -154,6 +154,8 @@ def serve(config: RobotConfig, make_robot: Callable[[RobotConfig, SkillLibrary],
         if skills:
             agree(robot, skills)
         latch, address = Latch(config.latch), join_address(config.host, config.port)
+        gc.collect()
+        gc.freeze()  # a full collection of all that is loaded would hold up every thread, also the one that halts
         end.arm(halt=robot.stop)
         server = serve_robot(
             robot,
@@ -173,8 +175,6 @@ def serve(config: RobotConfig, make_robot: Callable[[RobotConfig, SkillLibrary],
     announce(body.name, server.address)
     announce_ready(body.name, f"kitchen {config.seed}" if body.is_kitchen else str(body.path))
     print(f"{body.name} stops at {server.guard.url}", flush=True)
-    gc.collect()
-    gc.freeze()  # a full collection of all that is loaded would hold up every thread, the one that halts the robot too
     end.wait()
     server.stop(grace=1.0)
     return 1 if server.guard.lost else 0
