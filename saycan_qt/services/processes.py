@@ -33,6 +33,7 @@ READY = re.compile(r"^(?P<name>.+) ready(: (?P<detail>.*))?$")
 CHILD_FLAG = "--until-stdin-closes"
 ERROR = "error: "  # how the one line for people begins
 GUARD = "guard of "  # how a line of a robot's guard begins
+NOTICE = 0.05  # [s] until a signal is noticed that another thread than the main one was given: only that one handles it
 HALT_TIMEOUT = 0.5  # [s] for a service to halt what it moves before it ends in a hurry
 MISTAKE = 2  # exit code of a service that was asked for something impossible
 
@@ -245,7 +246,8 @@ class EndWhenTold:
 
     def wait(self) -> None:
         self._armed = True
-        self._told.wait()
+        while not self._told.is_set():  # `wait` would hold a lock now and then that the signal's handler takes, too
+            time.sleep(NOTICE)
 
     def tell(self) -> None:
         """End, as if by a signal."""
