@@ -29,7 +29,7 @@ from google.protobuf.message_factory import GetMessageClass
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from tiny_services import LINE, UNHURRIED, LineRobot, Walker
+from tiny_services import LINE, UNHURRIED, LineRobot, Walker, wait_until
 
 from skills import robot as robot_service
 from skills import server as skill_service
@@ -37,6 +37,7 @@ from skills.client import RobotClient, SkillClient
 from skills.errors import SkillError
 from skills.library import SkillLibrary
 from skills.robot_folder import default_robot
+from skills.security.lease import LONGEST
 from skills.types import Observation
 from skills.v1 import skills_pb2 as pb
 from skills.wire import messages
@@ -318,8 +319,9 @@ class Host:
             SkillClient(self.addresses["SkillService"]) as skills,
             RobotClient(self.addresses["RobotService"]) as robot,
         ):
+            wait_until(lambda: not robot.info().leased_to, LONGEST + 5)  # what was sent may have leased it
             robot.reset()
-            *_, outcome = robot.execute("pick apple")
+            *_, outcome = robot.execute("pick apple", when_busy="preempt")
             here, _ = robot.observe(["room"])
             assert outcome.steps and len(skills.score([here])) == len(LIBRARY)
         assert self.process.poll() is None

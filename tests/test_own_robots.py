@@ -15,7 +15,7 @@ from running_skill import RunningSkill
 
 from saycan_qt.kitchen.env import KitchenEnv
 from skills.client import RobotClient
-from skills.errors import Busy, DeadlineExceeded
+from skills.errors import Busy
 from skills.library import SkillLibrary
 from skills.robot import serve as serve_robot
 from skills.types import Robot, Status
@@ -71,8 +71,7 @@ def test_a_driver_that_hangs_is_told_to_stop_and_stays_busy_until_it_returns():
         assert arm.stops and running.outcome is None
         with pytest.raises(Busy):
             list(robot.execute("go to home"))
-        with pytest.raises(DeadlineExceeded):
-            robot.observe()  # the driver's one thread is taken
+        assert robot.look().age > 0  # the driver's one thread is taken
         arm.freed.set()
         assert running.wait(20) and running.outcome.status is Status.CANCELED
 

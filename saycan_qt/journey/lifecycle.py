@@ -167,12 +167,12 @@ class Run:
         self.display.clear()
         if not orderly:
             self._stop_robot()
-        if self._lease is not None:
-            wait([in_background(self._lease.close)], 0.5)
             with contextlib.suppress(OSError):  # nobody may read it
                 print(ERROR + " ".join(ending.reason.split()), file=sys.stderr, flush=True)
             for service in self._services:
                 service.end()
+        if self._lease is not None:
+            wait([in_background(self._lease.close)], 0.5)
         success = ending.code == SUCCEEDED
         self.folder.finish(success, ending.reason, ending.ended, ending.judge)
         if self._recorder.frames:
