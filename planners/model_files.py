@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
+
+from skills import files
 
 GIVE = "give a model's folder as published (config.json, tokenizer, .safetensors), or a .gguf file"
 CONFIG = "config.json"
@@ -39,8 +40,8 @@ def _fault_of_folder(folder: Path) -> str | None:
     if not (folder / CONFIG).is_file():
         return f"no {CONFIG} in it, so it is not a language model's folder; {GIVE}"
     try:
-        config = json.loads((folder / CONFIG).read_bytes())
-    except (ValueError, RecursionError):
+        config = files.read_json(folder / CONFIG, files.SMALL)
+    except ValueError:
         config = None
     if not isinstance(config, dict):
         return f"its {CONFIG} is not a JSON object; fetch it again"
@@ -67,7 +68,7 @@ def _fault_of_file(file: Path) -> str | None:
 
 
 def _begins(file: Path, start: bytes) -> bool:
-    with file.open("rb") as opened:
+    with files.opened(file) as opened:
         return opened.read(len(start)) == start
 
 
