@@ -44,8 +44,7 @@ LOST = "lost"  # where the robot never said how it ended
 MOST_FRAMES, MOST_EPISODES, MOST_STEPS = 10**9, 10**6, 10**6  # of a dataset, of one, and of an episode
 MOST_VALUES = 10**8  # in one frame of one feature
 MOST_FILES = 10**9
-MOST_BYTES = 2 * 2**30  # of a Parquet file's columns, inflated
-SPLIT = f"at most {MOST_BYTES:.3g} are read from one file, so write more and smaller ones"
+MOST_BYTES, MOST_LISTED = 2**31, 2**28  # of a Parquet file's columns, inflated; of one that lists episodes or tasks
 WIDTHS = {"BOOLEAN": 1 / 8, "INT64": 8, "DOUBLE": 8, "INT96": 12}  # [bytes] of a value; of a text, of its place
 BATCH, MOST_TEXT = 4096, 10_000  # rows; characters of an instruction
 WIDTH = re.compile(r"0?\d{0,2}d?")  # of a number in a path
@@ -247,10 +246,14 @@ def check_file(path: Path, digest: str | Iterable[str]) -> None:
 
 
 def read_table(
-    path: Path, columns: Iterable[str] | None, optional: Iterable[str] = (), rows: int = MOST_FRAMES
+    path: Path,
+    columns: Iterable[str] | None,
+    optional: Iterable[str] = (),
+    rows: int = MOST_FRAMES,
+    most: int = MOST_BYTES,
 ) -> pa.Table:
-    """Columns (None: all) of a Parquet file of at most so many rows, its page check-sums verified; those of `optional`
-    that it has. A small file may stand for any number of values, so they are counted while it is read."""
+    """Columns (None: all) of a Parquet file of at most so many rows, and bytes once inflated, its page check-sums
+    verified; those of `optional` that it has. A small file may stand for any number of values, so they are counted while it is read."""
     with _parquet(path) as file:
         names = file.schema_arrow.names
         if missing := [name for name in columns or () if name not in names]:
@@ -259,15 +262,16 @@ def read_table(
         size = _inflated(file.metadata, wanted)
         if not 0 <= file.metadata.num_rows <= rows:
             raise DatasetError(f"{path}: {file.metadata.num_rows} rows, at most {rows} are read")
-        if size > MOST_BYTES:
-            raise DatasetError(f"{path}: it inflates to {size:.3g} bytes; {SPLIT}")
+        split = f"at most {most:.3g} are read from one file, so write more and smaller ones"
+        if size > most:
+            raise DatasetError(f"{path}: it inflates to {size:.3g} bytes; {split}")
         batches, held = [], 0
-        together = max(1, min(BATCH, MOST_BYTES // max(1, size)))  # rows, if one text of the file stands in each
+        together = max(1, min(BATCH, most // max(1, size)))  # rows, if one text of the file stands in each
         for batch in file.iter_batches(together, columns=wanted) if wanted else ():
             batches.append(batch)
             held += batch.nbytes
-            if held > MOST_BYTES:
-                raise DatasetError(f"{path}: it inflates to over {MOST_BYTES:.3g} bytes; {SPLIT}")
+            if held > most:
+                raise DatasetError(f"{path}: it inflates to over {most:.3g} bytes; {split}")
         return pa.Table.from_batches(batches).combine_chunks() if batches else file.read(wanted)
 
 

@@ -225,7 +225,7 @@ class Shard:
                 columns = lerobot.read_schema(path).names
                 extra = [column for column in columns if column.startswith(lerobot.INFO_PREFIX)]
                 extra += [key for key in (*self.layout.labels, self.layout.instruction) if key not in LISTED]
-                table = lerobot.read_table(path, needed, extra, lerobot.MOST_EPISODES)
+                table = lerobot.read_table(path, needed, extra, lerobot.MOST_EPISODES, lerobot.MOST_LISTED)
                 for key in needed:
                     _require_numbers(path, table, key)
                 yield name, table.to_pylist()
@@ -347,7 +347,8 @@ class Shard:
         path = self.root / lerobot.TASKS
         if not path.exists():
             return {}
-        table = lerobot.read_table(lerobot.inside(self.root, lerobot.TASKS), None, rows=lerobot.MOST_EPISODES)
+        path, most = lerobot.inside(self.root, lerobot.TASKS), lerobot.MOST_LISTED
+        table = lerobot.read_table(path, None, rows=lerobot.MOST_EPISODES, most=most)
         texts = [f.name for f in table.schema if pa.types.is_string(f.type) or pa.types.is_large_string(f.type)]
         whole = [f.name for f in table.schema if pa.types.is_integer(f.type)]
         if "task_index" not in whole or not texts:

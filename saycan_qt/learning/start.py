@@ -34,6 +34,7 @@ from saycan_qt.networks.backbone import (
 from saycan_qt.networks.efficientnet import EfficientNetConfig
 from saycan_qt.networks.keypoints import TrunkConfig
 from saycan_qt.networks.tokens import ActionTokenizer, TextEncoder, bounds_of
+from skills import files
 from skills.embodiment import Embodiment
 from skills.errors import EmbodimentError
 from skills.robot_folder import default_robot
@@ -265,7 +266,7 @@ def read_bounds(path: Path, embodiment: Embodiment) -> Embodiment:
     """With the lowest and highest action (D,) from a YAML file."""
     names, count = ", ".join(dimension.name for dimension in embodiment.action), len(embodiment.action)
     try:
-        given = yaml.safe_load(path.read_text())
+        given = files.from_yaml(files.read(path))
         low, high = (np.array(given[key], np.float32) for key in ("low", "high"))
     except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError) as error:
         why = " ".join(str(error).split())
