@@ -9,6 +9,7 @@ from skills import files
 
 GIVE = "give a model's folder as published (config.json, tokenizer, .safetensors), or a .gguf file"
 CONFIG = "config.json"
+LAYERS, MOST_LAYERS = ("num_hidden_layers", "n_layer", "num_layers"), 1000
 GGUF = b"GGUF"  # how such a file begins
 POINTER = b"version https://git-lfs"  # how a file begins whose content Git LFS did not fetch
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")  # any of these makes one
@@ -45,6 +46,8 @@ def _fault_of_folder(folder: Path) -> str | None:
         config = None
     if not isinstance(config, dict):
         return f"its {CONFIG} is not a JSON object; fetch it again"
+    if any(isinstance(size, int) and size > MOST_LAYERS for size in map(config.get, LAYERS)):
+        return f"its {CONFIG} asks for more than {MOST_LAYERS} layers"
     if method := quantised(config):
         return (
             f"its weights are quantised ({method}), which is not read here; give the folder of the same model as "

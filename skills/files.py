@@ -26,7 +26,7 @@ SMALL = 2**20  # [bytes] of a file that people write
 MANY = 100_000  # values in one, however often it names them: a list behind an anchor counts wherever it is named
 LONG = 64  # characters of a text that count as one value
 DEEP = 50  # values within values
-JSON_BYTES, JSON_MANY, JSON_DIGITS = 64 * 2**20, 4_000_000, 40  # of what programs write
+JSON_BYTES, JSON_MANY, JSON_DIGITS = 64 * 2**20, 2_000_000, 40  # of what programs write
 LARGEST_WHOLE = 2**63  # whole numbers in YAML are smaller
 KINDS = {
     stat.S_IFDIR: "a folder",

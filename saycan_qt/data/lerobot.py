@@ -42,7 +42,7 @@ INFO_PREFIX = "info/"  # columns of meta/episodes that hold Episode.info
 OUTCOME = "outcome"  # in the info of what robots were recorded doing: a value of skills.types.Status, or
 LOST = "lost"  # where the robot never said how it ended
 MOST_FRAMES, MOST_EPISODES, MOST_STEPS = 10**9, 10**6, 10**6  # of a dataset, of one, and of an episode
-MOST_VALUES = 10**8  # in one frame of one feature
+MOST_FEATURES, MOST_VALUES = 2000, 10**8  # of a frame, and in one of them
 MOST_FILES = 10**9
 MOST_BYTES, MOST_LISTED = 2**31, 2**28  # of a Parquet file's columns, inflated; of one that lists episodes or tasks
 WIDTHS = {"BOOLEAN": 1 / 8, "INT64": 8, "DOUBLE": 8, "INT96": 12}  # [bytes] of a value; of a text, of its place
@@ -218,6 +218,8 @@ def read_info(root: Path) -> dict[str, Any]:
         raise DatasetError(f"{root / INFO}: total_frames is {info['total_frames']!r:.50}, no number of frames")
     if not isinstance(info["features"], dict):
         raise DatasetError(f"{root / INFO}: damaged: its features are no mapping")
+    if len(info["features"]) > MOST_FEATURES:
+        raise DatasetError(f"{root / INFO}: {len(info['features'])} features; at most {MOST_FEATURES} are read")
     for key, feature in info["features"].items():
         if not isinstance(feature, dict) or not {"dtype", "shape"} <= feature.keys():
             raise DatasetError(f"{root / INFO}: damaged: feature {key[:SAID]!r} has no dtype and shape")
@@ -252,8 +254,9 @@ def read_table(
     rows: int = MOST_FRAMES,
     most: int = MOST_BYTES,
 ) -> pa.Table:
-    """Columns (None: all) of a Parquet file of at most so many rows, and bytes once inflated, its page check-sums
-    verified; those of `optional` that it has. A small file may stand for any number of values, so they are counted while it is read."""
+    """Columns (None: all) of a Parquet file, its page check-sums verified; those of `optional` that it has.
+
+    A small file may stand for any number of values, so it is held to `rows`, and to `most` bytes once inflated."""
     with _parquet(path) as file:
         names = file.schema_arrow.names
         if missing := [name for name in columns or () if name not in names]:

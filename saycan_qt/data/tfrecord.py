@@ -19,7 +19,7 @@ from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from saycan_qt.data.lerobot import left_out
 from skills import files
 
-MOST_BYTES = 2**30  # of a record, which is one episode
+MOST_BYTES = 2**29  # of a record, which is one episode
 MASK = 0xA282EAD8
 HEADER = struct.Struct("<QI")
 Proto = descriptor_pb2.FieldDescriptorProto

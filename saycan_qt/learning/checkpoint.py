@@ -218,13 +218,13 @@ def load_training_state(
     config, tensors, _ = load_files(folder)
     if "training" not in config:
         raise CheckpointError(f"{Path(folder) / CONFIG}: a checkpoint, not the state of a training run")
-    training = config["training"]
-    states: dict[int, dict[str, Any]] = {}
-    entries = _below("optimizer/", tensors) | training["scalars"]
-    for path, value in entries.items():
-        index, key = path.split("/", 1)
-        states.setdefault(int(index), {})[key] = value
     try:
+        training = config["training"]
+        states: dict[int, dict[str, Any]] = {}
+        entries = _below("optimizer/", tensors) | training["scalars"]
+        for path, value in entries.items():
+            index, key = path.split("/", 1)
+            states.setdefault(int(index), {})[key] = value
         for name, module in modules.items():
             module.load_state_dict(_below(f"{name}/", tensors))
         optimizer.load_state_dict({"state": states, "param_groups": training["groups"]})
@@ -233,7 +233,7 @@ def load_training_state(
                 generator.set_state(tensors[f"generator/{name}"])
             else:
                 generator.bit_generator.state = training["generators"][name]
-    except (KeyError, ValueError, RuntimeError) as error:
+    except (KeyError, ValueError, RuntimeError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{folder}: the state of a run with other settings: {error}") from error
     return dict(training["position"])
 

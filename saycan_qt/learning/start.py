@@ -207,6 +207,8 @@ def new_network(
     if config.text_model:
         raise ValueError("the small preset's eyes know MiniLM alone; --text-model needs another --preset")
     described, seeing = checkpoint.read(perception)
+    if described.get("algorithm") != checkpoint.PERCEPTION:
+        raise ValueError(f"{perception} has no eyes: it is no checkpoint of `python -m saycan_qt.pretrain`")
     table |= zip(described["texts"], seeing["texts"].numpy(), strict=True)
     return dataclasses.replace(network, encoder=TrunkConfig.from_dict(described["trunk"])), seeing, table
 
