@@ -26,10 +26,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
 
 from planners.model_files import fault
 from planners.weights import WeightsError, file_sha256, language_model_path, quietly
+from skills import files
 
 log = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
+ADAPTER, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+MOST_ADAPTER, MOST_RANK = 2**30, 1024  # [bytes]; a larger one is no adapter
 HEAD_CHUNK = 256  # trie nodes whose logits over the whole vocabulary are held at once
 SUM_CHUNK = 2  # nodes that are normalised at once: few stay in the processor's cache, which halves the head's time
 NEGLIGIBLE = 1e-5  # no affordance makes up for so small a share of the likeliest candidate's probability
@@ -270,16 +273,35 @@ def _load_gguf(path: Path, dtype: torch.dtype) -> tuple[Any, Any]:
 
 def adapted(model: Any, folder: Path) -> Any:
     """The model with an adapter added to its weights: as fast as without. Raises WeightsError."""
-    if not (folder / "adapter_model.safetensors").is_file():  # PEFT would also read a pickle
+    if not (folder / WEIGHTS).is_file():  # PEFT would also read a pickle
         raise WeightsError(f"{folder}: no adapter_model.safetensors in it, so it is not an adapter's folder")
     if not is_whole(folder):
         raise WeightsError(f"{folder}: damaged, its files are not those that {MANIFEST} names")
+    if problem := _fault_of_adapter(folder):
+        raise WeightsError(f"{folder / ADAPTER}: {problem}")
     try:
         with peft() as package:
             tuned = package.PeftModel.from_pretrained(model, str(folder), local_files_only=True)
         return tuned.merge_and_unload().eval()
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         raise WeightsError(f"{folder}: does not fit this language model: {' '.join(str(error).split())}") from error
+
+
+def _fault_of_adapter(folder: Path) -> str:
+    """What keeps an adapter from being built, which is as large as its config says; "" where nothing does."""
+    try:
+        files.check(folder / WEIGHTS, MOST_ADAPTER)
+        config = files.read_json(folder / ADAPTER, files.SMALL)
+        kind, ranks = config["peft_type"], [config["r"], *(config.get("rank_pattern") or {}).values()]
+    except OSError as error:
+        return f"cannot be read: {error.strerror}"
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        return f"damaged: {type(error).__name__}: {error}"
+    if kind != "LORA" or config.get("layer_replication") or config.get("auto_mapping"):
+        return f"{str(kind)[:50]}; LORA alone is read, on the model as it is"
+    if not all(isinstance(rank, int) and 1 <= rank <= MOST_RANK for rank in ranks):
+        return f"a rank of {str(max(ranks, key=str))[:50]}; it is 1 to {MOST_RANK}"
+    return ""
 
 
 @contextmanager
@@ -304,6 +326,6 @@ def seal(folder: Path) -> None:
 def is_whole(folder: Path) -> bool:
     """Are the files of a folder those that `seal` saw?"""
     try:
-        return json.loads((folder / MANIFEST).read_bytes()) == _digests(folder)
-    except (OSError, ValueError, RecursionError):
+        return files.read_json(folder / MANIFEST, files.SMALL) == _digests(folder)
+    except (OSError, ValueError):
         return False

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
+from skills import files
+
 GIVE = "give a model's folder as published (config.json, tokenizer, .safetensors), or a .gguf file"
 CONFIG = "config.json"
+LAYERS, MOST_LAYERS = ("num_hidden_layers", "n_layer", "num_layers"), 1000
 GGUF = b"GGUF"  # how such a file begins
 POINTER = b"version https://git-lfs"  # how a file begins whose content Git LFS did not fetch
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")  # any of these makes one
@@ -39,11 +41,13 @@ def _fault_of_folder(folder: Path) -> str | None:
     if not (folder / CONFIG).is_file():
         return f"no {CONFIG} in it, so it is not a language model's folder; {GIVE}"
     try:
-        config = json.loads((folder / CONFIG).read_bytes())
-    except (ValueError, RecursionError):
+        config = files.read_json(folder / CONFIG, files.SMALL)
+    except ValueError:
         config = None
     if not isinstance(config, dict):
         return f"its {CONFIG} is not a JSON object; fetch it again"
+    if any(isinstance(size, int) and size > MOST_LAYERS for size in map(config.get, LAYERS)):
+        return f"its {CONFIG} asks for more than {MOST_LAYERS} layers"
     if method := quantised(config):
         return (
             f"its weights are quantised ({method}), which is not read here; give the folder of the same model as "
@@ -67,7 +71,7 @@ def _fault_of_file(file: Path) -> str | None:
 
 
 def _begins(file: Path, start: bytes) -> bool:
-    with file.open("rb") as opened:
+    with files.opened(file) as opened:
         return opened.read(len(start)) == start
 
 

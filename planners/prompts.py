@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice, product
+from math import prod
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import yaml
 
-from skills.robot_folder import read_yaml
+from skills import files
+from skills.library import MAX_WORD, placeholders
 from skills.rules import Known
 
+MAX_WORDS, MAX_EXAMPLES = 5000, 100_000  # of a file; more are a mistake in a template
 MASK = "thing"
 NOTHING_SAID = "N/A"
 SAME = 0.93  # cosine from which an example says what the instruction says
@@ -42,10 +45,10 @@ class ExamplesError(ValueError):
 
 def _document(path: Path) -> dict[str, Any]:
     try:
-        document = read_yaml(path.read_text(encoding="utf-8"))
+        document = files.from_yaml(files.read(path))
     except OSError as error:
         raise ExamplesError(f"{path}: cannot be read: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except yaml.YAMLError as error:
         raise ExamplesError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
     if document is None:
         return {}
@@ -59,6 +62,8 @@ def load_words(path: Path) -> dict[str, list]:
     words = _document(path).get("words") or {}
     if not isinstance(words, dict) or not all(isinstance(values, list) for values in words.values()):
         raise ExamplesError(f"{path}: `words` are lists with names, such as `thing: [cup, plate]`")
+    if many := next((name for name, values in words.items() if len(values) > MAX_WORDS), None):
+        raise ExamplesError(f"{path}: `words` has {len(words[many])} of {many!r}, at most {MAX_WORDS} are read")
     return words
 
 
@@ -68,16 +73,27 @@ def load_examples(path: Path) -> list[Example]:
     found: list[Example] = []
     for number, entry in enumerate(entries if isinstance(entries, list) else [entries], 1):
         try:
+            for text in (*entry["say"], *entry["plan"]):
+                placeholders(text)
             found += [
-                Example(said.format(**filling), tuple(step.format(**filling) for step in entry["plan"]))
+                Example(_filled(said, filling), tuple(_filled(step, filling) for step in entry["plan"]))
                 for said in entry["say"]
                 for filling in _fillings(entry, words)
             ]
+            if len(found) > MAX_EXAMPLES:
+                raise ValueError(f"it brings the examples above {MAX_EXAMPLES}")
         except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
             reason = f"nothing fills {error}" if isinstance(error, KeyError) else str(error)
             hint = "an entry has `plan` and `say`, both lists of text, and a line for each {slot}"
             raise ExamplesError(f"{path}: entry {number} of `examples`: {reason}; {hint}") from None
     return found
+
+
+def _filled(template: str, filling: Mapping[str, Any]) -> str:
+    text = template.format(**filling)
+    if len(text) > MAX_WORD or not text.isprintable():
+        raise ValueError(f"{text[:100]!r} is above {MAX_WORD} characters, or cannot be read")
+    return text
 
 
 def _fillings(entry: dict[str, Any], words: dict[str, list]) -> list[dict[str, str]]:
@@ -92,6 +108,8 @@ def _fillings(entry: dict[str, Any], words: dict[str, list]) -> list[dict[str, s
         keys = [name.strip() for name in names.split(",")]
         rows = [value if isinstance(value, list) else [value] for value in values]
         per_slot.append([dict(zip(keys, row, strict=True)) for row in rows])
+    if (many := prod(map(len, per_slot)) * len(entry["say"]) * max(1, len(entry["plan"]))) > MAX_EXAMPLES:
+        raise ValueError(f"{many} steps come of it, at most {MAX_EXAMPLES} are read")
     return [{k: v for part in parts for k, v in part.items()} for parts in product(*per_slot)]
 
 

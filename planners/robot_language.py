@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from planners.prompts import Example, ExamplesError, Prompt, TextEmbedder, load_examples, load_words
-from skills.library import Skill, SkillLibrary
+from skills.library import MAX_COMPARED, Skill, SkillLibrary
 from skills.robot_folder import RobotFolder
 
 EXAMPLES, ADAPTER = "examples.yaml", "adapter"  # in a robot's folder
@@ -63,7 +63,7 @@ def _check(examples: Iterable[Example], texts: list[str], file: Path) -> None:
     for example in examples:
         for step in example.plan:
             if step not in known:
-                near = difflib.get_close_matches(step, texts, 1)
+                near = difflib.get_close_matches(step, texts[:MAX_COMPARED], 1)
                 hint = f"; did you mean {near[0]!r}?" if near else ""
                 raise ExamplesError(f"{file}: the plan for {example.instruction!r} has {step!r}, no skill's text{hint}")
 

@@ -17,6 +17,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from skills import files
+
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
@@ -111,7 +113,7 @@ def quietly() -> Iterator[None]:
 
 
 def file_sha256(path: Path) -> str:
-    with path.open("rb") as file:
+    with files.opened(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

@@ -12,12 +12,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
+from skills import files
+
 
 def sha256(data: bytes | Path) -> str:
-    """Hex digest of bytes, or of a file's content."""
+    """Hex digest of bytes, or of a regular file's content; OSError for any other."""
     if isinstance(data, bytes):
         return hashlib.sha256(data).hexdigest()
-    with data.open("rb") as file:
+    with files.opened(data) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -91,9 +93,11 @@ def sync(path: Path) -> None:
 
 
 def lock(path: Path, wait: bool) -> IO[str]:
-    """An exclusive lock, held until the returned file is closed or the process dies. BlockingIOError if not `wait`."""
+    """An exclusive lock, held until the returned file is closed or the process dies. BlockingIOError if not `wait`.
+    Somebody else's link or pipe of that name is an OSError: it is neither followed nor waited for."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    file = path.open("w")
+    careful = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+    file = os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | careful, 0o666), "w")
     try:
         import fcntl
     except ImportError:  # Windows: two writers are not kept apart

@@ -173,7 +173,7 @@ def main(arguments: list[str] | None = None) -> int:
     }
     try:
         return dispatch("python -m saycan_qt.collect", __doc__, commands, arguments)
-    except (ValueError, DatasetError) as error:
+    except (ValueError, OSError, DatasetError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
 

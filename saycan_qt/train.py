@@ -56,6 +56,7 @@ from saycan_qt.learning.start import (
     require_returns,
 )
 from saycan_qt.options import called, require, require_share
+from skills import files
 from skills.errors import SkillError
 
 log = logging.getLogger(__name__)
@@ -104,7 +105,9 @@ def remember(config: TrainConfig, kind: str, digest: str) -> None:
     described = json.loads(json.dumps(described, default=str))
     path = config.out / "config.json"
     if path.exists() and checkpoint.exists(config.out / STATE):
-        before: dict[str, Any] = json.loads(path.read_text())
+        before: dict[str, Any] = files.read_json(path)
+        if not isinstance(before, dict):
+            raise ValueError(f"{path}: damaged: not a JSON object")
         before.setdefault("algorithm", before.get("q", before.get("rt1")))  # older runs call it so
         before.get("batches", {}).setdefault("unfinished", False)  # and had no such episodes
         before = {"rate": 0.0, "success": "", "cache": None} | before

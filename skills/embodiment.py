@@ -34,7 +34,11 @@ Kind = Literal["delta", "absolute", "fraction", "terminate"]
 TERMINATE_THRESHOLD = 0.5  # a terminate dimension above it ends the skill
 MAX_SECONDS = 30.0  # of a skill, where nobody says
 LARGEST = 10_000  # numbers of a state or an action; more are a mistake
-MAX_SIDE = 4096  # [pixels]
+MAX_SIDE, MAX_CAMERAS, MAX_PIXELS = 4096, 64, 2**26  # [pixels] of a camera's side, and of all cameras together
+MAX_NUMBER = 1e19  # of a measurement or an action, nanoseconds since 1970 included; its square is finite in float32
+MAX_NAME = 1000  # characters of a camera's or a number's name
+LEAST_HZ, MOST_HZ = 1e-3, 10_000  # [Hz]
+MOST_SECONDS = 1e9  # of a skill; that is for ever
 CLOSE = 1e-6  # relative; bounds that differ by less are the same
 PROPORTIONS = 0.02  # relative; images whose sides differ by less are only of another size
 
@@ -88,8 +92,8 @@ class Embodiment:
             _refuse("cameras", "it has neither a camera nor a state, so that a policy would see nothing")
         for what, parts in (("cameras", self.cameras), ("state", self.state), ("action", self.action)):
             names = [part.name for part in parts]
-            if len(names) > LARGEST:
-                _refuse(what, f"{len(names)} of them; at most {LARGEST}")
+            if len(names) > (most := MAX_CAMERAS if what == "cameras" else LARGEST):
+                _refuse(what, f"{len(names)} of them; at most {most}")
             if twice := next((name for name, times in Counter(names).items() if times > 1), None):
                 _refuse(what, f"{twice!r} stands there twice")
             if unnamed := [number for number, name in enumerate(names) if not name or not name.isprintable()]:
@@ -99,6 +103,8 @@ class Embodiment:
                 _refuse(
                     f"cameras: {camera.name}", f"{camera.height} x {camera.width} pixels; each side is 1 to {MAX_SIDE}"
                 )
+        if (pixels := sum(camera.height * camera.width for camera in self.cameras)) > MAX_PIXELS:
+            _refuse("cameras", f"{pixels} pixels together; at most {MAX_PIXELS}")
         ends = [dimension.name for dimension in self.action if dimension.kind == "terminate"]
         if len(ends) > 1:
             _refuse("action", f"{ends[0]!r} and {ends[1]!r} both terminate; one at most")
@@ -107,12 +113,14 @@ class Embodiment:
                 _refuse(f"action: {dimension.name}", f"kind {dimension.kind!r}; there are {', '.join(get_args(Kind))}")
             if not (math.isfinite(dimension.low) and math.isfinite(dimension.high) and dimension.low < dimension.high):
                 _refuse(f"action: {dimension.name}", f"low {dimension.low:g} must be below high {dimension.high:g}")
+            if max(abs(dimension.low), abs(dimension.high)) > MAX_NUMBER:
+                _refuse(f"action: {dimension.name}", f"{dimension.low:g} to {dimension.high:g} is no robot's range")
             if dimension.kind in ("fraction", "terminate") and (dimension.low < 0 or dimension.high > 1):
                 _refuse(f"action: {dimension.name}", f"a {dimension.kind} lies within 0 to 1")
-        if not (math.isfinite(self.control_hz) and 0 <= self.control_hz <= 10_000):
+        if self.control_hz and not LEAST_HZ <= self.control_hz <= MOST_HZ:  # a NaN is not, either
             _refuse("control_hz", f"{self.control_hz:g}; give actions a second, or leave it out")
-        if not (math.isfinite(self.max_seconds) and self.max_seconds > 0):
-            _refuse("max_seconds", f"{self.max_seconds:g}; give seconds above 0")
+        if not 0 < self.max_seconds <= MOST_SECONDS:  # a NaN is not, either
+            _refuse("max_seconds", f"{self.max_seconds:g}; give seconds above 0, at most {MOST_SECONDS:g}")
         if not 1 <= self.history <= 64:
             _refuse("history", f"{self.history}; a policy sees 1 to 64 observations")
 
@@ -266,25 +274,29 @@ def _mapping(given: Any, what: str, keys: Sequence[str]) -> dict[str, Any]:
     if not isinstance(given, Mapping):
         _refuse(what, f"it must be `key: value` lines, not {given!r}"[:200])
     if unknown := [key for key in given if key not in keys]:
-        _refuse(what, f"no key {unknown[0]!r}; it may have: {', '.join(keys)}")
+        _refuse(what, f"no key {str(unknown[0])[:50]!r}; it may have: {', '.join(keys)}")
     return dict(given)
 
 
 def _number(given: Any, what: str) -> float:
     if isinstance(given, bool) or not isinstance(given, int | float):
-        _refuse(what, f"{given!r} is no number")
+        _refuse(what, f"{str(given)[:50]!r} is no number")
+    if isinstance(given, int) and abs(given) > MAX_NUMBER:  # of which Python makes no float from 10**309 on
+        _refuse(what, "it has too many digits")
     return float(given)
 
 
 def _whole(given: Any, what: str) -> int:
     if isinstance(given, bool) or not isinstance(given, int):
-        _refuse(what, f"{given!r} is no whole number")
+        _refuse(what, f"{str(given)[:50]!r} is no whole number")
+    if abs(given) > MAX_NUMBER:
+        _refuse(what, "it has too many digits")
     return given
 
 
 def _text(given: Any, what: str) -> str:
     if not isinstance(given, str):
-        _refuse(what, f"{given!r} is no text")
+        _refuse(what, f"{str(given)[:50]!r} is no text")
     return given
 
 
@@ -304,6 +316,8 @@ def _parts(found: Mapping[str, Any], what: str, fields: Mapping[str, Any]) -> li
     for entry in given:
         part = _mapping(entry, what, ("name", *fields))
         name = _text(part.pop("name", ""), f"{what}: name")
+        if len(name) > MAX_NAME:
+            _refuse(what, f"a name of {len(name)} characters; at most {MAX_NAME}")
         parts.append(
             {"name": name, **{key: fields[key](value, f"{what}: {name}: {key}") for key, value in part.items()}}
         )
@@ -328,4 +342,4 @@ def _short(part: Any, what: str, name: Any) -> dict[str, Any]:
             return {}
         case "action", [low, high]:
             return {"low": low, "high": high}
-    _refuse(f"{what}: {name}", f"{part!r} does not say what it is")
+    _refuse(f"{what}: {str(name)[:50]}", f"{str(part)[:50]!r} does not say what it is")

@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import difflib
 import itertools
+import math
 import string
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -32,12 +33,15 @@ from typing import NoReturn, overload
 
 import yaml
 
+from skills import files
 from skills.errors import LibraryError, UnknownSkill
 from skills.rules import ALWAYS_SAID, KEYS, NOT, VALUE, Case, Condition, Rule
 
 KITCHEN = Path(__file__).parent / "kitchen" / "skills.yaml"
 MAX_SKILLS = 100_000  # a library larger than this is a mistake in a template
 MAX_SAID = 100  # [characters] of an unknown name that are compared and repeated
+MAX_WORD = 1000  # [characters] of a skill's name or text and of what fills it: as many as travel
+MAX_COMPARED = 2000  # names among which the nearest is looked for
 FAMILY_KEYS = ("name", "text", "learned", "pairs", "when")
 
 
@@ -92,8 +96,7 @@ class SkillLibrary(Sequence[Skill]):
             return self._by_name[key]
         except KeyError:
             key = key[:MAX_SAID]
-            nearest = difflib.get_close_matches(key, self._by_name, n=1, cutoff=0.0)
-            hint = f"did you mean {nearest[0]!r}?" if nearest else "the library is empty"
+            hint = f"did you mean {nearest(key, self._by_name)!r}?" if self._by_name else "the library is empty"
             raise UnknownSkill(f"no skill {key!r} among {len(self)}; {hint}") from None
 
     def __repr__(self) -> str:
@@ -117,19 +120,35 @@ class SkillLibrary(Sequence[Skill]):
         return self.values("object")
 
 
+def nearest(name: str, names: Iterable[str]) -> str:
+    """The most alike of names, the first of them at least: to compare takes a while."""
+    compared = [one[:MAX_SAID] for one in itertools.islice(names, MAX_COMPARED)]
+    return difflib.get_close_matches(name[:MAX_SAID], compared, n=1, cutoff=0.0)[0]
+
+
+def placeholders(template: str) -> list[str]:
+    """The slots of a template such as "pick {object}", in order, each once. Raises ValueError for a slot that is no
+    plain word: str.format would also follow attributes, and fill up to any width."""
+    parts = list(string.Formatter().parse(template))
+    for _, slot, spec, conversion in parts:
+        if slot is not None and (not slot.isidentifier() or spec or conversion):
+            raise ValueError("a placeholder is a plain word in braces, such as {object}")
+    return list(dict.fromkeys(slot for _, slot, _, _ in parts if slot is not None))
+
+
 # Reading: yaml.compose keeps each node's line, so every complaint can point at its cause.
 
 
 def _read(path: Path) -> list[Skill]:
     try:
-        root = yaml.compose(path.read_bytes(), Loader=yaml.SafeLoader)
+        root = files.compose_yaml(files.read(path))
     except OSError as error:
         raise LibraryError(f"{path}: cannot be read: {error.strerror}") from None
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = f":{mark.line + 1}" if mark else ""
         raise LibraryError(f"{path}{line}: not YAML: {error.problem or error.context}") from None
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+    except yaml.YAMLError as error:
         raise LibraryError(f"{path}: not YAML: {str(error).splitlines()[0]}") from None
     if root is None:
         raise LibraryError(f"{path}:1: the file is empty; it needs `families`")
@@ -176,17 +195,22 @@ class _Reader:
         learned = self.truth(keys["learned"]) if "learned" in keys else True
         rule = self.rule(keys["when"], slots) if "when" in keys else None
         if "pairs" in keys:
-            combinations: Iterable[Sequence[str]] = self.pairs(keys["pairs"], slots, lists)
+            known = {name: dict.fromkeys(words) for name, words in lists.items()}
+            combinations: Iterable[Sequence[str]] = self.pairs(keys["pairs"], slots, known)
         else:
             for slot in slots:
                 if slot not in lists:
-                    self.refuse(
-                        keys["name"], f"no list {slot!r} for {{{slot}}}; there are: {', '.join(lists) or 'none'}"
-                    )
+                    there = ", ".join(itertools.islice(lists, 20)) or "none"
+                    self.refuse(keys["name"], f"no list {slot!r} for {{{slot}}}; there are: {there}")
+            if (many := math.prod(len(lists[slot]) for slot in slots)) > MAX_SKILLS:
+                self.refuse(keys["name"], f"family {family!r} would be {many} skills, at most {MAX_SKILLS} are read")
             combinations = itertools.product(*(lists[slot] for slot in slots))
         for values in combinations:
             arguments = dict(zip(slots, values, strict=True))
-            yield Skill(name.format(**arguments), family, text.format(**arguments), arguments, learned, rule)
+            named, said = name.format(**arguments), text.format(**arguments)
+            if max(len(named), len(said)) > MAX_WORD:
+                self.refuse(node, f"family {family!r} makes a name or text above {MAX_WORD} characters")
+            yield Skill(named, family, said, arguments, learned, rule)
 
     def rule(self, node: yaml.Node, slots: Sequence[str]) -> Rule:
         cases = node.value if isinstance(node, yaml.SequenceNode) and node.value else [node]
@@ -229,16 +253,11 @@ class _Reader:
         """A template and its placeholders in order."""
         template = self.word(node, "a template")
         try:
-            parts = list(string.Formatter().parse(template))
+            return template, placeholders(template)
         except ValueError as error:
-            self.refuse(node, f"{template!r}: {error}")
-        slots = [slot for _, slot, _, _ in parts if slot is not None]
-        for _, slot, spec, conversion in parts:
-            if slot is not None and (not slot.isidentifier() or spec or conversion):
-                self.refuse(node, f"{template!r}: a placeholder is a plain word in braces, such as {{object}}")
-        return template, list(dict.fromkeys(slots))
+            self.refuse(node, f"{template[:MAX_SAID]!r}: {error}")
 
-    def pairs(self, node: yaml.Node, slots: list[str], lists: Mapping[str, list[str]]) -> Iterator[list[str]]:
+    def pairs(self, node: yaml.Node, slots: list[str], lists: Mapping[str, Iterable[str]]) -> Iterator[list[str]]:
         if not isinstance(node, yaml.SequenceNode) or not node.value:
             self.refuse(node, "`pairs` must be a list of combinations that is not empty")
         for item in node.value:
@@ -249,8 +268,9 @@ class _Reader:
                 # {target} has no list of its own: it is an object too
                 allowed = lists.get(slot, lists.get("object"))
                 if allowed is not None and value not in allowed:
-                    nearest = difflib.get_close_matches(value, allowed, n=1, cutoff=0.0)[0]
-                    self.refuse(value_node, f"{value!r} is in no list; did you mean {nearest!r}?")
+                    self.refuse(
+                        value_node, f"{value[:MAX_SAID]!r} is in no list; did you mean {nearest(value, allowed)!r}?"
+                    )
             yield values
 
     def mapping(self, node: yaml.Node, what: str, allowed: Sequence[str] = ()) -> dict[str, yaml.Node]:
@@ -270,11 +290,13 @@ class _Reader:
         if not isinstance(node, yaml.SequenceNode) or not node.value:
             self.refuse(node, f"{what} must be a list of words that is not empty")
         words: list[str] = []
+        seen: set[str] = set()
         for item in node.value:
             word = self.word(item, f"an entry of {what}")
-            if distinct and word in words:
-                self.refuse(item, f"{what} has {word!r} twice")
+            if distinct and word in seen:
+                self.refuse(item, f"{what} has {word[:MAX_SAID]!r} twice")
             words.append(word)
+            seen.add(word)
         return words
 
     def word(self, node: yaml.Node, what: str) -> str:
@@ -283,6 +305,10 @@ class _Reader:
         word = " ".join(node.value.split())
         if not word:
             self.refuse(node, f"{what} is empty")
+        if len(word) > MAX_WORD:
+            self.refuse(node, f"{what} has {len(word)} characters; at most {MAX_WORD}")
+        if not word.isprintable():
+            self.refuse(node, f"{what} has a character that cannot be read: {word[:MAX_SAID]!r}")
         return word
 
     def truth(self, node: yaml.Node) -> bool:

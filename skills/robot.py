@@ -65,8 +65,10 @@ log = logging.getLogger(__name__)
 SERVICE = pb.DESCRIPTOR.services_by_name["RobotService"].full_name
 GOALS_REMEMBERED = 10_000  # whose ids are refused a second time, and whose results can be asked for
 MAX_VIEWS = 8
+NO_THREAD = "the robot's computer has no thread left for a goal"
 MAX_ASIDES = 4  # questions at one time that may take long: judging an instruction, previewing a goal
 MARGIN = 0.2  # [s] before a call's deadline in which it is told why its goal was not begun
+MAX_REQUEST = 64 * 2**10  # [bytes]; a robot is told little, and answers with images
 URGENT = ("Stop", "CancelSkill")  # with threads of their own: they work while all others wait for the robot
 
 
@@ -301,7 +303,10 @@ class RobotServicer(skills_pb2_grpc.RobotServiceServicer):
 
     def _begin(self, place: Place, skill: Skill, views: Sequence[str]) -> Goal:
         """Its turn has come: from now on the goal has a thread of its own."""
-        goal = Goal(place.goal_id, skill, views, self._robot, self._guard)
+        try:
+            goal = Goal(place.goal_id, skill, views, self._robot, self._guard)
+        except RuntimeError:
+            raise Unavailable(NO_THREAD) from None
         with suppress(ServerFault):  # where it was canceled meanwhile; it is in the log
             place.begin(goal)
         within = contextvars.copy_context().run  # the call's span
@@ -310,7 +315,7 @@ class RobotServicer(skills_pb2_grpc.RobotServiceServicer):
             thread.start()
         except RuntimeError:
             goal.end()
-            raise Unavailable("the robot's computer has no thread left for a goal") from None
+            raise Unavailable(NO_THREAD) from None
         return goal
 
     def _end(self, place: Place, result: pb.Outcome) -> None:
@@ -420,7 +425,16 @@ def serve(
         pulse.close()
 
     try:
-        server = RobotServer(add, SERVICE, address, on_stop=close, access=access, urgent=URGENT, watcher=watcher)
+        server = RobotServer(
+            add,
+            SERVICE,
+            address,
+            on_stop=close,
+            access=access,
+            urgent=URGENT,
+            watcher=watcher,
+            max_message=MAX_REQUEST,
+        )
     except BaseException:
         close()
         raise

@@ -28,9 +28,10 @@ from typing import Any
 
 import yaml
 
+from skills import files
 from skills.embodiment import Embodiment
 from skills.errors import EmbodimentError
-from skills.library import SkillLibrary
+from skills.library import MAX_WORD, SkillLibrary
 from skills.rules import ALWAYS
 
 KITCHEN = Path(__file__).with_name("kitchen")  # the one that ships
@@ -59,13 +60,13 @@ class RobotFolder:
         """Reads robot.yaml. Raises EmbodimentError, which names the file."""
         file = path / ROBOT
         try:
-            given = read_yaml(file.read_text(encoding="utf-8"))
+            given = files.from_yaml(files.read(file))
         except (FileNotFoundError, NotADirectoryError):
             hint = "" if path.exists() else f"; `python -m saycan_qt.new {path}` makes one"
             raise EmbodimentError(f"{path}: no {ROBOT} in it, so it is not a robot's folder{hint}") from None
         except OSError as error:
             raise EmbodimentError(f"{file}: cannot be read: {error.strerror}") from None
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
+        except yaml.YAMLError as error:
             raise EmbodimentError(f"{file}: not YAML: {' '.join(str(error).split())}") from None
         if not isinstance(given, Mapping):
             raise EmbodimentError(f"{file}: it must be `key: value` lines")
@@ -193,33 +194,12 @@ def robot_of(folder: Path | None) -> RobotFolder:
     return default_robot() if folder is None else RobotFolder.load(folder)
 
 
-class _Once(yaml.SafeLoader):
-    """Refuses a key that stands twice, of which YAML would keep the last without a word."""
-
-
-def _mapping_once(loader: _Once, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-    seen: set[str] = set()
-    for key, _ in node.value:
-        if isinstance(key, yaml.ScalarNode):
-            if key.value in seen and key.tag != "tag:yaml.org,2002:merge":
-                raise yaml.YAMLError(f"line {key.start_mark.line + 1}: {key.value!r} stands there twice")
-            seen.add(key.value)
-    loader.flatten_mapping(node)
-    return loader.construct_mapping(node, deep=True)
-
-
-_Once.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping_once)
-
-
-def read_yaml(text: str) -> Any:
-    """As yaml.safe_load reads it, but for keys that stand twice. Raises yaml.YAMLError."""
-    return yaml.load(text, _Once)
-
-
 def _text(given: Mapping[str, Any], key: str, file: Path) -> str:
     value = given.get(key) or ""
     if not isinstance(value, str):
-        raise EmbodimentError(f"{file}: {key}: {value!r} is no text")
+        raise EmbodimentError(f"{file}: {key}: {str(value)[:100]!r} is no text")
+    if len(value) > MAX_WORD or not value.replace("\n", " ").isprintable():
+        raise EmbodimentError(f"{file}: {key}: {value[:100]!r} is above {MAX_WORD} characters, or cannot be read")
     return value
 
 

@@ -63,6 +63,7 @@ log = logging.getLogger(__name__)
 
 SERVICE = pb.DESCRIPTOR.services_by_name["SkillService"].full_name
 CONTROL_HISTORY = 16  # [observations] that a control stream remembers; an actor uses the last ones it needs
+LARGE = ("ScoreSkills", "PreviewSkill")  # whose requests hold images
 ACTIONS, VALUES = "actions", "values"  # what the models compute
 
 SPARE_THREADS = 16  # beyond those of streams and scorings: for health checks, and for saying no
@@ -402,6 +403,7 @@ def serve(
     access: Access | None = None,  # who may call; None: whoever reaches a loopback address
     watcher: Watcher = NOBODY,  # is told of calls and batches
     recorder: Recorder | None = None,  # keeps what robots do
+    compression: bool = False,  # take compressed requests, of which a few bytes may hold any number
 ) -> Server:
     """A running skill server; port 0 takes a free port, `.address` says which."""
     if models is None:
@@ -417,5 +419,14 @@ def serve(
 
     threads = limits.streams + limits.scorings + SPARE_THREADS
     return Server(
-        add, SERVICE, address, on_stop=servicer.close, ready=ready, threads=threads, access=access, watcher=watcher
+        add,
+        SERVICE,
+        address,
+        on_stop=servicer.close,
+        ready=ready,
+        threads=threads,
+        access=access,
+        watcher=watcher,
+        large=LARGE,
+        compression=compression,
     )

@@ -99,6 +99,10 @@ def test_a_policy_is_built_by_its_algorithm(folder, monkeypatch):
             policy.load_state_dict({"weight": tensors["weight"]})
             return policy
 
+        @classmethod
+        def require_fit(cls, config, shapes):
+            assert shapes["weight"] == (3, 2)
+
     monkeypatch.setattr("saycan_qt.learning.algorithms.ALGORITHMS", {"q-transformer": Algorithm}, raising=False)
     assert torch.equal(checkpoint.load(folder, device="cpu").weight, torch.arange(6.0).reshape(2, 3).T)
 

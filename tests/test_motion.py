@@ -388,6 +388,7 @@ def test_a_client_whose_connection_is_cut_leaves_the_robot_stopped_and_free(serv
     assert client.result(execution.goal_id).status is Status.CANCELED
     assert not robot.moving.is_set() and robot.applied < 45
     again = client.execute("pick apple")
+    wait_until(lambda: client.info().executing == again.goal_id)
     assert client.result(again.goal_id) is None and outcome_of(again) == client.result(again.goal_id)
 
 

@@ -24,6 +24,7 @@ from saycan_qt.data.layout.mapping import ColumnMapping
 from saycan_qt.data.layout.settle import without
 from saycan_qt.data.lerobot import DatasetError
 from saycan_qt.data.reader import Quarantined
+from skills import files
 from skills.embodiment import ActionDimension, Embodiment
 from skills.robot_folder import default_robot
 
@@ -32,6 +33,7 @@ log = logging.getLogger(__name__)
 CACHE_VERSION = 2
 QUARANTINED = "quarantined.json"  # beside the cache, for people
 NUMBERS = ("states", "actions", "rewards")  # one row a frame
+EACH = ("frame_episode", "episode_start", "episode_task", "success", "truncated")  # one number a frame or an episode
 SEEN = (slice(None), slice(None, None, 4), slice(None, None, 4))  # of a camera's frames, to find out if it is constant
 NOISE, BLACK = 3, 8  # of 255, that coding adds to a constant picture, and to a black one
 NARROW = 1e-3  # half the range of a dimension that never changes, relative or absolute
@@ -57,7 +59,7 @@ def cache_folder(home: Path, digest: str) -> Path:
 def read_index(folder: Path, digest: str) -> dict[str, Any] | None:
     """None where there is no whole cache of this version."""
     try:
-        index: dict[str, Any] = json.loads((folder / "index.json").read_bytes())
+        index: dict[str, Any] = files.read_json(folder / "index.json")
         return index if (index["digest"], index["version"]) == (digest, CACHE_VERSION) else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
@@ -67,7 +69,8 @@ def arrays(folder: Path, index: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """All but the cameras'. "c": writable without touching the file, so that torch takes it as it is.
 
     Raises ValueError, OSError or KeyError for a damaged cache."""
-    return {name: _map(folder / f"{name}.bin", dtype, shape, "c") for name, (dtype, shape) in index["arrays"].items()}
+    kept = {name: index["arrays"][name] for name in (*NUMBERS, *EACH)}
+    return {name: _map(folder / f"{name}.bin", dtype, shape, "c") for name, (dtype, shape) in kept.items()}
 
 
 def cameras(folder: Path, index: Mapping[str, Any]) -> dict[str, np.ndarray]:
@@ -82,7 +85,7 @@ def image_files(names: Sequence[str]) -> dict[str, str]:
 
 
 def _map(path: Path, dtype: str, shape: Sequence[int], mode: Any) -> np.ndarray:
-    if path.stat().st_size != np.dtype(dtype).itemsize * int(np.prod(shape)):
+    if files.check(path) != np.dtype(dtype).itemsize * int(np.prod(shape)):
         raise ValueError(f"{path} is damaged")
     return np.memmap(path, dtype, mode, shape=tuple(shape)) if np.prod(shape) else np.zeros(shape, dtype)
 
@@ -281,14 +284,14 @@ def remove_stale(folder: Path) -> None:
     """Caches of the same datasets, mapping and rate when the content was another."""
 
     def source(index: Path) -> tuple[Any, Any, Any]:
-        value = json.loads(index.read_bytes())
+        value = files.read_json(index)
         return value["roots"], value.get("mapping", {}), value.get("rate")
 
     mine = source(folder / "index.json")
     for index in folder.parent.glob("frames-*/index.json"):
         try:
             stale = index.parent != folder and source(index) == mine
-        except (OSError, ValueError, KeyError):
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
             stale = True
         if stale:
             shutil.rmtree(index.parent, ignore_errors=True)

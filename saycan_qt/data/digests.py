@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from saycan_qt import atomic
+from skills import files
 
 
 class NotedDigests:
@@ -14,7 +14,7 @@ class NotedDigests:
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
-            noted = json.loads(path.read_bytes())
+            noted = files.read_json(path)
             self._noted: dict[str, list[int | str]] = noted if isinstance(noted, dict) else {}
         except (OSError, ValueError):
             self._noted = {}
@@ -24,8 +24,8 @@ class NotedDigests:
     def sha256(self, path: Path) -> str:
         status = path.stat()
         key, state = str(path.resolve()), [status.st_size, status.st_mtime_ns]
-        noted = self._noted.get(key, [])
-        if noted[:2] == state and len(noted) == 3:
+        noted = self._noted.get(key)
+        if isinstance(noted, list) and noted[:2] == state and len(noted) == 3:
             self.trusted = True
             return str(noted[2])
         digest = atomic.sha256(path)

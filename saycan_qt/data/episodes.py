@@ -21,7 +21,6 @@ from typing import IO, Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from saycan_qt import atomic
 from saycan_qt.data import cache as caches
@@ -35,6 +34,7 @@ from saycan_qt.data.lerobot import DatasetError, Episode
 from saycan_qt.data.reader import Quarantined
 from saycan_qt.data.writer import EpisodeWriter
 from skills.embodiment import Embodiment
+from skills.errors import EmbodimentError
 from skills.types import Status
 
 __all__ = [
@@ -160,7 +160,7 @@ class EpisodeDataset:
 
     @cached_property
     def _infos(self) -> pa.Table:
-        return pq.read_table(self._folder / "info.parquet")
+        return lerobot.read_table(self._folder / "info.parquet", None)
 
     def frames(self, episode: int) -> slice:
         return slice(int(self.episode_start[episode]), int(self.episode_start[episode + 1]))
@@ -206,7 +206,7 @@ class EpisodeDataset:
             self.embodiment = Embodiment.parse(index["embodiment"], str(self._folder))
             self.tasks, self.warnings = index["tasks"], index["warnings"]
             self.quarantined = [Quarantined(**entry) for entry in index["quarantined"]]
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, EmbodimentError):
             return False
         self.images = next(iter(self.cameras.values()), np.zeros((self.num_frames, 0, 0, 3), np.uint8))
         return True

@@ -10,12 +10,16 @@ videos/<image>/chunk-000/file-000.mp4         or the images of a camera and a da
 
 from __future__ import annotations
 
+import contextlib
 import json
+import math
+import re
 import struct
 import zlib
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from string import Formatter
 from typing import Any
 
 import numpy as np
@@ -23,7 +27,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from saycan_qt import atomic
-from skills.embodiment import Embodiment
+from skills import files
+from skills.embodiment import LEAST_HZ, MAX_NUMBER, MOST_HZ, Embodiment
 
 VERSION = "v3.0"
 IMAGES, STATE, ACTION = "observation.images.", "observation.state", "action"
@@ -36,6 +41,14 @@ CHUNK_FILES = 1000  # files in one chunk folder
 INFO_PREFIX = "info/"  # columns of meta/episodes that hold Episode.info
 OUTCOME = "outcome"  # in the info of what robots were recorded doing: a value of skills.types.Status, or
 LOST = "lost"  # where the robot never said how it ended
+MOST_FRAMES, MOST_EPISODES, MOST_STEPS = 10**9, 10**6, 10**6  # of a dataset, of one, and of an episode
+MOST_FEATURES, MOST_VALUES = 2000, 10**8  # of a frame, and in one of them
+MOST_FILES = 10**9
+MOST_BYTES, MOST_LISTED = 2**31, 2**28  # of a Parquet file's columns, inflated; of one that lists episodes or tasks
+WIDTHS = {"BOOLEAN": 1 / 8, "INT64": 8, "DOUBLE": 8, "INT96": 12}  # [bytes] of a value; of a text, of its place
+BATCH, MOST_TEXT = 4096, 10_000  # rows; characters of an instruction
+WIDTH = re.compile(r"0?\d{0,2}d?")  # of a number in a path
+SAID = 300  # [characters] of what a file holds that are repeated
 POINTER = b"version https://git-lfs.github.com/spec/"  # how a file begins that Git left out
 
 
@@ -89,15 +102,57 @@ class Episode:
                 return f"{name} have shape {vectors.shape}, not ({length}, D)"
             if not np.isfinite(vectors).all():
                 return f"{name} are not finite at step {int(np.flatnonzero(~np.isfinite(vectors).all(axis=1))[0])}"
+            if problem := too_large(name, vectors):
+                return problem
         rewards = self.step_rewards()
         if rewards.shape != (length,) or not np.isfinite(rewards).all():
             return f"rewards are not {length} finite numbers"
         return ""
 
 
+def too_large(name: str, numbers: np.ndarray) -> str:
+    """Which of (T, D) numbers is finite and nothing that was measured; "" where none is. Sums of such overflow."""
+    wrong = np.flatnonzero(((np.abs(numbers) > MAX_NUMBER) & np.isfinite(numbers)).any(axis=1))
+    return f"{name} has {np.abs(numbers[wrong[0]]).max():.3g} at step {wrong[0]}, no measurement" if len(wrong) else ""
+
+
+def inside(root: Path, name: str) -> Path:
+    """A file of the dataset at `root`, by its path from there. Raises DatasetError for one that lies elsewhere, itself
+    or by a link; the Hub's cache, which links a snapshot's files to its blobs, is one folder."""
+    path, home = root / name, root.resolve()
+    homes = [home, home.parent.parent / "blobs"] if home.parent.name == "snapshots" else [home]
+    try:
+        within = not Path(name).is_absolute() and any(path.resolve().is_relative_to(one) for one in homes)
+    except (OSError, ValueError, RuntimeError) as error:  # links in a circle, names of any bytes
+        raise DatasetError(f"{root}: {name[:SAID]!r} is no path: {error}") from None
+    if not within:
+        raise DatasetError(f"{root}: {name[:SAID]!r} leads out of the dataset's folder; copy the file into it")
+    return path
+
+
+def file_name(form: Any, **place: int | str) -> str:
+    """A path such as DATA_PATH with its fields filled. Raises ValueError: str.format alone would also follow
+    attributes, and fill up to any width."""
+    name = ""
+    if not isinstance(form, str) or len(form) > SAID:
+        raise ValueError("it is no text of a path's length")
+    for text, key, width, conversion in Formatter().parse(form):
+        name += text
+        if key is None:
+            continue
+        value = place.get(key)
+        if isinstance(value, str) and not width and not conversion:
+            name += value
+        elif isinstance(value, int) and 0 <= value < MOST_FILES and WIDTH.fullmatch(width or "") and not conversion:
+            name += format(value, width or "")
+        else:
+            raise ValueError(f"{{{key}}} of {str(value)[:50]} is none of {', '.join(place)}, or no number of a file")
+    return name
+
+
 def read_json(path: Path) -> dict[str, Any]:
     try:
-        value = json.loads(path.read_bytes())
+        value = files.read_json(path)
     except FileNotFoundError:
         raise DatasetError(f"{path}: missing; no LeRobotDataset {VERSION} here") from None
     except (OSError, ValueError) as error:
@@ -110,7 +165,7 @@ def read_json(path: Path) -> dict[str, Any]:
 def left_out(path: Path) -> str:
     """That Git left a file out, and how to get it; "" for a file that is itself."""
     try:
-        with path.open("rb") as file:
+        with files.opened(path) as file:
             pointer = file.read(len(POINTER)) == POINTER
     except OSError:
         return ""
@@ -121,24 +176,60 @@ def read_manifest(root: Path) -> dict[str, Any]:
     manifest = read_json(root / MANIFEST)
     if missing := {"files", "derived", "tasks", "stats"} - manifest.keys():
         raise DatasetError(f"{root / MANIFEST}: damaged: it has no {' and no '.join(sorted(missing))}")
+    for name, entry in _mapping(manifest["files"]).items():
+        match entry:
+            case {"sha256": str(), **others} if 0 <= _whole(others.get("episodes", 0)) <= MOST_EPISODES:
+                continue
+        raise DatasetError(f"{root / MANIFEST}: damaged at its entry for {name[:SAID]!r}")
+    derived, tasks, stats = manifest["derived"], manifest["tasks"], manifest["stats"]
+    sound = all(isinstance(accepted, list) for accepted in _mapping(derived).values())
+    sound &= isinstance(tasks, list) and all(isinstance(task, str) for task in tasks)
+    if not (sound and isinstance(manifest["files"], dict) and isinstance(derived, dict) and isinstance(stats, dict)):
+        raise DatasetError(f"{root / MANIFEST}: damaged: its files, derived, tasks or stats are something else")
     return manifest
+
+
+def _mapping(given: Any) -> dict[str, Any]:
+    return given if isinstance(given, dict) else {}
+
+
+def _whole(given: Any) -> int:
+    """-1 for what is no whole number."""
+    return given if isinstance(given, int) and not isinstance(given, bool) else -1
 
 
 def read_info(root: Path) -> dict[str, Any]:
     """meta/info.json, checked for the version."""
     info = read_json(root / INFO)
     if info.get("codebase_version") != VERSION:
-        there = root.resolve()
+        there, version = root.resolve(), str(info.get("codebase_version"))[:SAID]
         raise DatasetError(
-            f"{root / INFO}: LeRobot format {info.get('codebase_version')!r}, only {VERSION!r} is read; LeRobot 0.4 "
+            f"{root / INFO}: LeRobot format {version!r}, only {VERSION!r} is read; LeRobot 0.4 "
             f"turns v2.1 into it: `python -m lerobot.datasets.v30.convert_dataset_v21_to_v30 --repo-id={there.name} "
             f"--root={there.parent} --push-to-hub=false` (from 0.5 on lerobot.scripts.convert_dataset_v21_to_v30 with "
             f"--root={there})"
         )
     if missing := [key for key in ("fps", "data_path", "features") if key not in info]:
         raise DatasetError(f"{root / INFO}: damaged: it has no {' and no '.join(missing)}")
-    if isinstance(info["fps"], bool) or not isinstance(info["fps"], int | float) or not 0 < info["fps"] <= 10_000:
-        raise DatasetError(f"{root / INFO}: fps is {info['fps']!r}; it must be frames a second")
+    fps = info["fps"]
+    if isinstance(fps, bool) or not isinstance(fps, int | float) or not LEAST_HZ <= fps <= MOST_HZ:
+        raise DatasetError(f"{root / INFO}: fps is {fps!r:.50}; it must be frames a second")
+    if not 0 <= _whole(info.get("total_frames") or 0) <= MOST_FRAMES:
+        raise DatasetError(f"{root / INFO}: total_frames is {info['total_frames']!r:.50}, no number of frames")
+    if not isinstance(info["features"], dict):
+        raise DatasetError(f"{root / INFO}: damaged: its features are no mapping")
+    if len(info["features"]) > MOST_FEATURES:
+        raise DatasetError(f"{root / INFO}: {len(info['features'])} features; at most {MOST_FEATURES} are read")
+    for key, feature in info["features"].items():
+        if not isinstance(feature, dict) or not {"dtype", "shape"} <= feature.keys():
+            raise DatasetError(f"{root / INFO}: damaged: feature {key[:SAID]!r} has no dtype and shape")
+        shape = feature["shape"]
+        sides = list(map(_whole, shape)) if isinstance(shape, list | tuple) else [-1]
+        if not isinstance(feature["dtype"], str) or min(sides, default=0) < 0 or math.prod(sides) > MOST_VALUES:
+            raise DatasetError(
+                f"{root / INFO}: feature {key[:SAID]!r} is {str(feature['dtype'])[:50]!r} of shape {str(shape)[:50]}; "
+                f"a shape is whole numbers, and a frame has {MOST_VALUES} values at most"
+            )
     return info
 
 
@@ -146,25 +237,74 @@ def check_file(path: Path, digest: str | Iterable[str]) -> None:
     """Raises DatasetError unless the file is there and has (one of) the SHA-256."""
     if not path.exists():
         raise DatasetError(f"{path}: missing")
-    if atomic.sha256(path) not in ([digest] if isinstance(digest, str) else digest):
+    try:
+        found = atomic.sha256(path)
+    except OSError as error:
+        raise DatasetError(f"{path}: cannot be read: {error.strerror}") from None
+    if found not in ([digest] if isinstance(digest, str) else digest):
         if pointer := left_out(path):
             raise DatasetError(f"{path}: {pointer}")
         raise DatasetError(f"{path}: truncated or altered, its SHA-256 is not the one in {MANIFEST}")
 
 
-def read_table(path: Path, columns: Iterable[str], optional: Iterable[str] = ()) -> pa.Table:
-    """Columns of a Parquet file, its page check-sums verified; those of `optional` that it has."""
-    try:
-        file = pq.ParquetFile(path, page_checksum_verification=True)
+def read_table(
+    path: Path,
+    columns: Iterable[str] | None,
+    optional: Iterable[str] = (),
+    rows: int = MOST_FRAMES,
+    most: int = MOST_BYTES,
+) -> pa.Table:
+    """Columns (None: all) of a Parquet file, its page check-sums verified; those of `optional` that it has.
+
+    A small file may stand for any number of values, so it is held to `rows`, and to `most` bytes once inflated."""
+    with _parquet(path) as file:
         names = file.schema_arrow.names
-        if missing := [name for name in columns if name not in names]:
+        if missing := [name for name in columns or () if name not in names]:
             raise DatasetError(f"{path}: no column {' and no column '.join(missing)}")
-        return file.read([*columns, *(name for name in optional if name in names)])
+        wanted = names if columns is None else [*columns, *(name for name in optional if name in names)]
+        size = _inflated(file.metadata, wanted)
+        if not 0 <= file.metadata.num_rows <= rows:
+            raise DatasetError(f"{path}: {file.metadata.num_rows} rows, at most {rows} are read")
+        split = f"at most {most:.3g} are read from one file, so write more and smaller ones"
+        if size > most:
+            raise DatasetError(f"{path}: it inflates to {size:.3g} bytes; {split}")
+        batches, held = [], 0
+        together = max(1, min(BATCH, most // max(1, size)))  # rows, if one text of the file stands in each
+        for batch in file.iter_batches(together, columns=wanted) if wanted else ():
+            batches.append(batch)
+            held += batch.nbytes
+            if held > most:
+                raise DatasetError(f"{path}: it inflates to over {most:.3g} bytes; {split}")
+        return pa.Table.from_batches(batches).combine_chunks() if batches else file.read(wanted)
+
+
+def read_schema(path: Path) -> pa.Schema:
+    """Of a Parquet file."""
+    with _parquet(path) as file:
+        return file.schema_arrow
+
+
+@contextlib.contextmanager
+def _parquet(path: Path) -> Iterator[pq.ParquetFile]:
+    try:
+        with files.opened(path) as opened, pq.ParquetFile(opened, page_checksum_verification=True) as file:
+            yield file
     except FileNotFoundError:
         raise DatasetError(f"{path}: missing") from None
-    except (pa.ArrowException, OSError) as error:
-        why = left_out(path) or f"cannot be read: {str(error).splitlines()[0]}"
-        raise DatasetError(f"{path}: {why}") from None
+    except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
+        said = error.strerror if isinstance(error, OSError) and error.strerror else str(error).splitlines()[0]
+        raise DatasetError(f"{path}: {left_out(path) or f'cannot be read: {said[:SAID]}'}") from None
+
+
+def _inflated(metadata: pq.FileMetaData, columns: Iterable[str]) -> int:
+    """Bytes of these columns once they are read, as far as the file says; texts that it repeats may be more."""
+    size, wanted = 0, set(columns)
+    for group in map(metadata.row_group, range(metadata.num_row_groups)):
+        for column in map(group.column, range(group.num_columns)):
+            if column.path_in_schema.split(".")[0] in wanted or column.path_in_schema in wanted:
+                numbers = max(0, column.num_values) * WIDTHS.get(column.physical_type, 4)
+                size += max(0, column.total_uncompressed_size, int(numbers))
+    return size
 
 
 def write_table(path: Path, table: pa.Table) -> None:

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from saycan_qt import atomic
 from saycan_qt.data import images, lerobot
@@ -73,8 +72,9 @@ class Shard:
         self._checked: dict[str, DatasetError | None] = {}
         self.manifest = lerobot.read_manifest(root) if (root / lerobot.MANIFEST).exists() else None
         for name, accepted in self.manifest["derived"].items() if self.manifest else ():
-            if (root / name).exists():  # a killed writer may not have come to it
-                lerobot.check_file(root / name, accepted)
+            path = lerobot.inside(root, name)
+            if path.exists():  # a killed writer may not have come to it
+                lerobot.check_file(path, accepted)
         self.contents = self._contents()
         self.layout = settle(mapping or ColumnMapping(), self.contents, rate)
         self.outcomes = self.layout.success.of(root) if isinstance(self.layout.success, Outcomes) else None
@@ -97,7 +97,11 @@ class Shard:
         patterns = ["data/*/*.parquet", "meta/episodes/*/*.parquet"]
         patterns += [f"videos/{column}/*/*" for column in self.videos] + [lerobot.TASKS]
         paths = [path for pattern in patterns for path in sorted(self.root.glob(pattern))]
-        return {path.relative_to(self.root).as_posix(): self._sha256(path) for path in paths}
+        names = [path.relative_to(self.root).as_posix() for path in paths]
+        try:
+            return {name: self._sha256(lerobot.inside(self.root, name)) for name in names}
+        except OSError as error:
+            raise DatasetError(f"{error.filename}: cannot be read: {error.strerror}") from None
 
     @property
     def digest(self) -> str:
@@ -112,10 +116,14 @@ class Shard:
     def episodes(self) -> Iterator[tuple[Episode, bool] | Quarantined]:
         """Every episode, or each of its parts, with whether the time limit cut it; or what is wrong with it."""
         by_file: dict[str, list[_Row]] = {}
+        listed_rows = 0
         for name, rows in self._listed():
             if isinstance(rows, DatasetError):
                 yield from self._lost(name, rows)
                 continue
+            listed_rows += len(rows)
+            if listed_rows > lerobot.MOST_EPISODES:
+                raise DatasetError(f"{self.root / name}: above {lerobot.MOST_EPISODES} episodes in all")
             for entry in rows:
                 place = {"chunk_index": entry["data/chunk_index"], "file_index": entry["data/file_index"]}
                 row = _Row(entry["episode_index"], entry["length"], entry)
@@ -125,9 +133,12 @@ class Shard:
         for name, listed in by_file.items():
             path = self.root / name
             try:
+                path = lerobot.inside(self.root, name)
                 self._check(name)
                 optional = [*layout.labels, layout.reward, layout.instruction, TRUNCATED, "task_index"]
                 table = lerobot.read_table(path, needed, dict.fromkeys(name for name in optional if name not in needed))
+                for key in ("episode_index", *(["timestamp"] if self.videos else [])):
+                    _require_numbers(path, table, key)
             except DatasetError as error:
                 yield from (Quarantined(str(path), lost.number, _reason(error)) for lost in listed)
                 continue
@@ -140,9 +151,6 @@ class Shard:
 
     def _contents(self) -> Contents:
         features = self.info["features"]
-        for key, feature in features.items():
-            if not isinstance(feature, Mapping) or not {"dtype", "shape"} <= feature.keys():
-                raise DatasetError(f"{self.root / lerobot.INFO}: damaged: feature {key!r} has no dtype and shape")
         shown = [key for key, feature in features.items() if feature["dtype"] in ("image", "video")]
         texts = {TASKS, *(key for key, feature in features.items() if feature["dtype"] == "string")}
         listed = {name: kind for name, kind in self._listed_types().items() if _describes_episode(name)}
@@ -190,16 +198,19 @@ class Shard:
         """A file's path from the root."""
         form = self.info.get(key) or ""
         try:
-            return str(form.format(**place))
-        except (KeyError, IndexError, ValueError, AttributeError) as error:
-            raise DatasetError(f"{self.root / lerobot.INFO}: {key} {form!r} names no file: {error}") from None
+            name = lerobot.file_name(form, **place)
+        except ValueError as error:
+            said = str(form)[: lerobot.SAID]
+            raise DatasetError(f"{self.root / lerobot.INFO}: {key} {said!r} names no file: {error}") from None
+        lerobot.inside(self.root, name)
+        return name
 
     def _listed_types(self) -> dict[str, pa.DataType]:
         """Columns of meta/episodes; none where its first file cannot be read."""
         for path in sorted(self.root.glob("meta/episodes/*/*.parquet")):
             try:
-                return {field.name: field.type for field in pq.read_schema(path)}
-            except (pa.ArrowException, OSError):
+                return {field.name: field.type for field in lerobot.read_schema(path)}
+            except DatasetError:
                 continue
         return {}
 
@@ -209,16 +220,17 @@ class Shard:
         needed = [*LISTED, *(f"videos/{column}/{key}" for column in self.videos for key in places)]
         for name in sorted(name for name in self.files if name.startswith("meta/episodes/")):
             try:
+                path = lerobot.inside(self.root, name)
                 self._check(name)
-                columns = pq.read_schema(self.root / name).names
+                columns = lerobot.read_schema(path).names
                 extra = [column for column in columns if column.startswith(lerobot.INFO_PREFIX)]
                 extra += [key for key in (*self.layout.labels, self.layout.instruction) if key not in LISTED]
-                yield name, lerobot.read_table(self.root / name, needed, extra).to_pylist()
+                table = lerobot.read_table(path, needed, extra, lerobot.MOST_EPISODES, lerobot.MOST_LISTED)
+                for key in needed:
+                    _require_numbers(path, table, key)
+                yield name, table.to_pylist()
             except DatasetError as error:
                 yield name, error
-            except (pa.ArrowException, OSError) as error:
-                why = lerobot.left_out(self.root / name) or f"cannot be read: {error}"
-                yield name, DatasetError(f"{self.root / name}: {why}")
 
     def _lost(self, name: str, error: DatasetError) -> Iterator[Quarantined]:
         """The episodes of a damaged file of meta/episodes; only the manifest knows which they are."""
@@ -240,7 +252,7 @@ class Shard:
             try:
                 if name not in self.files:
                     raise DatasetError(f"{self.root / name}: not listed in {lerobot.MANIFEST}")
-                lerobot.check_file(self.root / name, self.files[name])
+                lerobot.check_file(lerobot.inside(self.root, name), self.files[name])
             except DatasetError as error:
                 self._checked[name] = error
         if (wrong := self._checked[name]) is not None:
@@ -250,6 +262,8 @@ class Shard:
         frames = table.slice(place.start, place.stop - place.start)
         if len(frames) != row.length or row.length == 0:
             raise BadEpisode(f"{len(frames)} frames in a row, {row.length} are listed")
+        if row.length > lerobot.MOST_STEPS:
+            raise BadEpisode(f"{row.length} frames, at most {lerobot.MOST_STEPS} are read")
         cut = _last(frames, TRUNCATED)
         truncated = bool(row.info.get("truncated") if cut is None else cut)
         rewards = None
@@ -295,13 +309,18 @@ class Shard:
             label = _last(frames, name)
             label = row.listed.get(name) if label is None else label
             if label is not None:
-                return bool(np.asarray(label).reshape(-1)[-1] > 0)
+                try:
+                    return bool(np.asarray(label).reshape(-1)[-1] > 0)
+                except (IndexError, TypeError, ValueError):
+                    raise BadEpisode(f"{name} is no number: {str(label)[:50]!r}") from None
         raise BadEpisode(f"no success label: neither {' nor '.join(self.layout.labels)} at the last frame")
 
     def _tasks(self, frames: pa.Table, row: _Row) -> list[str]:
         """Of each frame."""
         name = self.layout.instruction
         if name == TASKS and "task_index" in frames.column_names and self._known_tasks:
+            if not pa.types.is_integer(frames.column("task_index").type):
+                raise BadEpisode("task_index is no whole number")
             numbers = frames.column("task_index").to_pylist()
             if unknown := [number for number in numbers if number not in self._known_tasks]:
                 raise BadEpisode(f"task_index {unknown[0]} is not in {lerobot.TASKS}")
@@ -310,12 +329,15 @@ class Shard:
             found = frames.column(name).to_pylist()
         else:
             listed = row.listed.get(name)
-            if isinstance(listed, list) and len(set(listed)) > 1:
+            if isinstance(listed, list) and len(set(map(str, listed))) > 1:
                 raise BadEpisode(f"it has {len(listed)} tasks, and {lerobot.TASKS} does not say which frame has which")
             found = (listed[:1] if isinstance(listed, list) else [listed]) * row.length
         if len(found) != row.length or not all(found):
             raise BadEpisode(f"no instruction in {name}")
-        return [str(task) for task in found]
+        texts = [str(task) for task in found]
+        if max(map(len, texts)) > lerobot.MOST_TEXT:
+            raise BadEpisode(f"an instruction of over {lerobot.MOST_TEXT} characters in {name}")
+        return texts
 
     @cached_property
     def _known_tasks(self) -> dict[int, str]:
@@ -325,12 +347,11 @@ class Shard:
         path = self.root / lerobot.TASKS
         if not path.exists():
             return {}
-        try:
-            table = pq.read_table(path)
-        except (pa.ArrowException, OSError) as error:
-            raise DatasetError(f"{path}: {lerobot.left_out(path) or f'cannot be read: {error}'}") from None
+        path, most = lerobot.inside(self.root, lerobot.TASKS), lerobot.MOST_LISTED
+        table = lerobot.read_table(path, None, rows=lerobot.MOST_EPISODES, most=most)
         texts = [f.name for f in table.schema if pa.types.is_string(f.type) or pa.types.is_large_string(f.type)]
-        if "task_index" not in table.column_names or not texts:
+        whole = [f.name for f in table.schema if pa.types.is_integer(f.type)]
+        if "task_index" not in whole or not texts:
             raise DatasetError(f"{path}: no column task_index, or none of texts")
         text = TASKS[:-1] if TASKS[:-1] in texts else texts[0]  # pandas names an index that has no name
         return dict(zip(table.column("task_index").to_pylist(), table.column(text).to_pylist(), strict=True))
@@ -338,12 +359,14 @@ class Shard:
     def _video(self, column: str, times: pa.ChunkedArray, row: _Row) -> Iterator[np.ndarray]:
         start = row.listed[f"videos/{column}/from_timestamp"]
         place = {key: row.listed[f"videos/{column}/{key}"] for key in ("chunk_index", "file_index")}
-        name = self._path("video_path", video_key=column, **place)
         try:
+            name = self._path("video_path", video_key=column, **place)
             self._check(name)
         except DatasetError as error:
             raise BadEpisode(str(error)) from None
-        return read_frames(self.root / name, start + times.to_numpy().astype(np.float64), self.contents.hz)
+        return read_frames(
+            lerobot.inside(self.root, name), start + times.to_numpy().astype(np.float64), self.contents.hz
+        )
 
 
 def _places(table: pa.Table) -> dict[int, slice]:
@@ -356,6 +379,19 @@ def _places(table: pa.Table) -> dict[int, slice]:
     for number, start, end in runs:
         places.setdefault(number, slice(start, end))
     return places
+
+
+def _has(kind: pa.StructType, name: str) -> bool:
+    return kind.get_field_index(name) >= 0
+
+
+def _require_numbers(path: Path, table: pa.Table, key: str) -> None:
+    """Raises DatasetError unless each row has one, whole where it counts."""
+    if key == TASKS:
+        return
+    column, whole = table.column(key), not key.endswith("timestamp")
+    if not (pa.types.is_integer(column.type) or (not whole and pa.types.is_floating(column.type))) or column.null_count:
+        raise DatasetError(f"{path}: {key} is not {'a whole' if whole else 'a'} number in each row")
 
 
 def _describes_episode(column: str) -> bool:
@@ -392,6 +428,9 @@ def _shape(embodiment: Embodiment) -> tuple[list[str], list[str]]:
 
 
 def _images(column: pa.ChunkedArray) -> Iterator[np.ndarray]:
+    kind = column.type.field("bytes").type if pa.types.is_struct(column.type) and _has(column.type, "bytes") else None
+    if kind is None or not (pa.types.is_binary(kind) or pa.types.is_large_binary(kind)):
+        raise BadEpisode("its images are no bytes of PNG or JPEG")
     for step, encoded in enumerate(pc.struct_field(column, "bytes")):
         if not encoded.is_valid:
             raise BadEpisode(f"no image at step {step}")
@@ -409,7 +448,10 @@ def _numbers(table: pa.Table, key: str, size: int) -> np.ndarray:
         raise BadEpisode(f"{key} holds no numbers: {error}") from None
     if values.size != len(table) * size:
         raise BadEpisode(f"{key} holds {values.size} numbers in {len(table)} frames, not {size} in each")
-    return values.reshape(len(table), size)
+    values = values.reshape(len(table), size)
+    if problem := lerobot.too_large(key, values):
+        raise BadEpisode(problem)
+    return values
 
 
 def _last(table: pa.Table, key: str) -> Any:

@@ -25,9 +25,19 @@ from saycan_qt.data.layout.arrange import parts
 from saycan_qt.data.layout.mapping import ALL, ColumnMapping
 from saycan_qt.data.layout.outcomes import Outcomes
 from saycan_qt.data.layout.settle import Contents, settle
-from saycan_qt.data.lerobot import BadEpisode, DatasetError, Episode
+from saycan_qt.data.lerobot import (
+    MOST_STEPS,
+    MOST_TEXT,
+    MOST_VALUES,
+    BadEpisode,
+    DatasetError,
+    Episode,
+    inside,
+    too_large,
+)
 from saycan_qt.data.reader import Quarantined
 from saycan_qt.data.tfrecord import Damaged, parse_example, read_records
+from skills import files
 
 STEPS, STATE, ACTION, REWARD = "steps/", "steps/observation/state", "steps/action", "steps/reward"
 SUCCESS = ("aspects/success", REWARD)
@@ -36,6 +46,7 @@ INSTRUCTION = re.compile(r"steps/.*instruction.*")
 BLACK = 8  # of 255; a picture that is nowhere brighter shows nothing
 IS_FIRST, IS_LAST, IS_TERMINAL = "steps/is_first", "steps/is_last", "steps/is_terminal"
 RATED = "aspects/has_aspects"  # of fractal: 0 where nobody has rated the episode, whose other aspects say nothing then
+INFO, MOST_RECORDS = "dataset_info.json", 10**5  # records of a file
 SOUGHT = 100  # records tried for one that shows what the features are
 TFRECORD = re.compile(r"\.tfrecord(-\d+-of-\d+)?$")
 PLACE = re.compile(r"-(?P<split>[\w]+)\.tfrecord-(?P<index>\d+)-of-\d+$")
@@ -52,7 +63,7 @@ class Shard:
         rate: float | None = None,
     ) -> None:
         self.root, self._sha256 = root, sha256
-        self.paths = tfrecords(root)
+        self.paths = [inside(root, path.name) for path in tfrecords(root)]
         size, length, self.contents = self._first()
         self.layout = settle(mapping or ColumnMapping(), self.contents, rate)
         self.outcomes = self.layout.success.of(root) if isinstance(self.layout.success, Outcomes) else None
@@ -63,8 +74,11 @@ class Shard:
     @cached_property
     def digest(self) -> str:
         """Of the content of all files."""
-        files = {path.name: self._sha256(path) for path in self.paths}
-        return atomic.sha256(json.dumps(sorted(files.items())).encode())
+        try:
+            digests = {path.name: self._sha256(path) for path in self.paths}
+        except OSError as error:
+            raise DatasetError(f"{error.filename}: cannot be read: {error.strerror}") from None
+        return atomic.sha256(json.dumps(sorted(digests.items())).encode())
 
     def episodes(self) -> Iterator[tuple[Episode, bool] | Quarantined]:
         """Every episode, or each of its parts, with whether the time limit cut it; or what is wrong with it."""
@@ -125,10 +139,12 @@ class Shard:
     def _expected(self) -> dict[str, int]:
         """Records of each file, as TFDS notes them in dataset_info.json; empty without it."""
         try:
-            splits = json.loads((self.root / "dataset_info.json").read_bytes())["splits"]
+            splits = files.read_json(self.root / INFO)["splits"]
             lengths = {split["name"]: [int(length) for length in split["shardLengths"]] for split in splits}
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, OverflowError):
             return {}
+        if wrong := [n for counts in lengths.values() for n in counts if not 0 <= n <= MOST_RECORDS]:
+            raise DatasetError(f"{self.root / INFO}: a file of {str(wrong[0])[:50]} records; at most {MOST_RECORDS}")
         expected = {}
         for path in self.paths:
             place = PLACE.search(path.name)
@@ -190,6 +206,8 @@ class _Record:
         if not ends:
             raise BadEpisode(f"no feature {IS_FIRST}: is this an RLDS episode?")
         self.length = len(self.values(ends[0], "int64_list"))
+        if self.length > MOST_STEPS:
+            raise BadEpisode(f"{self.length} steps, at most {MOST_STEPS} are read")
 
     def has(self, name: str) -> bool:
         return name in self.features and self.features[name].WhichOneof("kind") is not None
@@ -204,11 +222,16 @@ class _Record:
     def numbers(self, name: str) -> np.ndarray:
         """(T, D) float32; (1, D) of a feature of the whole episode."""
         whole = self.has(name) and self.features[name].WhichOneof("kind") == "int64_list"
-        values = np.array(self.values(name, "int64_list" if whole else "float_list"), np.float32)
+        given = self.values(name, "int64_list" if whole else "float_list")
         steps = self.length if name.startswith(STEPS) else 1
-        if len(values) == 0 or len(values) % steps:
-            raise BadEpisode(f"{name} holds {len(values)} numbers in {steps} steps")
-        return values.reshape(steps, -1)
+        if len(given) == 0 or steps == 0 or len(given) % steps:
+            raise BadEpisode(f"{name} holds {len(given)} numbers in {steps} steps")
+        if len(given) > MOST_VALUES:
+            raise BadEpisode(f"{name} holds {len(given)} numbers, at most {MOST_VALUES} are read")
+        values = np.array(given, np.float32).reshape(steps, -1)
+        if problem := too_large(name, values):
+            raise BadEpisode(problem)
+        return values
 
     def texts(self, name: str) -> list[str]:
         """Of each step; a step without one has that of the step before."""
@@ -217,6 +240,8 @@ class _Record:
             found = found[:1] * self.length
         if not any(found[:1]):
             raise BadEpisode(f"no instruction in {name}")
+        if max(map(len, found)) > MOST_TEXT:
+            raise BadEpisode(f"an instruction of over {MOST_TEXT} characters in {name}")
         for step, text in enumerate(found):
             found[step] = text or found[step - 1]
         return found
@@ -230,7 +255,7 @@ class _Record:
             kind = self.features[name].WhichOneof("kind")
             values = getattr(self.features[name], kind).value
             if kind != "bytes_list":
-                widths[name] = len(values) // (self.length if name.startswith(STEPS) else 1)
+                widths[name] = len(values) // (max(1, self.length) if name.startswith(STEPS) else 1)
             elif values and values[0].startswith((b"\xff\xd8", b"\x89PNG")):
                 pictures.append(name)
             else:

@@ -24,6 +24,7 @@ from skills.robot_folder import default_robot
 from skills.types import Observation
 
 FORMAT = "saycan-qt affordance scenes 2"
+MOST_MOMENTS, MOST_SCENES = 64, 10_000  # frames of a scene and scenes of a file that are read
 HISTORY = 6  # frames of a scene at most, as many as the paper's policy sees
 DESCRIPTION = "affordances.json"
 PER_FILE = 20  # scenes
@@ -123,12 +124,12 @@ class SceneDataset:
 
     def histories(self, file: Path) -> list[list[Observation]]:
         """What the robot saw in each scene of one file, oldest first."""
-        table, found = lerobot.read_table(file, ["images", "states"]), []
+        table, found = lerobot.read_table(file, ["images", "states"], rows=MOST_SCENES), []
         kitchen = default_robot().embodiment  # scenes are its alone
         rows = zip(table.column("images").to_pylist(), table.column("states").to_pylist(), strict=True)
         for row, (encoded, numbers) in enumerate(rows):
             states = np.array(numbers or [], np.float32)
-            if not encoded or len(states) != len(encoded) * len(kitchen.state):
+            if not encoded or len(encoded) > MOST_MOMENTS or len(states) != len(encoded) * len(kitchen.state):
                 count = len(kitchen.state)
                 raise DatasetError(f"{file}: row {row} does not hold an image and {count} numbers a moment")
             try:

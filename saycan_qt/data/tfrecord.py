@@ -17,7 +17,9 @@ import google_crc32c
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 
 from saycan_qt.data.lerobot import left_out
+from skills import files
 
+MOST_BYTES = 2**29  # of a record, which is one episode
 MASK = 0xA282EAD8
 HEADER = struct.Struct("<QI")
 Proto = descriptor_pb2.FieldDescriptorProto
@@ -34,8 +36,13 @@ class Damaged:
 
 def read_records(path: Path) -> Iterator[bytes | Damaged]:
     """The records of a file in order. One with damaged data costs itself, a damaged length all that follows."""
-    number, size = 0, os.path.getsize(path)
-    with path.open("rb") as file:
+    number = 0
+    try:
+        size = files.check(path)
+    except OSError as error:
+        yield Damaged(0, f"it cannot be read: {error.strerror}", ends=True)
+        return
+    with files.opened(path) as file:
         while header := file.read(HEADER.size):
             if len(header) < HEADER.size or masked_crc(header[:8]) != HEADER.unpack(header)[1]:
                 what = "truncated" if len(header) < HEADER.size else "corrupt"
@@ -45,6 +52,11 @@ def read_records(path: Path) -> Iterator[bytes | Damaged]:
             if file.tell() + length + 4 > size:
                 yield Damaged(number, f"record {number} is truncated", ends=True)
                 return
+            if length > MOST_BYTES:
+                file.seek(length + 4, os.SEEK_CUR)
+                yield Damaged(number, f"record {number} has {length} bytes, at most {MOST_BYTES} are read", ends=False)
+                number += 1
+                continue
             data, (crc,) = file.read(length), struct.unpack("<I", file.read(4))
             yield data if masked_crc(data) == crc else Damaged(number, f"record {number} is corrupt", ends=False)
             number += 1

@@ -10,8 +10,13 @@ import av
 import numpy as np
 
 from saycan_qt.data.lerobot import BadEpisode, left_out
+from skills import files
 from skills.embodiment import MAX_SIDE
 
+# Video alone, of this file alone: others are lists of files and addresses, which FFmpeg would open
+ALONE = {"format_whitelist": "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi", "protocol_whitelist": "file"}
+LONGEST = 1e7  # [s]
+AHEAD, PER_FRAME = 20_000, 20  # frames that are decoded in search of the first one, and for each
 GROUP = 2  # frames from one key frame to the next, as in LeRobot: quick to seek in
 QUALITY = 18  # constant rate factor of H.264; lower is better, its default is 23
 NEAR = 0.49  # of a frame's time, between the time asked for and a frame's own: recorders' errors add up
@@ -21,17 +26,26 @@ def read_frames(path: Path, times: np.ndarray, fps: float) -> Iterator[np.ndarra
     """The frame nearest to each of `times` (T,) [s, rising], (H, W, 3) uint8; nothing outside their span is decoded.
 
     BadEpisode when the file cannot be decoded or has no frame at one of the times."""
+    if not np.isfinite(times).all() or times.min() < -NEAR / fps or times.max() > LONGEST:
+        raise BadEpisode(f"{path}: times of {times.min():.4g} to {times.max():.4g} s are no times in a video")
     wanted, near = iter(enumerate(times)), NEAR / fps
     step, time = next(wanted)
     before: av.VideoFrame | None = None  # the frame before this one
+    seen = 0
     try:
-        with av.open(path) as container:
+        files.check(path)
+        with av.open(path, options=ALONE) as container:
             stream = container.streams.video[0]
             if max(stream.height, stream.width) > MAX_SIDE:
                 raise BadEpisode(f"{path} has {stream.height} x {stream.width} pixels; each side is {MAX_SIDE} at most")
             # Backwards to a key frame, from where all frames up to the one wanted can be decoded.
             container.seek(max(0, int((times[0] - near) / stream.time_base)), stream=stream)
             for frame in container.decode(stream):
+                seen += 1
+                if seen > AHEAD + PER_FRAME * len(times):
+                    raise BadEpisode(f"{path}: no frame at {time:.4f} s (step {step}) among the {seen} nearest to it")
+                if max(frame.height, frame.width) > MAX_SIDE:
+                    raise BadEpisode(f"{path} has a frame of {frame.height} x {frame.width} pixels (step {step})")
                 if frame.time is None:
                     continue
                 while frame.time >= time:  # between the two, or at this one
@@ -49,7 +63,7 @@ def read_frames(path: Path, times: np.ndarray, fps: float) -> Iterator[np.ndarra
                 step, time = next(wanted, (-1, np.inf))
             if step < 0:
                 return
-    except (av.FFmpegError, OSError, IndexError) as error:
+    except (av.FFmpegError, OSError, IndexError, ValueError, ArithmeticError, TypeError) as error:
         raise BadEpisode(f"{path} {left_out(path) or f'cannot be decoded: {error}'}") from None
     raise BadEpisode(f"{path} ends before {time:.4f} s (step {step})")
 

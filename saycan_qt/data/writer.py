@@ -16,7 +16,6 @@ from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from saycan_qt import atomic
 from saycan_qt.data import lerobot
@@ -317,12 +316,12 @@ class EpisodeWriter:
                 raise DatasetError(f"{self.root} was begun for another robot, see {path}; choose another folder")
             self.embodiment = robot
         for name, entry in manifest["files"].items():
-            lerobot.check_file(self.root / name, entry["sha256"])
+            lerobot.check_file(lerobot.inside(self.root, name), entry["sha256"])
         newest = [name for name in manifest["files"] if name.startswith("meta/episodes/")][-1]
         prefix = lerobot.INFO_PREFIX
         types = [
             (f.name.removeprefix(prefix), f.type)
-            for f in pq.read_schema(self.root / newest)
+            for f in lerobot.read_schema(self.root / newest)
             if f.name.startswith(prefix)
         ]
         self._info_types = dict(sorted(types))

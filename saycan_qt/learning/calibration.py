@@ -11,7 +11,6 @@ weights it was fitted to: beside others it is refused.
 from __future__ import annotations
 
 import itertools
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +20,7 @@ import numpy as np
 
 from saycan_qt import atomic
 from saycan_qt.learning import checkpoint
+from skills import files
 
 FORMAT = "saycan-qt calibration 1"
 Method = Literal["isotonic", "temperature"]
@@ -96,13 +96,13 @@ def load(name_or_path: str | Path) -> Calibration:
     if not path.exists():
         raise CalibrationError(f"{path}: there is none; {make} makes it")
     try:
-        content = json.loads(path.read_bytes())
+        content = files.read_json(path, files.SMALL)
         if content["format"] != FORMAT:
             raise CalibrationError(f"{path}: format {content['format']!r}, not {FORMAT!r}; {make} makes it again")
         curve = _read(content)
         if content["checkpoint"] != weights_of(folder):
             raise CalibrationError(f"{path}: fitted to other weights than those of {folder} now; {make} fits it again")
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+    except (OSError, ValueError, KeyError, TypeError, OverflowError) as error:
         raise CalibrationError(f"{path}: damaged ({type(error).__name__}: {error}); {make} makes it again") from None
     return curve
 

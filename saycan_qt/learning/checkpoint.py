@@ -10,10 +10,13 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import hashlib
 import importlib
-import json
-from collections.abc import Mapping
+import os
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 import numpy as np
@@ -24,10 +27,14 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from saycan_qt import atomic
+from saycan_qt.learning import fit
+from skills import files
 
 SHIPPED = Path(__file__).parent.parent / "checkpoints"
 CONFIG, MODEL, PROVENANCE, MANIFEST = "config.json", "model.safetensors", "provenance.json", "manifest.json"
 FORMAT = "saycan-qt checkpoint 1"
+PERCEPTION = "perception"  # the algorithm of a checkpoint of eyes alone
+SAID = 500  # [characters] of what a damaged file holds that are repeated
 PICKLES = (".pt", ".pth", ".ckpt", ".bin", ".pkl", ".pickle")
 Generator = torch.Generator | np.random.Generator
 
@@ -44,54 +51,103 @@ def save(folder: str | Path, config: Any, tensors: Mapping[str, Tensor], provena
         # copies, because safetensors refuses tensors that share memory
         copies = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
         save_file(copies, temporary / MODEL)
-        files = {
+        entries = {
             name: {"sha256": atomic.sha256(temporary / name), "bytes": (temporary / name).stat().st_size}
             for name in (CONFIG, MODEL, PROVENANCE)
         }
-        (temporary / MANIFEST).write_bytes(atomic.to_json({"format": FORMAT, "files": files}))
+        (temporary / MANIFEST).write_bytes(atomic.to_json({"format": FORMAT, "files": entries}))
 
 
-def load_files(folder: str | Path) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, Any]]:
-    """Config, tensors (on the CPU) and provenance, verified. Raises CheckpointError."""
+def load_files(
+    folder: str | Path, fits: Callable[[dict[str, Any], fit.Shapes], None] | None = None
+) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, Any]]:
+    """Config, tensors (on the CPU) and provenance, verified. Raises CheckpointError.
+
+    fits(config, shapes) is called before the tensors are read, and raises where they are not the config's."""
     folder = atomic.newest(Path(folder))
     _refuse_pickles(folder)
-    files = _read_manifest(folder / MANIFEST)
-    content = {name: _verified(folder / name, files[name]) for name in (CONFIG, MODEL, PROVENANCE)}
+    entries = _read_manifest(folder / MANIFEST)
+    config, provenance = (
+        _json_object(folder / name, _verified(folder / name, entries[name], files.JSON_BYTES))
+        for name in (CONFIG, PROVENANCE)
+    )
+    content = _verified(folder / MODEL, entries[MODEL], 4 * fit.WEIGHTS, partial(_look, folder, config, fits))
     try:
-        tensors = tensors_from_bytes(content[MODEL])
+        tensors = tensors_from_bytes(content)
     except (SafetensorError, KeyError, ValueError, RuntimeError) as error:  # KeyError: of a type that torch has not
         raise CheckpointError(f"{folder / MODEL}: not safetensors: {error}") from None
-    return (
-        _json_object(folder / CONFIG, content[CONFIG]),
-        tensors,
-        _json_object(folder / PROVENANCE, content[PROVENANCE]),
-    )
+    return config, tensors, provenance
 
 
 def read(name_or_path: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Config and tensors of a shipped checkpoint or a folder."""
-    return load_files(resolve(name_or_path))[:2]
+    """Config and tensors of a shipped checkpoint or a folder, which fit each other."""
+
+    def fits(config: dict[str, Any], shapes: fit.Shapes) -> None:
+        kind = algorithms().get(str(config.get("algorithm")))
+        if kind is not None:
+            kind.require_fit(config, shapes)
+        elif config.get("algorithm") == PERCEPTION:
+            fit.require_eyes(config, shapes)
+
+    return load_files(resolve(name_or_path), fits)[:2]
+
+
+def algorithms() -> dict[str, Any]:
+    """Name -> class; imported here, so that reading needs none of them."""
+    return importlib.import_module("saycan_qt.learning.algorithms").ALGORITHMS
 
 
 def load(name_or_path: str | Path, device: str | torch.device = "cpu") -> Any:
     """The policy of a shipped checkpoint or a folder, ready to act. Raises CheckpointError."""
-    folder = resolve(name_or_path)
-    config, tensors, _ = load_files(folder)
-    # here, so that reading needs none of them
-    algorithms = importlib.import_module("saycan_qt.learning.algorithms").ALGORITHMS
-    name = str(config.get("algorithm"))
-    if name not in algorithms:
-        known = ", ".join(sorted(algorithms))
-        raise CheckpointError(f"{folder / CONFIG}: unknown algorithm {name!r}; known are {known}")
+    folder, known = resolve(name_or_path), algorithms()
+
+    def fits(config: dict[str, Any], shapes: fit.Shapes) -> None:
+        name = str(config.get("algorithm"))
+        if name not in known:
+            raise CheckpointError(
+                f"{folder / CONFIG}: unknown algorithm {name!r}; known are {', '.join(sorted(known))}"
+            )
+        known[name].require_fit(config, shapes)
+
+    config, tensors, _ = load_files(folder, fits)
+    name = str(config["algorithm"])
     for key, tensor in tensors.items():
         if not tensor.float().isfinite().all():
             raise CheckpointError(f"{folder / MODEL}: {key} has numbers that are not finite; did its training diverge?")
     try:
-        policy = algorithms[name].from_checkpoint(config, tensors)
+        policy = known[name].from_checkpoint(config, tensors)
     except Exception as error:  # each constructor has its own word for what it cannot be built from
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
-        raise CheckpointError(f"{folder}: does not fit this version of {name}: {reason}") from error
+        raise _misfit(folder, name, error) from error
     return policy.to(device)
+
+
+def _misfit(folder: Path, name: str, error: Exception) -> CheckpointError:
+    reason = shorten(f"{type(error).__name__}: {error}", SAID, placeholder=" ...")
+    return CheckpointError(f"{folder}: does not fit this version of {name}: {reason}")
+
+
+def _look(
+    folder: Path,
+    config: dict[str, Any],
+    fits: Callable[[dict[str, Any], fit.Shapes], None] | None,
+    start: bytes,
+    size: int,
+) -> None:
+    """At the beginning of the file of tensors, before the rest is read. Raises CheckpointError."""
+    try:
+        shapes = fit.shapes_in(start, size)
+    except ValueError as error:
+        raise CheckpointError(f"{folder / MODEL}: not safetensors: {error}") from None
+    if fits is None:
+        return
+    if size > fit.WEIGHTS:
+        raise CheckpointError(f"{folder / MODEL}: {size} bytes, at most {fit.WEIGHTS} are loaded")
+    try:
+        fits(config, shapes)
+    except CheckpointError:
+        raise
+    except Exception as error:  # a config may hold anything
+        raise _misfit(folder, str(config.get("algorithm")), error) from error
 
 
 def exists(folder: Path) -> bool:
@@ -162,13 +218,13 @@ def load_training_state(
     config, tensors, _ = load_files(folder)
     if "training" not in config:
         raise CheckpointError(f"{Path(folder) / CONFIG}: a checkpoint, not the state of a training run")
-    training = config["training"]
-    states: dict[int, dict[str, Any]] = {}
-    entries = _below("optimizer/", tensors) | training["scalars"]
-    for path, value in entries.items():
-        index, key = path.split("/", 1)
-        states.setdefault(int(index), {})[key] = value
     try:
+        training = config["training"]
+        states: dict[int, dict[str, Any]] = {}
+        entries = _below("optimizer/", tensors) | training["scalars"]
+        for path, value in entries.items():
+            index, key = path.split("/", 1)
+            states.setdefault(int(index), {})[key] = value
         for name, module in modules.items():
             module.load_state_dict(_below(f"{name}/", tensors))
         optimizer.load_state_dict({"state": states, "param_groups": training["groups"]})
@@ -177,7 +233,7 @@ def load_training_state(
                 generator.set_state(tensors[f"generator/{name}"])
             else:
                 generator.bit_generator.state = training["generators"][name]
-    except (KeyError, ValueError, RuntimeError) as error:
+    except (KeyError, ValueError, RuntimeError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{folder}: the state of a run with other settings: {error}") from error
     return dict(training["position"])
 
@@ -215,37 +271,54 @@ def _refuse_pickles(path: Path) -> None:
 
 def _read_manifest(path: Path) -> dict[str, Any]:
     try:
-        manifest = _json_object(path, path.read_bytes())
+        manifest = _json_object(path, files.read(path))
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from None
-    files = manifest.get("files")
+    entries = manifest.get("files")
     if manifest.get("format") != FORMAT:
-        raise CheckpointError(f"{path}: format {manifest.get('format')!r}, only {FORMAT!r} is read")
-    if not isinstance(files, dict) or files.keys() != {CONFIG, MODEL, PROVENANCE}:
+        raise CheckpointError(f"{path}: format {str(manifest.get('format'))[:SAID]!r}, only {FORMAT!r} is read")
+    if not isinstance(entries, dict) or entries.keys() != {CONFIG, MODEL, PROVENANCE}:
         raise CheckpointError(f"{path}: damaged, it does not list {CONFIG}, {MODEL} and {PROVENANCE}")
-    return files
+    return entries
 
 
-def _verified(path: Path, entry: Any) -> bytes:
+def _verified(path: Path, entry: Any, most: int, look: Callable[[bytes, int], None] | None = None) -> bytes:
+    """The content of a file of at most `most` bytes, which is as the manifest has it. look(beginning, bytes) raises for
+    what need not be read whole."""
     try:
         size, digest = entry["bytes"], entry["sha256"]
+        altered = f"{path}: altered, its SHA-256 is not the one in {MANIFEST}"
     except (KeyError, TypeError):
         raise CheckpointError(f"{path.with_name(MANIFEST)}: damaged at its entry for {path.name}") from None
     try:
-        if (found := path.stat().st_size) != size:
-            raise CheckpointError(f"{path}: {found} bytes, {size} were written; it is truncated or overwritten")
-        content = path.read_bytes()
+        with files.opened(path, most) as file:
+            found = os.fstat(file.fileno()).st_size
+            if found != size:
+                written = str(size)[:SAID]
+                raise CheckpointError(f"{path}: {found} bytes, {written} were written; it is truncated or overwritten")
+            if look is not None:
+                start = file.read(8)
+                start += file.read(min(int.from_bytes(start, "little"), fit.HEADER))
+                try:
+                    look(start, found)
+                except CheckpointError:  # for what was altered there is a better word
+                    file.seek(0)
+                    if hashlib.file_digest(file, "sha256").hexdigest() == digest:
+                        raise
+                    raise CheckpointError(altered) from None
+                file.seek(0)
+            content = file.read(found)
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from None
     if atomic.sha256(content) != digest:
-        raise CheckpointError(f"{path}: altered, its SHA-256 is not the one in {MANIFEST}")
+        raise CheckpointError(altered)
     return content
 
 
 def _json_object(path: Path, content: bytes) -> dict[str, Any]:
     try:
-        value = json.loads(content)
-    except (ValueError, RecursionError) as error:
+        value = files.from_json(content)
+    except ValueError as error:
         raise CheckpointError(f"{path}: damaged: {error}") from None
     if not isinstance(value, dict):
         raise CheckpointError(f"{path}: damaged: not a JSON object")

@@ -9,7 +9,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-FILE = "metrics.jsonl"
+from skills import files
+
+FILE, MOST_BYTES = "metrics.jsonl", 2**30
 
 
 class MetricsLog:
@@ -42,7 +44,7 @@ class MetricsLog:
 
 def read(folder: Path) -> list[dict[str, Any]]:
     """All rows of a run; a last line that a kill cut short is left out."""
-    lines = (folder / FILE).read_text().splitlines(keepends=True)
+    lines = files.read_text(folder / FILE, MOST_BYTES).splitlines(keepends=True)
     return [json.loads(line) for line in lines if line.endswith("\n")]
 
 

@@ -13,7 +13,6 @@ A plan is in the skills' texts and ends with that of "done". A pair without a sc
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -26,11 +25,13 @@ import yaml
 from planners.prompts import CANNOT, describe, numbered, one_line, to_learn
 from planners.robot_language import DONE, RobotLanguage, by_their_texts
 from saycan_qt.learning.tuning import Pairs
+from skills import files
 from skills.errors import SkillError
 from skills.library import SkillLibrary
 from skills.robot_folder import RobotFolder
 from skills.rules import Known
 
+MOST_BYTES, MOST = 64 * 2**20, 1_000_000  # of a file of pairs, and of the values in one of YAML
 HELD_OUT = 10  # one in so many ways to say things is kept from training, and validated on
 SCENELESS = 0.2  # the share of pairs without a scene, as a planner may not know it
 TOLD = 0.3  # ... that stand behind themselves, as the prompt's example does where something is said as it says it
@@ -61,11 +62,11 @@ class Pair:
 def load(file: Path, library: SkillLibrary) -> list[Pair]:
     """Of a file with a list in YAML, or with lines of JSON. Raises PairsError."""
     try:
-        text = file.read_text(encoding="utf-8")
+        text = files.read_text(file, MOST_BYTES)
         if file.suffix in (".jsonl", ".ndjson"):
-            entries: Any = [json.loads(line) for line in text.splitlines() if line.strip()]
+            entries: Any = [files.from_json(line.encode()) for line in text.splitlines() if line.strip()]
         else:
-            entries = yaml.safe_load(text)
+            entries = files.from_yaml(text, MOST)
     except OSError as error:
         raise PairsError(f"{file}: cannot be read: {error.strerror}") from None
     except (ValueError, yaml.YAMLError) as error:

@@ -34,6 +34,7 @@ from saycan_qt.networks.backbone import (
 from saycan_qt.networks.efficientnet import EfficientNetConfig
 from saycan_qt.networks.keypoints import TrunkConfig
 from saycan_qt.networks.tokens import ActionTokenizer, TextEncoder, bounds_of
+from skills import files
 from skills.embodiment import Embodiment
 from skills.errors import EmbodimentError
 from skills.robot_folder import default_robot
@@ -206,6 +207,8 @@ def new_network(
     if config.text_model:
         raise ValueError("the small preset's eyes know MiniLM alone; --text-model needs another --preset")
     described, seeing = checkpoint.read(perception)
+    if described.get("algorithm") != checkpoint.PERCEPTION:
+        raise ValueError(f"{perception} has no eyes: it is no checkpoint of `python -m saycan_qt.pretrain`")
     table |= zip(described["texts"], seeing["texts"].numpy(), strict=True)
     return dataclasses.replace(network, encoder=TrunkConfig.from_dict(described["trunk"])), seeing, table
 
@@ -265,7 +268,7 @@ def read_bounds(path: Path, embodiment: Embodiment) -> Embodiment:
     """With the lowest and highest action (D,) from a YAML file."""
     names, count = ", ".join(dimension.name for dimension in embodiment.action), len(embodiment.action)
     try:
-        given = yaml.safe_load(path.read_text())
+        given = files.from_yaml(files.read(path))
         low, high = (np.array(given[key], np.float32) for key in ("low", "high"))
     except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError) as error:
         why = " ".join(str(error).split())

@@ -27,6 +27,7 @@ from saycan_qt.networks.keypoints import (
     Grounding,
     KeypointTrunk,
     TrunkConfig,
+    require_sides,
 )
 from saycan_qt.networks.tokens import TEXT_SIZE
 from skills.embodiment import Embodiment
@@ -37,6 +38,8 @@ TYPICAL = {"m": 0.3, "rad": 1.0}  # a typical deviation of the default robot's s
 TYPICAL_FRACTION = 0.5  # and of those without one
 FAR = 10.0  # [deviations] beyond which a state number says no more
 STATE_WAVES = (0.5, 1.0, 2.0, 4.0)  # [deviations] wavelengths of the Fourier features where the state is all there is
+MOST_PIXELS = 2**24  # that are looked at together, through all cameras and in all of the history
+MOST_TOKENS, MOST_DIMENSIONS, MOST_BINS = 2048, 512, 65_536
 WAVELENGTHS = (0.03, 0.08, 0.2, 0.5, 1.2)  # [m] of the Fourier features of positions
 KNEES = (0.01, 0.03, 0.1)  # [m] where tanh features of relative positions saturate; unlike sines they do not repeat
 
@@ -73,6 +76,16 @@ class StateConfig:
         """From JSON, which has no tuples."""
         fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
         return cls(**fields)
+
+    def require_sound(self) -> None:
+        """Raises ValueError for what describes no state."""
+        if len(self.scale) != len(self.mean) or not all(map(math.isfinite, (*self.mean, *self.scale))):
+            raise ValueError("the state's mean and scale are not as many finite numbers")
+        if not all(scale > 0 for scale in self.scale):
+            raise ValueError("the state's scale is not above 0")
+        places = (*self.position, *(() if self.yaw is None else (self.yaw,)))
+        if len(self.position) not in (0, 3) or not all(place in range(len(self.mean)) for place in places):
+            raise ValueError(f"the gripper's place is in the numbers {places} of {len(self.mean)}")
 
     @property
     def has_gripper(self) -> bool:
@@ -133,6 +146,24 @@ class NetworkConfig:
 
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
+
+    def require_sound(self) -> None:
+        """Raises ValueError for what no network of ours is: a file may say anything."""
+        least = {"tokens": 1, "history": 1, "width": 1, "layers": 1, "heads": 1, "mlp": 1, "bins": 2, "text_size": 1}
+        for name, smallest in least.items():
+            if getattr(self, name) < smallest:
+                raise ValueError(f"{name} is {getattr(self, name)}")
+        if self.width % self.heads:
+            raise ValueError(f"{self.heads} heads do not divide a width of {self.width}")
+        if self.bins > MOST_BINS or self.dims > MOST_DIMENSIONS:
+            raise ValueError(f"{self.dims} dimensions of {self.bins} bins; at most {MOST_DIMENSIONS} of {MOST_BINS}")
+        if (tokens := self.history * (self.cameras * self.tokens + 1)) > MOST_TOKENS:
+            raise ValueError(f"{tokens} tokens that attend to each other; at most {MOST_TOKENS}")
+        if self.encoder is not None:
+            require_sides(self.encoder.image)
+            if (pixels := self.history * self.cameras * math.prod(self.encoder.image)) > MOST_PIXELS:
+                raise ValueError(f"{pixels} pixels at a time; at most {MOST_PIXELS}")
+        self.state.require_sound()
 
 
 SMALL = NetworkConfig()

@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from skills.embodiment import MAX_SIDE
+
 POSITION_UNIT = 0.1  # [m] the position head works in decimetres
 ROLES = ("acted on", "brought to")
 PRESENCE, POSITION, HEADING, FEATURE = (
@@ -46,6 +48,12 @@ class TrunkConfig:
     def outputs(self) -> int:
         """Numbers per keypoint: presence, x, y, z [m, base frame], cosine and sine of twice the yaw, appearance."""
         return 6 + self.feature
+
+
+def require_sides(image: Any) -> None:
+    """Raises ValueError unless it is a height and a width [pixels]."""
+    if len(image) != 2 or not all(isinstance(side, int) and 1 <= side <= MAX_SIDE for side in image):
+        raise ValueError(f"an image of {str(image)[:50]} pixels; each of its two sides is 1 to {MAX_SIDE}")
 
 
 class Block(nn.Module):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -11,6 +10,7 @@ from typing import Any
 
 from saycan_qt.services import own
 from saycan_qt.services.replicas import Replicas
+from skills import files
 from skills.embodiment import Embodiment
 from skills.errors import EmbodimentError, SkillError, Unreadable
 from skills.library import SkillLibrary
@@ -71,11 +71,11 @@ def _identify(name: str) -> tuple[str, Embodiment | None]:
 
     try:
         folder = checkpoint.resolve(name)
-        manifest = json.loads((folder / checkpoint.MANIFEST).read_bytes())
+        manifest = files.read_json(folder / checkpoint.MANIFEST)
         return f"{folder.name}@{manifest['files'][checkpoint.MODEL]['sha256'][:8]}", _embodiment(folder)
     except (checkpoint.CheckpointError, EmbodimentError) as error:
         raise Unreadable(str(error)) from None
-    except (OSError, ValueError, LookupError, TypeError, RecursionError):  # damaged, as `load` will say
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):  # damaged, as `load` will say
         return name, None
 
 
@@ -83,7 +83,7 @@ def _embodiment(folder: Path) -> Embodiment:
     """What a checkpoint's config says, without its weights; the kitchen's did not yet."""
     from saycan_qt.learning import checkpoint
 
-    said = json.loads((folder / checkpoint.CONFIG).read_bytes()).get("embodiment")
+    said = files.read_json(folder / checkpoint.CONFIG).get("embodiment")
     return default_robot().embodiment if said is None else Embodiment.parse(said, str(folder / checkpoint.CONFIG))
 
 
@@ -146,7 +146,8 @@ def load(choose: Callable[[], Models], library: SkillLibrary) -> Model:
     except SkillError:
         raise
     except Exception as error:
-        if not (isinstance(error, ValueError) or own.is_own(models.critic_id) or own.is_own(models.actor_id)):
+        theirs = own.is_own(models.critic_id) or own.is_own(models.actor_id)
+        if not (theirs or isinstance(error, ValueError | RuntimeError)):
             raise
         log.debug("a model failed", exc_info=True)
         who = " or ".join(dict.fromkeys((models.critic_id, models.actor_id)))

@@ -17,7 +17,6 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import FrameType
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -33,7 +32,7 @@ READY = re.compile(r"^(?P<name>.+) ready(: (?P<detail>.*))?$")
 CHILD_FLAG = "--until-stdin-closes"
 ERROR = "error: "  # how the one line for people begins
 GUARD = "guard of "  # how a line of a robot's guard begins
-NOTICE = 0.05  # [s] until a signal is noticed that another thread than the main one was given: only that one handles it
+ENDINGS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 HALT_TIMEOUT = 0.5  # [s] for a service to halt what it moves before it ends in a hurry
 MISTAKE = 2  # exit code of a service that was asked for something impossible
 
@@ -228,14 +227,19 @@ class EndWhenTold:
 
     def __init__(self, until_stdin_closes: bool) -> None:
         self._told, self._halted, self._hung_up = threading.Event(), threading.Event(), threading.Event()
+        # A handler in Python runs in the main thread, once that wakes, in the middle of whatever holds a lock. So the
+        # numbers of signals are read from a pipe, by a thread that does nothing else
+        self._signals, sent = os.pipe()
+        os.set_blocking(sent, False)
+        signal.set_wakeup_fd(sent, warn_on_full_buffer=False)
         self._armed = False
         self._halt: Callable[[], None] = lambda: None
         self._renew: Callable[[], None] = lambda: None
         self._terminal = has_terminal()
-        for work in (self._wait_to_halt, self._wait_to_renew):
+        for work in (self._heed, self._wait_to_halt, self._wait_to_renew):
             threading.Thread(target=work, name="signals", daemon=True).start()
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-            signal.signal(number, self._on_signal)
+        for number in ENDINGS:
+            signal.signal(number, lambda *_: None)
         if until_stdin_closes:
             threading.Thread(target=self._watch_parent, name="parent", daemon=True).start()
 
@@ -246,23 +250,26 @@ class EndWhenTold:
 
     def wait(self) -> None:
         self._armed = True
-        while not self._told.is_set():  # `wait` would hold a lock now and then that the signal's handler takes, too
-            time.sleep(NOTICE)
+        self._told.wait()
 
     def tell(self) -> None:
         """End, as if by a signal."""
         self._told.set()
 
-    def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        if number == signal.SIGHUP and not (self._terminal and not has_terminal()):
-            self._hung_up.set()
-        elif not self._armed:
-            os._exit(0)
-        elif self._told.is_set():
-            self._halted.wait(HALT_TIMEOUT)
-            os._exit(128 + number)
-        else:
-            self._told.set()
+    def _heed(self) -> None:
+        while True:
+            [number] = os.read(self._signals, 1)
+            if number not in ENDINGS:  # somebody else's
+                continue
+            if number == signal.SIGHUP and not (self._terminal and not has_terminal()):
+                self._hung_up.set()
+            elif not self._armed:
+                os._exit(0)
+            elif self._told.is_set():
+                self._halted.wait(HALT_TIMEOUT)
+                os._exit(128 + number)
+            else:
+                self._told.set()
 
     def _wait_to_halt(self) -> None:
         self._told.wait()

@@ -30,6 +30,7 @@ import numpy as np
 import tyro
 
 from saycan_qt.services import own
+from skills import files
 from skills.embodiment import Embodiment
 from skills.errors import Unavailable
 from skills.types import Observation, Reader, blank, embodiment_of
@@ -248,13 +249,13 @@ class Replicas:
     def load(self, name_or_path: str | Path) -> RemoteActor:
         """The policy of a checkpoint, once every replica holds it. Raises CheckpointError."""
         from saycan_qt import atomic
-        from saycan_qt.learning import checkpoint
+        from saycan_qt.learning import checkpoint, fit
 
         policy = checkpoint.load(name_or_path)  # here, too: whatever is wrong with it is said before it travels
         folder = atomic.newest(checkpoint.resolve(name_or_path))
         names = checkpoint.CONFIG, checkpoint.MODEL, checkpoint.PROVENANCE, checkpoint.MANIFEST
-        files = {name: (folder / name).read_bytes() for name in names}
-        model = Shipped(folder.name, atomic.sha256(files[checkpoint.MANIFEST]), [self._ray.put(files)])
+        content = {name: files.read(folder / name, fit.WEIGHTS) for name in names}
+        model = Shipped(folder.name, atomic.sha256(content[checkpoint.MANIFEST]), [self._ray.put(content)])
         return self._held_as(model, policy, policy.network_config.history)
 
     def load_own(self, name: str) -> RemoteActor:

@@ -154,3 +154,11 @@ class Access:
             has = ", ".join(own for own in ROLES if own in holder.roles)
             raise PermissionDenied(f"{call} needs the role {role!r}; the token of {holder.name!r} has: {has}")
         return holder.name
+
+    def known(self, metadata: Iterable[tuple[str, Any]]) -> str:
+        """The name of the holder of the token that a call shows which needs none; "" for strangers."""
+        shown = [str(value) for key, value in metadata if key == "authorization"]
+        if self.tokens is None or len(shown) != 1:
+            return ""
+        holder = self.tokens.holder(shown[0].partition(" ")[2])
+        return holder.name if holder else ""

@@ -1,6 +1,6 @@
 """What a server remembers of a call: a line in the log at its end, a span, and what its watcher counts.
 
-Log lines carry their facts as attributes (`method`, `code`, `seconds`, `caller`, `goal_id`, `trace_id`), for a
+Log lines carry their facts as attributes (`method`, `code`, `seconds`, `caller`, `goal_id`, `trace_id`, `peer`), for a
 formatter that writes them as fields. They hold neither tokens nor anything else of a request.
 """
 
@@ -39,19 +39,26 @@ class Calls:
         self._watcher.ended(call.method, code, seconds)
         self._say(call.method, code, seconds, call.caller, call.goal_id, call.span.trace_id)
 
-    def refused(self, path: str, code: str) -> None:
-        """A call that was not let in."""
+    def refused(self, path: str, code: str, peer: str) -> None:
+        """A call that was not let in, or whose request never came."""
         method = path.rpartition("/")[2]
         self._watcher.refused(method, code)
-        self._say(method, code, 0.0)
+        self._say(method, code, 0.0, peer=peer)
 
     def _say(
-        self, method: str, code: str, seconds: float, caller: str = "", goal_id: str = "", trace_id: str = ""
+        self,
+        method: str,
+        code: str,
+        seconds: float,
+        caller: str = "",
+        goal_id: str = "",
+        trace_id: str = "",
+        peer: str = "",  # of a call that was refused, such as ipv4:127.0.0.1:41234
     ) -> None:
-        unsaid = self._refusals.unsaid() if code in REFUSED else 0
+        unsaid = self._refusals.unsaid() if peer or code in REFUSED else 0
         if unsaid is None:
             return
-        known = {"caller": caller, "goal_id": goal_id, "trace_id": trace_id, "unsaid": unsaid}
+        known = {"caller": caller, "goal_id": goal_id, "trace_id": trace_id, "peer": peer, "unsaid": unsaid}
         known = {key: value for key, value in known.items() if value}
         told = "".join(f", {key.replace('_', ' ')} {value}" for key, value in known.items())
         facts = {"method": method, "code": code, "seconds": round(seconds, 6)} | known

@@ -3,31 +3,45 @@
 from __future__ import annotations
 
 import logging
+import resource
 import socket
-from collections.abc import Callable, Collection, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Collection, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NoReturn
 
 import grpc
 from google.protobuf.message import DecodeError
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_health.v1 import health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 from grpc_status import rpc_status
 
-from skills.errors import InvalidRequest, ServerFault, SkillError, Unavailable
+from skills.errors import Busy, InvalidRequest, ServerFault, SkillError, Unavailable
 from skills.security.access import HEALTH, Access
+from skills.serving.arrivals import HEAVY, LARGE, SMALL, Threads, Turns
 from skills.serving.calls import Call, Calls
+from skills.serving.health import NOT_SERVING, SERVING, Health
 from skills.serving.watching import NOBODY, Watcher
-from skills.wire.conventions import SERVER_OPTIONS, code_of, is_loopback, join_address, split_address, status_of
+from skills.wire.conventions import (
+    MAX_MESSAGE,
+    code_of,
+    is_loopback,
+    join_address,
+    server_options,
+    split_address,
+    status_of,
+)
 
 log = logging.getLogger(__name__)
 
-THREADS = 32  # calls at one time; long ones are limited to fewer, so that health checks always find a thread
-HEALTH_THREADS = 4
-URGENT_THREADS = 4
-SERVING = health_pb2.HealthCheckResponse.SERVING
-NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+THREADS = 32  # calls at one time; long ones are limited to fewer, so that others always find a thread
+HEALTH_THREADS = 8
+URGENT_THREADS = 16
+REFLECTION_THREADS = 2
+WATCHES = 16  # of health, by strangers; as many more by those who show a token that is known here
+MAX_CONNECTIONS = 4096
+OTHER_DESCRIPTORS = 256  # that connections leave for files, cameras and models
 
 
 class Server:
@@ -44,23 +58,32 @@ class Server:
         access: Access | None = None,  # who may call; None: whoever reaches a loopback address
         urgent: Collection[str] = (),  # unary methods of the service with threads of their own, so that they never wait
         watcher: Watcher = NOBODY,  # is told of calls
+        max_message: int = MAX_MESSAGE,  # [bytes] of a request
+        large: Collection[str] = (),  # unary methods whose requests may be that large, and come one at a time
+        compression: bool = False,  # take compressed requests, of which a few bytes may hold any number
     ) -> None:
         host, port = split_address(address)
         access = access or Access()
         access.check(host)
         _refuse_occupied(host, port, address)
         self._on_stop, self._service, self._stopped = on_stop, service, False
-        self._threads = ThreadPoolExecutor(threads, thread_name_prefix=service)
-        self._health_threads = ThreadPoolExecutor(HEALTH_THREADS, thread_name_prefix="health")
-        self._urgent_threads = ThreadPoolExecutor(URGENT_THREADS, thread_name_prefix="urgent")
-        apart = {f"/{service}/{method}": self._urgent_threads for method in urgent}
-        boundary = _Boundary(access, self._health_threads, apart, Calls(watcher))
-        self._server = grpc.server(self._threads, interceptors=[boundary], options=SERVER_OPTIONS)
+        self._threads = _Pools(
+            usual=Threads(threads, service),
+            urgent=Threads(URGENT_THREADS, "urgent"),
+            health=Threads(HEALTH_THREADS, "health"),
+            reflection=Threads(REFLECTION_THREADS, "reflection"),
+            strangers=Threads(WATCHES, "watch"),
+            known=Threads(WATCHES, "known watch"),
+        )
+        urgent_paths, large_paths = ({f"/{service}/{method}" for method in methods} for methods in (urgent, large))
+        boundary = _Boundary(access, self._threads, urgent_paths, large_paths, Calls(watcher))
+        options = server_options(max_message, compression, room_for_connections())
+        self._server = grpc.server(self._threads.usual, interceptors=[boundary], options=options)
         add_to_server(self._server)
-        self._health = health.HealthServicer(experimental_non_blocking=True)
+        self._health = Health()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         if is_loopback(host) or access.reflection:
-            reflection.enable_server_reflection((service, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server)
+            reflection.enable_server_reflection((service, HEALTH.strip("/"), reflection.SERVICE_NAME), self._server)
         if access.everybody and not is_loopback(host):
             log.warning("warning: whoever reaches %s may call everything; give --tokens or --client-ca", address)
         try:
@@ -80,14 +103,18 @@ class Server:
 
     def stop(self, grace: float = 1.0) -> None:
         """Refuse new calls, end running ones after `grace` seconds; returns when all have ended."""
-        if not self._stopped:
-            self._stopped = True
+        if self._stopped:
+            return
+        self._stopped = True
+        try:
+            self._on_stop()  # first: a robot halts before anybody is told
+        finally:
             self._set_health(NOT_SERVING)
-            self._on_stop()
-            self._server.stop(grace).wait()
-            self._threads.shutdown(wait=False)
-            self._health_threads.shutdown(wait=False)
-            self._urgent_threads.shutdown(wait=False)
+            try:
+                self._server.stop(grace).wait()
+            except RuntimeError:  # no thread to be had for the grace
+                self._server.stop(None)
+            self._threads.shutdown()
 
     def wait(self) -> None:
         """Until `stop` is called from elsewhere."""
@@ -100,8 +127,20 @@ class Server:
         self.stop()
 
     def _set_health(self, status: int) -> None:
-        for name in ("", self._service):
-            self._health.set(name, status)
+        self._health.set({"": status, self._service: status})
+
+
+def room_for_connections() -> int:
+    """How many may be open at once, so that this process can still open files."""
+    most, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return max(16, min(MAX_CONNECTIONS, most - OTHER_DESCRIPTORS))
+
+
+def raise_descriptors() -> None:
+    """As many descriptors as this process may have at all; a shell gives it few. Before its first server."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def _refuse_occupied(host: str, port: int, address: str) -> None:
@@ -118,129 +157,229 @@ def _refuse_occupied(host: str, port: int, address: str) -> None:
 
 
 OK = grpc.StatusCode.OK.name
-_MALFORMED = object()  # stands for a request that is no protobuf message
 _END = object()  # stands for what follows a stream's last reply
+
+
+@dataclass(frozen=True)
+class _Pools:
+    """A server's threads. What belongs to one kind of calls is never held by another."""
+
+    usual: Threads
+    urgent: Threads
+    health: Threads  # open to strangers
+    reflection: Threads
+    strangers: Threads  # who watch health
+    known: Threads  # who watch health and show a token
+
+    def shutdown(self) -> None:
+        for threads in vars(self).values():
+            threads.shutdown(wait=False)
 
 
 class _Boundary(grpc.ServerInterceptor):
     """Around every method of ours: SkillError -> its status, anything else -> INTERNAL and a log line; each call's end.
 
-    Around all methods: who may not call is refused before anything of the request is read."""
+    Around all methods: who may not call is refused before anything of the request is read. Where a request is one
+    message it is read as a stream's first, by the thread that answers it, so that it has a time to come; and decoded
+    there, since what is slow to decode holds up all calls in the thread that serves them."""
 
     def __init__(
-        self,
-        access: Access,
-        health_threads: ThreadPoolExecutor,
-        apart: Mapping[str, ThreadPoolExecutor],
-        calls: Calls,
+        self, access: Access, pools: _Pools, urgent: Collection[str], large: Collection[str], calls: Calls
     ) -> None:
-        self._access, self._health_threads, self._apart, self._calls = access, health_threads, apart, calls
+        self._access, self._pools, self._urgent, self._large, self._calls = access, pools, urgent, large, calls
+        self._turns = Turns()
 
     def intercept_service(self, continuation: Callable[[Any], Any], details: Any) -> Any:
         handler = continuation(details)
         if handler is None:
             return None
+        method, metadata, pools = details.method, details.invocation_metadata, self._pools
         try:
-            caller = self._access.admit(details.method, details.invocation_metadata)
+            caller = self._access.admit(method, metadata)
         except Exception as error:
-            return self._refusing(details.method, _problem(error))
-        if details.method.startswith(HEALTH):
-            return _apart(handler, self._health_threads)
-        if not details.method.startswith("/skills.v1."):
-            return handler
-        decode, begin = _tolerant(handler.request_deserializer), partial(self._begin, details, caller)
+            return self._refusing(method, _problem(error))
+        if method.startswith(HEALTH):
+            return self._healthy(handler, method, self._access.known(metadata))
+        if not method.startswith("/skills.v1."):  # reflection
+            waiting = partial(pools.reflection.waiting, caller=caller, seconds=LARGE)
+            behave = _hasty(handler.stream_stream, handler.request_deserializer, waiting)
+            return _handler(behave, handler, pools.reflection)
+        begin = partial(self._calls.begin, method, caller, metadata)
+        threads = pools.urgent if method in self._urgent else pools.usual
+        decode, read = handler.request_deserializer, partial(self._read, method, threads, caller)
         if handler.request_streaming:
-            return grpc.stream_stream_rpc_method_handler(
-                _stream(handler.stream_stream, _checked_each, begin), decode, handler.response_serializer
-            )
+            return _handler(_stream(handler.stream_stream, decode, begin), handler, threads)
         if handler.response_streaming:
-            return grpc.unary_stream_rpc_method_handler(
-                _stream(handler.unary_stream, _checked, begin), decode, handler.response_serializer
-            )
-        behave = _unary(handler.unary_unary, begin)
-        unary = grpc.unary_unary_rpc_method_handler(behave, decode, handler.response_serializer)
-        threads = self._apart.get(details.method)
-        return unary if threads is None else _apart(unary, threads)
+            waiting = partial(threads.waiting, caller=caller, seconds=LARGE)
+            return _handler(_replies(handler.unary_stream, decode, begin, read, waiting), handler, threads)
+        return _handler(_reply(handler.unary_unary, decode, begin, read), handler, threads)
 
-    def _begin(self, details: Any, caller: str) -> Call:
-        return self._calls.begin(details.method, caller, details.invocation_metadata)
+    def _healthy(self, handler: Any, method: str, known: str) -> grpc.RpcMethodHandler:
+        decode, threads = handler.request_deserializer, self._pools.health
+        if not handler.response_streaming:
+            read = partial(self._read, method, threads, known)
+            return _handler(_plain(handler.unary_unary, decode, read), handler, threads)
+        threads = self._pools.known if known else self._pools.strangers
+        if threads.full:
+            return self._refusing(method, Busy(f"{WATCHES} others watch this server's health; use Check", LARGE))
+        read, waiting = (
+            partial(self._read, method, threads, known),
+            partial(threads.waiting, caller=known, seconds=LARGE),
+        )
+        return _handler(_taken(_plain(handler.unary_stream, decode, read), waiting), handler, threads)
+
+    @contextmanager
+    def _read(
+        self, method: str, threads: Threads, caller: str, requests: Iterator[bytes], context: grpc.ServicerContext
+    ) -> Iterator[bytes]:
+        """A call's only message. What it takes of the server is free again when this is left."""
+        large = method in self._large
+        with ExitStack() as taken:
+            try:
+                end = taken.enter_context(self._turns.turn(context, caller)) if large else None
+                with threads.waiting(context, caller, LARGE if large else SMALL):
+                    message = next(requests, None)
+                if message is None:
+                    raise InvalidRequest("the call came without a message")
+            except grpc.RpcError:  # cancelled, by its client or because nothing came
+                self._calls.refused(method, grpc.StatusCode.CANCELLED.name, context.peer())
+                raise
+            except Exception as error:
+                self._refuse(method, _problem(error), context)
+            if end and len(message) <= HEAVY:
+                end()
+            yield message
+
+    def _refuse(self, method: str, problem: SkillError, context: grpc.ServicerContext) -> NoReturn:
+        self._calls.refused(method, code_of(problem).name, context.peer())
+        context.abort_with_status(rpc_status.to_status(status_of(problem)))
+        raise AssertionError("abort raises")
 
     def _refusing(self, method: str, problem: SkillError) -> grpc.RpcMethodHandler:
         """Fits every kind of method: answers without waiting for a message, and so holds no thread for a stranger."""
 
         def refuse(requests: Iterator[bytes], context: grpc.ServicerContext) -> None:
-            self._calls.refused(method, code_of(problem).name)
-            context.abort_with_status(rpc_status.to_status(status_of(problem)))
+            self._refuse(method, problem, context)
 
         return grpc.stream_unary_rpc_method_handler(refuse)
 
 
-def _apart(handler: Any, threads: ThreadPoolExecutor) -> grpc.RpcMethodHandler:
-    """With threads of its own. Health is open to strangers: its calls whose message never comes hold no others. What is
-    urgent waits for no others."""
-    streams = handler.response_streaming
-    make = grpc.unary_stream_rpc_method_handler if streams else grpc.unary_unary_rpc_method_handler
-    behave = partial(handler.unary_stream if streams else handler.unary_unary)
-    vars(behave).update(experimental_thread_pool=threads, experimental_non_blocking=streams)  # as grpc reads them
-    return make(behave, handler.request_deserializer, handler.response_serializer)
+Decode = Callable[[bytes], Any]
+Read = Callable[[Iterator[bytes], grpc.ServicerContext], AbstractContextManager[bytes]]
+Waiting = Callable[[grpc.ServicerContext], AbstractContextManager[None]]
 
 
-def _tolerant(decode: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
-    def tolerant(data: bytes) -> Any:
-        try:
-            return decode(data)
-        except DecodeError:
-            return _MALFORMED  # refused where the call's context is at hand
-
-    return tolerant
+def _handler(behave: Callable[..., Any], handler: Any, threads: Threads) -> grpc.RpcMethodHandler:
+    """For the same method, with these threads, and with requests that are bytes still."""
+    behave = partial(behave)
+    vars(behave).update(experimental_thread_pool=threads)  # as grpc reads it
+    make = grpc.stream_stream_rpc_method_handler if handler.response_streaming else grpc.stream_unary_rpc_method_handler
+    return make(behave, None, handler.response_serializer)
 
 
-def _checked(request: Any, call: Call) -> Any:
-    if request is _MALFORMED:
-        raise InvalidRequest("the request is not a message of this service")
+def _decoded(data: bytes, decode: Decode) -> Any:
+    try:
+        return decode(data)
+    except DecodeError:
+        raise InvalidRequest("the request is not a message of this service") from None
+
+
+def _plain(behave: Callable[[Any, Any], Any], decode: Decode, read: Read) -> Callable[[Any, Any], Any]:
+    """Of a service that is not ours, and raises nothing."""
+
+    def answer(requests: Iterator[bytes], context: grpc.ServicerContext) -> Any:
+        with read(requests, context) as message:
+            try:
+                request = _decoded(message, decode)
+            except InvalidRequest as problem:
+                context.abort(code_of(problem), str(problem))
+            return behave(request, context)
+
+    return answer
+
+
+def _hasty(behave: Callable[[Any, Any], Iterator[Any]], decode: Decode, waiting: Waiting) -> Callable[[Any, Any], Any]:
+    """Of a stream that has all it needs at once."""
+
+    def hasty(requests: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[Any]:
+        with waiting(context):
+            yield from behave(map(decode, requests), context)
+
+    return hasty
+
+
+def _taken(behave: Callable[[Any, Any], Iterator[Any]], waiting: Waiting) -> Callable[[Any, Any], Iterator[Any]]:
+    """Each reply has a time to be taken."""
+
+    def answer(requests: Any, context: grpc.ServicerContext) -> Iterator[Any]:
+        for reply in behave(requests, context):
+            with waiting(context):
+                yield reply
+
+    return answer
+
+
+def _request(data: bytes, decode: Decode, call: Call) -> Any:
+    request = _decoded(data, decode)
     call.read(request)
     return request
 
 
-def _checked_each(requests: Iterator[Any], call: Call) -> Iterator[Any]:
-    return (_checked(request, call) for request in requests)
-
-
-def _unary(behave: Callable[[Any, Any], Any], begin: Callable[[], Call]) -> Callable[[Any, Any], Any]:
-    def guarded(request: Any, context: grpc.ServicerContext) -> Any:
-        call = begin()
-        try:
-            reply = call.span.context.run(behave, _checked(request, call), context)
-        except Exception as error:
-            problem = _problem(error)
-        else:
-            call.end(OK)
-            return reply
-        call.end(code_of(problem).name if context.is_active() else _left(context))
-        context.abort_with_status(rpc_status.to_status(status_of(problem)))
+def _reply(
+    behave: Callable[[Any, Any], Any], decode: Decode, begin: Callable[[], Call], read: Read
+) -> Callable[[Any, Any], Any]:
+    def guarded(requests: Iterator[bytes], context: grpc.ServicerContext) -> Any:
+        with read(requests, context) as message:
+            call = begin()
+            try:
+                reply = call.span.context.run(behave, _request(message, decode, call), context)
+            except Exception as error:
+                problem = _problem(error)
+            else:
+                call.end(OK)
+                return reply
+            call.end(code_of(problem).name if context.is_active() else _left(context))
+            context.abort_with_status(rpc_status.to_status(status_of(problem)))
 
     return guarded
+
+
+def _replies(
+    behave: Callable[[Any, Any], Iterator[Any]], decode: Decode, begin: Callable[[], Call], read: Read, waiting: Waiting
+) -> Callable[[Any, Any], Any]:
+    def answer(requests: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[Any]:
+        with read(requests, context) as message:
+            yield from _guarded(lambda call: behave(_request(message, decode, call), context), begin(), context)
+
+    return _taken(answer, waiting)
 
 
 def _stream(
-    behave: Callable[[Any, Any], Iterator[Any]], check: Callable[[Any, Call], Any], begin: Callable[[], Call]
+    behave: Callable[[Any, Any], Iterator[Any]], decode: Decode, begin: Callable[[], Call]
 ) -> Callable[[Any, Any], Any]:
-    def guarded(request: Any, context: grpc.ServicerContext) -> Iterator[Any]:
-        call, code = begin(), ""
-        try:
-            yield from _within(call, behave(check(request, call), context))
-            code = OK
-            return
-        except Exception as error:
-            if not context.is_active():  # the client left; nobody to tell
-                return
-            problem = _problem(error)
-            code = code_of(problem).name
-        finally:
-            call.end(code or _left(context))
-        context.abort_with_status(rpc_status.to_status(status_of(problem)))
+    def answer(requests: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[Any]:
+        def behaving(call: Call) -> Iterator[Any]:
+            return behave((_request(data, decode, call) for data in requests), context)
 
-    return guarded
+        yield from _guarded(behaving, begin(), context)
+
+    return answer
+
+
+def _guarded(behave: Callable[[Call], Iterator[Any]], call: Call, context: grpc.ServicerContext) -> Iterator[Any]:
+    code = ""
+    try:
+        yield from _within(call, behave(call))
+        code = OK
+        return
+    except Exception as error:
+        if not context.is_active():  # the client left; nobody to tell
+            return
+        problem = _problem(error)
+        code = code_of(problem).name
+    finally:
+        call.end(code or _left(context))
+    context.abort_with_status(rpc_status.to_status(status_of(problem)))
 
 
 def _within(call: Call, replies: Iterator[Any]) -> Iterator[Any]:

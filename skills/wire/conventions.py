@@ -37,9 +37,12 @@ PING_EVERY = 1000  # [ms] without traffic before a ping
 PING_TIMEOUT = 1000  # [ms] without an answer before the link counts as dead
 CONNECT_TIMEOUT = 5000  # [ms] until a service must have answered a new connection; gRPC's own 20 s are long for a robot
 
-_MESSAGES = [("grpc.max_send_message_length", MAX_MESSAGE), ("grpc.max_receive_message_length", MAX_MESSAGE)]
+MAX_STREAMS = 64  # calls at one time on one connection
+HANDSHAKE_TIMEOUT = 3000  # [ms] in which a new connection must speak TLS and HTTP/2
+
 CLIENT_OPTIONS = [
-    *_MESSAGES,
+    ("grpc.max_send_message_length", MAX_MESSAGE),
+    ("grpc.max_receive_message_length", MAX_MESSAGE),
     ("grpc.keepalive_time_ms", PING_EVERY),
     ("grpc.keepalive_timeout_ms", PING_TIMEOUT),
     ("grpc.http2.ping_timeout_ms", PING_TIMEOUT),  # without it a dead link is noticed after 60 s
@@ -50,7 +53,6 @@ CLIENT_OPTIONS = [
     ("grpc.use_local_subchannel_pool", 1),  # a client's own connection: closing one client never disturbs another
 ]
 SERVER_OPTIONS = [
-    *_MESSAGES,
     ("grpc.so_reuseport", 0),  # else a second server takes the same port in silence
     ("grpc.keepalive_time_ms", PING_EVERY),  # a client that vanished must not leave a robot moving
     ("grpc.keepalive_timeout_ms", PING_TIMEOUT),
@@ -58,7 +60,23 @@ SERVER_OPTIONS = [
     ("grpc.http2.max_pings_without_data", 0),
     ("grpc.http2.min_ping_interval_without_data_ms", PING_EVERY // 2),
     ("grpc.http2.max_ping_strikes", 0),
+    ("grpc.max_concurrent_streams", MAX_STREAMS),
+    ("grpc.server_handshake_timeout_ms", HANDSHAKE_TIMEOUT),
+    ("grpc.http2.bdp_probe", 0),  # with it a server takes 4 MiB of each message that it has not begun to read
+    ("grpc.max_send_message_length", MAX_MESSAGE),
 ]
+
+
+def server_options(max_message: int, compression: bool, connections: int) -> list[tuple[str, int]]:
+    """A server's own: the largest request [bytes], whether it takes compressed ones, how many connections."""
+    return [
+        *SERVER_OPTIONS,
+        ("grpc.max_receive_message_length", max_message),
+        ("grpc.compression_enabled_algorithms_bitset", 0b111 if compression else 0b001),  # identity, deflate, gzip
+        ("grpc.max_allowed_incoming_connections", connections),
+    ]
+
+
 CODES = {
     InvalidRequest: grpc.StatusCode.INVALID_ARGUMENT,
     UnknownSkill: grpc.StatusCode.NOT_FOUND,
@@ -134,7 +152,7 @@ def error_of(error: grpc.RpcError, service: str, address: str) -> SkillError:
             own = "" if details in ("", "Deadline Exceeded") else f": {details}"  # the service gave up, and says why
             return DeadlineExceeded(f"{where} {'ended the call' if own else 'did not answer in time'}{own}")
         case grpc.StatusCode.RESOURCE_EXHAUSTED if "larger than max" in details:
-            return InvalidRequest(f"{where}: a message is larger than {MAX_MESSAGE // 2**20} MiB")
+            return InvalidRequest(f"{where}: a message is larger than {_limit(details)}")
         case grpc.StatusCode.UNIMPLEMENTED:
             return Unsupported(f"{where} does not know this call; is that the right address?")
         case grpc.StatusCode.UNAUTHENTICATED | grpc.StatusCode.PERMISSION_DENIED:
@@ -162,6 +180,13 @@ def _detail(error: grpc.RpcError, kind: T) -> T | None:
         return next((kind for detail in (status.details if status else ()) if detail.Unpack(kind)), None)
     except (ValueError, DecodeError):
         return None
+
+
+def _limit(details: str) -> str:
+    """The one that gRPC names: the robot's, the skill server's or the client's own."""
+    named = re.search(r"vs\. (\d+)", details)
+    limit = int(named[1]) if named else MAX_MESSAGE
+    return f"{limit // 2**20} MiB" if limit >= 2**20 else f"{limit // 2**10} KiB"
 
 
 def _why_unavailable(code: grpc.StatusCode, details: str) -> str:

@@ -13,6 +13,7 @@ import numpy as np
 from saycan_qt.data.lerobot import DatasetError
 
 SLICE = re.compile(r"(?P<column>.+?)(?:\[(?P<start>\d+)(?P<range>:(?P<stop>\d+))?\])?")
+MAX_SCALE = 1e9  # of a mapping; larger ones are no unit's
 RELATIVE_THRESHOLD = 0.1  # a smaller gripper command is none, as Octo has it
 EXAMPLE = {"scale": "0.01", "invert": "true", "relative": "true"}
 
@@ -41,10 +42,12 @@ class Columns:
         kinds: dict[str, Any] = {"scale": (int, float), "invert": bool, "relative": bool}
         for name, value in options.items():
             check_key(name, ["column", *kinds], f"{source}: {key}")
-            if not isinstance(value, kinds[name]):
+            if not isinstance(value, kinds[name]) or not abs(value) <= MAX_SCALE:
                 raise DatasetError(
-                    f"{source}: {key}: {name} is {value!r}; write for instance `{name}: {EXAMPLE[name]}`"
+                    f"{source}: {key}: {name} is {value!r:.50}; write for instance `{name}: {EXAMPLE[name]}`"
                 )
+        if max(map(len, (found["start"] or "", found["stop"] or ""))) > 9:
+            raise DatasetError(f"{source}: {key}: {text[:100]!r} is a place of too many digits")
         start, stop = int(found["start"] or 0), None
         if found["start"] is not None:
             stop = int(found["stop"]) if found["range"] else start + 1

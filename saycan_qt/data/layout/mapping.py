@@ -34,7 +34,8 @@ import yaml
 from saycan_qt.data.layout.columns import Columns, check_key
 from saycan_qt.data.layout.outcomes import SUFFIXES, Outcomes
 from saycan_qt.data.lerobot import DatasetError
-from skills.embodiment import Kind
+from skills import files
+from skills.embodiment import LEAST_HZ, MAX_SIDE, MOST_HZ, Kind
 
 LAST, ALL, NONE = "last", "all", "none"
 KINDS = get_args(Kind)
@@ -68,13 +69,13 @@ class ColumnMapping:
         if str(given) in BUILT_IN:
             return BUILT_IN[str(given)]
         path = Path(given)
-        if not path.is_file():
+        if not path.exists():
             close = difflib.get_close_matches(str(given), BUILT_IN, 1)
             hint = f"did you mean {close[0]!r}? " if close else ""
             raise DatasetError(f"no mapping {str(given)!r}; {hint}built in: {', '.join(BUILT_IN)}; else a YAML file")
         try:
-            value = yaml.safe_load(path.read_text())
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            value = files.from_yaml(files.read(path))
+        except (OSError, yaml.YAMLError) as error:
             hint = 'names with brackets stand in quotes: "action[0:6]"'
             raise DatasetError(f"{path}: cannot be read as YAML ({hint}): {error}") from None
         if not isinstance(value, dict):
@@ -172,7 +173,7 @@ def _parse(key: str, value: Any, source: str) -> Any:
         return value if isinstance(value, list) else [value]
 
     def positive(value: Any) -> bool:
-        return isinstance(value, int) and not isinstance(value, bool) and value > 0
+        return isinstance(value, int) and not isinstance(value, bool) and 0 < value <= MAX_SIDE
 
     def texts(values: Any) -> bool:
         return all(isinstance(text, str) and text for text in values)
@@ -200,8 +201,8 @@ def _parse(key: str, value: Any, source: str) -> Any:
             return value
         case "image_size" if value is None or (isinstance(value, list) and [*map(positive, value)] == [True, True]):
             return value and tuple(value)
-        case "rate" if isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= 10_000:
+        case "rate" if isinstance(value, int | float) and not isinstance(value, bool) and LEAST_HZ <= value <= MOST_HZ:
             return float(value)
         case "skip_first" if isinstance(value, int) and value >= 0:
             return value
-    raise DatasetError(f"{source}: {key} is {value!r}; write for instance `{key}: {EXAMPLE[key]}`")
+    raise DatasetError(f"{source}: {key} is {value!r:.100}; write for instance `{key}: {EXAMPLE[key]}`")

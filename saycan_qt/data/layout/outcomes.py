@@ -21,8 +21,10 @@ from typing import Any
 import yaml
 
 from saycan_qt.data.lerobot import DatasetError
+from skills import files
 
 SUFFIXES = (".yaml", ".yml", ".json", ".csv")
+MOST_BYTES, MOST = 16 * 2**20, 2_000_000  # of a file of them, and of the values in it
 WORDS = {"true": True, "false": False, "1": True, "0": False, "yes": True, "no": False}
 EXAMPLE = "write for instance `{0: true, 1: false}`"
 
@@ -38,8 +40,8 @@ class Outcomes:
     def load(cls, path: Path) -> Outcomes:
         """Raises DatasetError."""
         try:
-            text = path.read_text(encoding="utf-8")
-            given = _rows(text, path) if path.suffix == ".csv" else yaml.safe_load(text)  # JSON is YAML
+            text = files.read_text(path, MOST_BYTES)
+            given = _rows(text, path) if path.suffix == ".csv" else files.from_yaml(text, MOST)  # JSON is YAML
         except (OSError, UnicodeDecodeError, yaml.YAMLError, csv.Error) as error:
             raise DatasetError(f"{path}: outcomes cannot be read: {' '.join(str(error).split())}") from None
         if isinstance(given, Mapping) and given and not any(str(name).isdecimal() for name in given):
@@ -76,7 +78,8 @@ def _outcomes(given: Any, path: Path) -> dict[int, bool]:
     found = {}
     for episode, success in given.items():
         success = WORDS.get(str(success).strip().lower())
-        if isinstance(episode, bool) or not str(episode).isdecimal() or success is None:
-            raise DatasetError(f"{path}: {episode!r}: {given[episode]!r} is no outcome of an episode; {EXAMPLE}")
+        if isinstance(episode, bool) or not str(episode).isdecimal() or len(str(episode)) > 18 or success is None:
+            said = f"{str(episode)[:50]!r}: {str(given[episode])[:50]!r}"
+            raise DatasetError(f"{path}: {said} is no outcome of an episode; {EXAMPLE}")
         found[int(episode)] = success
     return found

@@ -20,6 +20,7 @@ from skills.embodiment import MAX_SECONDS, ActionDimension, Camera, Embodiment, 
 from skills.errors import EmbodimentError
 
 TERMINATE = "terminate"
+MOST_SAID = 100  # names of columns that are told
 CLOSE = 0.01  # relative, between a rate asked for and the dataset's divided by a whole number
 CAMERA = re.compile(r"(observation\.images\.|observation\.|steps/observation/|steps/)?(?P<name>.+)")
 DELTA = re.compile(r"(^|.*[._ /])(delta|rel|relative)([._ /].*|$)|d_?(x|y|z|rx|ry|rz|roll|pitch|yaw)")
@@ -55,10 +56,13 @@ class Contents:
     def refuse(self, problem: str, line: str) -> NoReturn:
         """Raises DatasetError, with what there is and the line to write."""
         once = dict.fromkeys(self.once, 1)
-        numbers = ", ".join(f"{name} ({width})" for name, width in sorted((once | dict(self.widths)).items()))
+        listed = sorted((once | dict(self.widths)).items())[:MOST_SAID]
+        numbers = ", ".join(f"{name} ({width})" for name, width in listed)
+        images = ", ".join(list(self.images)[:MOST_SAID])
+        texts = ", ".join(sorted(self.texts)[:MOST_SAID])
         raise DatasetError(
-            f"{self.where}: {problem}\n  images: {', '.join(self.images) or 'none'}\n  numbers: {numbers or 'none'}\n"
-            f"  texts: {', '.join(sorted(self.texts)) or 'none'}\nA mapping needs a line such as\n  {line}\n"
+            f"{self.where}: {problem}\n  images: {images or 'none'}\n  numbers: {numbers or 'none'}\n"
+            f"  texts: {texts or 'none'}\nA mapping needs a line such as\n  {line}\n"
             f"(mapping=..., a YAML file or one of {', '.join(BUILT_IN)})"
         )
 

@@ -31,6 +31,7 @@ import numpy as np
 import yaml
 
 from saycan_qt.kitchen.symbolic import IN_HAND, NOTHING, WORKTOPS, SymbolicKitchen
+from skills import files
 from skills.connective import OPERATOR
 from skills.library import SkillLibrary
 
@@ -125,10 +126,10 @@ def named(condition: Condition) -> tuple[str, ...]:
 def load(path: Path, library: SkillLibrary) -> list[Instruction]:
     """Read and check; raises InstructionsError with a line for each entry that is wrong."""
     try:
-        document = yaml.safe_load(path.read_text(encoding="utf-8"))
+        document = files.from_yaml(files.read(path))
     except OSError as error:
         raise InstructionsError(f"{path}: cannot be read: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f":{mark.line + 1}" if mark else ""
         raise InstructionsError(f"{path}{line}: not YAML: {getattr(error, 'problem', None) or error}") from None

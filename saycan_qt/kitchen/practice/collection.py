@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from saycan_qt import atomic
+from saycan_qt.data import lerobot
 from saycan_qt.data.episodes import Episode
 from saycan_qt.kitchen.looks import LookName
 from saycan_qt.kitchen.physics import Unstable
@@ -104,6 +104,6 @@ def begin(config: CollectConfig) -> None:
     if not path.exists():
         config.out.mkdir(parents=True, exist_ok=True)
         atomic.write(path, atomic.to_json(settings))
-    elif (there := json.loads(path.read_bytes())) != settings:
+    elif (there := lerobot.read_json(path)) != settings:
         differing = ", ".join(f"--{key} {there.get(key)}" for key in settings if there.get(key) != settings[key])
         raise ValueError(f"{config.out} holds a collection made with {differing}; use that, or another --out")

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from saycan_qt.learning import fit
 from saycan_qt.learning.distributed import shared_count
 from saycan_qt.networks.backbone import KeypointEncoder, Memory, NetworkConfig, PolicyNetwork
 from saycan_qt.networks.efficientnet import FilmEfficientNet
@@ -23,6 +24,7 @@ from skills.robot_folder import default_robot
 from skills.types import Observation
 
 Metrics = dict[str, Tensor]
+NETWORK = "network."  # how the names of a network's tensors begin in a checkpoint
 
 
 @dataclass
@@ -83,7 +85,7 @@ def smooth_probabilities(probabilities: Tensor, deviation: float) -> Tensor:
     """(B, bins) averaged over neighbouring bins with a Gaussian."""
     if deviation <= 0:
         return probabilities
-    reach = int(3 * deviation) + 1
+    reach = min(int(3 * deviation) + 1, probabilities.shape[-1])  # farther away there is nothing
     offsets = torch.arange(-reach, reach + 1, device=probabilities.device)
     kernel = torch.exp(-0.5 * (offsets / deviation).square())
     padded = F.pad(probabilities[:, None], (reach, reach), mode="replicate")
@@ -128,7 +130,6 @@ class Policy(ABC):
         self,
         network: NetworkConfig,
         config: Any,
-        heads: Sequence[str],
         texts: TextEncoder,
         tokenizer: ActionTokenizer | None = None,  # uniform bins over the embodiment's range when None
         embodiment: Embodiment | None = None,  # the default robot's when None
@@ -137,9 +138,14 @@ class Policy(ABC):
         embodiment = embodiment or default_robot().embodiment
         self.tokenizer = tokenizer or ActionTokenizer.uniform(embodiment, network.bins)
         self.embodiment = dataclasses.replace(within(embodiment, self.tokenizer), history=network.history)
-        self.network = self.network_type(network, heads)
+        self.network = self.network_type(network, self.heads(config))
         self.target_network: PolicyNetwork | None = None  # the moving average; while training
         self.device = torch.device("cpu")
+
+    @classmethod
+    @abstractmethod
+    def heads(cls, config: Any) -> Sequence[str]:
+        """What the network puts out, see `PolicyNetwork`."""
 
     @property
     def discount(self) -> float:
@@ -279,8 +285,30 @@ class Policy(ABC):
             "embodiment": self.embodiment.to_dict(),
             "texts": list(texts),
         }
-        tensors = {f"network.{key}": value.detach().cpu() for key, value in self.acting.state_dict().items()}
+        tensors = {f"{NETWORK}{key}": value.detach().cpu() for key, value in self.acting.state_dict().items()}
         return config, tensors | {"texts": self.texts.encode(texts), "action_edges": self.tokenizer.edges}
+
+    @classmethod
+    def require_fit(cls, config: Mapping[str, Any], shapes: fit.Shapes) -> None:
+        """Raises, whatever is wrong, unless these are the tensors that `from_checkpoint` would build, and no more than
+        a policy needs."""
+        network, embodiment = fit.settled(NetworkConfig.from_dict(config["network"])), embodiment_in(config)
+        settled = fit.settled(cls.config_type(**config["config"]))
+        sizes = {
+            "cameras": (network.cameras if network.encoder else 0, len(embodiment.cameras)),
+            "action dimensions": (network.dims, len(embodiment.action)),
+            "state numbers": (len(network.state), len(embodiment.state)),
+        }
+        for what, (wanted, there) in sizes.items():
+            if wanted != there:
+                raise ValueError(f"the network is for {wanted} {what}, the embodiment has {there}")
+        network.require_sound()
+        fit.require_texts(config, shapes, network.text_size)
+        edges = (network.dims, network.bins + 1)
+        if shapes.get("action_edges", edges) != edges:
+            raise ValueError(f"action bins of shape {shapes['action_edges']}, the config has {edges}")
+        fit.require_known(shapes, NETWORK, "texts", "action_edges")
+        fit.require_fit(lambda: cls.network_type(network, cls.heads(settled)), shapes, NETWORK)
 
     @classmethod
     def from_checkpoint(cls, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Policy:
@@ -288,8 +316,8 @@ class Policy(ABC):
         texts = TextEncoder(dict(zip(config["texts"], tensors["texts"].numpy(), strict=True)), network.text_model)
         tokenizer = tokenizer_of(tensors, embodiment)
         policy = cls(network, cls.config_type(**config["config"]), texts, tokenizer, embodiment)  # type: ignore[arg-type,call-arg]
-        prefix = "network."
-        policy.network.load_state_dict({k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})
+        own = {key.removeprefix(NETWORK): value for key, value in tensors.items() if key.startswith(NETWORK)}
+        policy.network.load_state_dict(own)
         policy.network.eval().requires_grad_(False)
         return policy
 

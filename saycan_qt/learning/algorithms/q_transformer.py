@@ -16,9 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from saycan_qt.learning.algorithms.policy import Batch, Judge, Metrics, behavior_loss, smooth_probabilities
-from saycan_qt.networks.backbone import Memory, NetworkConfig, PolicyNetwork
-from saycan_qt.networks.tokens import ActionTokenizer, TextEncoder
-from skills.embodiment import Embodiment
+from saycan_qt.networks.backbone import Memory, PolicyNetwork
 from skills.types import Observation
 
 Conservatism = Literal["paper", "softmax", "none"]
@@ -98,16 +96,9 @@ class QTransformer(Judge):
     name = "q-transformer"
     config_type = QTransformerConfig
 
-    def __init__(
-        self,
-        network: NetworkConfig,
-        config: QTransformerConfig,
-        texts: TextEncoder,
-        tokenizer: ActionTokenizer | None = None,
-        embodiment: Embodiment | None = None,
-    ) -> None:
-        heads = ["q", "behavior"] if config.behavior_weight > 0 else ["q"]
-        super().__init__(network, config, heads, texts, tokenizer, embodiment)
+    @classmethod
+    def heads(cls, config: QTransformerConfig) -> Sequence[str]:
+        return ["q", "behavior"] if config.behavior_weight > 0 else ["q"]
 
     @torch.no_grad()
     def targets(self, batch: Batch) -> Tensor:

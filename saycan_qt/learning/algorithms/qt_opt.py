@@ -19,10 +19,10 @@ from torch import Tensor, nn
 
 from saycan_qt.learning.algorithms.policy import Batch, Judge, Metrics
 from saycan_qt.networks.backbone import LOW_Q, Memory, NetworkConfig, PolicyNetwork
-from saycan_qt.networks.tokens import ActionTokenizer, TextEncoder
 from skills.embodiment import TERMINATE_THRESHOLD, Embodiment
 
 WAVES = (0.5, 1.0, 2.0, 4.0)  # of a sine over an action dimension's range
+MOST_ROUNDS, MOST_SAMPLES = 100, 10_000  # of a search; more are a mistake
 STATES_AT_ONCE = 64  # whose candidates are compared together on a CPU: more do not fit into its cache
 
 
@@ -46,6 +46,16 @@ class QTOptConfig:
     cql_weight: float = 1.0
     cql_samples: int = 16  # random actions that it pulls at, beside the elites of the cross-entropy method
     monte_carlo: bool = False  # targets are at least the return-to-go, as Q-Transformer's. QT-Opt has nothing like it
+
+    def require_sound(self) -> None:
+        """Raises ValueError for a search that does not end, or finds nothing."""
+        if not 1 <= self.cem_iterations <= MOST_ROUNDS:
+            raise ValueError(f"cem_iterations is {self.cem_iterations}; it must be 1 to {MOST_ROUNDS}")
+        if not 1 <= self.cem_elites <= self.cem_samples <= MOST_SAMPLES:
+            given = f"cem_elites is {self.cem_elites} of {self.cem_samples} cem_samples"
+            raise ValueError(f"{given}; of at most {MOST_SAMPLES}, some must be elites")
+        if not 0 <= self.cql_samples <= MOST_SAMPLES:
+            raise ValueError(f"cql_samples is {self.cql_samples}; it must be 0 to {MOST_SAMPLES}")
 
 
 def waves(actions: Tensor) -> Tensor:
@@ -156,15 +166,10 @@ class QTOpt(Judge):
     target_network: ActionValueNetwork | None
     lagged_network: ActionValueNetwork | None = None  # the second target; while training
 
-    def __init__(
-        self,
-        network: NetworkConfig,
-        config: QTOptConfig,
-        texts: TextEncoder,
-        tokenizer: ActionTokenizer | None = None,
-        embodiment: Embodiment | None = None,
-    ) -> None:
-        super().__init__(network, config, (), texts, tokenizer, embodiment)
+    @classmethod
+    def heads(cls, config: QTOptConfig) -> Sequence[str]:
+        config.require_sound()
+        return ()
 
     def prepare(self, device: str, freeze_trunk: bool) -> None:
         super().prepare(device, freeze_trunk)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
 
 from saycan_qt.learning.algorithms.policy import Batch, Metrics, Policy, behavior_loss, smooth_probabilities
-from saycan_qt.networks.backbone import NetworkConfig, PolicyNetwork
-from saycan_qt.networks.tokens import ActionTokenizer, TextEncoder
-from skills.embodiment import Embodiment
+from saycan_qt.networks.backbone import PolicyNetwork
 
 
 @dataclass(frozen=True)
@@ -27,15 +26,9 @@ class RT1(Policy):
     config_type = RT1Config
     only_successes = True
 
-    def __init__(
-        self,
-        network: NetworkConfig,
-        config: RT1Config,
-        texts: TextEncoder,
-        tokenizer: ActionTokenizer | None = None,
-        embodiment: Embodiment | None = None,
-    ) -> None:
-        super().__init__(network, config, ["behavior"], texts, tokenizer, embodiment)
+    @classmethod
+    def heads(cls, config: RT1Config) -> Sequence[str]:
+        return ["behavior"]
 
     def loss(self, batch: Batch) -> tuple[Tensor, Metrics]:
         hidden, _ = self.network.read(self.network.encode(*batch.now()), batch.tokens[:, :-1])

@@ -1,0 +1,174 @@
+"""What a server waits for: requests that have not come, and replies that are not taken. Each has a time for it.
+
+    threads = Threads(16, "urgent")  # all started at once
+    ...                              # in a call that one of them serves:
+    with threads.waiting(context, caller, seconds=1.0):
+        request = next(requests, None)
+
+A call may begin and its request never come: gRPC waits for as long as the connection lives, and holds a thread for it.
+Here it is cancelled when its time is over, and at once when a call comes that finds no other thread.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+
+from skills.errors import Busy
+
+SMALL = 1.0  # [s] in which a small request must have come, whose headers came: they travel together
+LARGE = 10.0  # [s] for one with images, and for a reply to be taken
+HEAVY = 2**20  # [bytes]; a message of more counts until its call has ended, not only while it comes
+TURNS = 4  # large messages that come at the same time, from all clients together
+SLOW = 1.0  # [s] after which a large message that still comes gives way to another
+
+
+def client_of(context: grpc.ServicerContext, caller: str) -> str:
+    """Who calls: the name of the token's holder, where there are none the host."""
+    return f"token {caller}" if caller else context.peer().rpartition(":")[0]
+
+
+@dataclass(eq=False)
+class _Waiting:
+    """A call that waits for its client."""
+
+    context: grpc.ServicerContext
+    client: str
+    peer: str  # its connection
+    until: float  # [s], of time.monotonic
+    leaving: bool = False  # told to give way
+
+
+class Threads(ThreadPoolExecutor):
+    """Those of a server for some of its methods. They are started in advance, so that a machine that gives no more
+    threads keeps those that it has."""
+
+    def __init__(self, count: int, name: str) -> None:
+        super().__init__(count, thread_name_prefix=name)
+        self._count, self._taken, self._leaving = count, 0, 0  # threads; calls, and how many of them were told to leave
+        self._waiting: list[_Waiting] = []  # oldest first
+        self._changed = threading.Condition()
+        self._own = threading.local()
+        self._closed = False
+        started = threading.Barrier(count + 1)
+        for _ in range(count):
+            super().submit(started.wait)
+        started.wait()
+        threading.Thread(target=self._watch, name=f"{name} clock", daemon=True).start()
+
+    @property
+    def full(self) -> bool:
+        """Is there no thread for one more call, not even if another gave way?"""
+        with self._changed:
+            return self._taken - self._leaving >= self._count and not self._waiting
+
+    def submit(self, call: Callable[..., Any], /, *arguments: Any, **more: Any) -> Future[Any]:  # type: ignore[override]
+        """Never raises: gRPC calls it from the thread that serves all calls, which an exception would end."""
+        with self._changed:
+            self._taken += 1
+            if self._taken - self._leaving > self._count and self._waiting:
+                self._cancel(self._greediest())
+        try:
+            return super().submit(self._within, call, arguments, more)
+        except RuntimeError:  # shut down
+            refused: Future[Any] = Future()
+            refused.cancel()
+            return refused
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+        super().shutdown(wait, cancel_futures=cancel_futures)
+
+    @contextmanager
+    def waiting(self, context: grpc.ServicerContext, caller: str, seconds: float) -> Iterator[None]:
+        """Until this is left the call's client owes something. It is cancelled when its time is over, and if threads
+        run out, sooner."""
+        one = _Waiting(context, client_of(context, caller), context.peer(), time.monotonic() + seconds)
+        with self._changed:
+            self._waiting.append(one)
+            self._changed.notify_all()
+        try:
+            yield
+        finally:
+            with self._changed:
+                if one in self._waiting:
+                    self._waiting.remove(one)
+                self._own.leaving |= one.leaving
+
+    def _within(self, call: Callable[..., Any], arguments: tuple[Any, ...], more: dict[str, Any]) -> Any:
+        self._own.leaving = False
+        try:
+            return call(*arguments, **more)
+        finally:
+            with self._changed:
+                self._taken -= 1
+                self._leaving -= self._own.leaving
+
+    def _greediest(self) -> _Waiting:
+        """The oldest of the connection that has the most, of the client that has the most."""
+        clients, peers = Counter(one.client for one in self._waiting), Counter(one.peer for one in self._waiting)
+        return max(self._waiting, key=lambda one: (clients[one.client], peers[one.peer]))  # the first of several
+
+    def _cancel(self, one: _Waiting) -> None:
+        self._waiting.remove(one)
+        one.leaving = True
+        self._leaving += 1
+        one.context.cancel()
+
+    def _watch(self) -> None:
+        with self._changed:
+            while not self._closed:
+                now = time.monotonic()
+                for one in [one for one in self._waiting if one.until <= now]:
+                    self._cancel(one)
+                self._changed.wait(min((one.until - now for one in self._waiting), default=None))
+
+
+class Turns:
+    """Large messages come one at a time from each client, and only so many at once: of others nothing is read, so that
+    HTTP/2's flow control holds them where they are."""
+
+    def __init__(self, most: int = TURNS) -> None:
+        self._most = most
+        self._taken: dict[str, tuple[float, grpc.ServicerContext]] = {}  # by client: when [s], and the call
+        self._changed = threading.Condition()
+
+    @contextmanager
+    def turn(self, context: grpc.ServicerContext, caller: str, seconds: float = LARGE) -> Iterator[Callable[[], None]]:
+        """Yields what ends the turn sooner. Raises Busy when none was free within that time."""
+        client, mine = client_of(context, caller), (time.monotonic(), context)
+        with self._changed:
+            while client in self._taken or len(self._taken) >= self._most:
+                left = mine[0] + seconds - time.monotonic()
+                if left <= 0 or not context.is_active():
+                    raise Busy("other large messages are coming; send one at a time", SLOW)
+                self._push(client)
+                self._changed.wait(min(left, 0.05))
+            self._taken[client] = mine = (time.monotonic(), context)
+
+        def end() -> None:
+            with self._changed:
+                if self._taken.get(client) is mine:
+                    del self._taken[client]
+                    self._changed.notify_all()
+
+        try:
+            yield end
+        finally:
+            end()
+
+    def _push(self, client: str) -> None:
+        """What has been coming for long, of this client or of all, is cancelled."""
+        since, context = self._taken.get(client) or min(self._taken.values(), key=lambda taken: taken[0])
+        if time.monotonic() - since > SLOW:
+            context.cancel()
