@@ -2,9 +2,11 @@
 
     python -m saycan_qt.grant laptop --roles read score                       # prints both, the token never again
     python -m saycan_qt.grant laptop --roles read score --tokens tokens.yaml --out laptop.token
+    python -m saycan_qt.grant guest --roles read --days 7 --tokens tokens.yaml --out guest.token
 
-Services read the second command's tokens.yaml when they start (--tokens); it holds the token's SHA-256, not the token.
-To take a token back, delete its line and start the service again.
+Services read the second command's tokens.yaml when they start (--tokens), and again on SIGHUP; it holds the token's
+SHA-256, not the token. To take a token back, delete its line and send SIGHUP (`kill -HUP PID`): calls from then on are
+refused, those that run come to their end.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from __future__ import annotations
 import os
 import sys
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Annotated
 
@@ -21,7 +24,8 @@ import yaml
 from saycan_qt.options import File, parse
 from saycan_qt.services.processes import refuse
 from skills.errors import AccessError, SkillError
-from skills.security.access import Role, Tokens, digest, new_token
+from skills.security.access import Role, Tokens, digest, new_token, time_of
+from skills.security.tls import when
 
 MODE = 0o600  # the owner's business alone
 
@@ -36,14 +40,19 @@ class GrantConfig:
     roles: tuple[Role, ...]
     tokens: File = None  # add the line to this file (made if need be) instead of printing it
     out: File = None  # write the token to this new file instead of printing it
+    days: float | None = None  # that it is valid from now on; by default it does not expire
+    expires: str = ""  # when it expires, in place of --days: such as 2027-01-31T18:00:00Z, or +01:00 in place of Z
 
 
 def grant(config: GrantConfig) -> int:
     token = new_token()
     entry = {"name": config.name, "sha256": digest(token), "roles": list(dict.fromkeys(config.roles))}
-    line = "- " + yaml.safe_dump(entry, default_flow_style=True, sort_keys=False, width=10_000)
     try:
         check(config)
+        expires = end_of(config)
+        if expires is not None:
+            entry["expires"] = expires.strftime("%Y-%m-%dT%H:%M:%SZ")
+        line = "- " + yaml.safe_dump(entry, default_flow_style=True, sort_keys=False, width=10_000)
         if config.out is not None:
             append(config.out, token + "\n", os.O_EXCL)
         if config.tokens is not None:
@@ -54,6 +63,8 @@ def grant(config: GrantConfig) -> int:
         print(f"token (shown this once): {token}")
     if config.tokens is None:
         print(f"line for --tokens: {line.strip()}")
+    if expires is not None:
+        print(f"it expires on {when(expires)}")
     return 0
 
 
@@ -69,6 +80,24 @@ def check(config: GrantConfig) -> None:
             raise AccessError(f"{path} has a token of {config.name!r}; delete its line first, or choose another name")
         if not path.read_bytes().endswith(b"\n"):
             append(path, "\n")
+
+
+def end_of(config: GrantConfig) -> datetime | None:
+    """Until when the token is valid; None: it does not expire. Raises AccessError for what is no time to come."""
+    if config.days is None and not config.expires:
+        return None
+    if config.days is not None and config.expires:
+        raise AccessError("--days and --expires both say when the token expires; give one of them")
+    now = datetime.now(UTC)
+    try:
+        expires = now + timedelta(days=config.days) if config.days is not None else time_of(config.expires)
+    except (ValueError, OverflowError) as error:
+        raise AccessError(
+            f"no time to expire at: {error}; give --days, or --expires such as 2027-01-31T18:00:00Z"
+        ) from None
+    if expires <= now:
+        raise AccessError(f"a token that expires on {when(expires)} lets nobody in; that is over")
+    return expires
 
 
 def append(path: Path, text: str, flags: int = 0) -> None:

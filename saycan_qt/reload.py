@@ -20,6 +20,7 @@ from saycan_qt.services.access import ClientOptions, HowToCall
 from saycan_qt.services.processes import refuse
 from skills.client import SkillClient
 from skills.errors import SkillError
+from skills.wire.conventions import plain
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ def reload(config: ReloadConfig) -> int:
             model = client.reload(config.model)
     except SkillError as error:
         return refuse(str(error))
-    print(f"model {model.name!r} is now judged by {model.critic_id}, done by {model.actor_id}")
+    print(plain(f"model {model.name!r} is now judged by {model.critic_id}, done by {model.actor_id}"))
     return 0
 
 

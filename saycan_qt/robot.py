@@ -9,8 +9,9 @@ It prints `kitchen robot listening on HOST:PORT`, `kitchen robot ready: ...`, an
 (`curl -X POST http://127.0.0.1:50062/stop`) halts the robot also when the service itself hangs. Without a skill server
 it can do the scripted skills only; one that is not there yet is waited for. A skill server whose model is for
 another robot is refused, and nothing moves (exit code 2). SIGTERM, Ctrl-C or the closing of its terminal stops the
-robot, then it exits with 0; told twice, it stops the robot and waits for nothing more. It exits with 1 when its guard
-dies; the guard ends it when it has not answered for a second.
+robot, then it exits with 0; told twice, it stops the robot and waits for nothing more. SIGHUP while its terminal is
+there has it, and its guard, read tokens and certificates again. It exits with 1 when its guard dies; the guard ends it
+when it has not answered for a second.
 """
 
 from __future__ import annotations
@@ -141,11 +142,12 @@ def ask_when_there(skills: SkillClient) -> SkillLibrary:
 
 def serve(config: RobotConfig, make_robot: Callable[[RobotConfig, SkillLibrary], Robot]) -> int:
     end = EndWhenTold(config.until_stdin_closes)
+    config.operation.log()
     try:
         body = robot_of(config.robot_folder)
         access = config.access.load(config.host)
         credentials = config.credentials.load()
-        watcher = config.operation.start(body.name, config.access, access)
+        watcher = config.operation.start(body.name, access)
         skills = None
         if config.skill_server:
             skills = SkillClient(config.skill_server, credentials=credentials, model=config.model)
@@ -172,6 +174,12 @@ def serve(config: RobotConfig, make_robot: Callable[[RobotConfig, SkillLibrary],
         )
     except SkillError as error:
         return refuse(str(error))
+
+    def renew() -> None:
+        if access.reload():
+            server.guard.renew(access)
+
+    end.arm(halt=robot.stop, renew=renew)
     announce(body.name, server.address)
     announce_ready(body.name, f"kitchen {config.seed}" if body.is_kitchen else str(body.path))
     print(f"{body.name} stops at {server.guard.url}", flush=True)

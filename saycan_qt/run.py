@@ -32,10 +32,13 @@ from saycan_qt.services.processes import MISTAKE, refuse
 from skills.errors import SkillError
 from skills.library import Skill, SkillLibrary
 from skills.robot_folder import SKILLS, robot_of
+from skills.wire.conventions import CONTROL, plain
 
 
 def check(config: RunConfig) -> str | None:
     """What can be found wrong before anything is started, in one line; None when nothing is."""
+    if CONTROL.search(config.instruction):  # of which lines and tabs are spaces by now
+        return f"the instruction has a control character: {plain(config.instruction)!r}; it is one line of text"
     if not config.instruction.strip():
         return 'the instruction is empty; say what you want, for instance "bring me a snack"'
     if config.max_steps < 1:
@@ -75,6 +78,7 @@ def run(config: RunConfig, parts: Parts) -> int:
         body = robot_of(config.robot_folder)
     except SkillError as error:
         return refuse(str(error))
+    config = replace(config, instruction=" ".join(config.instruction.split()))
     if config.robot is None and body.address:
         config = replace(config, robot=body.address)
     if (mistake := check(config)) is not None:

@@ -15,7 +15,8 @@
 
 It prints `skill server listening on HOST:PORT` as soon as it can be reached and `skill server ready: ...` when its
 models are warm; until then its health is NOT_SERVING. SIGHUP, or `python -m saycan_qt.reload HOST:PORT [NAME]`, has it
-read its checkpoints again without dropping a call; a bad one changes nothing. SIGTERM or Ctrl-C drains it, then it
+read its checkpoints again without dropping a call; a bad one changes nothing. SIGHUP has it read tokens and
+certificates again, too. SIGTERM or Ctrl-C drains it, then it
 exits with 0. Classes of your own (see Critic, Actor and Embodied in skills.types) are imported from the working folder
 or PYTHONPATH, and made without arguments.
 """
@@ -46,6 +47,7 @@ from skills.connective import Rules
 from skills.errors import SkillError, Unreadable
 from skills.library import SkillLibrary
 from skills.robot_folder import AFFORDANCE, EXECUTION, RobotFolder, robot_of
+from skills.security.access import Access
 from skills.server import Limits
 from skills.server import serve as serve_skills
 from skills.serving.hosting import DEFAULT, Hosting
@@ -166,8 +168,9 @@ def models_of(
     return replace(acting, critic_id=BY_RULE, load=lambda: (rules, acting.load()[1]), calibrate=None)
 
 
-def reload(models: Hosting) -> None:
-    """All of them, one after the other."""
+def reload(models: Hosting, access: Access) -> None:
+    """Who may call, and all models, one after the other."""
+    access.reload()
     for name, _ in models:
         try:
             models.reload(name)
@@ -204,6 +207,7 @@ def serve(config: ServeConfig, choose: Callable[..., Models]) -> int:
 def host(
     config: ServeConfig, choose: Callable[[ServeConfig], Models], end: EndWhenTold, replicas: Replicas | None = None
 ) -> int:
+    config.operation.log()
     access = config.access.load(config.host)
     body = robot_of(config.robot_folder)
     body.find_modules()
@@ -211,7 +215,7 @@ def host(
     asked = {name: partial(choose, one) for name, one in configs(config).items()}
     asked[DEFAULT] = partial(models_of, config, body, library, choose)
     names = {name: choice() for name, choice in asked.items()}
-    watcher = config.operation.start(SKILL_SERVER, config.access, access)
+    watcher = config.operation.start(SKILL_SERVER, access)
     hosted = Hosting(
         {name: choice.announced() for name, choice in names.items()},
         {name: partial(load, choice, library) for name, choice in asked.items()},
@@ -249,7 +253,7 @@ def host(
         raise
     gc.collect()
     gc.freeze()  # a full collection of all that is loaded would hold up every thread, and so every robot
-    end.arm(renew=partial(reload, hosted))
+    end.arm(renew=partial(reload, hosted, access))
     server.set_ready()
     done = [f"judged by {model.critic_id}, done by {model.actor_id}" for _, model in hosted]
     more = "".join(f"; {name}: {how}" for name, how in zip(list(names)[1:], done[1:], strict=True))

@@ -4,23 +4,53 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import IO
 
 from skills.errors import Unavailable
 
 
 class Latch:
-    """Set while the file exists; without one it is forgotten with the service. The guard sets and releases it."""
+    """Set while the file exists; without one it is forgotten with the service. The guard sets and releases it. A file
+    is one robot's, until `close` or the end of the process: what resets one robot must not release another."""
 
     def __init__(self, file: Path | None = None) -> None:
-        """Raises Unavailable where the file could be neither made nor removed."""
+        """Raises Unavailable where the file could be neither made nor removed, or is another robot's."""
         self.file = file
-        self.is_set = file is not None and file.exists()
-        if file is not None and not self.is_set:
-            try:
+        self.is_set = False
+        self._lock: IO[bytes] | None = None
+        if file is None:
+            return
+        try:
+            self._lock = _own(file)
+            self.is_set = file.exists()
+            if not self.is_set:
                 make(file)
                 remove(file)
-            except OSError as error:
-                raise Unavailable(f"the latch cannot be kept in {file}: {error.strerror}") from None
+        except BlockingIOError:
+            raise Unavailable(f"the latch {file} is that of another robot, which runs; give each its own") from None
+        except OSError as error:
+            self.close()
+            raise Unavailable(f"the latch cannot be kept in {file}: {error.strerror}") from None
+
+    def close(self) -> None:
+        """Let the next one have the file, which stays as it is."""
+        if self._lock is not None:
+            self._lock.close()
+
+
+def _own(file: Path) -> IO[bytes] | None:
+    """A lock beside the file, which itself comes and goes; BlockingIOError where somebody has it."""
+    try:
+        import fcntl
+    except ImportError:  # Windows: two are not kept apart
+        return None
+    lock = file.with_name(f"{file.name}.lock").open("ab")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BaseException:
+        lock.close()
+        raise
+    return lock
 
 
 def make(file: Path) -> None:

@@ -282,6 +282,8 @@ class RobotServicer(skills_pb2_grpc.RobotServiceServicer):
         goal_id = request.goal_id
         if not 1 <= len(goal_id) <= MAX_GOAL_ID:
             raise InvalidRequest(f"a goal id has 1 to {MAX_GOAL_ID} characters, not {len(goal_id)}", "goal_id")
+        with inside("goal_id"):
+            read_text(goal_id, "the goal id")
         if request.when_busy not in (REFUSE, PREEMPT, QUEUE):
             raise InvalidRequest(f"there is no way {request.when_busy} of being busy", "when_busy")
         skill, views = self._skill(request.skill), _check_views(request.views)

@@ -20,7 +20,7 @@ import grpc
 import numpy as np
 
 from skills.connective import ANALYTIC, connective_affordance
-from skills.embodiment import Embodiment
+from skills.embodiment import Camera, Embodiment
 from skills.errors import DeadlineExceeded, InvalidRequest, ServerFault, SkillError, Unavailable, Unreadable
 from skills.library import Skill, SkillLibrary
 from skills.security.access import Access
@@ -70,6 +70,7 @@ SPARE_THREADS = 16  # beyond those of streams and scorings: for health checks, a
 LATE = "no observation came for {:.3g} s, so this control stream was freed (the server's stream timeout)"
 FIRST_OBSERVATION = 2.0  # [s] that a stream may be open before its first observation
 LAST_WORD = 2.0  # [s] from what may be a last action until the robot has judged it, and says so for a recording
+ROUNDING = 1e-6  # that a value may lie beyond 0 to 1 without a word
 STREAM_TIMEOUT = 0.4  # [s], or a control period and 50 ms where that is longer
 
 Acting = tuple[Actor, Sequence[Observation], str]  # who acts, history and instruction
@@ -138,6 +139,7 @@ class SkillServicer(skills_pb2_grpc.SkillServiceServicer):
         self._imagining: Line[Imagining, Imagined] = self._inference.line(
             _imagine, lambda: None, callers=limits.scorings, largest=1
         )
+        self._warned: set[str] = set()  # of whose values was said that they are no affordances
         watcher.lines({ACTIONS: self._acting, VALUES: self._judging})
 
     def close(self) -> None:
@@ -178,8 +180,9 @@ class SkillServicer(skills_pb2_grpc.SkillServiceServicer):
             raise InvalidRequest(f"{len(request.names)} names; this library has {len(self._library)} skills", "names")
         model = self._models[request.model]
         with self._judging.caller():
-            history = read_history(request.history)
             skills = [self._library[name] for name in request.names] or list(self._library)
+            learned = any(skill.learned for skill in skills)
+            history = read_history(request.history, _cameras(model.judged) if learned else ())
             return pb.ScoreSkillsResponse(scores=self._score(model, history, skills, context))
 
     def PreviewSkill(self, request: pb.PreviewSkillRequest, context: grpc.ServicerContext) -> pb.PreviewSkillResponse:
@@ -189,7 +192,9 @@ class SkillServicer(skills_pb2_grpc.SkillServiceServicer):
         with self._judging.caller():
             with inside("skill"):
                 skill = self._library[read_text(request.skill, "the skill")]
-            history, preview = read_history(request.history), pb.Preview()
+            sees = [model.judged] if model.actor is None else [model.judged, model.embodiment]
+            history = read_history(request.history, _cameras(*sees) if skill.learned else ())
+            preview = pb.Preview()
             if model.critic is not None or model.actor is None or not skill.learned:
                 preview.score.CopyFrom(self._score(model, history, [skill], context)[0])
             if skill.learned:
@@ -236,7 +241,8 @@ class SkillServicer(skills_pb2_grpc.SkillServiceServicer):
                     take.begin(goal_id, instruction, model.actor_id, model.embodiment)
                 last = request.sequence
                 with inside("observation"):
-                    observation = fitted(read_observation(request.observation), model.embodiment)
+                    observation = read_observation(request.observation, _cameras(model.embodiment))
+                    observation = fitted(observation, model.embodiment)
                     if history and (problem := changed([history[-1], observation])):
                         raise InvalidRequest(problem)
                 history.append(observation)
@@ -280,9 +286,18 @@ class SkillServicer(skills_pb2_grpc.SkillServiceServicer):
         critic, fitting = model.judging, _fitting(history, model.judged)
         found, seconds = self._infer(context, self._judging, (critic, fitting, names))
         affordances = values = _one_for_each(names, found, "critic")
+        self._warn_beyond(f"the critic {model.critic_id!r}", values)
         if model.calibrate is not None:
             affordances = _one_for_each(names, model.calibrate(values), "calibration")
+            self._warn_beyond(f"the calibration of {model.critic_id!r}", affordances)
         return dict(zip(names, zip(values.tolist(), affordances.tolist(), strict=True), strict=True)), seconds
+
+    def _warn_beyond(self, who: str, values: np.ndarray) -> None:
+        """Once for each, of a value that is no affordance, and so is cut to one."""
+        beyond = values[(values < -ROUNDING) | (values > 1 + ROUNDING)]
+        if beyond.size and who not in self._warned:
+            self._warned.add(who)
+            log.warning("%s gives %.4g; affordances are 0 to 1, and what lies beyond is cut", who, beyond[0])
 
     def _infer(
         self, context: grpc.ServicerContext, line: Line[Question, Answer], question: Question
@@ -356,6 +371,17 @@ def _write_model(name: str, model: Model) -> pb.Model:
         calibrated=model.calibrate is not None,
         embodiment=write_embodiment(model.embodiment) if model.embodiment else None,
     )
+
+
+def _cameras(*embodiments: Embodiment | None) -> Sequence[Camera] | None:
+    """Those that models of these look at; None: one does not say."""
+    found: dict[str, Camera] = {}
+    for embodiment in embodiments:
+        if embodiment is None:
+            return None
+        for camera in embodiment.cameras:
+            found.setdefault(camera.name, camera)
+    return list(found.values())
 
 
 def _check(action: np.ndarray, embodiment: Embodiment | None, instruction: str) -> None:

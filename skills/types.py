@@ -13,6 +13,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 
 from skills.embodiment import Embodiment
+from skills.errors import InvalidRequest
 from skills.library import Skill
 
 
@@ -151,6 +152,17 @@ def embodiment_of(thing: object) -> Embodiment | None:
     """What a robot or a model says of its body; None where it says nothing."""
     found = getattr(thing, "embodiment", None)
     return found if isinstance(found, Embodiment) else None
+
+
+def looked_at(sent: Sequence[str], cameras: Sequence[str]) -> dict[str, str]:
+    """Each camera that a model looks at, in its order, and the name under which its image was sent: its own, or ""
+    where there is one camera and one image. Raises InvalidRequest, which names the first that was not sent."""
+    if len(cameras) == 1 and list(sent) == [""]:
+        return {cameras[0]: ""}
+    if missing := [name for name in cameras if name not in sent]:
+        there = ", ".join(map(repr, sent)) or "none"
+        raise InvalidRequest(f"no image of camera {missing[0]!r}, which this model looks at; sent: {there}", "images")
+    return {name: name for name in cameras}
 
 
 def blank(embodiment: Embodiment) -> Observation:

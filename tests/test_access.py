@@ -1,15 +1,16 @@
 """Who may call what: tokens and roles, from the file to the refusal, with real servers."""
 
 import threading
+from datetime import UTC, datetime, timedelta
 
 import certificates
 import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from tiny_services import LineRobot, Walker
+from tiny_services import UNHURRIED, LineRobot, Walker
 
 from saycan_qt.grant import GrantConfig, grant
-from saycan_qt.services.access import TOKEN, ClientOptions
+from saycan_qt.services.access import TOKEN, ClientOptions, ServerOptions
 from skills import robot as robot_service
 from skills import server as skill_service
 from skills.client import RobotClient, SkillClient
@@ -197,10 +198,15 @@ def test_granting_overwrites_nothing(tmp_path, capsys):
         ("", "lists no token; `python -m saycan_qt.grant NAME --tokens"),
         ("laptop: abc", "lists no token"),
         ("- {name: a", "is not YAML"),
-        ("- {name: a, token: my-own-secret, roles: [read]}", "entry 1: a token has a name, its sha256 and its roles"),
+        ("- {name: a, token: my-own-secret, roles: [read]}", "entry 1: a token has a name, its sha256, its roles"),
         ("- {name: a, sha256: my-own-secret, roles: [read]}", r"entry 1 \(a\): sha256 is not the 64 hex"),
         (f"- {{name: a, sha256: {digest('a')}, roles: [admin]}}", "some of read, score, drive, stop, operate, not"),
         (f"- {{name: a, sha256: {digest('a')}, roles: read}}", "some of read, score, drive, stop, operate, not 'read'"),
+        (f"- {{name: a, sha256: {digest('a')}, roles: [read], expires: soon}}", r"\(a\): expires is a time such"),
+        (f"- {{name: a, sha256: {digest('a')}, roles: [read], expires: 2027-01-31}}", "expires is a time such as"),
+        (f"- {{name: a, sha256: {digest('a')}, roles: [read], expires: 2027-01-31T18:00:00}}", "not say its time zone"),
+        (f"- {{name: a, sha256: {digest('a')}, roles: [read], expires: 2027-02-30T18:00:00Z}}", "is not YAML: day is"),
+        (f'- {{name: "a\\nb", sha256: {digest("a")}, roles: [read]}}', "characters that cannot be printed"),
         (f"- &a {{name: a, sha256: {digest('a')}, roles: [read]}}\n- *a", "name 'a' is there twice"),
     ],
 )
@@ -209,6 +215,61 @@ def test_a_tokens_file_that_will_not_do_says_where_and_why(tmp_path, content, sa
     with pytest.raises(AccessError, match=said) as caught:
         Tokens.load(file)
     assert "\n" not in str(caught.value) and "my-own-secret" not in str(caught.value)
+
+
+# Tokens that change, and that expire
+
+
+def test_a_token_that_expired_is_refused_and_told_since_when(tmp_path, caplog):
+    past, future = "2026-01-31T18:00:00+01:00", f"{datetime.now(UTC) + timedelta(days=3):%Y-%m-%d %H:%M:%S}Z"
+    lines = [("gone", past), ("guest", future), ("lab", "2199-01-01T00:00:00Z")]
+    entry = "- {{name: {0}, sha256: {1}, roles: [read], expires: {2}}}\n"
+    (file := tmp_path / "tokens.yaml").write_text("".join(entry.format(n, digest(n), t) for n, t in lines))
+    method = "/skills.v1.SkillService/ListSkills"
+    with skill_service.serve(LIBRARY, access=Access(tokens=Tokens.load(file))) as server:
+        found = {name: answer(server.address, method, f"Bearer {name}") for name, _ in lines}
+    code, details = found.pop("gone")
+    assert code is grpc.StatusCode.UNAUTHENTICATED and "that of 'gone' expired on 2026-01-31 17:00 UTC" in details
+    assert grpc.StatusCode.UNAUTHENTICATED not in [code for code, _ in found.values()]
+    told = [record.getMessage() for record in caplog.records if "the token of" in record.getMessage()]
+    assert len(told) == 2 and "'gone' in" in told[0] and "expired on" in told[0] and "in 2 days" in told[1]
+
+
+def test_a_granted_token_expires_when_it_was_said_to(tmp_path, capsys):
+    tokens = tmp_path / "tokens.yaml"
+    assert grant(GrantConfig("guest", ("read",), days=7, tokens=tokens)) == 0
+    assert grant(GrantConfig("lab", ("read",), expires="2199-01-31T18:00:00+01:00", tokens=tokens)) == 0
+    assert "it expires on 2199-01-31 17:00 UTC" in capsys.readouterr().out
+    guest, lab = Tokens.load(tokens).holders
+    assert abs(guest.expires - datetime.now(UTC) - timedelta(days=7)) < timedelta(minutes=1)
+    assert lab.expires == datetime(2199, 1, 31, 17, tzinfo=UTC)
+    for wrong in ({"expires": "tomorrow"}, {"expires": "2199-01-31T18:00"}, {"days": -1}, {"days": float("nan")}):
+        assert grant(GrantConfig("other", ("read",), tokens=tokens, **wrong)) == 2
+    assert grant(GrantConfig("other", ("read",), days=1, expires="2199-01-31T18:00Z", tokens=tokens)) == 2
+    assert len(Tokens.load(tokens).holders) == 2 and capsys.readouterr().err.count("\n") == 5
+
+
+def test_tokens_read_again_hold_for_the_next_call_and_a_bad_file_changes_nothing(tmp_path, caplog):
+    line = "- {{name: {0}, sha256: {1}, roles: [read, drive]}}\n"
+    (file := tmp_path / "tokens.yaml").write_text(line.format("old", digest("old")))
+    access = ServerOptions(tokens=file).load("127.0.0.1")
+    with (
+        skill_service.serve(LIBRARY, Walker(), Walker(), limits=UNHURRIED, access=access) as server,
+        SkillClient(server.address, credentials=Credentials(token="old")) as old,
+        SkillClient(server.address, credentials=Credentials(token="new")) as new,
+        old.control("pick apple") as control,
+    ):
+        control.act(LineRobot().observe())
+        for bad in ("", "- {name: x", "- {name: new}\n"):
+            file.write_text(bad)
+            caplog.clear()
+            assert not access.reload() and old.info().skills == len(LIBRARY)
+            assert caplog.text.count("\n") == 1 and f"who may call stays as it was: {file}" in caplog.text
+        file.write_text(line.format("new", digest("new")))
+        assert access.reload() and new.info().skills == len(LIBRARY)
+        with pytest.raises(Unauthenticated):
+            old.info()
+        control.act(LineRobot().observe())  # what runs comes to its end
 
 
 def test_tokens_work_over_tls(tmp_path):

@@ -249,6 +249,24 @@ def no_png(table):
     return replace(table, HEAD, pa.array(images))
 
 
+def with_image(table, row, data):
+    images = table.column(HEAD).to_pylist()
+    images[row]["bytes"] = data
+    return replace(table, HEAD, pa.array(images))
+
+
+def turned_image(table):
+    exif, buffer = Image.Exif(), io.BytesIO()
+    exif[0x0112] = 6
+    Image.new("RGB", (8, 8)).save(buffer, "JPEG", exif=exif)
+    return with_image(table, 3, buffer.getvalue())
+
+
+def deep_image(table):
+    Image.new("I;16", (8, 8)).save(buffer := io.BytesIO(), "PNG")
+    return with_image(table, 3, buffer.getvalue())
+
+
 def lost_frame(table):
     return pa.concat_tables([table.slice(0, 3), table.slice(4)])
 
@@ -260,6 +278,8 @@ def lost_frame(table):
         (no_label, "no success label"),
         (small_image, r"image at step 0 has shape \(4, 4, 3\)"),
         (no_png, "image at step 0 cannot be decoded"),
+        (turned_image, r"image at step 0 is stored turned \(EXIF orientation 6\)"),
+        (deep_image, "image at step 0 is a 16-bit PNG"),
         (lost_frame, "3 frames in a row, 4 are listed"),
     ],
 )

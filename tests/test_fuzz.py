@@ -20,6 +20,7 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import bombs
 import grpc
 import numpy as np
 import pytest
@@ -375,13 +376,19 @@ def black(side, encoding, **options):
 
 
 def many_pictures():
-    return pb.ScoreSkillsRequest(history=[black(4096, PNG)] * 8)
+    return pb.ScoreSkillsRequest(history=[black(2048, PNG)] * 8)
 
 
 def many_scans():
     seen = black(2048, JPEG, progressive=True)
     picture, last = seen.image.data, seen.image.data.rindex(b"\xff\xda")
     seen.image.data = picture[:last] + picture[last:-2] * 5000 + picture[-2:]  # each takes milliseconds
+    return pb.ScoreSkillsRequest(history=[seen])
+
+
+def many_sequential_scans():
+    seen = pb.Observation(state=SEEN.state)
+    seen.image.CopyFrom(pb.Image(encoding=JPEG, width=2048, height=2048, data=bombs.many_scans(2048, 3000)))
     return pb.ScoreSkillsRequest(history=[seen])
 
 
@@ -398,6 +405,7 @@ def too_much():
     [
         (many_pictures, "more than 64 MiB once decoded"),
         (many_scans, "progressive JPEG"),
+        (many_sequential_scans, "JPEG of 3000 scans"),
         (long_name, "no skill 'aaaa"),
         (too_much, "larger than max"),
     ],

@@ -4,6 +4,7 @@ import http.client
 import json
 import os
 import pty
+import shutil
 import signal
 import socket
 import subprocess
@@ -17,6 +18,7 @@ from certificates import make
 from test_motion import Machine
 from tiny_services import LineRobot, wait_until
 
+from saycan_qt.services.access import ServerOptions
 from skills import robot as robot_service
 from skills.client import RobotClient
 from skills.errors import Stopped, Unavailable
@@ -161,6 +163,37 @@ def test_the_guard_lets_in_whom_the_service_lets_in(tmp_path):
         assert post(address, authorization="Bearer stop")[0] == 200 and server.guard.stopped
         server.guard.reset()
         assert post(address, authorization="bearer drive")[0] == 200
+
+
+def test_the_guard_refuses_a_token_that_expired_and_hears_of_new_ones(tmp_path):
+    line = "- {{name: {0}, sha256: {1}, roles: [stop], expires: {2}}}\n"
+    (file := tmp_path / "tokens.yaml").write_text(line.format("old", digest("old"), "2026-01-31T18:00:00Z"))
+    access = ServerOptions(tokens=file).load("127.0.0.1")
+    with robot_service.serve(LineRobot(), LIBRARY, access=access) as server:
+        assert post(server.guard.address, authorization="Bearer old")[0] == 401 and not server.guard.stopped
+        file.write_text(line.format("new", digest("new"), "2199-01-31T18:00:00Z"))
+        assert access.reload()
+        server.guard.renew(access)
+        wait_until(lambda: post(server.guard.address, authorization="Bearer new")[0] == 200)
+
+
+def test_the_guard_trusts_renewed_authorities_and_no_former_ones(tmp_path):
+    now, later = make(tmp_path), make(tmp_path / "later")
+    access = ServerOptions(*(now / name for name in ("server.pem", "server.key", "ca.pem"))).load("127.0.0.1")
+    former, other = (
+        Credentials(ClientTLS.load(now / "ca.pem", folder / "client.pem", folder / "client.key"))
+        for folder in (now, later)
+    )
+    with robot_service.serve(LineRobot(), LIBRARY, access=access) as server:
+        with pytest.raises(Unavailable):
+            stop_robot(server.guard.address, other)
+        shutil.copy(later / "ca.pem", now / "ca.pem")
+        assert access.reload()
+        server.guard.renew(access)
+        time.sleep(0.2)
+        with pytest.raises(Unavailable):
+            stop_robot(server.guard.address, former)
+        assert not server.guard.stopped and stop_robot(server.guard.address, other) and server.guard.stopped
 
 
 def test_the_guard_speaks_tls_where_the_service_does(tmp_path):

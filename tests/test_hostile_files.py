@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
+from bombs import many_scans
 from test_checkpoint import safetensors_of, seal
 from test_data import write
 from test_data_rlds import bridge, framed, masked
@@ -615,16 +616,12 @@ def test_a_mapping_or_outcomes_that_are_a_pipe_are_refused(tmp_path):
         ColumnMapping().with_success(str(tmp_path / "outcomes.csv"))
 
 
-def jpeg_of_scans(count):
-    return b"\xff\xd8" + b"\xff\xda\x00\x08" * count + b"\xff\xd9"
-
-
 @pytest.mark.parametrize(
     ("data", "why"),
     [
-        (jpeg_of_scans(3000), "scans"),
+        (many_scans(4096, 3000), "3000 scans"),
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "cannot be decoded"),
-        (png(np.zeros((4, 4), np.uint16)), "more than 8 bits"),
+        (png(np.zeros((4, 4), np.uint16)), "is a 16-bit PNG"),
     ],
     ids=["3000 scans", "a program", "depth"],
 )

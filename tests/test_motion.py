@@ -320,11 +320,18 @@ def test_stop_and_cancel_work_within_100_ms_when_every_thread_waits_for_the_driv
 
 
 def test_stop_outlives_the_server_that_has_a_file_for_it(serve, robot, walker, tmp_path):
+    latches = []
+
     def start():
-        return serve(walker, latch=Latch(tmp_path / "stopped"))
+        for latch in latches:
+            latch.close()  # as the end of a process does
+        latches.append(Latch(tmp_path / "stopped"))
+        return serve(walker, latch=latches[-1])
 
     start().stop()
     again = start()
+    with pytest.raises(Unavailable, match="stopped is that of another robot, which runs; give each its own"):
+        Latch(tmp_path / "stopped")
     assert again.info().stopped
     with pytest.raises(Stopped, match="reset"):
         outcome_of(again.execute("pick apple"))

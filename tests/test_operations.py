@@ -34,12 +34,12 @@ from saycan_qt import serve as command
 from saycan_qt.learning import checkpoint
 from saycan_qt.networks.tokens import TextEncoder
 from saycan_qt.services import logs
-from saycan_qt.services.access import ServerOptions
+from saycan_qt.services.access import TOKEN, ServerOptions
 from saycan_qt.services.exposition import Endpoint, Metrics
 from saycan_qt.services.operation import OperationOptions
 from skills import robot as robot_service
 from skills.client import RobotClient, SkillClient
-from skills.errors import AccessError, Busy, Unauthenticated, UnknownSkill, Unreadable
+from skills.errors import AccessError, Busy, InvalidRequest, Unauthenticated, UnknownSkill, Unreadable
 from skills.library import Skill, SkillLibrary
 from skills.security.access import Access, Holder, Tokens, digest
 from skills.security.channel import Credentials
@@ -288,9 +288,12 @@ def test_a_served_process_reloads_on_command_and_on_sighup_and_shows_its_metrics
     skills.write_text("families:\n" + "".join(f"  f{i}: {{name: {text}}}\n" for i, text in enumerate(TEXTS)))
     day = str(tmp_path / "day")
     flags = ["--affordance", day, "--execution", day, "--also", f"night={tmp_path / 'night'}", "--skills", str(skills)]
-    flags += ["--metrics-port", "0", "--log-format", "json", "--threads", "1"]
+    line = "- {{name: {0}, sha256: {1}, roles: [read, operate]}}\n"
+    (tokens := tmp_path / "tokens.yaml").write_text(line.format("boss", digest("boss")))
+    tokens.chmod(0o600)
+    flags += ["--metrics-port", "0", "--log-format", "json", "--threads", "1", "--tokens", str(tokens)]
     arguments = [sys.executable, "-m", "saycan_qt.serve", *flags]
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    environment = os.environ | {"PYTHONPATH": str(ROOT), TOKEN: "boss"}
 
     def reload(*names):
         told = [sys.executable, "-m", "saycan_qt.reload", address, *names]
@@ -305,18 +308,22 @@ def test_a_served_process_reloads_on_command_and_on_sighup_and_shows_its_metrics
         url, address = process.stdout.readline().split()[-1], process.stdout.readline().split()[-1]
         process.send_signal(signal.SIGHUP)  # there is nothing to reload yet
         assert "night: judged by night@" in process.stdout.readline()
-        with SkillClient(address) as client:
+        guest, boss = Credentials(token="guest"), Credentials(token="boss")
+        with SkillClient(address, credentials=boss) as client, SkillClient(address, credentials=guest) as another:
             before = [model.critic_id for model in client.info().models]
+            with pytest.raises(Unauthenticated):
+                another.info()
             save(tmp_path / "night", 2)
             assert reload("night").stdout.startswith("model 'night' is now judged by night@")
             save(tmp_path / "day", 3)
+            tokens.write_text(line.format("boss", digest("boss")) + line.format("guest", digest("guest")))
             process.send_signal(signal.SIGHUP)
             wait_until(lambda: client.info().models[0].critic_id != before[0], 30)
-            assert client.info().models[1].critic_id != before[1]
+            assert another.info().models[1].critic_id != before[1]
         (tmp_path / "day" / checkpoint.MODEL).write_bytes(b"")
         bad = reload()
         assert bad.returncode == 2 and bad.stderr.startswith("error: model 'default' stays as it was")
-        shown = scrape(url)
+        shown = scrape(url, "guest")
         assert shown['saycan_qt_model_loads_total{model="default",result="bad"}'] == 1
         assert shown['saycan_qt_model_loads_total{model="night",result="good"}'] >= 2
         assert shown["process_resident_memory_bytes"] > 1e7
@@ -383,16 +390,13 @@ def test_metrics_take_the_services_own_token_and_count_who_was_refused():
     assert shown['saycan_qt_refused_total{code="UNAUTHENTICATED",method="GetServerInfo"}'] == 1
 
 
-def test_metrics_are_never_open_to_other_machines_in_plain_text(tmp_path, monkeypatch):
-    monkeypatch.setattr(logs, "configure", lambda *_: None)  # this process's log is pytest's
+def test_metrics_are_never_open_to_other_machines_in_plain_text(tmp_path):
     with pytest.raises(AccessError, match="takes TLS"):
-        OperationOptions(metrics_port=0, metrics_host="0.0.0.0").start("test", ServerOptions(), Access())
+        OperationOptions(metrics_port=0, metrics_host="0.0.0.0").start("test", Access())
     files = certificates.make(tmp_path)
-    options = ServerOptions(files / "server.pem", files / "server.key")
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(options.certificate, options.key)
+    access = ServerOptions(files / "server.pem", files / "server.key").load("127.0.0.1")
     trusting = ssl.create_default_context(cafile=str(files / "ca.pem"))
-    with Endpoint(Metrics(), "127.0.0.1", 0, options.load("127.0.0.1"), context) as endpoint:
+    with Endpoint(Metrics(), "127.0.0.1", 0, access) as endpoint:
         with pytest.raises(OSError):
             scrape(endpoint.url.replace("https", "http"))
         assert scrape(endpoint.url, context=trusting)
@@ -410,16 +414,30 @@ def test_each_calls_end_is_a_line_of_json_with_its_goal_its_caller_and_its_code(
         robot_service.serve(robot, LIBRARY, skills, access=access) as robot_server,
         RobotClient(robot_server.address, credentials=laptop) as client,
     ):
-        list(client.execute("pick apple", goal_id="g 1\nforged line"))
-        wait_until(lambda: {"Control", "ExecuteSkill"} <= {record.method for record in told()}, 10)
+        with pytest.raises(InvalidRequest, match="control character"):
+            list(client.execute("pick apple", goal_id="g 0\nforged line"))
+        list(client.execute("pick apple", goal_id="g 1"))
+        wait_until(
+            lambda: (
+                {("Control", "g 1"), ("ExecuteSkill", "g 1")} <= {(r.method, vars(r).get("goal_id")) for r in told()}
+            )
+        )
     lines = [logs.JsonFormatter().format(record) for record in told()]
     assert all("\n" not in line and "laptop-token" not in line for line in lines)
     assert all("\n" not in logging.Formatter(logs.TEXT).format(record) for record in told())
     by_method = {line["method"]: line for line in map(json.loads, lines)}
-    assert by_method["ExecuteSkill"]["goal_id"] == by_method["Control"]["goal_id"] == "g 1forged line"
+    assert by_method["ExecuteSkill"]["goal_id"] == by_method["Control"]["goal_id"] == "g 1"
     assert by_method["ExecuteSkill"]["code"] == "OK" and by_method["Control"]["code"] in ("OK", "CANCELLED")
     assert by_method["Control"]["caller"] == "laptop" and by_method["Control"]["seconds"] > 0
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}\+00:00", by_method["Control"]["time"])
+
+
+def test_what_callers_send_writes_no_line_of_its_own():
+    for form, formatter in (("text", logs.TextFormatter(logs.TEXT)), ("json", logs.JsonFormatter())):
+        name, forged = "goal\n2026-01-01 INFO skills.calls: forged", "\x1b[2J\u2028\x85"
+        record = logging.LogRecord("skills", logging.INFO, "", 0, "%s of %s", (name, forged), None)
+        line = formatter.format(record)
+        assert line.isprintable() and "forged" in line and "goal" in line, form
 
 
 def test_a_stranger_cannot_fill_the_disk_with_refusals(told):

@@ -15,6 +15,7 @@ import grpc
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import small_disk
 from tiny_policies import save_perception
 from tiny_services import LINE, LineRobot, Walker, wait_until
 
@@ -235,6 +236,23 @@ def test_a_full_disk_costs_the_recording_not_the_robot(tmp_path, monkeypatch, ca
     (warning,) = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
     assert re.fullmatch(r"not recorded: 'pick apple' \(goal \w{32}\): \[Errno 28\] No space left on device", warning)
     assert EpisodeDataset(tmp_path / "d", max_bad_share=0.0).success.tolist() == [True, False]
+
+
+def test_a_disk_that_is_really_full_is_told_in_one_line_at_the_start_and_for_each_episode(tmp_path, caplog):
+    with small_disk.mounted(tmp_path / "disk", 200_000) as disk:
+        with services(disk / "d", SeeingRobot()) as (client, _):
+            assert run(client, "pick apple") == [Status.SUCCEEDED]
+            wait_until(lambda: count(disk / "d"))
+            small_disk.fill(disk)
+            assert run(client, "pick apple") == [Status.SUCCEEDED]
+            wait_until(lambda: "not recorded" in caplog.text)
+        small_disk.fill(disk)
+        told = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
+        assert told and all("No space left on device" in line and "\n" not in line for line in told)
+        with pytest.raises(DatasetError, match="No space left on device; record to another folder"):
+            EpisodeRecorder(disk / "d")
+        (disk / "ballast").unlink()
+        assert EpisodeDataset(disk / "d", max_bad_share=0.0).success.tolist() == [True]
 
 
 def test_what_does_not_fit_into_memory_is_left_out(tmp_path, caplog):

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import grpc
 import pytest
+import small_disk
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from saycan_qt.learning.checkpoint import SHIPPED
@@ -251,6 +252,42 @@ def test_interrupting_stops_the_robot_and_ends_cleanly(tmp_path, number):
     assert (tmp_path / "stopped").exists()
     assert plan_of(folder)["ended"] == "interrupted"
     assert not any(alive(pid) for pid in services.values())
+
+
+@pytest.mark.parametrize("times", [1, 3])
+def test_a_signal_while_a_finished_run_tidies_up_makes_nothing_of_it_untrue(tmp_path, times):
+    folder = tmp_path / "out"
+    process = start("run", INSTRUCTION, "--out", folder)
+    until(lambda: (folder / "plan.json").exists() and plan_of(folder)["ended"])
+    for _ in range(times):
+        process.send_signal(signal.SIGTERM)
+        time.sleep(0.02)
+    code, _, err = finish(process, 60)
+    plan = plan_of(folder)
+    assert (code, plan["success"], plan["ended"], "Traceback" in err) == (0, True, "done", False)
+    assert times > 1 or (folder / plan["report"]).exists()
+
+
+def test_a_full_disk_ends_a_run_in_one_line_and_its_plan_is_whole(tmp_path):
+    with small_disk.mounted(tmp_path / "disk", 3_000_000) as disk:
+        process = start("run", INSTRUCTION, "--out", disk / "out", SMALL_PERIOD="0.3")
+        until(lambda: acting(disk / "out"))
+        small_disk.fill(disk)
+        code, _, err = finish(process, 60)
+        plan = plan_of(disk / "out")
+        told = [line for line in err.splitlines() if line.startswith("error: ")]
+        assert (code, plan["ended"], plan["success"], "Traceback" in err) == (1, "error", False, False), err
+        assert "the results cannot be written to" in told[0] and "No space left on device" in told[0]
+        assert plan["reason"] in told[0] and "running" not in [step["outcome"] for step in plan["steps"]]
+        assert all((disk / "out" / step["observation"]).exists() for step in plan["steps"])
+        started = start("run", INSTRUCTION, "--out", disk / "another")
+        code, _, err = finish(started, 60)
+    assert (code, err.count("\n")) == (2, 1) and "cannot be written" in err and "No space left" in err
+
+
+def test_a_control_character_in_an_instruction_is_refused_and_lines_become_one():
+    code, _, err = run_small("bring me\x1b[2J an apple")
+    assert (code, err.count("\n")) == (2, 1) and "control character" in err and "\x1b" not in err
 
 
 def test_a_reader_that_leaves_ends_the_run(tmp_path):

@@ -49,10 +49,16 @@ def test_exposed_services_are_reached_over_tls_with_a_token_and_refuse_a_role_th
     assert code == 2 and "AcquireLease needs the role 'drive'; the token of 'viewer' has: read, score" in err
 
 
-def test_serve_and_robot_refuse_an_address_beyond_loopback_in_one_line():
-    for process in [start("serve", "--host", "0.0.0.0"), start("robot", "--host", "::")]:
+def test_serve_and_robot_refuse_an_address_beyond_loopback_in_one_line(files):
+    tls = ("--certificate", files / "server.pem", "--key", files / "server.key")
+    for process, said in [
+        (start("serve", "--host", "0.0.0.0"), "give --certificate and --key, or listen on 127"),
+        (start("robot", "--host", "::"), "give --certificate and --key, or listen on 127"),
+        (start("robot", "--host", "0.0.0.0", *tls), "whoever reaches 0.0.0.0 could call everything: give --tokens"),
+        (start("serve", "--metrics-port", "0", "--metrics-host", "0.0.0.0", *tls), "could call everything"),
+    ]:
         code, out, err = finish(process)
-        assert (code, out, err.count("\n")) == (2, "", 1) and "give --certificate and --key, or listen on 127" in err
+        assert (code, out, err.count("\n")) == (2, "", 1) and said in err
 
 
 def test_a_run_tells_at_once_that_it_distrusts_a_services_certificate(files):

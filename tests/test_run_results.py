@@ -5,13 +5,15 @@ import json
 import re
 
 import av
+import bombs
 import numpy as np
 import pytest
+import small_disk
 from PIL import Image
 
 from saycan_qt.journey.recording import Recorder
 from saycan_qt.journey.report import write_report
-from saycan_qt.journey.results import Candidate, RunFolder, Step, new_folder, vetoes
+from saycan_qt.journey.results import Candidate, NotWritten, RunFolder, Step, new_folder, vetoes
 from skills.types import Observation, Outcome, Status
 
 
@@ -111,6 +113,44 @@ def test_the_video_plays_and_shows_both_views(finished):
     left, right = frames[-1][100, 100], frames[-1][100, 500]
     assert left[0] > 200 > 100 > left[2]
     assert right[2] > 200 > 100 > right[0]
+
+
+def test_a_view_that_is_no_picture_or_a_bomb_costs_its_picture_only(tmp_path):
+    recorder = Recorder(tmp_path / "run.mp4")
+    recorder.begin(("head", "room"), 3)
+    recorder.add({"head": b"no jpeg", "room": bombs.many_scans(4096, 3000)}, "1. look", seconds=0.5)
+    recorder.close()
+    assert recorder.frames > 0
+
+
+def test_a_disk_that_is_full_costs_the_video_and_leaves_no_half_of_a_file(tmp_path, caplog):
+    with small_disk.mounted(tmp_path / "disk", 64_000) as disk:
+        recorder = Recorder(disk / "run.mp4")
+        recorder.begin(("head",), 3)
+        small_disk.fill(disk)
+        for i in range(40):
+            noise = Image.fromarray(np.random.default_rng(i).integers(0, 255, (256, 320, 3), np.uint8))
+            noise.save(data := io.BytesIO(), "JPEG")
+            recorder.add({"head": data.getvalue()}, "noise")
+        recorder.close()
+        recorder.close()
+        assert recorder.frames == 0 and not (disk / "run.mp4").exists()
+    (warning,) = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
+    assert warning.startswith("there is no video: ") and warning.endswith(": No space left on device")
+
+
+def test_what_cannot_be_written_leaves_what_was_there(tmp_path):
+    with small_disk.mounted(tmp_path / "disk", 3_000_000) as disk:
+        folder = RunFolder(disk / "run", "fetch an apple", 3)
+        begin(folder, 1)
+        small_disk.fill(disk)
+        with pytest.raises(NotWritten, match="No space left"):
+            begin(folder, 2)
+        before = {path.name for path in folder.path.rglob("*")}
+        assert plan(folder)["steps"][0]["outcome"] == "running" and len(plan(folder)["steps"]) == 1
+        folder.finish(False, "the disk is full", "error")
+        assert plan(folder)["ended"] == "error" and "step-02-head.jpg" not in before
+        assert not [path for path in folder.path.iterdir() if path.name.startswith(".")]
 
 
 def test_a_recording_without_frames_leaves_no_file(tmp_path):

@@ -1,9 +1,17 @@
 """Both services on loopback with the tiny robot: what calls do, and how each mistake is answered."""
 
+import contextlib
+import re
 import socket
+import struct
+import subprocess
+import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
+import bombs
 import grpc
 import numpy as np
 import pytest
@@ -26,6 +34,9 @@ from skills.errors import (
 )
 from skills.library import Skill, SkillLibrary
 from skills.types import Observation, Outcome, Status
+from skills.v1 import skills_pb2 as pb
+from skills.v1 import skills_pb2_grpc
+from skills.wire.messages import JPEG, write_observation
 
 LIBRARY = SkillLibrary.load()
 
@@ -209,6 +220,81 @@ def test_a_broken_image_never_reaches_the_policy(skill_client, line_robot):
         skill_client.score([broken])
     with skill_client.control("pick apple") as control, pytest.raises(InvalidRequest, match="not finite"):
         control.act(broken)
+
+
+def test_bombs_hold_up_no_other_scoring_and_fill_no_memory():
+    """16 at once of a JPEG of 33 kB that takes half a minute to decode, and of the dearest that is taken; a process of
+    its own, whose memory is measured."""
+    command = [sys.executable, str(Path(__file__).with_name("tiny_services.py"))]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        address = process.stdout.readline().strip()
+        here, bomb = LineRobot().observe(), seen_as(bombs.many_scans(4096, 3000))
+        dear = seen_as(bombs.many_scans(2048, 4))
+        assert len(bomb.history[0].image.data) < 40_000
+
+        def peak():
+            status = Path(f"/proc/{process.pid}/status").read_text()
+            return int(re.search(r"VmHWM:\s+(\d+)", status)[1]) / 1e3  # [MB]
+
+        with SkillClient(address) as client, ThreadPoolExecutor(16) as attackers:
+            client.score([here])
+            before, waits = peak(), []
+            for request, said in ((bomb, "pixels, and this model takes 6x4"), (dear, "")):
+                attacks = [attackers.submit(answer_to, address, request) for _ in range(16)]
+                while not all(attack.done() for attack in attacks):
+                    started = time.monotonic()
+                    while not scores(client, here):
+                        time.sleep(0.01)
+                    waits.append(time.monotonic() - started)
+                assert {said in attack.result() for attack in attacks} == {True}
+            print(f"scored {len(waits)} times, the slowest {max(waits):.2f} s; {peak() - before:.0f} MB more")
+            assert max(waits) < 2 and peak() - before < 400
+        process.stdin.close()
+
+
+def scores(client, here):
+    """False while all places are taken."""
+    with contextlib.suppress(Busy):
+        return client.score([here])
+
+
+def seen_as(jpeg):
+    """A request whose image is this JPEG."""
+    observation = write_observation(LineRobot().observe())
+    height, width = struct.unpack(">HH", jpeg[(size := jpeg.index(b"\xff\xc0") + 5) : size + 4])
+    observation.image.CopyFrom(pb.Image(encoding=JPEG, width=width, height=height, data=jpeg))
+    return pb.ScoreSkillsRequest(history=[observation])
+
+
+def answer_to(address, request):
+    """What went wrong."""
+    with grpc.insecure_channel(address) as channel:
+        try:
+            skills_pb2_grpc.SkillServiceStub(channel).ScoreSkills(request, timeout=60)
+        except grpc.RpcError as error:
+            assert error.code() in (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.RESOURCE_EXHAUSTED)
+            return error.details()
+        return ""
+
+
+def test_a_critic_beyond_0_to_1_is_told_once_by_the_name_of_its_model(line_robot, caplog):
+    class Wild(Walker):
+        def value(self, history, instructions):
+            return np.full(len(instructions), 1.7)
+
+    with skill_service.serve(LIBRARY, Wild(), model_id="wild@1") as server, SkillClient(server.address) as client:
+        for _ in range(3):
+            (score,) = client.score([line_robot.observe()], ["pick apple"])
+            assert (score.raw, score.affordance) == (pytest.approx(1.7), 1)
+    told = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert told == ["the critic 'wild@1' gives 1.7; affordances are 0 to 1, and what lies beyond is cut"]
+
+
+@pytest.mark.parametrize("goal_id", ["a\nWARNING forged", "\x1b[31mred"])
+def test_a_goal_id_of_several_lines_is_refused(robot_client, goal_id):
+    with pytest.raises(InvalidRequest, match="the goal id has a control character") as caught:
+        list(robot_client.execute("put down", goal_id=goal_id))
+    assert caught.value.field == "goal_id" and str(caught.value).isprintable()
 
 
 def test_an_image_of_another_size_than_the_policys_is_an_invalid_request_with_its_reason():

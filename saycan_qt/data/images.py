@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import math
 import os
-import warnings
 from collections.abc import Iterable
 from typing import Any
 
@@ -14,32 +13,38 @@ from PIL import Image
 
 from saycan_qt.data.lerobot import BadEpisode
 from skills.embodiment import MAX_SIDE
+from skills.wire import pictures
 
-FORMATS = ("PNG", "JPEG", "WEBP")
 MOST_BYTES = 128 * 2**20  # of an encoded image
-SCAN, MOST_SCANS = b"\xff\xda", 100  # passes over a JPEG, each of which takes as long as a picture
+MOST_SCANS = 100  # passes over a JPEG, each of which takes as long as a picture; a progressive one has about ten
 MOST_MEMORY = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2 if hasattr(os, "sysconf") else 8 * 2**30
 
 
 def decode(data: Any, where: str) -> np.ndarray:
-    """PNG or JPEG -> (H, W, 3) uint8. Raises BadEpisode, which says `where`, e.g. "at step 3"."""
-    if memoryview(data).nbytes > MOST_BYTES or bytes(data).count(SCAN) > MOST_SCANS:
-        raise BadEpisode(f"the image {where} has over {MOST_BYTES} bytes, or {MOST_SCANS} scans, to be decoded")
+    """PNG or JPEG, or WebP -> (H, W, 3) uint8. Raises BadEpisode, which says `where`, e.g. "at step 3"."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # judged below, before it is decoded
-            image = Image.open(io.BytesIO(data), formats=FORMATS)  # others run other programs, or have many pages
-    except (Image.DecompressionBombError, OSError, ValueError, TypeError, SyntaxError) as error:
-        raise BadEpisode(f"the image {where} cannot be decoded: {error}") from None
-    width, height = image.size
-    if max(width, height) > MAX_SIDE:
-        raise BadEpisode(f"the image {where} has {height} x {width} pixels; each side is {MAX_SIDE} at most")
-    if image.mode.startswith(("I", "F")):
-        raise BadEpisode(f"the image {where} has more than 8 bits a colour, as depth has; it is no camera's picture")
+        if memoryview(data).nbytes > MOST_BYTES:
+            raise BadEpisode(f"the image {where} has over {MOST_BYTES} bytes")
+        encoded = bytes(data)
+        picture = _webp(encoded) if encoded[8:12] == b"WEBP" else pictures.look(encoded)
+    except (OSError, ValueError, TypeError, SyntaxError) as error:
+        raise BadEpisode(f"the image {where} cannot be decoded: it {error}") from None
+    if max(picture.width, picture.height) > MAX_SIDE:
+        size = f"{picture.height} x {picture.width}"
+        raise BadEpisode(f"the image {where} has {size} pixels; each side is {MAX_SIDE} at most")
+    if problem := picture.problem(MOST_SCANS):
+        raise BadEpisode(f"the image {where} {problem}")
     try:
-        return np.asarray(image.convert("RGB"))
+        return picture.pixels()
     except (OSError, ValueError, TypeError, SyntaxError) as error:
         raise BadEpisode(f"the image {where} cannot be decoded: {error}") from None
+
+
+def _webp(data: bytes) -> pictures.Picture:
+    """Whose sides are 16,383 at most, and which has 8 bits."""
+    with Image.open(io.BytesIO(data), formats=["WEBP"]) as image:
+        turned = image.getexif().get(pictures.ORIENTATION, 1)
+        return pictures.Picture("WEBP", *image.size, 8, "RGB", data, turned if turned in range(1, 9) else 1)
 
 
 def stack(

@@ -30,6 +30,7 @@ from skills.embodiment import Camera, Embodiment
 from skills.errors import EmbodimentError
 from skills.robot_folder import default_robot
 from skills.types import Observation, Outcome
+from skills.wire.conventions import plain
 
 log = logging.getLogger(__name__)
 
@@ -59,6 +60,9 @@ class EpisodeRecorder:
             raise DatasetError(f"{self.folder}: {error.strerror}; give a folder that can be written to") from None
         try:
             self.num_episodes = self._continue()
+        except OSError as error:
+            self._lock.close()
+            raise DatasetError(f"{self.folder}: {error.strerror}; record to another folder") from None
         except BaseException:
             self._lock.close()
             raise
@@ -154,10 +158,13 @@ class EpisodeRecorder:
             try:
                 self._write(recording.episode())
             except Exception as error:  # a full disk, most likely; whatever it is, the next episode may fare better
-                recording.give_up(" ".join(str(error).split()) or type(error).__name__)
+                recording.give_up(one_line(error))
             recording.forget()
         if self._writer is not None:
-            self._writer.close()
+            try:
+                self._writer.close()
+            except Exception as error:
+                log.warning("%s: the last recordings may be missing: %s", self.folder, one_line(error))
 
     def _write(self, episode: Episode) -> None:
         if not (self.folder / SETTINGS).exists():
@@ -248,12 +255,17 @@ class _Recording:
 
     def give_up(self, why: str) -> None:
         self._given_up = True
-        log.warning("not recorded: %r (goal %s): %s", self._task, self._info["goal_id"] or "unknown", why)
+        goal = plain(self._info["goal_id"]) or "unknown"
+        log.warning("not recorded: %r (goal %s): %s", self._task, goal, plain(why))
 
     def forget(self) -> None:
         self._steps.clear()
         self._recorder.release(self._bytes)
         self._bytes = 0
+
+
+def one_line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def _read_settings(path: Path) -> Embodiment:

@@ -48,6 +48,10 @@ def read_frames(path: Path, times: np.ndarray, fps: float) -> Iterator[np.ndarra
                     raise BadEpisode(f"{path} has a frame of {frame.height} x {frame.width} pixels (step {step})")
                 if frame.time is None:
                     continue
+                if frame.rotation:
+                    raise BadEpisode(
+                        f"{path} is to be shown turned by {frame.rotation} degrees; turn its pixels themselves"
+                    )
                 while frame.time >= time:  # between the two, or at this one
                     nearest = min((f for f in (before, frame) if f is not None), key=lambda f: abs(f.time - time))
                     if abs(nearest.time - time) > near:

@@ -16,6 +16,7 @@ from rich.table import Table
 
 from saycan_qt.journey.results import Step, vetoes
 from skills.types import Outcome, Status
+from skills.wire.conventions import plain
 
 SHOWN_CANDIDATES = 8
 EXPLAINED_CANDIDATES, SHOWN_VETOES = 10, 5  # with --explain
@@ -34,7 +35,7 @@ class Display:
         self.line(f"[bold]“{escape(instruction)}”[/bold]   [dim]{escape(folder)}[/dim]")
 
     def line(self, text: str) -> None:
-        self.console.print(text, highlight=False, soft_wrap=True)
+        self.console.print("\n".join(map(plain, text.split("\n"))), highlight=False, soft_wrap=True)
 
     # -- starting ----------------------------------------------------------------------------------------------------
 
@@ -90,7 +91,7 @@ class Display:
                 "lowered": row.lowered,
             }
             cells = [number(values[name]) for name in columns]
-            table.add_row(escape(row.text), *cells, style="bold" if row.skill == step.skill else "dim")
+            table.add_row(escape(plain(row.text)), *cells, style="bold" if row.skill == step.skill else "dim")
         self.line(f"\n[bold]Step {step.step}[/bold]{escape(where + holding)}")
         self.console.print(table)
         self.line(f"  → {escape(step.text)}")

@@ -23,7 +23,7 @@ from saycan_qt.journey.display import Display
 from saycan_qt.journey.journey import Journey
 from saycan_qt.journey.recording import Recorder
 from saycan_qt.journey.report import write_report
-from saycan_qt.journey.results import REPORT, VIDEO, RunFolder, slug
+from saycan_qt.journey.results import REPORT, VIDEO, NotWritten, RunFolder, slug
 from saycan_qt.language import NONE, Language, LanguageConfig, LanguageError
 from saycan_qt.options import Address, File, Folder, Instruction
 from saycan_qt.services.access import ClientOptions, HowToCall
@@ -35,6 +35,7 @@ from saycan_qt.services.processes import (
     Service,
     ServiceProcess,
     StartFailed,
+    one_line,
 )
 from skills.client import RobotClient, RobotInfo, SkillClient
 from skills.errors import (
@@ -129,6 +130,8 @@ class Run:
         self._services: list[Service] = []
         self._lock = threading.Lock()
         self._over = False
+        self._ending: Ending | None = None  # once it is over
+        self._told_again = self._hurried = False  # to end, when it was over: once, and more than once
         self._robot: RobotClient | None = None
         self._lease: Lease | None = None  # None: the robot's service is older
         self._recorder = Recorder(folder.path / VIDEO)
@@ -146,14 +149,20 @@ class Run:
                 ending = other if other.ended == "died" else ending
             except queue.Empty:
                 pass
+        self._ending = ending
         self._close(ending)
         return ending.code
 
     # -- the end -----------------------------------------------------------------------------------------------------
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        if self._over:  # pressed again: do not wait for anything (the services end with this process)
-            os._exit(INTERRUPTED)
+        if (ending := self._ending) is not None:  # it is over, and how it ended stays true
+            if self._told_again or ending.ended == "interrupted":  # wait for no more: services end with it
+                if self.folder.finished:
+                    os._exit(ending.code)
+                self._hurried = True
+            self._told_again = True
+            return
         name = signal.Signals(number).name
         self._endings.put(Ending(INTERRUPTED, "interrupted", f"interrupted by {name}, the robot was stopped"))
 
@@ -167,14 +176,18 @@ class Run:
         self.display.clear()
         if not orderly:
             self._stop_robot()
-            with contextlib.suppress(OSError):  # nobody may read it
-                print(ERROR + " ".join(ending.reason.split()), file=sys.stderr, flush=True)
+            tell(ending.reason)
             for service in self._services:
                 service.end()
         if self._lease is not None:
             wait([in_background(self._lease.close)], 0.5)
         success = ending.code == SUCCEEDED
-        self.folder.finish(success, ending.reason, ending.ended, ending.judge)
+        try:
+            self.folder.finish(success, ending.reason, ending.ended, ending.judge)
+        except NotWritten as error:
+            tell(f"plan.json tells nothing of the end, which cannot be written: {error.strerror}")
+        if self._hurried:
+            os._exit(ending.code)
         if self._recorder.frames:
             self._recorder.add({}, "carried out" if success else "not carried out", ending.reason, seconds=2.0)
         self._recorder.close()
@@ -183,9 +196,16 @@ class Run:
         if ending.code == MISTAKE:
             self.folder.discard()
             return
-        files = ({"video": VIDEO} if self._recorder.frames else {}) | {"report": REPORT}
-        self.folder.add_files(**files)
-        write_report(self.folder.path)
+        files = {}
+        try:
+            if self._recorder.frames:
+                self.folder.add_files(video=VIDEO)
+                files["video"] = VIDEO
+            write_report(self.folder.path)
+            self.folder.add_files(report=REPORT)
+            files["report"] = REPORT
+        except NotWritten as error:
+            tell(f"results are missing in {self.folder.path}: {error.strerror}")
         self.display.verdict(self.folder.steps, success, ending.reason, ending.judge)
         self.display.files(str(self.folder.path), ["plan.json", *files.values()])
 
@@ -211,6 +231,9 @@ class Run:
             self._endings.put(Ending(NOT_DONE if self.folder.steps else MISTAKE, "error", str(error)))
         except SkillError as error:
             self._endings.put(Ending(NOT_DONE, "error", str(error)))
+        except NotWritten as error:
+            reason = f"the results cannot be written to {self.folder.path}: {error.strerror}"
+            self._endings.put(Ending(NOT_DONE, "error", reason))
         except SystemExit:  # so rich tells that the pipe it writes to was closed
             self._endings.put(Ending(NOT_DONE, "error", "nobody reads the output any more"))
         except Exception as error:
@@ -311,6 +334,12 @@ class Run:
             service.close(grace=0)
             raise StartFailed("the run is over", mistake=False)
         return service
+
+
+def tell(reason: str) -> None:
+    """In one line, which nobody may read."""
+    with contextlib.suppress(OSError):
+        print(ERROR + one_line(reason), file=sys.stderr, flush=True)
 
 
 def stop_quietly(robot: RobotClient) -> None:

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
-import io
+import contextlib
+import logging
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
+from skills.embodiment import MAX_SIDE
+from skills.wire import pictures
+
 if TYPE_CHECKING:
     from av.container import OutputContainer
     from av.video.stream import VideoStream
 
+log = logging.getLogger(__name__)
+
+MAX_SCANS = 100  # of a view's JPEG
 SPEED = 2  # a run is shown at so many times its speed
 FRAME_RATES = (1, 20)  # [1/s] the slowest and the fastest; what more a fast robot shows is left out
 CONTROL_HZ = 3.0  # where a robot does not say its own
@@ -26,7 +33,8 @@ BACKGROUND, TEXT, FAINT = (17, 20, 24), (240, 240, 240), (150, 158, 166)
 class Recorder:
     """Writes an H.264 file (MPEG-4 where libx264 is missing) frame by frame; `close` makes it playable.
 
-    There is no file until the first frame, and none at all of a robot without views."""
+    There is no file until the first frame, and none at all of a robot without views, or where it cannot be written: a
+    run goes on without. A view that is no picture is left out."""
 
     def __init__(self, path: Path) -> None:
         self.path, self.frames = path, 0
@@ -55,14 +63,30 @@ class Recorder:
             if self._closed or not self.views:
                 return
             for name in self.views:
-                if name in jpegs:
-                    picture = Image.open(io.BytesIO(jpegs[name])).convert("RGB")
+                if name in jpegs and (picture := _picture(name, jpegs[name])) is not None:
                     self._last[name] = ImageOps.pad(picture, (VIEW_WIDTH, VIEW_HEIGHT), color=BACKGROUND)
             self._shown += float((self._step if seconds is None else seconds) * self._rate)
             count = round(self._shown) - self.frames
             if count <= 0 and self.frames:
                 return
-            self._write(self._draw(caption, note), max(1, count))
+            with self._without_on_failure():
+                self._write(self._draw(caption, note), max(1, count))
+
+    @contextlib.contextmanager
+    def _without_on_failure(self) -> Iterator[None]:
+        """A disk that is full costs the video."""
+        import av
+
+        try:
+            yield
+        except (OSError, av.FFmpegError) as error:
+            log.warning("there is no video: %s cannot be written: %s", self.path, error.strerror or error)
+            self._closed, self.frames = True, 0
+            with contextlib.suppress(OSError, av.FFmpegError):
+                if self._container is not None:
+                    self._container.close()
+            with contextlib.suppress(OSError):
+                self.path.unlink(missing_ok=True)
 
     def _write(self, canvas: Image.Image, count: int) -> None:
         import av
@@ -112,5 +136,18 @@ class Recorder:
                 return
             self._closed = True
             if self._container is not None:
-                self._container.mux(self._stream.encode(None))
-                self._container.close()
+                with self._without_on_failure():
+                    self._container.mux(self._stream.encode(None))
+                    self._container.close()
+
+
+def _picture(name: str, jpeg: bytes) -> Image.Image | None:
+    """Of a view; None for what is none, or would be long in the making."""
+    try:
+        found = pictures.look(jpeg)
+        if found.scans <= MAX_SCANS and max(found.width, found.height) <= MAX_SIDE:
+            return Image.fromarray(found.pixels())
+    except (OSError, ValueError, TypeError, SyntaxError):
+        pass
+    log.info("a picture of view %r cannot be shown", name)
+    return None

@@ -5,6 +5,7 @@ Whatever ends a run, even SIGKILL, plan.json is valid and holds every step that 
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import json
 import os
@@ -13,7 +14,7 @@ import re
 import shutil
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -27,6 +28,11 @@ from skills.types import Observation, Outcome
 PLAN, VIDEO, REPORT, PICTURES = "plan.json", "run.mp4", "report.html", "pictures"
 PACKAGES = ("saycan-qt", "torch", "transformers", "grpcio", "mujoco", "numpy")
 GOING_ON = "the run is still going on"
+SPARE, ROOM = ".spare", 1 << 20  # a file of so many bytes, given up at the end: a verdict fits on a disk that is full
+
+
+class NotWritten(OSError):
+    """The disk does not take a run's results; `strerror` says why."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +92,8 @@ def vetoes(candidates: Sequence[Candidate]) -> tuple[list[Candidate], list[Candi
 
 
 class RunFolder:
-    """Collects a run and writes it down. Methods may be called from any thread; after `finish` nothing changes."""
+    """Collects a run and writes it down. Methods may be called from any thread; after `finish` nothing changes. What
+    cannot be written raises NotWritten, and what was there before is there still."""
 
     def __init__(self, path: Path, instruction: str, seed: int | None, **facts: Any) -> None:
         self.path = path
@@ -116,7 +123,10 @@ class RunFolder:
             **facts,
         }
         self._created = not path.exists()
-        path.mkdir(parents=True, exist_ok=True)
+        with writing(path):
+            path.mkdir(parents=True, exist_ok=True)
+        with writing(path / SPARE):
+            (path / SPARE).write_bytes(bytes(ROOM))
         self._write()
 
     def note(self, **facts: Any) -> None:
@@ -131,15 +141,18 @@ class RunFolder:
     def save_pictures(self, name: str, observation: Observation, jpegs: Mapping[str, bytes]) -> tuple[str, dict]:
         """Write `name`-observation.png (what the policies see, camera beside camera; "" where they see nothing) and a
         JPEG for each view; returns the file names."""
-        (self.path / PICTURES).mkdir(exist_ok=True)
+        with writing(self.path / PICTURES):
+            (self.path / PICTURES).mkdir(exist_ok=True)
         observed = ""
         if observation.images:
             observed = f"{PICTURES}/{name}-observation.png"
-            side_by_side(list(observation.images.values())).save(self.path / observed)
+            with writing(self.path / observed):
+                side_by_side(list(observation.images.values())).save(self.path / observed)
         views: dict[str, str] = {}
         for view, data in jpegs.items():
             views[view] = f"{PICTURES}/{name}-{slug(view) or len(views)}.jpg"
-            (self.path / views[view]).write_bytes(data)
+            with writing(self.path / views[view]):
+                (self.path / views[view]).write_bytes(data)
         return observed, views
 
     def begin(self, step: Step) -> None:
@@ -168,8 +181,16 @@ class RunFolder:
                 if step.outcome == "running":
                     step.outcome, step.message = "aborted", reason
             self.plan.update(success=success, reason=reason, ended=ended, judge=judge)
-            self._write()
-            self._finished = True
+            (self.path / SPARE).unlink(missing_ok=True)
+            try:
+                self._write()
+            finally:
+                self._finished = True
+
+    @property
+    def finished(self) -> bool:
+        """Is the verdict written, or can it not be?"""
+        return self._finished
 
     def add_files(self, **files: str) -> None:
         """Name files that are only complete after the end (video, report)."""
@@ -229,8 +250,21 @@ def slug(text: str) -> str:
 
 def write_atomically(path: Path, text: str) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+    with writing(temporary):
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, path)
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Raises NotWritten where the disk does not take it, and leaves no half of a file."""
+    try:
+        yield
+    except OSError as error:
+        if not path.is_dir():
+            with contextlib.suppress(OSError):
+                path.unlink(missing_ok=True)
+        raise NotWritten(error.errno, error.strerror, str(path)) from None
 
 
 def new_folder(instruction: str, root: Path = Path("runs")) -> Path:

@@ -19,24 +19,27 @@ TOKEN = "SAYCAN_QT_TOKEN"  # environment variable; a command line is for everybo
 
 @dataclass(frozen=True)
 class ServerOptions:
-    """Whom a service lets in; on an address that other machines can reach it takes a certificate and a key."""
+    """Whom a service lets in; on an address that other machines can reach it takes a certificate and a key, and
+    tokens or the authorities of clients. SIGHUP has it read them all again."""
 
     certificate: File = None  # PEM file that the service shows, for TLS; it names the host that clients connect to
     key: File = None  # PEM file with the certificate's key
     client_ca: File = None  # PEM file with the authorities that must have signed a client's certificate (mutual TLS)
     tokens: File = None  # who may call what (YAML), see `python -m saycan_qt.grant --help`; health checks are open
+    open_to_all: bool = False  # let whoever can connect call everything, from other machines too
     reflection: bool = False  # tell callers which methods there are on any address; on loopback they are told anyway
 
     def load(self, host: str) -> Access:
         """What the service asks of whoever calls; raises AccessError for files or a host that will not do."""
-        tls = None
-        if self.certificate and self.key:
-            tls = ServerTLS.load(self.certificate, self.key, self.client_ca)
-        elif self.certificate or self.key or self.client_ca:
+        if (self.certificate is None) != (self.key is None) or (self.client_ca and not self.certificate):
             raise AccessError("TLS takes both --certificate and --key; --client-ca goes with them")
-        access = Access(tls, None if self.tokens is None else Tokens.load(self.tokens), self.reflection)
+        access = Access.load(self._read, self.reflection, self.open_to_all)
         access.check(host)
         return access
+
+    def _read(self) -> tuple[ServerTLS | None, Tokens | None]:
+        tls = ServerTLS.load(self.certificate, self.key, self.client_ca) if self.certificate and self.key else None
+        return tls, None if self.tokens is None else Tokens.load(self.tokens)
 
 
 @dataclass(frozen=True)

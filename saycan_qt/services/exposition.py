@@ -12,7 +12,6 @@ from __future__ import annotations
 import logging
 import socket
 import socketserver
-import ssl
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
@@ -98,7 +97,7 @@ class Metrics(Watcher):
 
 
 class Endpoint:
-    """Serves them at `url`, to whom `access` lets in with the role "read"; over TLS with a `context`."""
+    """Serves them at `url`, to whom `access` lets in with the role "read"; over TLS where that has it."""
 
     def __init__(
         self,
@@ -106,9 +105,8 @@ class Endpoint:
         host: str,
         port: int,  # 0: a free one
         access: Access | None = None,  # None: whoever reaches a loopback address
-        context: ssl.SSLContext | None = None,  # None: plain text
     ) -> None:
-        """Raises AccessError for a host that other machines can reach, unless there is TLS."""
+        """Raises AccessError for a host that other machines can reach, where Access.check does."""
         access = access or Access()
         access.check(host)
         try:
@@ -117,10 +115,8 @@ class Endpoint:
         except OSError as error:
             where = f"{join_address(host, port)} for metrics"
             raise Unavailable(f"cannot listen on {where}: {error.strerror}; port 0 takes any free one") from None
-        if context is not None:  # without a handshake here, which would hold up all others
-            listening = self._server.socket
-            self._server.socket = context.wrap_socket(listening, server_side=True, do_handshake_on_connect=False)
-        self.url = f"http{'s' if context else ''}://{join_address(host, self._server.server_port)}{PATH}"
+        self._server.access = access
+        self.url = f"http{'s' if access.tls else ''}://{join_address(host, self._server.server_port)}{PATH}"
         threading.Thread(target=self._server.serve_forever, name="metrics", daemon=True).start()
 
     def close(self) -> None:
@@ -158,6 +154,14 @@ def _guarded(app: App, access: Access) -> App:
 
 class _Server(socketserver.ThreadingMixIn, WSGIServer):
     daemon_threads = True
+    access: Access
+
+    def get_request(self) -> tuple[socket.socket, Any]:
+        """Over TLS as it was read last; without a handshake here, which would hold up all others."""
+        connection, peer = super().get_request()
+        if self.access.tls is None:
+            return connection, peer
+        return self.access.tls.context.wrap_socket(connection, server_side=True, do_handshake_on_connect=False), peer
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         log.debug("a scrape failed", exc_info=True)

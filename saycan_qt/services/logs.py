@@ -15,6 +15,8 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Literal
 
+from skills.wire.conventions import plain
+
 LogFormat = Literal["text", "json"]
 LogLevel = Literal["debug", "info", "warning", "error"]
 OURS = ("skills", "planners", "saycan_qt")  # packages whose entries the level is about; of others warnings only
@@ -22,6 +24,14 @@ TEXT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 WAITING = 10_000  # entries, at most; further ones are lost
 AT_EXIT = 1.0  # [s] for those that still wait to be written
 COMMON = {*vars(logging.makeLogRecord({})), "message", "asctime"}  # what every entry has; the rest are its facts
+
+
+class TextFormatter(logging.Formatter):
+    """An entry as one line, to which an exception adds some. What callers sent writes no line of its own."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        record.message = plain(record.message)
+        return super().formatMessage(record)
 
 
 class JsonFormatter(logging.Formatter):
@@ -32,7 +42,7 @@ class JsonFormatter(logging.Formatter):
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),
             "logger": record.name,
-            "message": record.getMessage(),
+            "message": plain(record.getMessage()),
         }
         entry |= {key: value for key, value in vars(record).items() if key not in COMMON}
         if record.exc_info:
@@ -67,7 +77,7 @@ class Unhurried(logging.Handler):
 def configure(form: LogFormat, level: LogLevel) -> None:
     """For this process, from now on."""
     handler = logging.StreamHandler()
-    handler.setFormatter(JsonFormatter() if form == "json" else logging.Formatter(TEXT))
+    handler.setFormatter(JsonFormatter() if form == "json" else TextFormatter(TEXT))
     logging.basicConfig(handlers=[Unhurried(handler)], force=True)
     for package in OURS:
         logging.getLogger(package).setLevel(level.upper())

@@ -22,7 +22,7 @@ import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from skills.security.channel import Credentials, open_channel
-from skills.wire.conventions import error_of
+from skills.wire.conventions import error_of, plain
 
 log = logging.getLogger(__name__)
 
@@ -204,8 +204,13 @@ Service = ServiceProcess | RemoteService
 
 def refuse(reason: str) -> int:
     """One line for people; returns the exit code of a mistake in use."""
-    print(f"{ERROR}{' '.join(reason.split())}", file=sys.stderr, flush=True)
+    print(ERROR + one_line(reason), file=sys.stderr, flush=True)
     return MISTAKE
+
+
+def one_line(text: str) -> str:
+    """For people at a terminal, which it commands nothing."""
+    return plain(" ".join(text.split()))
 
 
 def announce(name: str, address: str) -> None:

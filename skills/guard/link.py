@@ -58,7 +58,7 @@ class Guard(Permit):
     ) -> None:
         """Raises Unavailable where there can be no guard."""
         access, latch = access or Access(), latch or Latch()
-        self.tls = access.tls is not None
+        self.tls, self._latch = access.tls is not None, latch
         self._stop = stop
         self.on_halt: Callable[[str], None] = lambda why: None  # called, from another thread, when the guard halted it
         self.on_loss: Callable[[], None] = lambda: None  # called, from another thread, when the guard has died
@@ -182,6 +182,7 @@ class Guard(Permit):
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
+        self._latch.close()
 
     def _wait_for_it(self, address: str, command: str) -> str:
         self._link.settimeout(START_TIMEOUT)
@@ -294,7 +295,7 @@ def _who(access: Access) -> dict[str, Any]:
                 "name": holder.name,
                 "sha256": holder.sha256,
                 "stops": holder.may("stop"),
-                "expires": getattr(holder, "expires", None),
+                "expires": holder.expires.timestamp() if holder.expires else None,
             }
             for holder in tokens.holders
         ]

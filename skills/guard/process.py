@@ -108,8 +108,9 @@ class GuardProcess:
                 self.watching = True
             case {"access": {"holders": holders, "tls": tls}}:
                 self.holders = holders
-                if self.tls and tls:
-                    load(self.tls, tls)
+                if self.tls and tls:  # to a context's authorities some can be added, and none be taken back
+                    renewed = context_of(tls)
+                    self.tls.sni_callback = lambda connection, host, _: setattr(connection, "context", renewed)
             case {"bye": _}:
                 self.orderly = True
 

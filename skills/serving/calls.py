@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from skills.serving.watching import Watcher
+from skills.wire.conventions import plain
 from skills.wire.tracing import Span
 
 log = logging.getLogger("skills.calls")  # the name that filters of logs know
@@ -76,7 +77,7 @@ class Call:
     def read(self, request: Any) -> None:
         """Its first request may name a goal."""
         if not self.goal_id and (goal_id := getattr(request, "goal_id", "")):
-            self.goal_id = "".join(letter for letter in goal_id[:MAX_GOAL_ID] if letter.isprintable())
+            self.goal_id = plain(goal_id[:MAX_GOAL_ID])
             self.span.tell("skills.goal_id", self.goal_id)
 
     def end(self, code: str) -> None:

@@ -85,12 +85,12 @@ class Server:
         if is_loopback(host) or access.reflection:
             reflection.enable_server_reflection((service, HEALTH.strip("/"), reflection.SERVICE_NAME), self._server)
         if access.everybody and not is_loopback(host):
-            log.warning("warning: whoever reaches %s may call everything; give --tokens or --client-ca", address)
+            log.warning("warning: whoever reaches %s may call everything, as --open-to-all says", address)
         try:
             if access.tls is None:
                 self.port = self._server.add_insecure_port(address)
             else:
-                self.port = self._server.add_secure_port(address, access.tls.credentials())
+                self.port = self._server.add_secure_port(address, access.credentials())
         except RuntimeError:
             raise Unavailable(f"cannot listen on {address}") from None
         self.address = join_address(host, self.port)

@@ -12,7 +12,7 @@ import numpy as np
 
 from skills.embodiment import MAX_SECONDS, Embodiment
 from skills.errors import EmbodimentError, InvalidRequest, ServerFault
-from skills.types import Observation
+from skills.types import Observation, looked_at
 
 
 def fitted(observation: Observation, embodiment: Embodiment | None) -> Observation:
@@ -20,18 +20,14 @@ def fitted(observation: Observation, embodiment: Embodiment | None) -> Observati
     only camera's. Images may be of any size here. Raises InvalidRequest, which names the camera or the count."""
     if embodiment is None:
         return observation
-    wanted, images, state = [camera.name for camera in embodiment.cameras], observation.images, observation.state
-    if len(wanted) == 1 and list(images) == [""]:
-        images = {wanted[0]: images[""]}
-    if missing := [name for name in wanted if name not in images]:
-        there = ", ".join(map(repr, images)) or "none"
-        raise InvalidRequest(f"no image of camera {missing[0]!r}, which this model looks at; sent: {there}", "images")
+    images, state = observation.images, observation.state
+    names = looked_at(list(images), [camera.name for camera in embodiment.cameras])
     if not embodiment.state:
         state = np.zeros(0, np.float32)
     elif state.shape != (len(embodiment.state),):
         numbers = f"{len(embodiment.state)} ({', '.join(number.name for number in embodiment.state)})"[:200]
         raise InvalidRequest(f"the state has {state.size} numbers; this model takes {numbers}", "state")
-    return replace(observation, images={name: images[name] for name in wanted}, state=state)
+    return replace(observation, images={name: images[its] for name, its in names.items()}, state=state)
 
 
 @dataclass(frozen=True)

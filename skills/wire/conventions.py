@@ -90,8 +90,15 @@ CODES = {
     PermissionDenied: grpc.StatusCode.PERMISSION_DENIED,
     ServerFault: grpc.StatusCode.INTERNAL,
 }
+# Of C0 and C1, what ends a line, and what reverses the order in which letters are shown
+CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 ERRORS = {code: error for error, code in CODES.items() if error not in (Unreadable, LeaseLost)}  # told apart otherwise
 LEASE_LOST = "LEASE_LOST"  # ErrorInfo's reason
+
+
+def plain(text: str) -> str:
+    """The same without control characters, which would write lines of their own into a log, or command a terminal."""
+    return CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 def split_address(address: str) -> tuple[str, int]:
@@ -126,7 +133,7 @@ def code_of(error: SkillError) -> grpc.StatusCode:
 
 def status_of(error: SkillError) -> Status:
     """What a server answers with: code, text, and for some what a program can read (google.rpc.error_details)."""
-    code, text = code_of(error), str(error).encode()[:MAX_DETAILS].decode(errors="ignore")
+    code, text = code_of(error), plain(str(error)).encode()[:MAX_DETAILS].decode(errors="ignore")
     status = Status(code=code.value[0], message=text)
     match error:
         case InvalidRequest():
@@ -143,7 +150,7 @@ def status_of(error: SkillError) -> Status:
 
 def error_of(error: grpc.RpcError, service: str, address: str) -> SkillError:
     """What a client raises; `service` is "skill server" or "robot", named in every message that is not its own."""
-    code, details = error.code(), error.details() or ""
+    code, details = error.code(), plain(error.details() or "")
     where = f"{service} at {address}"
     match code:
         case grpc.StatusCode.UNAVAILABLE | grpc.StatusCode.CANCELLED:

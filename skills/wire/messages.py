@@ -1,6 +1,7 @@
 """Types <-> protobuf, the one place where a message is validated: every `read_*` raises InvalidRequest, nothing else.
 
-Images are checked against their stated size before they are decoded, numbers must be finite, shapes must fit.
+Images are checked against their stated size, and that against what the model takes, before they are decoded; numbers
+must be finite, shapes must fit, texts are of one line.
 """
 
 from __future__ import annotations
@@ -17,11 +18,14 @@ from PIL import Image as PillowImage
 from skills.embodiment import LARGEST, MAX_SECONDS, ActionDimension, Camera, Embodiment, Kind, StateNumber
 from skills.errors import EmbodimentError, InvalidRequest
 from skills.library import Skill
-from skills.types import Observation, Outcome, Status
+from skills.types import Observation, Outcome, Status, looked_at
 from skills.v1 import skills_pb2 as pb
-from skills.wire.conventions import MAX_MESSAGE
+from skills.wire import pictures
+from skills.wire.conventions import CONTROL, MAX_MESSAGE, plain
 
 MAX_SIDE = 4096  # [pixels]
+MAX_PIXELS = 1 << 22  # of an image whose model takes fewer: 1920 x 1080 is half of that
+MAX_SCANS = 4  # of a JPEG, which has three where its channels lie apart
 MAX_HISTORY = 64  # [observations] in one request
 MAX_TEXT = 1000  # [characters] in any name, instruction or place
 MAX_OBJECTS = 1000  # in a semantic map
@@ -125,11 +129,13 @@ def inside(field: str) -> Iterator[None]:
         raise
 
 
-def read_image(message: pb.Image, what: str = "the image") -> np.ndarray:
-    """Message -> (H, W, 3) uint8 RGB of its own memory."""
+def read_image(message: pb.Image, what: str = "the image", camera: Camera | None = None) -> np.ndarray:
+    """Message -> (H, W, 3) uint8 RGB of its own memory.
+
+    camera: as the model has it. An image may be larger, up to four million pixels (MAX_PIXELS): what a robot's camera
+    gives, such as 1920 x 1080 to a model of 96 x 80, but nothing that is only there to be decoded."""
+    check_size(message, what, camera)
     width, height, data = message.width, message.height, message.data
-    if not (1 <= width <= MAX_SIDE and 1 <= height <= MAX_SIDE):
-        raise InvalidRequest(f"{what} states {width}x{height} pixels; each side must be 1 to {MAX_SIDE}")
     if message.encoding == RAW:
         if len(data) != width * height * 3:
             raise InvalidRequest(f"{what}: {width}x{height} raw RGB takes {width * height * 3} bytes, not {len(data)}")
@@ -138,18 +144,37 @@ def read_image(message: pb.Image, what: str = "the image") -> np.ndarray:
         raise InvalidRequest(f"{what} has no known encoding ({message.encoding}); use RAW, PNG or JPEG")
     kind = FORMATS[message.encoding]
     try:
-        with PillowImage.open(io.BytesIO(data), formats=[kind]) as picture:  # reads the header only
-            if picture.size != (width, height):
-                raise InvalidRequest(f"{what} states {width}x{height} pixels, its {kind} has {picture.size}")
-            if picture.mode != "RGB":
-                raise InvalidRequest(f"{what} must be 8-bit RGB, its {kind} is {picture.mode}")
-            if "progressive" in picture.info:  # a few kilobytes of scans can keep a processor busy for minutes
-                raise InvalidRequest(f"{what} is a progressive JPEG; send a baseline one, RAW or PNG")
-            return np.array(picture)
-    except InvalidRequest:
-        raise
+        picture = pictures.look(data)
+    except ValueError as error:
+        raise InvalidRequest(f"{what} is not a readable {kind}: it {error}") from None
+    if picture.kind != kind:
+        raise InvalidRequest(f"{what} is not a readable {kind}: it is a {picture.kind}")
+    size = picture.width, picture.height
+    if size != (width, height):
+        raise InvalidRequest(f"{what} states {width}x{height} pixels, its {kind} has {size}")
+    if picture.progressive:  # a few kilobytes of scans can keep a processor busy for minutes
+        raise InvalidRequest(f"{what} is a progressive JPEG; send a baseline one, RAW or PNG")
+    if problem := picture.problem(MAX_SCANS):
+        raise InvalidRequest(f"{what} {problem}")
+    if (picture.bits, picture.colours) != (8, "RGB"):
+        raise InvalidRequest(f"{what} must be 8-bit RGB, its {kind} is {picture.bits}-bit and {picture.colours}")
+    try:
+        return picture.pixels()
     except Exception as error:  # Pillow raises many kinds for broken files; all of them are the sender's
         raise InvalidRequest(f"{what} is not a readable {kind} ({type(error).__name__})") from None
+
+
+def check_size(message: pb.Image, what: str, camera: Camera | None) -> None:
+    """Raises InvalidRequest for a stated size that `read_image` does not take."""
+    width, height = message.width, message.height
+    if not (1 <= width <= MAX_SIDE and 1 <= height <= MAX_SIDE):
+        raise InvalidRequest(f"{what} states {width}x{height} pixels; each side must be 1 to {MAX_SIDE}")
+    if camera is not None and width * height > max(MAX_PIXELS, camera.width * camera.height):
+        wants = f"{camera.width}x{camera.height}"
+        raise InvalidRequest(
+            f"{what} states {width}x{height} pixels, and this model takes {wants}; at most {MAX_PIXELS:,} pixels are "
+            "made smaller here"
+        )
 
 
 def read_tensor(message: pb.Tensor, shape: tuple[int, ...], what: str) -> np.ndarray:
@@ -206,11 +231,17 @@ def read_text(text: str, what: str, required: bool = True) -> str:
         raise InvalidRequest(f"{what} is empty")
     if len(text) > MAX_TEXT:
         raise InvalidRequest(f"{what} has {len(text)} characters; at most {MAX_TEXT}")
+    if CONTROL.search(text):
+        raise InvalidRequest(f"{what} has a control character: {plain(text)[:100]!r}; it is one line of text")
     return text
 
 
-def read_observation(message: pb.Observation) -> Observation:
-    images = read_images(message)
+def read_observation(
+    message: pb.Observation, cameras: Sequence[Camera] | None = None, room: int = MAX_MESSAGE
+) -> Observation:
+    """cameras: those that the model looks at; images of others are not decoded. None: all are. room: [bytes] that the
+    images may take once decoded."""
+    images = read_images(message, cameras, room)
     with inside("state"):
         state = read_state(message.state)
     with inside("place"):
@@ -227,35 +258,52 @@ def read_observation(message: pb.Observation) -> Observation:
     return Observation(images, state, place, held, objects)
 
 
-def read_images(message: pb.Observation) -> dict[str, np.ndarray]:
-    """Camera -> (H, W, 3) uint8 RGB, the first one first; "" names an only one that has no name."""
+def read_images(
+    message: pb.Observation, cameras: Sequence[Camera] | None = None, room: int = MAX_MESSAGE
+) -> dict[str, np.ndarray]:
+    """Camera -> (H, W, 3) uint8 RGB, the first one first, or the model's in its order; "" names an only one that has no
+    name. Nothing is decoded before all sizes are known to do."""
     if len(message.images) + message.HasField("image") > MAX_CAMERAS:
         raise InvalidRequest(f"{len(message.images) + 1} images; at most {MAX_CAMERAS} cameras are taken", "images")
-    found = {}
+    sent: dict[str, tuple[pb.Image, str, str]] = {}  # the image, its field, and what to call it
     if message.HasField("image"):
         with inside("camera"):
             name = read_text(message.camera, "the camera", required=False)
-        with inside("image"):
-            found[name] = read_image(message.image)
+        sent[name] = message.image, "image", "the image"
     for name in sorted(message.images):  # a map has no order
-        with inside(f"images[{name[:50]!r}]"):
-            if not found or not name or name in found:
+        shown = repr(name[:50])
+        with inside(f"images[{shown}]"):
+            if not sent or not name or name in sent:
                 raise InvalidRequest("`image` and `camera` hold the first camera, `images` the others by their names")
-            found[read_text(name, "a camera")] = read_image(message.images[name], f"the image of {name[:50]!r}")
+            sent[read_text(name, "a camera")] = message.images[name], f"images[{shown}]", f"the image of {shown}"
+    by_name = {camera.name: camera for camera in cameras or ()}
+    names = dict(zip(sent, sent, strict=True)) if cameras is None else looked_at(list(sent), list(by_name))
+    for name, its in names.items():
+        image, where, what = sent[its]
+        with inside(where):
+            check_size(image, what, by_name.get(name))
+        room -= image.width * image.height * 3
+    if room < 0:
+        raise InvalidRequest(f"the images take more than {MAX_MESSAGE >> 20} MiB once decoded", "images")
+    found = {}
+    for name, its in names.items():
+        image, where, what = sent[its]
+        with inside(where):
+            found[name] = read_image(image, what, by_name.get(name))
     return found
 
 
-def read_history(messages: Sequence[pb.Observation]) -> list[Observation]:
-    """A request's `history`: oldest first; all images of one size, and once decoded no larger than a message may be."""
+def read_history(messages: Sequence[pb.Observation], cameras: Sequence[Camera] | None = None) -> list[Observation]:
+    """A request's `history`: oldest first; all images of one size, and once decoded no larger than a message may be.
+    cameras: as of `read_observation`."""
     if not 1 <= len(messages) <= MAX_HISTORY:
         raise InvalidRequest(f"the history has {len(messages)} observations; 1 to {MAX_HISTORY} are allowed", "history")
-    history, decoded = [], 0
+    history: list[Observation] = []
+    room = MAX_MESSAGE
     for index, message in enumerate(messages):
         with inside(f"history[{index}]"):
-            history.append(read_observation(message))
-        decoded += sum(image.nbytes for image in history[-1].images.values())
-        if decoded > MAX_MESSAGE:
-            raise InvalidRequest(f"the images take more than {MAX_MESSAGE >> 20} MiB once decoded", "history")
+            history.append(read_observation(message, cameras, room))
+        room -= sum(image.nbytes for image in history[-1].images.values())
     if problem := changed(history):
         raise InvalidRequest(problem, "history")
     return history
@@ -281,7 +329,9 @@ def read_skill(message: pb.Skill) -> Skill:
         name=read_text(message.name, "the skill's name"),
         family=read_text(message.family, "the skill's family"),
         text=read_text(message.text, "the skill's text", required=False),
-        arguments=dict(message.arguments),
+        arguments={
+            slot: read_text(value, f"{slot[:50]!r}", required=False) for slot, value in message.arguments.items()
+        },
         learned=message.learned,
     )
 
@@ -293,7 +343,7 @@ def read_outcome(message: pb.Outcome) -> Outcome:
         raise InvalidRequest(f"the outcome has no known status ({message.status})") from None
     if not math.isfinite(message.seconds):
         raise InvalidRequest(f"the outcome took {message.seconds} seconds")
-    return Outcome(status, message.message[:MAX_TEXT], message.steps, message.seconds)
+    return Outcome(status, plain(message.message[:MAX_TEXT]), message.steps, message.seconds)
 
 
 def read_views(views: Mapping[str, pb.Image]) -> dict[str, bytes]:
