@@ -277,12 +277,12 @@ def requests(descriptor):
 
 @st.composite
 def calls(draw, method):
-    """The bytes of each message of a call, and whether they are compressed."""
+    """The bytes of each message of a call."""
     sent = [draw(requests(method.input_type))]
     if method.client_streaming:
         valid = st.sampled_from(SEEDS[method.input_type.name]).map(lambda message: message.SerializeToString())
         sent = draw(st.lists(valid, max_size=2)) + sent + draw(st.lists(valid, max_size=1))
-    return sent, draw(st.sampled_from([grpc.Compression.NoCompression, grpc.Compression.Gzip]))
+    return sent
 
 
 # ---- and what comes of it
@@ -302,14 +302,14 @@ class Host:
         status = Path(f"/proc/{self.process.pid}/status").read_text().splitlines()
         return next(int(line.split()[1]) / 1e3 for line in status if line.startswith(what))
 
-    def send(self, method, sent, compression=None):
+    def send(self, method, sent):
         """The status of a call."""
         channel = self.channels[method.containing_service.name]
         path = f"/{method.containing_service.full_name}/{method.name}"
         if method.client_streaming:
-            answers = channel.stream_stream(path)(iter(sent), timeout=TIMEOUT, compression=compression)
+            answers = channel.stream_stream(path)(iter(sent), timeout=TIMEOUT)
         else:
-            answers = channel.unary_stream(path)(sent[0], timeout=TIMEOUT, compression=compression)
+            answers = channel.unary_stream(path)(sent[0], timeout=TIMEOUT)
         with contextlib.suppress(grpc.RpcError):
             list(answers)
         return answers.code(), answers.details()
@@ -349,8 +349,8 @@ def test_whatever_is_sent_is_answered_or_refused_in_plain_words(server, method, 
     @settings(max_examples=cases, derandomize=True, database=None, deadline=None, suppress_health_check=[*HealthCheck])
     @given(calls(method))
     def fuzz(call):
-        code, words = server.send(method, *call)
-        shown = f"{method.name}: {code} {words!r} for {[data.hex() for data in call[0]]}"
+        code, words = server.send(method, call)
+        shown = f"{method.name}: {code} {words!r} for {[data.hex() for data in call]}"
         assert code in FINE and "\n" not in words and not any(inner in words for inner in INNER_WORDS), shown
         codes[code.name] += 1
         if codes.total() == cases // 2:
@@ -412,7 +412,7 @@ def too_much():
 )
 def test_a_bomb_is_refused_before_it_goes_off(server, make, words):
     sent, before = make().SerializeToString(), server.memory()
-    code, said = server.send(SCORE, [sent], grpc.Compression.Gzip)
+    code, said = server.send(SCORE, [sent])
     assert code in FINE and words in said
     assert server.memory("VmHWM") - before < 250  # [MB]
     server.check()

@@ -15,7 +15,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import grpc
@@ -33,6 +33,7 @@ CHILD_FLAG = "--until-stdin-closes"
 ERROR = "error: "  # how the one line for people begins
 GUARD = "guard of "  # how a line of a robot's guard begins
 ENDINGS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+CHECK_EVERY = 1.0  # [s] where a service has no place for another watch of its health
 HALT_TIMEOUT = 0.5  # [s] for a service to halt what it moves before it ends in a hurry
 MISTAKE = 2  # exit code of a service that was asked for something impossible
 
@@ -189,14 +190,26 @@ class RemoteService:
 
     def _watch(self) -> None:
         try:
-            for answer in self._stub.Watch(health_pb2.HealthCheckRequest(service=self._service)):
-                if answer.status != health_pb2.HealthCheckResponse.SERVING:
+            for status in self._statuses():
+                if status != health_pb2.HealthCheckResponse.SERVING:
                     break
             how = "it says that it no longer serves"
         except (grpc.RpcError, ValueError):
             how = "the connection broke"
         if not self._closing:
             self._on_death(f"the {self.name} ({self.address}) is gone: {how}")
+
+    def _statuses(self) -> Iterator[int]:
+        """As they change; as they are each second where so many watch that one more is refused."""
+        request, shown = health_pb2.HealthCheckRequest(service=self._service), self.credentials.metadata
+        try:
+            yield from (answer.status for answer in self._stub.Watch(request, metadata=shown))
+        except grpc.RpcError as error:
+            if error.code() is not grpc.StatusCode.RESOURCE_EXHAUSTED:
+                raise
+        while not self._closing:
+            yield self._stub.Check(request, timeout=5, metadata=shown).status
+            time.sleep(CHECK_EVERY)
 
 
 Service = ServiceProcess | RemoteService

@@ -256,4 +256,4 @@ class Access:
         if self.tokens is None or len(shown) != 1:
             return ""
         holder = self.tokens.holder(shown[0].partition(" ")[2])
-        return holder.name if holder else ""
+        return holder.name if holder and not holder.expired else ""
