@@ -30,6 +30,7 @@ from skills.errors import (
 from skills.library import SkillLibrary
 from skills.security.lease import Lease, Leases
 from skills.serving.admission import MOST_WAITING
+from skills.serving.looking import MOST_PATIENT
 from skills.types import Mapper, Status
 from skills.v1 import skills_pb2 as pb
 
@@ -494,3 +495,15 @@ def test_a_camera_that_fails_for_a_dashboard_does_not_end_the_skill(client, robo
     assert client.observe()[0].place and client.info().executing == "first"
     running.cancel()
     assert outcome_of(running).status is Status.CANCELED
+
+
+def test_a_camera_that_hangs_holds_only_so_many_of_the_servers_threads(client, robot):
+    hang = threading.Event()
+    robot.observe = lambda: hang.wait(10) and LineRobot.observe(robot)
+    calls = [client._stub.Observe.future(pb.ObserveRequest(), timeout=10) for _ in range(24)]
+    wait_until(lambda: sum(call.done() for call in calls) == 24 - MOST_PATIENT, 2)
+    assert {call.code() for call in calls if call.done()} == {grpc.StatusCode.RESOURCE_EXHAUSTED}
+    asked = time.monotonic()
+    assert client.info().name and time.monotonic() - asked < 0.3
+    hang.set()
+    assert sum(call.code() is grpc.StatusCode.OK for call in calls) == MOST_PATIENT

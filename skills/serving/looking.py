@@ -24,7 +24,7 @@ from skills.wire.messages import JPEG, write_image
 PATIENCE = 0.3  # [s] that one waits for the robot's thread while a skill has it
 EVERY = 0.1  # [s] between looks in the middle of a scripted skill, however many ask
 MOST_WAITING = 8  # at one time, while a skill runs; others get what was seen last
-MOST_WAITING_IDLE = 16
+MOST_PATIENT = 16  # at one time, while none runs; others wait no longer than PATIENCE either
 MOST_VIEWS = 32  # that are remembered
 
 
@@ -60,15 +60,17 @@ class Eyes:
         """busy: does a skill run? Then what was seen last, with its age, is the answer where the robot's thread has not
         looked within PATIENCE, and Busy where nothing was seen yet. Raises InvalidRequest for a view that the robot
         lacks, and Busy once the asker is not `active` any more."""
-        if (wanted := self._want(tuple(sorted(set(views))), MOST_WAITING if busy() else MOST_WAITING_IDLE)) is None:
-            if busy():
-                return self._before(views)
-            raise Busy(f"{MOST_WAITING_IDLE} calls wait for what this robot sees already", retry_after=PATIENCE)
+        if busy() and self._waiting >= MOST_WAITING:
+            return self._before(views)
+        wanted, patient = self._want(tuple(sorted(set(views))))
         try:
             began = time.monotonic()
             while not wait([wanted.seen], timeout=PATIENCE / 3).done:
-                if busy() and time.monotonic() - began >= PATIENCE:
+                late = time.monotonic() - began >= PATIENCE
+                if busy() and late:
                     return self._before(views)
+                if late and not patient:
+                    raise Busy(f"{MOST_PATIENT} calls wait for what this robot sees already", retry_after=PATIENCE)
                 if not active():
                     raise Busy("nobody waits for this look any more")
             return wanted.seen.result()
@@ -119,18 +121,17 @@ class Eyes:
         if self._last is None:
             self.observe()
 
-    def _want(self, views: tuple[str, ...], most: int) -> _Wanted | None:
-        """None where so many wait."""
+    def _want(self, views: tuple[str, ...]) -> tuple[_Wanted, bool]:
+        """And may it be waited for as long as it takes?"""
         with self._lock:
-            if self._waiting >= most:
-                return None
+            patient = self._waiting < MOST_PATIENT
             self._waiting += 1
             wanted = self._wanted.setdefault(views, _Wanted(views))
             wanted.askers += 1
             if not self._submitted:
                 self._submit(self._on_thread)
                 self._submitted = True
-            return wanted
+            return wanted, patient
 
     def _leave(self, wanted: _Wanted) -> None:
         with self._lock:
