@@ -41,7 +41,7 @@ from saycan_qt.options import File, Folder, parse
 from saycan_qt.services import models
 from saycan_qt.services.access import ServerOptions, WhoMayCall
 from saycan_qt.services.models import Models, load
-from saycan_qt.services.operation import HowToWatch, OperationOptions, context_of
+from saycan_qt.services.operation import HowToWatch, OperationOptions
 from saycan_qt.services.own import is_own
 from saycan_qt.services.processes import SKILL_SERVER, EndWhenTold, announce, announce_ready, refuse
 from saycan_qt.services.replicas import RayOptions, Replicas, WhereModelsLive
@@ -213,7 +213,7 @@ def open_openpi(config: ServeConfig, body: RobotFolder, access: Access, watcher:
     from skills.openpi.endpoint import Endpoint
 
     keys = Keys.of(body.embodiment, body.openpi)
-    return Endpoint(config.openpi_host, config.openpi_port, access, context_of(config.access), keys, watcher)
+    return Endpoint(config.openpi_host, config.openpi_port, access, keys, watcher)
 
 
 def serve(config: ServeConfig, choose: Callable[..., Models]) -> int:

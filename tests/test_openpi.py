@@ -4,6 +4,7 @@ import contextlib
 import os
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import threading
@@ -21,9 +22,9 @@ from openpi_client.websocket_client_policy import WebsocketClientPolicy
 from tiny_services import GOAL, LINE, UNHURRIED, LineRobot, Walker, wait_until
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
+from saycan_qt.learning import checkpoint
 from saycan_qt.services import models
 from saycan_qt.services.access import ServerOptions
-from saycan_qt.services.operation import context_of
 from skills import robot as robot_service
 from skills.client import RobotClient, SkillClient
 from skills.embodiment import ActionDimension, Camera, Embodiment, StateNumber
@@ -33,8 +34,9 @@ from skills.openpi.actor import API_KEY, connect
 from skills.openpi.codec import MAX_BYTES, pack, unpack
 from skills.openpi.endpoint import SPARE, Endpoint
 from skills.openpi.keys import Keys
-from skills.robot_folder import RobotFolder
+from skills.robot_folder import RobotFolder, default_robot
 from skills.security.access import Access, Holder, Tokens, digest, new_token
+from skills.security.tls import ServerTLS
 from skills.server import Limits, serve
 from skills.serving.hosting import Hosting, Model
 from skills.types import ChunkedActor, Observation, blank
@@ -97,8 +99,8 @@ class Flaky(Walker):
 
 
 @contextlib.contextmanager
-def endpoint(actor=None, limits=UNHURRIED, access=None, context=None, keys=None, hosted=None):
-    own = Endpoint(access=access, context=context, keys=keys)
+def endpoint(actor=None, limits=UNHURRIED, access=None, keys=None, hosted=None):
+    own = Endpoint(access=access, keys=keys)
     actor = actor or Walker()
     with serve(LIBRARY, actor, actor, model_id="walker", limits=limits, models=hosted) as server:
         own.start(server.servicer)
@@ -162,6 +164,17 @@ def test_a_robot_written_for_openpi_is_given_the_models_actions():
         np.testing.assert_array_equal(answer["actions"][0], Walker().act([seen], "pick apple"))
         assert answer["server_timing"]["infer_ms"] >= 0
         assert policy.infer(SEEN | {"prompt": "open drawer"})["server_timing"]["prev_total_ms"] > 0
+
+
+def test_a_q_transformers_actions_are_the_same_as_without_the_protocol():
+    policy_here, body = checkpoint.load("execution"), default_robot()
+    random = np.random.default_rng(0)
+    with endpoint(policy_here, keys=Keys.of(body.embodiment)) as own, asking(own) as policy:
+        for instruction in ("pick apple", "open top drawer"):
+            image, state = random.integers(256, size=(80, 96, 3), dtype=np.uint8), random.uniform(size=8).astype("f4")
+            message = {"observation/image": image, "observation/state": state, "prompt": instruction}
+            expected = policy_here.act([Observation({"head": image}, state)], instruction)
+            np.testing.assert_array_equal(policy.infer(message)["actions"], expected[None])
 
 
 def test_a_chunked_actor_answers_a_chunk():
@@ -311,9 +324,8 @@ def test_other_machines_are_served_over_tls_only():
 
 def test_an_actor_asks_over_tls_with_its_key(tmp_path, monkeypatch):
     folder, token = certificates.make(tmp_path), new_token()
-    access = Access(tokens=Tokens([Holder("planner", digest(token), frozenset({"drive"}))]))
-    context = context_of(ServerOptions(folder / "server.pem", folder / "server.key"))
-    with endpoint(access=access, context=context) as own:
+    tls = ServerTLS.load(folder / "server.pem", folder / "server.key")
+    with endpoint(access=Access(tls, Tokens([Holder("planner", digest(token), frozenset({"drive"}))]))) as own:
         name = own.url.replace("wss", "openpis")
         with pytest.raises(Unavailable, match="certificate that is not trusted"):
             connect(name)
@@ -324,6 +336,22 @@ def test_an_actor_asks_over_tls_with_its_key(tmp_path, monkeypatch):
         assert connect(name).embodiment == LINE
         with pytest.raises(Unavailable, match="openpi://127"):
             connect(name.replace("openpis", "openpi"))
+
+
+def test_a_certificate_that_is_read_again_is_shown_from_then_on(tmp_path):
+    folder = certificates.make(tmp_path)
+    access = ServerOptions(folder / "server.pem", folder / "server.key").load("127.0.0.1")
+    trusting = ssl.create_default_context(cafile=folder / "ca.pem")
+
+    def shown(own):
+        with raw(own, ssl=trusting) as connection:
+            return connection.socket.getpeercert()["subject"][0][0][1]
+
+    with endpoint(access=access) as own:
+        assert shown(own) == "server"
+        for kind in ("pem", "key"):
+            (folder / f"client.{kind}").replace(folder / f"server.{kind}")
+        assert access.reload() and shown(own) == "client"
 
 
 # Messages sent to harm
@@ -426,21 +454,22 @@ def hung_up(sent, within):
 
 
 @pytest.mark.parametrize(
-    ("frames", "within"),
+    "frames",
     [
-        (frame(2, b"x", rsv1=True), 3),  # compressed, which nobody agreed to
-        (frame(2, length=2**40), 3),
-        (frame(2, b"x", fin=False) + frame(0, b"x", fin=False) * 1000, 3),
-        (frame(0, b"x"), 3),
-        (frame(2, b"x", fin=False), 8),  # its rest never comes
+        frame(2, b"x", rsv1=True),  # compressed, which nobody agreed to
+        frame(2, length=2**40),
+        frame(2, b"x", fin=False) + frame(0, b"x", fin=False) * 1000,
+        frame(0, b"x"),
+        frame(2, b"x", fin=False),  # its rest never comes
     ],
     ids=["compressed", "endless", "crumbs", "no beginning", "no end"],
 )
-def test_frames_that_would_do_harm_end_their_connection_and_no_others(frames, within):
+def test_frames_that_would_do_harm_end_their_connection_and_no_others(frames, monkeypatch):
+    monkeypatch.setattr("skills.openpi.endpoint.FRAGMENTS", 1.0)
     with endpoint() as own, by_hand(own) as sent, asking(own) as policy:
         sent.sendall(frames)
         assert policy.infer(SEEN)["actions"].shape == (1, 2)
-        assert hung_up(sent, within)
+        assert hung_up(sent, 3)
         assert policy.infer(SEEN)["actions"].shape == (1, 2)
 
 

@@ -53,7 +53,7 @@ from skills.openpi.codec import MAX_BYTES, pack, unpack
 from skills.openpi.keys import Keys
 from skills.security.access import Access
 from skills.server import SkillServicer
-from skills.serving.calls import Call, Calls
+from skills.serving.calls import Calls
 from skills.serving.hosting import Model
 from skills.serving.watching import NOBODY, Watcher
 from skills.types import Actor, ChunkedActor, Observation, Reader
@@ -93,22 +93,22 @@ class Endpoint:
         host: str = "127.0.0.1",
         port: int = 0,  # 0: a free one
         access: Access | None = None,  # who may connect: whoever may call Control; None: whoever reaches loopback
-        context: ssl.SSLContext | None = None,  # None: plain text
         keys: Keys | None = None,  # of the robot that models are for which fit it; None: the usual ones
         watcher: Watcher = NOBODY,  # is told of connections
     ) -> None:
-        """Raises AccessError for a host that other machines can reach, unless there is TLS, and Unavailable."""
-        self._access, self._context, self._keys, self._calls = access or Access(), context, keys, Calls(watcher)
+        """Raises AccessError for a host that other machines can reach, where Access.check does, and Unavailable."""
+        self._access, self._keys, self._calls = access or Access(), keys, Calls(watcher)
         self._access.check(host)
         self._socket = _bound(host, port)
         self.port: int = self._socket.getsockname()[1]
-        self.url = f"ws{'s' if context else ''}://{join_address(host, self.port)}"
+        self.url = f"ws{'s' if self._access.tls else ''}://{join_address(host, self.port)}"
         self._threads = ThreadPoolExecutor(2, thread_name_prefix="openpi reader")
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="openpi", daemon=True)
         self._servicer: SkillServicer
         self._server: Server | None = None
         self._connected = 0
+        self._serving: set[asyncio.Task[None]] = set()
 
     def start(self, servicer: SkillServicer) -> None:
         """From now on it is answered. Raises SkillError where the first model does not say for which robot it is."""
@@ -136,7 +136,7 @@ class Endpoint:
         self._server = await serve(
             self._serve,
             sock=self._socket,
-            ssl=self._context,
+            ssl=self._context(),
             compression=None,
             origins=[None],  # a web page in somebody's browser is no robot
             process_request=self._admit,
@@ -151,14 +151,28 @@ class Endpoint:
             create_connection=self._counted(),
         )
 
+    def _context(self) -> ssl.SSLContext | None:
+        """Each new connection is made with what was read last; None: plain text."""
+        if self._access.tls is None:
+            return None
+
+        def renew(connection: ssl.SSLObject, name: str | None, given: ssl.SSLContext) -> None:
+            if self._access.tls is not None:
+                connection.context = self._access.tls.context
+
+        context = self._access.tls.context
+        context.sni_callback = renew  # type: ignore[assignment]  # of every connection, whatever name it asks for
+        return context
+
     async def _close(self, server: Server) -> None:
         server.close()
         with suppress(TimeoutError):
             async with asyncio.timeout(CLOSE):
                 await server.wait_closed()
-        for waiting in server.handler_tasks:  # for a model, which nobody listens to any more
-            waiting.cancel()
-        await asyncio.gather(*server.handler_tasks, return_exceptions=True)
+        waiting = list(self._serving)  # for a model, whose answer nobody waits for any more
+        for task in waiting:
+            task.cancel()
+        await asyncio.gather(*waiting, return_exceptions=True)
 
     def _counted(self) -> type[ServerConnection]:
         endpoint = self
@@ -188,7 +202,7 @@ class Endpoint:
             caller = self._access.admit(NEEDS, [("authorization", _token(value)) for value in shown])
             self._keys_of(self._model(request))
         except SkillError as error:
-            self._calls.refused(CALL, code_of(error).name)
+            self._calls.refused(CALL, code_of(error).name, join_address(*connection.remote_address[:2]))
             status = next((status for kind, status in STATUSES.items() if isinstance(error, kind)), None)
             return connection.respond(status or HTTPStatus.INTERNAL_SERVER_ERROR, f"{error}\n")
         connection.username = caller  # of the token's holder, where websockets keeps a user's
@@ -208,10 +222,12 @@ class Endpoint:
 
     async def _serve(self, connection: ServerConnection) -> None:
         assert connection.request is not None, "it was admitted"
-        call, code = self._calls.begin(CALL, connection.username, ()), "OK"
+        call, code, task = self._calls.begin(CALL, connection.username, ()), "OK", asyncio.current_task()
+        assert task is not None
+        self._serving.add(task)
         try:
             with ExitStack() as place:
-                await self._converse(connection, _Robot(self, connection, place), call)
+                await self._converse(connection, _Robot(self, connection, place))
         except ConnectionClosed as closed:
             code = "OK" if closed.rcvd is not None and closed.rcvd.code in (1000, 1001) else "CANCELLED"
         except TimeoutError:  # neither sends the rest nor reads
@@ -223,9 +239,10 @@ class Endpoint:
             with suppress(ConnectionClosed):
                 await connection.close(1011, "the service failed; its log has the reason")
         finally:
+            self._serving.discard(task)
             call.end(code)
 
-    async def _converse(self, connection: ServerConnection, robot: _Robot, call: Call) -> None:
+    async def _converse(self, connection: ServerConnection, robot: _Robot) -> None:
         await _send(connection, pack(robot.metadata()))
         before = None  # [s] that the last answer took, until it had left
         while True:
