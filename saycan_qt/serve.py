@@ -12,6 +12,8 @@
     python -m saycan_qt.serve --robot-folder my_robot               # its skills, and what judges and acts for it
     python -m saycan_qt.serve --host 0.0.0.0 --port 50051 --certificate gpu.pem --key gpu.key --tokens tokens.yaml
     python -m saycan_qt.serve --ray auto                            # the models on every node of a Ray cluster
+    python -m saycan_qt.serve --openpi-port 8000                    # for robots written for openpi, too
+    python -m saycan_qt.serve --robot-folder my_robot --execution openpi://gpu:8000     # somebody's policy acts
 
 It prints `skill server listening on HOST:PORT` as soon as it can be reached and `skill server ready: ...` when its
 models are warm; until then its health is NOT_SERVING. SIGHUP, or `python -m saycan_qt.reload HOST:PORT [NAME]`, has it
@@ -46,22 +48,27 @@ from saycan_qt.services.replicas import RayOptions, Replicas, WhereModelsLive
 from skills.connective import Rules
 from skills.errors import SkillError, Unreadable
 from skills.library import SkillLibrary
+from skills.openpi.keys import Keys, is_openpi
 from skills.robot_folder import AFFORDANCE, EXECUTION, RobotFolder, robot_of
 from skills.security.access import Access
 from skills.server import Limits
 from skills.server import serve as serve_skills
 from skills.serving.hosting import DEFAULT, Hosting
+from skills.serving.watching import Watcher
 from skills.types import Observation
 from skills.wire.conventions import join_address
 
 if TYPE_CHECKING:
     from saycan_qt.data.recorder import EpisodeRecorder
+    from skills.openpi.endpoint import Endpoint
 
 log = logging.getLogger(__name__)
 BY_RULE = "rules"  # who judges where no model does
 
 
 WhoseModel = Annotated[str, tyro.conf.arg(metavar="NAME|DIR|MODULE:CLASS")]
+WhoActs = Annotated[str, tyro.conf.arg(metavar="NAME|DIR|MODULE:CLASS|openpi://HOST:PORT")]
+Port = Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="")]
 Also = Annotated[tuple[str, ...], tyro.conf.arg(metavar="[NAME=MODEL[,MODEL] ...]", help_behavior_hint="")]
 
 
@@ -71,7 +78,7 @@ class ServeConfig:
 
     robot_folder: Folder = None  # your own robot, whose skills and models are served; by default the kitchen's
     affordance: WhoseModel = "affordance"  # checkpoint, or class of your own, that judges
-    execution: WhoseModel = "execution"  # checkpoint, or class of your own, that acts
+    execution: WhoActs = "execution"  # checkpoint, class of your own, or openpi-compatible server, that acts
     # Affordances are probabilities of success in place of raw Q-values, by the curve that
     # `python -m saycan_qt.evaluate affordance --calibrate isotonic` left beside the checkpoint that judges
     calibrated: bool = False
@@ -82,6 +89,10 @@ class ServeConfig:
     skills: File = None  # what the robot can do (YAML); by default skills.yaml of the robot's folder
     host: str = "127.0.0.1"  # address to listen on
     port: int = 0  # 0: a free one, which is printed
+    # Answer robots that speak openpi's websocket protocol, too, on this port, once the models are ready; 0: a free one,
+    # which is printed. With --tokens they show one with the role "drive", with --certificate it is served over TLS
+    openpi_port: Port = None
+    openpi_host: str = "127.0.0.1"  # address to listen on for them
     access: WhoMayCall = field(default_factory=ServerOptions)
     operation: HowToWatch = field(default_factory=OperationOptions)
     threads: int = 2  # that the models may use, in each replica
@@ -99,7 +110,8 @@ class ServeConfig:
 
 def checkpoints(config: ServeConfig, replicas: Replicas | None = None) -> Models:
     """The shipped models, or those that were asked for, here or in replicas; raises Unreadable."""
-    return models.checkpoints(config.affordance, config.execution, config.calibrated, config.threads, replicas)
+    body = None if config.robot_folder is None else robot_of(config.robot_folder)
+    return models.checkpoints(config.affordance, config.execution, config.calibrated, config.threads, replicas, body)
 
 
 def configs(config: ServeConfig) -> dict[str, ServeConfig]:
@@ -117,8 +129,9 @@ def configs(config: ServeConfig) -> dict[str, ServeConfig]:
 
 
 def is_own_alone(given: str) -> bool:
-    """One class, rather than two checkpoints with a colon between them: classes begin with a capital."""
-    return is_own(given) and given.partition(":")[2][:1].isupper() and not Path(given.partition(":")[2]).exists()
+    """One class or server, rather than two checkpoints with a colon between them: classes begin with a capital."""
+    kind = given.partition(":")[2]
+    return is_openpi(given) or (is_own(given) and kind[:1].isupper() and not Path(kind).exists())
 
 
 def mistake(config: ServeConfig) -> str:
@@ -134,7 +147,10 @@ def mistake(config: ServeConfig) -> str:
     for name, value in (("replicas", replicas.replicas), ("replica-gpus", replicas.replica_gpus)):
         if not value >= 0:
             return f"--{name} is {value:g}; it cannot be less than 0"
-    return "" if 0 <= config.port <= 65535 else f"--port is {config.port}; 0 to 65535 are ports"
+    ports = {"port": config.port, "openpi-port": config.openpi_port or 0}
+    if wrong := [name for name, value in ports.items() if not 0 <= value <= 65535]:
+        return f"--{wrong[0]} is {ports[wrong[0]]}; 0 to 65535 are ports"
+    return ""
 
 
 class Nobody:
@@ -190,6 +206,16 @@ def open_recorder(config: ServeConfig) -> EpisodeRecorder | None:
         raise Unreadable(str(error)) from None
 
 
+def open_openpi(config: ServeConfig, body: RobotFolder, access: Access, watcher: Watcher) -> Endpoint | None:
+    """Its port is taken; raises SkillError."""
+    if config.openpi_port is None:
+        return None
+    from skills.openpi.endpoint import Endpoint
+
+    keys = Keys.of(body.embodiment, body.openpi)
+    return Endpoint(config.openpi_host, config.openpi_port, access, keys, watcher)
+
+
 def serve(config: ServeConfig, choose: Callable[..., Models]) -> int:
     """Until it is told to end; the exit code. choose: as `checkpoints`, where replicas are only given if there are."""
     if problem := mistake(config):
@@ -222,6 +248,7 @@ def host(
         watcher,
     )
     recorder = open_recorder(config)
+    openpi = open_openpi(config, body, access, watcher)
     server = serve_skills(
         library,
         models=hosted,
@@ -248,6 +275,9 @@ def host(
                 raise Unreadable(f"{body.path}: its model is for another robot: {problem}")
             if recorder is not None and (problem := recorder.misfit(embodiment)):
                 raise Unreadable(f"{problem}; record to another folder")
+        if openpi is not None:
+            openpi.start(server.servicer)
+            print(f"{SKILL_SERVER} for openpi at {openpi.url}", flush=True)
     except SkillError:
         server.stop(0)
         raise
@@ -260,6 +290,8 @@ def host(
     where = "" if replicas is None else f", on {replicas}"
     announce_ready(SKILL_SERVER, f"{len(library)} skills, {done[0]}{more}{where}")
     end.wait()
+    if openpi is not None:
+        openpi.stop()
     server.stop(grace=5.0)
     if recorder is not None:
         recorder.close()

@@ -21,7 +21,7 @@ import sys
 import traceback
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
@@ -32,13 +32,15 @@ from skills import files
 from skills.embodiment import Embodiment
 from skills.errors import EmbodimentError
 from skills.library import MAX_WORD, SkillLibrary
+from skills.openpi.keys import Keys
 from skills.rules import ALWAYS
 
 KITCHEN = Path(__file__).with_name("kitchen")  # the one that ships
 ROBOT, SKILLS = "robot.yaml", "skills.yaml"
 AFFORDANCE, EXECUTION = "affordance", "execution"
+OPENPI = "openpi"
 # Keys of robot.yaml beside those of the embodiment
-OWN = ("driver", "stop_command", "about", "views", AFFORDANCE, EXECUTION)
+OWN = ("driver", "stop_command", "about", "views", AFFORDANCE, EXECUTION, OPENPI)
 CLASS = re.compile(r"(?P<module>[A-Za-z_][\w.]*):(?P<name>[A-Za-z_]\w*)")
 
 
@@ -54,6 +56,7 @@ class RobotFolder:
     views: tuple[str, ...] = ()  # cameras for people
     affordance: str = ""  # what judges: a checkpoint by folder, a shipped one's name, or "module:Class"
     execution: str = ""  # what acts, likewise; "" for both: the folders affordance/ and execution/, if they are there
+    openpi: Mapping[str, Any] = field(default_factory=dict)  # key of openpi's protocol -> camera (skills.openpi.keys)
 
     @classmethod
     def load(cls, path: Path) -> RobotFolder:
@@ -77,8 +80,8 @@ class RobotFolder:
             if "no key" in str(error):
                 raise EmbodimentError(f"{error}, {', '.join(OWN)}") from None
             raise
-        texts = {key: _text(given, key, file) for key in OWN if key != "views"}
-        return cls(path, embodiment, views=_texts(given, "views", file), **texts)
+        texts = {key: _text(given, key, file) for key in OWN if key not in ("views", OPENPI)}
+        return cls(path, embodiment, views=_texts(given, "views", file), openpi=_keys(given, embodiment, file), **texts)
 
     @property
     def name(self) -> str:
@@ -200,6 +203,17 @@ def _text(given: Mapping[str, Any], key: str, file: Path) -> str:
         raise EmbodimentError(f"{file}: {key}: {str(value)[:100]!r} is no text")
     if len(value) > MAX_WORD or not value.replace("\n", " ").isprintable():
         raise EmbodimentError(f"{file}: {key}: {value[:100]!r} is above {MAX_WORD} characters, or cannot be read")
+    return value
+
+
+def _keys(given: Mapping[str, Any], embodiment: Embodiment, file: Path) -> Mapping[str, Any]:
+    value = given.get(OPENPI) or {}
+    if not isinstance(value, Mapping):
+        raise EmbodimentError(f"{file}: {OPENPI}: write keys and their cameras, such as `observation/image: front`")
+    try:
+        Keys.of(embodiment, value)
+    except EmbodimentError as error:
+        raise EmbodimentError(f"{file}: {error}") from None
     return value
 
 

@@ -11,8 +11,9 @@ import logging
 import re
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import CancelledError, wait
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import CancelledError, Future, wait
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -144,6 +145,32 @@ class SkillServicer(skills_pb2_grpc.SkillServiceServicer):
 
     def close(self) -> None:
         self._inference.close()
+
+    # What an endpoint of another protocol asks for its robots
+
+    @property
+    def library(self) -> SkillLibrary:
+        return self._library
+
+    @property
+    def models(self) -> Hosting:
+        return self._models
+
+    @property
+    def limits(self) -> Limits:
+        return self._limits
+
+    def place(self) -> AbstractContextManager[None]:
+        """Of one robot, as one control stream's; raises Busy."""
+        return self._acting.caller()
+
+    def infer(
+        self, actor: Actor, history: Sequence[Observation], instruction: str, wanted: Callable[[], bool]
+    ) -> Future[tuple[np.ndarray, float]]:
+        """What it gives, and its batch's seconds; asked for in the line in which control streams are."""
+        return self._acting.ask((actor, history, instruction), wanted)
+
+    # The service
 
     def ListSkills(self, request: pb.ListSkillsRequest, context: grpc.ServicerContext) -> pb.ListSkillsResponse:
         return pb.ListSkillsResponse(skills=[write_skill(skill) for skill in self._library])
@@ -364,6 +391,10 @@ def _imagine(question: Imagining) -> Imagined:
     return action, model.critic.value_maps(judged, instruction) if isinstance(model.critic, Mapper) else {}
 
 
+class SkillServer(Server):
+    servicer: SkillServicer  # answers other protocols' endpoints, too
+
+
 def _write_model(name: str, model: Model) -> pb.Model:
     return pb.Model(
         name=name,
@@ -431,7 +462,7 @@ def serve(
     watcher: Watcher = NOBODY,  # is told of calls and batches
     recorder: Recorder | None = None,  # keeps what robots do
     compression: bool = False,  # take compressed requests, of which a few bytes may hold any number
-) -> Server:
+) -> SkillServer:
     """A running skill server; port 0 takes a free port, `.address` says which."""
     if models is None:
         judges = "" if critic is None else critic_id or model_id
@@ -445,7 +476,7 @@ def serve(
         skills_pb2_grpc.add_SkillServiceServicer_to_server(servicer, server)
 
     threads = limits.streams + limits.scorings + SPARE_THREADS
-    return Server(
+    server = SkillServer(
         add,
         SERVICE,
         address,
@@ -457,3 +488,5 @@ def serve(
         large=LARGE,
         compression=compression,
     )
+    server.servicer = servicer
+    return server

@@ -20,7 +20,13 @@ ROOT = Path(__file__).parent.parent
 PACKAGES = ("skills", "planners", "saycan_qt")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS = PROJECT["optional-dependencies"]
-MORE = {"skills.generate": {"grpc_tools"}, "skills.wire.tracing": {"opentelemetry"}}  # which come with other extras
+MORE = {  # which come with other extras, or to a machine that serves
+    "skills.generate": {"grpc_tools"},
+    "skills.wire.tracing": {"opentelemetry"},
+    "skills.openpi.codec": {"msgpack"},
+    "skills.openpi.endpoint": {"websockets"},
+    "skills.openpi.actor": {"websockets"},
+}
 DRIVES = ("saycan_qt.__main__", "saycan_qt.grant", "saycan_qt.reload", "saycan_qt.requires", "saycan_qt.robot")
 LAZY = ("saycan_qt.services.exposition",)  # imported where it is asked for, with --metrics-port
 

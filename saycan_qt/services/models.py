@@ -14,7 +14,8 @@ from skills import files
 from skills.embodiment import Embodiment
 from skills.errors import EmbodimentError, SkillError, Unreadable
 from skills.library import SkillLibrary
-from skills.robot_folder import default_robot
+from skills.openpi.keys import is_openpi
+from skills.robot_folder import RobotFolder, default_robot
 from skills.serving.hosting import Calibrate, Model
 from skills.types import Actor, Critic, Reader, blank, embodiment_of
 
@@ -37,13 +38,19 @@ class Models:
 
 
 def checkpoints(
-    affordance: str, execution: str, calibrated: bool = False, threads: int = 2, replicas: Replicas | None = None
+    affordance: str,
+    execution: str,
+    calibrated: bool = False,
+    threads: int = 2,
+    replicas: Replicas | None = None,
+    body: RobotFolder
+    | None = None,  # what is said there of the robot, for models that do not say for which one they are
 ) -> Models:
-    """One that judges and one that acts, here or in replicas: checkpoints, by a shipped one's name or by folder, or
-    `module:Class` of the user's own. Raises Unreadable."""
+    """One that judges and one that acts, here or in replicas: checkpoints, by a shipped one's name or by folder,
+    `module:Class` of the user's own, or an openpi server that acts. Raises Unreadable."""
     (critic_id, judges), (actor_id, acts) = _identify(affordance), _identify(execution)
     curve = _curve(affordance) if calibrated else None
-    read = _reader(threads, replicas)
+    read = _reader(threads, replicas, body)
 
     def load() -> tuple[Critic, Actor]:
         critic = read(affordance)
@@ -60,11 +67,13 @@ def checkpoints(
 
 
 def _kind(name: str) -> str:
-    return "class" if own.is_own(name) else "checkpoint"
+    return "server" if is_openpi(name) else "class" if own.is_own(name) else "checkpoint"
 
 
 def _identify(name: str) -> tuple[str, Embodiment | None]:
     """Its name, a checkpoint's with the beginning of its weights' SHA-256, and for which robots it says it is."""
+    if is_openpi(name):
+        return name, None
     if own.is_own(name):
         return name, embodiment_of(own.find(name))
     from saycan_qt.learning import checkpoint
@@ -88,8 +97,10 @@ def _embodiment(folder: Path) -> Embodiment:
 
 
 def _curve(name: str) -> Any:
-    if own.is_own(name):
-        raise Unreadable(f"{name} is a class, and --calibrated takes a checkpoint; let its `value` give probabilities")
+    if own.is_own(name) or is_openpi(name):
+        raise Unreadable(
+            f"{name} is a {_kind(name)}, and --calibrated takes a checkpoint; let its `value` give probabilities"
+        )
     from saycan_qt.learning import calibration, checkpoint
 
     try:
@@ -98,10 +109,14 @@ def _curve(name: str) -> Any:
         raise Unreadable(str(error)) from None
 
 
-def _reader(threads: int, replicas: Replicas | None) -> Callable[[str], Any]:
+def _reader(threads: int, replicas: Replicas | None, body: RobotFolder | None) -> Callable[[str], Any]:
     """Loads a model by its name."""
 
     def read(name: str) -> Any:
+        if is_openpi(name):
+            from skills.openpi.actor import connect
+
+            return connect(name) if body is None else connect(name, body.embodiment, body.openpi)
         if own.is_own(name):
             return own.construct(name) if replicas is None else replicas.load_own(name)
         import torch

@@ -6,11 +6,12 @@
         request = next(requests, None)
 
 A call may begin and its request never come: gRPC waits for as long as the connection lives, and holds a thread for it.
-Here it is cancelled when its time is over, and at once when a call comes that finds no other thread.
+Here it is cancelled when its time is over, and almost at once when a call comes that finds no other thread.
 """
 
 from __future__ import annotations
 
+import queue
 import threading
 import time
 from collections import Counter
@@ -24,9 +25,11 @@ import grpc
 
 from skills.errors import Busy
 
+GRACE = 0.01  # [s] that each may wait even where threads run out: an honest request may be on its way
 SMALL = 1.0  # [s] in which a small request must have come, whose headers came: they travel together
 LARGE = 10.0  # [s] for one with images, and for a reply to be taken
 HEAVY = 2**20  # [bytes]; a message of more counts until its call has ended, not only while it comes
+FOREVER = float("inf")
 TURNS = 4  # large messages that come at the same time, from all clients together
 SLOW = 1.0  # [s] after which a large message that still comes gives way to another
 
@@ -43,7 +46,8 @@ class _Waiting:
     context: grpc.ServicerContext
     client: str
     peer: str  # its connection
-    until: float  # [s], of time.monotonic
+    since: float  # [s], of time.monotonic
+    until: float
     leaving: bool = False  # told to give way
 
 
@@ -51,11 +55,15 @@ class Threads(ThreadPoolExecutor):
     """Those of a server for some of its methods. They are started in advance, so that a machine that gives no more
     threads keeps those that it has."""
 
-    def __init__(self, count: int, name: str) -> None:
+    def __init__(self, count: int, name: str, newest_first: bool = False) -> None:
+        """newest_first: of calls that wait for a thread. A flood then waits behind what comes after it."""
         super().__init__(count, thread_name_prefix=name)
+        if newest_first:
+            self._work_queue: Any = queue.LifoQueue()
         self._count, self._taken, self._leaving = count, 0, 0  # threads; calls, and how many of them were told to leave
         self._waiting: list[_Waiting] = []  # oldest first
         self._changed = threading.Condition()
+        self._look_at = 0.0  # [s], of time.monotonic: when the clock looks again
         self._own = threading.local()
         self._closed = False
         started = threading.Barrier(count + 1)
@@ -74,8 +82,7 @@ class Threads(ThreadPoolExecutor):
         """Never raises: gRPC calls it from the thread that serves all calls, which an exception would end."""
         with self._changed:
             self._taken += 1
-            if self._taken - self._leaving > self._count and self._waiting:
-                self._cancel(self._greediest())
+            self._make_room()
         try:
             return super().submit(self._within, call, arguments, more)
         except RuntimeError:  # shut down
@@ -93,10 +100,11 @@ class Threads(ThreadPoolExecutor):
     def waiting(self, context: grpc.ServicerContext, caller: str, seconds: float) -> Iterator[None]:
         """Until this is left the call's client owes something. It is cancelled when its time is over, and if threads
         run out, sooner."""
-        one = _Waiting(context, client_of(context, caller), context.peer(), time.monotonic() + seconds)
+        now = time.monotonic()
+        one = _Waiting(context, client_of(context, caller), context.peer(), now, now + seconds)
         with self._changed:
             self._waiting.append(one)
-            self._changed.notify_all()
+            self._make_room()
         try:
             yield
         finally:
@@ -114,10 +122,23 @@ class Threads(ThreadPoolExecutor):
                 self._taken -= 1
                 self._leaving -= self._own.leaving
 
-    def _greediest(self) -> _Waiting:
-        """The oldest of the connection that has the most, of the client that has the most."""
-        clients, peers = Counter(one.client for one in self._waiting), Counter(one.peer for one in self._waiting)
-        return max(self._waiting, key=lambda one: (clients[one.client], peers[one.peer]))  # the first of several
+    def _make_room(self) -> None:
+        """Cancel what is late, and where threads run out the oldest of the connection that has the most, of the client
+        that has the most."""
+        now = time.monotonic()
+        for one in [one for one in self._waiting if one.until <= now]:
+            self._cancel(one)
+        while self._crowded and (old := [one for one in self._waiting if one.since + GRACE <= now]):
+            clients, peers = Counter(one.client for one in old), Counter(one.peer for one in old)
+            self._cancel(max(old, key=lambda one: (clients[one.client], peers[one.peer])))  # the first of several
+        again = min((one.since + GRACE if self._crowded else one.until for one in self._waiting), default=FOREVER)
+        if again < self._look_at:
+            self._look_at = again
+            self._changed.notify_all()
+
+    @property
+    def _crowded(self) -> bool:
+        return self._taken - self._leaving > self._count
 
     def _cancel(self, one: _Waiting) -> None:
         self._waiting.remove(one)
@@ -128,10 +149,9 @@ class Threads(ThreadPoolExecutor):
     def _watch(self) -> None:
         with self._changed:
             while not self._closed:
-                now = time.monotonic()
-                for one in [one for one in self._waiting if one.until <= now]:
-                    self._cancel(one)
-                self._changed.wait(min((one.until - now for one in self._waiting), default=None))
+                self._look_at = FOREVER
+                self._make_room()
+                self._changed.wait(min(self._look_at - time.monotonic(), threading.TIMEOUT_MAX))
 
 
 class Turns:

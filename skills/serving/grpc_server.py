@@ -37,7 +37,7 @@ log = logging.getLogger(__name__)
 
 THREADS = 32  # calls at one time; long ones are limited to fewer, so that others always find a thread
 HEALTH_THREADS = 8
-URGENT_THREADS = 16
+URGENT_THREADS = 32
 REFLECTION_THREADS = 2
 WATCHES = 16  # of health, by strangers; as many more by those who show a token that is known here
 MAX_CONNECTIONS = 4096
@@ -69,7 +69,7 @@ class Server:
         self._on_stop, self._service, self._stopped = on_stop, service, False
         self._threads = _Pools(
             usual=Threads(threads, service),
-            urgent=Threads(URGENT_THREADS, "urgent"),
+            urgent=Threads(URGENT_THREADS, "urgent", newest_first=True),
             health=Threads(HEALTH_THREADS, "health"),
             reflection=Threads(REFLECTION_THREADS, "reflection"),
             strangers=Threads(WATCHES, "watch"),
