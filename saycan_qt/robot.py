@@ -35,6 +35,7 @@ from skills.library import Skill, SkillLibrary
 from skills.robot import serve as serve_robot
 from skills.robot_folder import default_robot, robot_of
 from skills.serving.execution import agree
+from skills.serving.grpc_server import raise_descriptors
 from skills.types import Robot
 from skills.wire.conventions import join_address
 
@@ -141,6 +142,7 @@ def ask_when_there(skills: SkillClient) -> SkillLibrary:
 
 
 def serve(config: RobotConfig, make_robot: Callable[[RobotConfig, SkillLibrary], Robot]) -> int:
+    raise_descriptors()
     end = EndWhenTold(config.until_stdin_closes)
     config.operation.log()
     try:

@@ -53,6 +53,7 @@ from skills.robot_folder import AFFORDANCE, EXECUTION, RobotFolder, robot_of
 from skills.security.access import Access
 from skills.server import Limits
 from skills.server import serve as serve_skills
+from skills.serving.grpc_server import raise_descriptors
 from skills.serving.hosting import DEFAULT, Hosting
 from skills.serving.watching import Watcher
 from skills.types import Observation
@@ -220,6 +221,7 @@ def serve(config: ServeConfig, choose: Callable[..., Models]) -> int:
     """Until it is told to end; the exit code. choose: as `checkpoints`, where replicas are only given if there are."""
     if problem := mistake(config):
         return refuse(problem)
+    raise_descriptors()
     end = EndWhenTold(config.until_stdin_closes)
     try:
         if config.cluster.ray is None:

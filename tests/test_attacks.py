@@ -5,12 +5,14 @@ it is the median of several that is held to that, and none is lost."""
 
 import contextlib
 import gzip
+import logging
 import resource
 import socket
 import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import grpc
 import numpy as np
@@ -208,6 +210,14 @@ def test_a_request_that_comes_in_pieces_is_answered(robot):
         assert frames.ended(call, 5) and frames.received(call) > 20
 
 
+def test_a_request_that_never_comes_is_told_in_the_log_with_its_peer(robot, caplog):
+    caplog.set_level(logging.INFO, "skills.calls")
+    with Frames(robot.address) as frames:
+        assert frames.ended(frames.call(ROBOT + "Stop"), 5)
+    wait_until(lambda: caplog.records)
+    assert (caplog.records[-1].code, caplog.records[-1].peer[:15]) == ("DEADLINE_EXCEEDED", "ipv4:127.0.0.1:")
+
+
 def test_unfinished_bodies_are_not_read_but_one_at_a_time(skill_server):
     half, before = message(bytes(20 * 2**20), size=60 * 2**20), resident("self")
     with contextlib.ExitStack() as stack:
@@ -281,6 +291,8 @@ def starved():
 
 def test_a_robot_that_gets_no_more_threads_is_stopped_and_begins_nothing(starved):
     address, tell = starved
+    with ThreadPoolExecutor(12) as threads:  # more than it has used so far
+        assert len(list(threads.map(lambda _: stops(address, 2), range(12)))) == 12
     hold(address)
     with RobotClient(address, timeout=5) as client:
         client.reset()

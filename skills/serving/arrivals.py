@@ -6,7 +6,7 @@
         request = next(requests, None)
 
 A call may begin and its request never come: gRPC waits for as long as the connection lives, and holds a thread for it.
-Here it is cancelled when its time is over, and almost at once when a call comes that finds no other thread.
+Here it is cancelled when its time is over, and soon when a call comes that finds no other thread.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ import grpc
 
 from skills.errors import Busy
 
-GRACE = 0.05  # [s] that each may wait even where threads run out: an honest request may be on its way
+GRACE = 0.25  # [s] that each may wait even where threads run out: an honest request may be on its way
+URGENT_GRACE = 0.05  # [s] the same, of what is urgent
 SMALL = 1.0  # [s] in which a small request must have come, whose headers came: they travel together
 LARGE = 10.0  # [s] for one with images, and for a reply to be taken
 HEAVY = 2**20  # [bytes]; a message of more counts until its call has ended, not only while it comes
@@ -40,7 +41,7 @@ def client_of(context: grpc.ServicerContext, caller: str) -> str:
 
 
 @dataclass(eq=False)
-class _Waiting:
+class Waiting:
     """A call that waits for its client."""
 
     context: grpc.ServicerContext
@@ -55,13 +56,14 @@ class Threads(ThreadPoolExecutor):
     """Those of a server for some of its methods. They are started in advance, so that a machine that gives no more
     threads keeps those that it has."""
 
-    def __init__(self, count: int, name: str, newest_first: bool = False) -> None:
-        """newest_first: of calls that wait for a thread. A flood then waits behind what comes after it."""
+    def __init__(self, count: int, name: str, urgent: bool = False) -> None:
+        """urgent: of calls that wait for a thread the newest is first, so that a flood waits behind what comes after it."""
         super().__init__(count, thread_name_prefix=name)
-        if newest_first:
+        if urgent:
             self._work_queue: Any = queue.LifoQueue()
+        self._grace = URGENT_GRACE if urgent else GRACE
         self._count, self._taken, self._leaving = count, 0, 0  # threads; calls, and how many of them were told to leave
-        self._waiting: list[_Waiting] = []  # oldest first
+        self._waiting: list[Waiting] = []  # oldest first
         self._changed = threading.Condition()
         self._look_at = 0.0  # [s], of time.monotonic: when the clock looks again
         self._own = threading.local()
@@ -97,16 +99,16 @@ class Threads(ThreadPoolExecutor):
         super().shutdown(wait, cancel_futures=cancel_futures)
 
     @contextmanager
-    def waiting(self, context: grpc.ServicerContext, caller: str, seconds: float) -> Iterator[None]:
+    def waiting(self, context: grpc.ServicerContext, caller: str, seconds: float) -> Iterator[Waiting]:
         """Until this is left the call's client owes something. It is cancelled when its time is over, and if threads
         run out, sooner."""
         now = time.monotonic()
-        one = _Waiting(context, client_of(context, caller), context.peer(), now, now + seconds)
+        one = Waiting(context, client_of(context, caller), context.peer(), now, now + seconds)
         with self._changed:
             self._waiting.append(one)
             self._make_room()
         try:
-            yield
+            yield one
         finally:
             with self._changed:
                 if one in self._waiting:
@@ -128,10 +130,10 @@ class Threads(ThreadPoolExecutor):
         now = time.monotonic()
         for one in [one for one in self._waiting if one.until <= now]:
             self._cancel(one)
-        while self._crowded and (old := [one for one in self._waiting if one.since + GRACE <= now]):
+        while self._crowded and (old := [one for one in self._waiting if one.since + self._grace <= now]):
             clients, peers = Counter(one.client for one in old), Counter(one.peer for one in old)
             self._cancel(max(old, key=lambda one: (clients[one.client], peers[one.peer])))  # the first of several
-        again = min((one.since + GRACE if self._crowded else one.until for one in self._waiting), default=FOREVER)
+        again = min((one.since + self._grace if self._crowded else one.until for one in self._waiting), default=FOREVER)
         if again < self._look_at:
             self._look_at = again
             self._changed.notify_all()
@@ -140,7 +142,7 @@ class Threads(ThreadPoolExecutor):
     def _crowded(self) -> bool:
         return self._taken - self._leaving > self._count
 
-    def _cancel(self, one: _Waiting) -> None:
+    def _cancel(self, one: Waiting) -> None:
         self._waiting.remove(one)
         one.leaving = True
         self._leaving += 1

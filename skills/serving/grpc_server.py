@@ -17,9 +17,9 @@ from grpc_health.v1 import health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 from grpc_status import rpc_status
 
-from skills.errors import Busy, InvalidRequest, ServerFault, SkillError, Unavailable
+from skills.errors import Busy, DeadlineExceeded, InvalidRequest, ServerFault, SkillError, Unavailable
 from skills.security.access import HEALTH, Access
-from skills.serving.arrivals import HEAVY, LARGE, SMALL, Threads, Turns
+from skills.serving.arrivals import HEAVY, LARGE, SMALL, Threads, Turns, Waiting
 from skills.serving.calls import Call, Calls
 from skills.serving.health import NOT_SERVING, SERVING, Health
 from skills.serving.watching import NOBODY, Watcher
@@ -69,7 +69,7 @@ class Server:
         self._on_stop, self._service, self._stopped = on_stop, service, False
         self._threads = _Pools(
             usual=Threads(threads, service),
-            urgent=Threads(URGENT_THREADS, "urgent", newest_first=True),
+            urgent=Threads(URGENT_THREADS, "urgent", urgent=True),
             health=Threads(HEALTH_THREADS, "health"),
             reflection=Threads(REFLECTION_THREADS, "reflection"),
             strangers=Threads(WATCHES, "watch"),
@@ -233,25 +233,27 @@ class _Boundary(grpc.ServerInterceptor):
         self, method: str, threads: Threads, caller: str, requests: Iterator[bytes], context: grpc.ServicerContext
     ) -> Iterator[bytes]:
         """A call's only message. What it takes of the server is free again when this is left."""
-        large = method in self._large
+        large, peer = method in self._large, context.peer()  # while it is known
         with ExitStack() as taken:
             try:
                 end = taken.enter_context(self._turns.turn(context, caller)) if large else None
-                with threads.waiting(context, caller, LARGE if large else SMALL):
+                with threads.waiting(context, caller, LARGE if large else SMALL) as waiting:
                     message = next(requests, None)
                 if message is None:
-                    raise InvalidRequest("the call came without a message")
+                    problem = DeadlineExceeded if waiting.leaving else InvalidRequest
+                    raise problem("the call came without a message")
             except grpc.RpcError:  # cancelled, by its client or because nothing came
-                self._calls.refused(method, grpc.StatusCode.CANCELLED.name, context.peer())
+                code = grpc.StatusCode.DEADLINE_EXCEEDED if waiting.leaving else grpc.StatusCode.CANCELLED
+                self._calls.refused(method, code.name, peer)
                 raise
             except Exception as error:
-                self._refuse(method, _problem(error), context)
+                self._refuse(method, _problem(error), context, peer)
             if end and len(message) <= HEAVY:
                 end()
             yield message
 
-    def _refuse(self, method: str, problem: SkillError, context: grpc.ServicerContext) -> NoReturn:
-        self._calls.refused(method, code_of(problem).name, context.peer())
+    def _refuse(self, method: str, problem: SkillError, context: grpc.ServicerContext, peer: str) -> NoReturn:
+        self._calls.refused(method, code_of(problem).name, peer)
         context.abort_with_status(rpc_status.to_status(status_of(problem)))
         raise AssertionError("abort raises")
 
@@ -259,14 +261,14 @@ class _Boundary(grpc.ServerInterceptor):
         """Fits every kind of method: answers without waiting for a message, and so holds no thread for a stranger."""
 
         def refuse(requests: Iterator[bytes], context: grpc.ServicerContext) -> None:
-            self._refuse(method, problem, context)
+            self._refuse(method, problem, context, context.peer())
 
         return grpc.stream_unary_rpc_method_handler(refuse)
 
 
 Decode = Callable[[bytes], Any]
 Read = Callable[[Iterator[bytes], grpc.ServicerContext], AbstractContextManager[bytes]]
-Waiting = Callable[[grpc.ServicerContext], AbstractContextManager[None]]
+Wait = Callable[[grpc.ServicerContext], AbstractContextManager[Waiting]]
 
 
 def _handler(behave: Callable[..., Any], handler: Any, threads: Threads) -> grpc.RpcMethodHandler:
@@ -298,7 +300,7 @@ def _plain(behave: Callable[[Any, Any], Any], decode: Decode, read: Read) -> Cal
     return answer
 
 
-def _hasty(behave: Callable[[Any, Any], Iterator[Any]], decode: Decode, waiting: Waiting) -> Callable[[Any, Any], Any]:
+def _hasty(behave: Callable[[Any, Any], Iterator[Any]], decode: Decode, waiting: Wait) -> Callable[[Any, Any], Any]:
     """Of a stream that has all it needs at once."""
 
     def hasty(requests: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[Any]:
@@ -308,7 +310,7 @@ def _hasty(behave: Callable[[Any, Any], Iterator[Any]], decode: Decode, waiting:
     return hasty
 
 
-def _taken(behave: Callable[[Any, Any], Iterator[Any]], waiting: Waiting) -> Callable[[Any, Any], Iterator[Any]]:
+def _taken(behave: Callable[[Any, Any], Iterator[Any]], waiting: Wait) -> Callable[[Any, Any], Iterator[Any]]:
     """Each reply has a time to be taken."""
 
     def answer(requests: Any, context: grpc.ServicerContext) -> Iterator[Any]:
@@ -345,7 +347,7 @@ def _reply(
 
 
 def _replies(
-    behave: Callable[[Any, Any], Iterator[Any]], decode: Decode, begin: Callable[[], Call], read: Read, waiting: Waiting
+    behave: Callable[[Any, Any], Iterator[Any]], decode: Decode, begin: Callable[[], Call], read: Read, waiting: Wait
 ) -> Callable[[Any, Any], Any]:
     def answer(requests: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[Any]:
         with read(requests, context) as message:

@@ -204,9 +204,9 @@ def _why_unavailable(code: grpc.StatusCode, details: str) -> str:
         return "does not speak TLS; connect in plain text"
     if "failed to connect" in details and any(sign in details for sign in ("closed", "reset")):
         return "hangs up at once: does it want TLS, or a client certificate that it trusts?"
-    if code is grpc.StatusCode.CANCELLED or any(
-        sign in details for sign in ("closed", "reset", "GOAWAY", "Broken pipe")
-    ):
+    if code is grpc.StatusCode.CANCELLED:
+        return "has ended the call: it was shut down, or the request was too slow to arrive"
+    if any(sign in details for sign in ("closed", "reset", "GOAWAY", "Broken pipe")):
         return "has died or was shut down"
     if "before receiving SETTINGS" in details:
         return "lets itself be connected to and says nothing: it is frozen, or is no gRPC service"
