@@ -49,7 +49,7 @@ from skills.serving.watching import NOBODY, Watcher
 from skills.types import Outcome, Robot, Status, embodiment_of
 from skills.v1 import skills_pb2 as pb
 from skills.v1 import skills_pb2_grpc
-from skills.wire.conventions import SCHEMA_VERSION, join_address, split_address
+from skills.wire.conventions import PING_INTERVAL, SCHEMA_VERSION, join_address, split_address
 from skills.wire.messages import (
     inside,
     read_text,
@@ -91,7 +91,8 @@ class RobotServicer(skills_pb2_grpc.RobotServiceServicer):
         self._lock = threading.Lock()
         self._admission, self._leases = Admission(), Leases(self._lapsed)
         self._experience, self._asides = Experience(), threading.BoundedSemaphore(MAX_ASIDES)
-        self._results: OrderedDict[str, pb.Outcome | None] = OrderedDict()  # of each goal id; None: it runs, or waits
+        # of each goal id, as bytes, which take half a kilobyte less than a message; None: it runs, or waits
+        self._results: OrderedDict[str, bytes | None] = OrderedDict()
         self._closed = False
         guard.on_halt = self._halted
 
@@ -152,6 +153,7 @@ class RobotServicer(skills_pb2_grpc.RobotServiceServicer):
             views=map(str, getattr(self._robot, "views", ())),
             stop_address=self._guard.address,
             stop_tls=self._guard.tls,
+            ping_interval_ms=PING_INTERVAL,
         )
 
     def Stop(self, request: pb.StopRequest, context: grpc.ServicerContext) -> pb.StopResponse:
@@ -191,7 +193,8 @@ class RobotServicer(skills_pb2_grpc.RobotServiceServicer):
     def _result(self, goal_id: str) -> pb.Outcome | None:
         if goal_id not in self._results:
             raise InvalidRequest(f"there was never a goal {goal_id[:MAX_GOAL_ID]!r}", "goal_id")
-        return self._results[goal_id]
+        result = self._results[goal_id]
+        return None if result is None else pb.Outcome.FromString(result)
 
     def AcquireLease(self, request: pb.AcquireLeaseRequest, context: grpc.ServicerContext) -> pb.AcquireLeaseResponse:
         with self._lock:
@@ -322,7 +325,7 @@ class RobotServicer(skills_pb2_grpc.RobotServiceServicer):
 
     def _end(self, place: Place, result: pb.Outcome) -> None:
         with self._lock:
-            self._results[place.goal_id] = result
+            self._results[place.goal_id] = result.SerializeToString()
             place.leave()
 
     def _run(self, goal: Goal, place: Place) -> None:

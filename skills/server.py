@@ -43,7 +43,7 @@ from skills.types import (
 )
 from skills.v1 import skills_pb2 as pb
 from skills.v1 import skills_pb2_grpc
-from skills.wire.conventions import SCHEMA_VERSION
+from skills.wire.conventions import PING_INTERVAL, SCHEMA_VERSION
 from skills.wire.messages import (
     JPEG,
     MAX_HISTORY,
@@ -164,6 +164,7 @@ class SkillServicer(skills_pb2_grpc.SkillServiceServicer):
             calibrated=models[0].calibrated,
             models=models,
             embodiment=models[0].embodiment if models[0].HasField("embodiment") else None,
+            ping_interval_ms=PING_INTERVAL,
         )
 
     def ReloadModel(self, request: pb.ReloadModelRequest, context: grpc.ServicerContext) -> pb.ReloadModelResponse:

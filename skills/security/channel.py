@@ -10,6 +10,7 @@ import grpc
 from skills.errors import AccessError
 from skills.security.tls import ClientTLS, read_file, warn_if_shared
 from skills.wire.conventions import CLIENT_OPTIONS, is_loopback, split_address
+from skills.wire.link import Link
 
 
 @dataclass(frozen=True)
@@ -44,11 +45,12 @@ def read_token(path: Path) -> str:
     return token
 
 
-def open_channel(address: str, credentials: Credentials) -> grpc.Channel:
+def open_channel(address: str, credentials: Credentials) -> Link:
     """Nothing is sent before the first call."""
     credentials.check(address)
     proxy = [("grpc.enable_http_proxy", 0)] if is_loopback(split_address(address)[0]) else []
     options = CLIENT_OPTIONS + proxy
     if credentials.tls is None:
-        return grpc.insecure_channel(address, options=options)
-    return grpc.secure_channel(address, credentials.tls.credentials(), options=options)
+        return Link(lambda: grpc.insecure_channel(address, options=options))
+    shown = credentials.tls.credentials()
+    return Link(lambda: grpc.secure_channel(address, shown, options=options))

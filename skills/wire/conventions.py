@@ -33,8 +33,9 @@ T = TypeVar("T", bound=Message)
 SCHEMA_VERSION = 1
 MAX_DETAILS = 1000  # [bytes] of a status message: it travels in a header, at worst 5 times as long
 MAX_MESSAGE = 64 * 2**20  # [bytes]: a long history of raw 320x256 images fits
-PING_EVERY = 1000  # [ms] without traffic before a ping
+PING_EVERY = 1000  # [ms] without traffic before a server pings its client
 PING_TIMEOUT = 1000  # [ms] without an answer before the link counts as dead
+PING_INTERVAL = PING_EVERY // 2  # [ms] between two pings of a client, at least; ours send none (skills/wire/link.py)
 CONNECT_TIMEOUT = 5000  # [ms] until a service must have answered a new connection; gRPC's own 20 s are long for a robot
 
 MAX_STREAMS = 64  # calls at one time on one connection
@@ -43,10 +44,6 @@ HANDSHAKE_TIMEOUT = 3000  # [ms] in which a new connection must speak TLS and HT
 CLIENT_OPTIONS = [
     ("grpc.max_send_message_length", MAX_MESSAGE),
     ("grpc.max_receive_message_length", MAX_MESSAGE),
-    ("grpc.keepalive_time_ms", PING_EVERY),
-    ("grpc.keepalive_timeout_ms", PING_TIMEOUT),
-    ("grpc.http2.ping_timeout_ms", PING_TIMEOUT),  # without it a dead link is noticed after 60 s
-    ("grpc.http2.max_pings_without_data", 0),  # any number
     ("grpc.min_reconnect_backoff_ms", CONNECT_TIMEOUT),  # gRPC's name for it
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 1000),  # a service that was started again is found again within a second
@@ -56,9 +53,9 @@ SERVER_OPTIONS = [
     ("grpc.so_reuseport", 0),  # else a second server takes the same port in silence
     ("grpc.keepalive_time_ms", PING_EVERY),  # a client that vanished must not leave a robot moving
     ("grpc.keepalive_timeout_ms", PING_TIMEOUT),
-    ("grpc.http2.ping_timeout_ms", PING_TIMEOUT),
-    ("grpc.http2.max_pings_without_data", 0),
-    ("grpc.http2.min_ping_interval_without_data_ms", PING_EVERY // 2),
+    ("grpc.http2.ping_timeout_ms", PING_TIMEOUT),  # without it a dead link is noticed after 60 s
+    ("grpc.http2.max_pings_without_data", 0),  # any number
+    ("grpc.http2.min_ping_interval_without_data_ms", PING_INTERVAL),
     ("grpc.http2.max_ping_strikes", 0),
     ("grpc.max_concurrent_streams", MAX_STREAMS),
     ("grpc.server_handshake_timeout_ms", HANDSHAKE_TIMEOUT),
