@@ -1,4 +1,4 @@
-"""Does a service grow that runs for long? Robots carry out skills one after the other, and its memory is read meanwhile.
+"""Does a service grow that runs for long? Robots carry out skills one after the other while its memory is read.
 
     python benchmarks/soak.py --out soak.json          # an hour: the shipped models, 8 robots at 3 Hz
     python benchmarks/soak.py --minutes 10 --trace     # and where Python's memory came from

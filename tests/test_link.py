@@ -101,11 +101,11 @@ def test_a_link_that_swallows_all_is_noticed_by_every_call_on_it_and_comes_back(
         watched.close()
 
 
-def test_a_first_call_may_wait_for_a_connection_that_takes_its_time(robot):
-    with Proxy(robot) as proxy, RobotClient(proxy.address) as client:
+def test_a_first_call_may_wait_for_a_connection_that_takes_its_time():
+    with serve_stock(seconds=0) as robot, Proxy(robot) as proxy, RobotClient(proxy.address) as client:
         proxy.flows.clear()
         threading.Timer(NOTICED + 0.5, proxy.flows.set).start()
-        assert client.info().name == LineRobot.name
+        assert client.info().name == "theirs"
 
 
 def test_the_watch_asks_about_once_a_second_in_silence_and_never_where_messages_come(robot, monkeypatch):
@@ -120,11 +120,14 @@ def test_the_watch_asks_about_once_a_second_in_silence_and_never_where_messages_
     assert 2 <= len(asked) <= 3
     asked.clear()
     limits = skill_service.Limits(stream_timeout=10)
-    with skill_service.serve(LIBRARY, Walker(), Walker(), limits=limits) as server:
-        with SkillClient(server.address) as skills, skills.control("open top drawer") as control:
-            for _ in range(8):
-                control.act(LineRobot().observe())
-                time.sleep(0.3)
+    with (
+        skill_service.serve(LIBRARY, Walker(), Walker(), limits=limits) as server,
+        SkillClient(server.address) as skills,
+        skills.control("open top drawer") as control,
+    ):
+        for _ in range(8):
+            control.act(LineRobot().observe())
+            time.sleep(0.3)
     assert not asked
 
 
