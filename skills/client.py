@@ -57,7 +57,7 @@ from skills.wire.messages import (
 )
 from skills.wire.tracing import carried
 
-CALL_TIMEOUT = 30.0  # [s] for one answer; a service that dies is noticed at once, one that freezes within 2 s
+CALL_TIMEOUT = 30.0  # [s] for one answer; a service that dies is noticed at once, one that freezes within 4 s
 CONTROL_TIMEOUT = 2.0  # [s] for one action: a robot waits no longer for a policy
 EXECUTE_TIMEOUT = 600.0  # [s] for one skill from start to end
 RELOAD_TIMEOUT = 300.0  # [s] for a model to be loaded and warm

@@ -1,4 +1,4 @@
-"""A service that dies or freezes is noticed within two seconds and named, service and address."""
+"""A service that dies or freezes is noticed within seconds and named, service and address."""
 
 import os
 import signal

@@ -20,8 +20,6 @@ const CALL_TIMEOUT = 30_000; // [ms] for one answer
 const EXECUTE_TIMEOUT = 600_000; // [ms] for one skill from start to end
 const CHANNEL = {
   "grpc.max_receive_message_length": 64 * 2 ** 20, // [bytes] as in skills/wire/conventions.py; the default holds no long history
-  "grpc.keepalive_time_ms": 1000, // a link that died is noticed within two seconds
-  "grpc.keepalive_timeout_ms": 1000,
   "grpc.enable_http_proxy": 0,
 };
 
@@ -35,9 +33,9 @@ const words = loadSync("skills/v1/skills.proto", {
 });
 const { SkillService, RobotService } = grpc.loadPackageDefinition(words).skills.v1;
 
-const connect = (Service, address, option) => {
+const connect = (Service, address, option, pings = {}) => {
   if (!address) throw new Error(`this needs ${option} HOST:PORT`);
-  return new Service(address, grpc.credentials.createInsecure(), CHANNEL);
+  return new Service(address, grpc.credentials.createInsecure(), { ...CHANNEL, ...pings });
 };
 
 const ask = (client, method, request) =>
@@ -60,6 +58,12 @@ async function score(server, robot) {
   const { scores } = await ask(server, "ScoreSkills", { history: [observation] }); // no names: the whole library
   scores.sort((a, b) => b.affordance - a.affordance);
   for (const { skill, affordance, model_id } of scores) console.log(`${affordance.toFixed(2)}  ${skill}  (${model_id})`);
+}
+
+/** Keepalive pings, where the robot takes them, so that a link that died is noticed in a skill; others would hang up. */
+async function pings(robot) {
+  const { ping_interval_ms: least } = await ask(robot, "GetRobotInfo", {});
+  return least ? { "grpc.keepalive_time_ms": Math.max(1000, least), "grpc.keepalive_timeout_ms": 1000 } : {};
 }
 
 /** Runs one skill to its end; the robot stops by itself when this process dies. */
@@ -88,10 +92,10 @@ async function main() {
   const { values, positionals } = parseArgs({ options, allowPositionals: true });
   const [command, skill] = positionals;
   const server = () => connect(SkillService, values.server, "--server");
-  const robot = () => connect(RobotService, values.robot, "--robot");
+  const robot = (pings) => connect(RobotService, values.robot, "--robot", pings);
   if (command === "list") await list(server());
   else if (command === "score") await score(server(), robot());
-  else if (command === "run" && skill) return run(robot(), skill, Number(values["cancel-after"] ?? 0));
+  else if (command === "run" && skill) return run(robot(await pings(robot())), skill, Number(values["cancel-after"] ?? 0));
   else if (command === "stop") await ask(robot(), "Stop", {});
   else if (command === "reset") await ask(robot(), "Reset", {});
   else throw new Error("say one of: list, score, run SKILL, stop, reset");
