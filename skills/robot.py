@@ -91,8 +91,10 @@ class RobotServicer(skills_pb2_grpc.RobotServiceServicer):
         self._lock = threading.Lock()
         self._admission, self._leases = Admission(), Leases(self._lapsed)
         self._experience, self._asides = Experience(), threading.BoundedSemaphore(MAX_ASIDES)
-        # of each goal id, as bytes, which take half a kilobyte less than a message; None: it runs, or waits
-        self._results: OrderedDict[str, bytes | None] = OrderedDict()
+        # Of each goal id, as bytes, which take half a kilobyte less than a message; None: it runs, or waits. Full from
+        # the start of what is no goal's, and as large: a service that runs for long does not grow
+        blanks = ((number.to_bytes(48), bytes(20)) for number in range(GOALS_REMEMBERED))
+        self._results: OrderedDict[str | bytes, bytes | None] = OrderedDict(blanks)
         self._closed = False
         guard.on_halt = self._halted
 
