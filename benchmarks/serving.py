@@ -6,6 +6,7 @@
     python benchmarks/serving.py --planners 4 --out serving.json   # some ask for affordances all the while
     python benchmarks/serving.py --health                          # how fast health answers while a model computes
     python benchmarks/serving.py --attack                          # how fast Stop is while somebody means ill
+    python benchmarks/serving.py --chunks                          # 64 robots at 30 Hz, on chunks (benchmarks/rates.py)
 
 Every robot has a connection of its own and sends an observation three times a second, at moments that have nothing to
 do with other robots'; a period is missed when its action has not arrived before the next is due. The machine carries as
@@ -72,6 +73,10 @@ class Config:
     health: bool = False  # only how fast health answers, while a model computes
     attack: bool = False  # only how fast Stop is, under each attack
     only: tuple[str, ...] = ()  # attacks by name; all when not given
+    chunks: bool = False  # only how well robots keep their rate that carry out one chunk while the next is computed
+    robots: int = 64  # of these, for 20 s at least
+    hz: float = 30.0  # their rate [Hz]
+    rows: int = 100  # actions in a chunk, as in ACT; half of them are carried out when the next is asked for
     out: Path | None = None  # results as JSON
 
 
@@ -340,11 +345,25 @@ def answering(config: Config) -> dict[str, Any]:
     return {"health": rows}
 
 
+def rate(config: Config) -> dict[str, Any]:
+    """How well robots keep their rate on chunks."""
+    import rates
+    from lossy import Weather
+
+    patience = max(config.patience, 0.1)  # half a chunk is left: there is time for larger batches, which cost less each
+    limits = Limits(streams=2 * config.robots, actions=config.batch, patience=patience)
+    bad = Weather(lost=0.2, repeated=0.2, reordered=0.2, delayed=0.2)
+    asked = rates.Rates(config.robots, config.hz, config.rows, seconds=max(config.seconds, 20.0))
+    return rates.compare(asked, config.threads, limits, bad)
+
+
 def main(config: Config) -> None:
     if config.preset == "shipped" and config.image:
         raise SystemExit("the shipped models take 96 x 80 images; --preset small --image H W builds one of that size")
     if config.attack:
         found = {"attacks": attack(config.seconds, config.only)}
+    elif config.chunks:
+        found = rate(config)
     else:
         found = answering(config) if config.health else compare(config)
     if config.out:

@@ -28,6 +28,7 @@ from saycan_qt.options import Address, File, Folder, parse
 from saycan_qt.services.access import ClientOptions, HowToCall, ServerOptions, WhoMayCall
 from saycan_qt.services.operation import HowToWatch, OperationOptions
 from saycan_qt.services.processes import EndWhenTold, announce, announce_ready, refuse
+from skills.chunks.schedule import Chunks
 from skills.client import RobotClient, SkillClient
 from skills.errors import EmbodimentError, LibraryError, SkillError, Unavailable
 from skills.latch import Latch
@@ -53,6 +54,7 @@ class RobotConfig:
     real_time: bool = False  # move as slowly as a real robot (3 Hz) instead of as fast as this machine simulates
     skill_server: Address = None  # who acts when a learnt skill runs
     model: str = ""  # which of the skill server's models acts; "": its first
+    chunks: Chunks = "replace"  # what becomes of the rest of a chunk of actions when the next is here; off: no chunks
     host: str = "127.0.0.1"  # address to listen on
     port: int = 0  # 0: a free one, which is printed
     access: WhoMayCall = field(default_factory=ServerOptions)
@@ -173,6 +175,7 @@ def serve(config: RobotConfig, make_robot: Callable[[RobotConfig, SkillLibrary],
             stop_command=config.stop_command or body.stop_command,
             ends=True,
             on_loss=end.tell,
+            chunks=config.chunks,
         )
     except SkillError as error:
         return refuse(str(error))

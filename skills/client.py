@@ -46,6 +46,7 @@ from skills.v1 import skills_pb2_grpc
 from skills.wire.conventions import error_of, join_address, split_address
 from skills.wire.messages import (
     read_action,
+    read_actions,
     read_embodiment,
     read_observation,
     read_outcome,
@@ -54,6 +55,7 @@ from skills.wire.messages import (
     read_views,
     write_observation,
     write_outcome,
+    write_tensor,
 )
 from skills.wire.tracing import carried
 
@@ -112,6 +114,7 @@ class ModelInfo:
     critic_id: str  # "" when it only acts
     calibrated: bool  # its affordances are calibrated probabilities, not raw values
     embodiment: Embodiment | None = None  # of the robots that it is for; None: it does not say, or the server is older
+    chunk: int = 0  # actions that it gives at a time; 0: one, or the server is older
 
 
 @dataclass(frozen=True)
@@ -131,13 +134,25 @@ class ServerInfo:
     def hosted(self, name: str = "") -> ModelInfo:
         """The model of this name, "" for the first; raises UnknownSkill, as its calls would."""
         if not name:  # older servers name none
-            return ModelInfo("", self.actor_id, self.critic_id, self.calibrated, self.embodiment)
+            chunk = self.models[0].chunk if self.models else 0
+            return ModelInfo("", self.actor_id, self.critic_id, self.calibrated, self.embodiment, chunk)
         models = {model.name: model for model in self.models}
         if name not in models:
             raise UnknownSkill(
                 f"no model {name!r}; this skill server hosts {', '.join(models) or 'one without a name'}"
             )
         return models[name]
+
+
+@dataclass(frozen=True, eq=False)
+class Chunk:
+    """Actions for the periods to come: row i is for the time from i to i + 1 periods after its observation."""
+
+    sequence: int  # of the observation, as `Control.ask` numbered it
+    actions: np.ndarray | None  # (N, D) float32; None: the model gives no chunks
+    period: float  # [s]; 0.0: not said
+    seconds: float  # compute time
+    came: float  # [s] of time.monotonic, when it arrived
 
 
 @dataclass(frozen=True)
@@ -263,9 +278,11 @@ class SkillClient(_Client):
         timeout: float = CONTROL_TIMEOUT,
         model: str = "",
         goal_id: str = "",  # the robot's goal, for the server's log and recordings
+        chunks: bool = False,  # several actions at a time, from a model that gives them
     ) -> Control:
         """A stream of actions towards one instruction; use it as a context manager."""
-        first = pb.ControlRequest(instruction=instruction, model=model or self.model, goal_id=goal_id)
+        named = model or self.model
+        first = pb.ControlRequest(instruction=instruction, model=named, goal_id=goal_id, chunks=chunks)
         return Control(self, partial(self._stub.Control, metadata=self._metadata), first, timeout)
 
     def reload(self, model: str = "", timeout: float = RELOAD_TIMEOUT) -> ModelInfo:
@@ -279,41 +296,76 @@ class SkillClient(_Client):
 
 
 class Control:
-    """One skill's actions, one for each observation. `end` and `cancel` may be called from any thread.
+    """One skill's actions: `act` gives one for each observation; with chunks, `ask` and `poll` wait for nothing. These
+    two may be called from two threads, `end` and `cancel` from any.
 
     Left by an exception it ends as ABORTED; left otherwise without `end`, it is cancelled."""
 
     def __init__(
         self, client: SkillClient, method: Callable[..., Any], first: pb.ControlRequest, timeout: float
     ) -> None:
-        self._client, self._next, self._timeout = client, first, timeout
+        self._client, self._next, self._timeout, self._chunks = client, first, timeout, first.chunks
         self._lock = threading.Lock()  # of what is sent
         self._sequence, self._awaiting, self._ended = 0, False, False
         self._requests: queue.SimpleQueue[pb.ControlRequest | None] = queue.SimpleQueue()
-        self._replies: queue.SimpleQueue[pb.ControlResponse | SkillError] = queue.SimpleQueue()
+        self._replies: queue.SimpleQueue[tuple[pb.ControlResponse, float] | SkillError] = queue.SimpleQueue()
         self._call = method(iter(self._requests.get, None))
         threading.Thread(target=self._receive, name="control replies", daemon=True).start()
 
     def act(self, observation: Observation) -> np.ndarray:
         """(D,) float32, as it was sent. Raises DeadlineExceeded when no action comes within the stream's timeout."""
-        observed = write_observation(observation)
-        with self._lock:
-            self._sequence, self._awaiting = self._sequence + 1, True
-            request, self._next = self._next, pb.ControlRequest()
-            request.sequence = self._sequence
-            request.observation.CopyFrom(observed)
-            self._requests.put(request)
+        self.ask(observation)
         try:
-            reply = self._replies.get(timeout=self._timeout)
+            reply, _ = self._reply(self._timeout)
         except queue.Empty:
             self.cancel()
             where = f"the skill server at {self._client.address}"
             raise DeadlineExceeded(f"{where} gave no action within {self._timeout:g} s") from None
-        self._awaiting = False
+        return self._client._read(read_action, reply.action)
+
+    def ask(self, observation: Observation, committed: np.ndarray | None = None) -> int:
+        """Send it, and return its number; answers come to `poll`. In a stream of chunks another may follow before the
+        answer is there: then the newer one's counts. committed: (K, D), what the robot does in the first K periods
+        after it whatever is answered."""
+        observed = write_observation(observation)
+        with self._lock:
+            self._sequence, self._awaiting = self._sequence + 1, True
+            request = pb.ControlRequest()
+            request.CopyFrom(self._next)
+            if not self._chunks:  # else it is said until an answer shows that it was heard
+                self._next = pb.ControlRequest()
+            request.sequence = self._sequence
+            request.observation.CopyFrom(observed)
+            if committed is not None:
+                request.committed.CopyFrom(write_tensor(committed))
+            self._requests.put(request)
+            return self._sequence
+
+    def poll(self, timeout: float = 0.0) -> Chunk | None:
+        """The newest answer that came since the last call; waits so long [s] for one where there is none. Raises
+        SkillError, now and ever after, once the stream is broken."""
+        newest = None
+        try:
+            while True:
+                newest = self._reply(0.0 if newest else timeout)
+        except queue.Empty:
+            pass
+        if newest is None:
+            return None
+        reply, came = newest
+        actions = self._client._read(read_actions, reply.chunk.actions) if reply.HasField("chunk") else None
+        return Chunk(reply.sequence, actions, reply.chunk.period, reply.seconds, came)
+
+    def _reply(self, timeout: float) -> tuple[pb.ControlResponse, float]:
+        """The next one, and when it came. Raises queue.Empty, or what broke the stream."""
+        reply = self._replies.get(timeout=timeout) if timeout > 0 else self._replies.get_nowait()
         if isinstance(reply, SkillError):
             self._replies.put(reply)  # a broken stream stays broken
             raise reply
-        return self._client._read(read_action, reply.action)
+        with self._lock:
+            if reply[0].sequence == self._sequence:
+                self._awaiting = False
+        return reply
 
     def end(self, outcome: Outcome) -> None:
         """Leave, and tell the server how the skill ended, for its recordings. Returns at once, and the server may be
@@ -353,16 +405,24 @@ class Control:
             self.cancel()
 
     def _receive(self) -> None:
-        """Answers come in order, each once, and none before its observation was sent."""
-        where = f"the skill server at {self._client.address}"
+        """Answers come in order, each once, and none before its observation was sent. In a stream of chunks those that
+        were overtaken, or come again, are dropped: a robot that waits for no answer does not depend on each."""
+        where, due = f"the skill server at {self._client.address}", 1
         try:
-            for due, reply in enumerate(self._call, 1):
-                if not reply.sequence == due <= self._sequence:
+            for reply in self._call:
+                came = time.monotonic()
+                if self._chunks and reply.sequence < due:
+                    continue
+                known = due <= reply.sequence if self._chunks else due == reply.sequence
+                if not (known and reply.sequence <= self._sequence):
                     what = f"answered observation {reply.sequence} where {due} was next, of {self._sequence} sent"
                     self._replies.put(ServerFault(f"{where} {what}"))
                     self.cancel()
                     return
-                self._replies.put(reply)
+                due = reply.sequence + 1
+                if self._chunks:
+                    self._next = pb.ControlRequest()
+                self._replies.put((reply, came))
             self._replies.put(ServerFault(f"{where} ended the control stream"))
         except grpc.RpcError as error:
             self._replies.put(self._client._translate(error))
@@ -661,7 +721,7 @@ def _read_server_info(reply: pb.GetServerInfoResponse) -> ServerInfo:
 
 def _read_model(message: pb.Model) -> ModelInfo:
     told = message.actor_id, message.critic_id, message.calibrated
-    return ModelInfo(message.name, *told, _read_embodiment(message))
+    return ModelInfo(message.name, *told, _read_embodiment(message), message.chunk)
 
 
 def _read_embodiment(message: pb.GetServerInfoResponse | pb.Model | pb.GetRobotInfoResponse) -> Embodiment | None:

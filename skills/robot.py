@@ -22,6 +22,7 @@ from functools import partial
 
 import grpc
 
+from skills.chunks.schedule import Chunks
 from skills.client import CONTROL_TIMEOUT, Preview, SkillClient
 from skills.connective import ANALYTIC, connective_affordance
 from skills.errors import (
@@ -82,12 +83,13 @@ class RobotServicer(skills_pb2_grpc.RobotServiceServicer):
         skill_client: SkillClient | None = None,  # None: scripted skills only
         max_steps: int | None = None,  # of a learnt skill; None: the embodiment's, the robot's own or the model's
         control_timeout: float = CONTROL_TIMEOUT,  # [s] from an observation until its action is too old
+        chunks: Chunks = "replace",  # how those of a model that gives them follow one another (skills.chunks.schedule)
         *,
         guard: Guard,  # without its word nothing moves
     ) -> None:
         self._robot, self._library, self._skill_client, self._guard = robot, library, skill_client, guard
         self._max_steps, self._body = max_steps, embodiment_of(robot)
-        self._executor = Executor(robot, skill_client, max_steps, control_timeout)
+        self._executor = Executor(robot, skill_client, max_steps, control_timeout, chunks)
         self._lock = threading.Lock()
         self._admission, self._leases = Admission(), Leases(self._lapsed)
         self._experience, self._asides = Experience(), threading.BoundedSemaphore(MAX_ASIDES)
@@ -400,6 +402,7 @@ def serve(
     max_steps: int | None = None,  # of a learnt skill; None: the embodiment's, the robot's own or the model's
     control_timeout: float = CONTROL_TIMEOUT,
     latch: Latch | None = None,  # with a file, Stop outlives this process
+    chunks: Chunks = "replace",  # how those of a model that gives them follow one another (skills.chunks.schedule)
     access: Access | None = None,  # who may call; None: whoever reaches a loopback address
     watcher: Watcher = NOBODY,  # is told of calls
     stop_address: str = "",  # where the guard hears Stop, HOST:PORT; "": the same host, a free port
@@ -421,7 +424,7 @@ def serve(
     )
     pulse = Pulse(guard)
     guard.on_loss = on_loss
-    servicer = RobotServicer(robot, library, skill_client, max_steps, control_timeout, guard=guard)
+    servicer = RobotServicer(robot, library, skill_client, max_steps, control_timeout, chunks, guard=guard)
 
     def add(server: grpc.Server) -> None:
         skills_pb2_grpc.add_RobotServiceServicer_to_server(servicer, server)

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError, Future, wait
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import grpc
 import numpy as np
@@ -35,7 +35,9 @@ from skills.serving.watching import NOBODY, Watcher
 from skills.types import (
     Actor,
     BatchedActor,
+    BatchedChunkedActor,
     BatchedCritic,
+    ChunkedActor,
     Critic,
     Mapper,
     Observation,
@@ -47,13 +49,16 @@ from skills.v1 import skills_pb2_grpc
 from skills.wire.conventions import PING_INTERVAL, SCHEMA_VERSION
 from skills.wire.messages import (
     JPEG,
+    MAX_CHUNK,
     MAX_HISTORY,
     changed,
     inside,
+    read_actions,
     read_history,
     read_observation,
     read_outcome,
     read_text,
+    write_chunk,
     write_embodiment,
     write_image,
     write_skill,
@@ -69,12 +74,14 @@ ACTIONS, VALUES = "actions", "values"  # what the models compute
 
 SPARE_THREADS = 16  # beyond those of streams and scorings: for health checks, and for saying no
 LATE = "no observation came for {:.3g} s, so this control stream was freed (the server's stream timeout)"
+UNSEEN = "it acts in chunks, so the server does not see what was done when; record with the robot's `--chunks off`"
 FIRST_OBSERVATION = 2.0  # [s] that a stream may be open before its first observation
 LAST_WORD = 2.0  # [s] from what may be a last action until the robot has judged it, and says so for a recording
 ROUNDING = 1e-6  # that a value may lie beyond 0 to 1 without a word
+SENT_AGAIN = 2.0  # [s] after a chunk's end until the next observation, which may have been lost, and be sent again
 STREAM_TIMEOUT = 0.4  # [s], or a control period and 50 ms where that is longer
 
-Acting = tuple[Actor, Sequence[Observation], str]  # who acts, history and instruction
+Acting = tuple[Actor, Sequence[Observation], str, np.ndarray | None]  # who acts, history, instruction; committed rows
 Imagining = tuple[Model, Sequence[Observation], Sequence[Observation], str]  # the actor's history, the critic's, words
 Imagined = tuple[np.ndarray | None, Mapping[str, np.ndarray]]  # the first action, value maps
 Judging = tuple[Critic, Sequence[Observation], Sequence[str]]  # who judges, history and instructions
@@ -121,7 +128,7 @@ class SkillServicer(skills_pb2_grpc.SkillServiceServicer):
         self._acting: Line[Acting, np.ndarray] = self._inference.line(
             lambda question: self._act([question])[0],
             lambda: self._act,
-            together=lambda one, other: one[0] is other[0] and isinstance(one[0], BatchedActor),
+            together=_act_together,
             callers=limits.streams,
             largest=limits.actions,
             patience=limits.patience,
@@ -168,7 +175,7 @@ class SkillServicer(skills_pb2_grpc.SkillServiceServicer):
         self, actor: Actor, history: Sequence[Observation], instruction: str, wanted: Callable[[], bool]
     ) -> Future[tuple[np.ndarray, float]]:
         """What it gives, and its batch's seconds; asked for in the line in which control streams are."""
-        return self._acting.ask((actor, history, instruction), wanted)
+        return self._acting.ask((actor, history, instruction, None), wanted)
 
     # The service
 
@@ -245,10 +252,12 @@ class SkillServicer(skills_pb2_grpc.SkillServiceServicer):
         history: deque[Observation] = deque(maxlen=CONTROL_HISTORY)
         model: Model  # of the first request, to the stream's end
         actor: Actor
-        instruction, last = "", -1
+        instruction, last, chunked = "", -1, False
         with self._acting.caller(), stream, Take(self._recorder) as take:
             for request in stream:
                 if not last < request.sequence:
+                    if chunked:  # overtaken on the way by a newer one, or repeated
+                        continue
                     raise InvalidRequest(f"sequence {request.sequence} follows {last}; it must grow", "sequence")
                 if request.HasField("outcome"):
                     take.outcome = _read_last_word(request, begun=bool(history))
@@ -266,7 +275,11 @@ class SkillServicer(skills_pb2_grpc.SkillServiceServicer):
                     timeout = self._limits.stream_timeout_of(model.embodiment)
                     if isinstance(actor, Reader):
                         actor.know([instruction])
-                    take.begin(goal_id, instruction, model.actor_id, model.embodiment)
+                    if chunked := request.chunks and model.chunk > 1:
+                        stream.skip(key=lambda request: request.sequence)
+                        take.leave_out(goal_id, instruction, UNSEEN)
+                    else:
+                        take.begin(goal_id, instruction, model.actor_id, model.embodiment)
                 last = request.sequence
                 with inside("observation"):
                     observation = read_observation(request.observation, _cameras(model.embodiment))
@@ -274,14 +287,41 @@ class SkillServicer(skills_pb2_grpc.SkillServiceServicer):
                     if history and (problem := changed([history[-1], observation])):
                         raise InvalidRequest(problem)
                 history.append(observation)
-                action, seconds = self._infer(context, self._acting, (actor, tuple(history), instruction))
-                _check(action, model.embodiment, instruction)
-                ends = self._recorder is not None and _may_end(action, model.embodiment)
+                committed = _read_committed(request, model.embodiment) if chunked else None
+                found, seconds = self._infer(context, self._acting, (actor, tuple(history), instruction, committed))
+                if chunked:
+                    yield from self._answer_chunk(stream, last, found, seconds, model.embodiment, instruction)
+                    continue
+                _check(found, model.embodiment, instruction)
+                ends = self._recorder is not None and _may_end(found, model.embodiment)
                 yield from stream.answer(
-                    pb.ControlResponse(sequence=last, action=write_tensor(action), seconds=seconds),
+                    pb.ControlResponse(sequence=last, action=write_tensor(found), seconds=seconds),
                     max(timeout, LAST_WORD) if ends else timeout,
                 )
-                take.add(observation, action)
+                take.add(observation, found)
+
+    def _answer_chunk(
+        self,
+        stream: Stream[pb.ControlRequest],
+        sequence: int,
+        actions: np.ndarray,
+        seconds: float,
+        embodiment: Embodiment | None,
+        instruction: str,
+    ) -> Iterator[pb.ControlResponse]:
+        """The next observation may come while the chunk lasts, and some time after."""
+        _check_chunk(actions, embodiment, instruction)
+        period = embodiment.period if embodiment else None
+        lasts = len(actions) * (period or 0.0)
+        yield from stream.answer(
+            pb.ControlResponse(
+                sequence=sequence,
+                action=write_tensor(actions[0]),
+                seconds=seconds,
+                chunk=write_chunk(actions, period),
+            ),
+            lasts + max(SENT_AGAIN, self._limits.stream_timeout_of(embodiment)),
+        )
 
     def _score(
         self, model: Model, history: list[Observation], skills: Sequence[Skill], context: grpc.ServicerContext
@@ -359,10 +399,13 @@ class SkillServicer(skills_pb2_grpc.SkillServiceServicer):
     def _act(self, questions: Sequence[Acting]) -> Sequence[np.ndarray]:
         """Of one actor."""
         actor, started = questions[0][0], time.perf_counter()
-        if len(questions) > 1 and isinstance(actor, BatchedActor):
-            actions = list(actor.act_many([h for _, h, _ in questions], [i for _, _, i in questions]))
+        _, histories, instructions, committed = zip(*questions, strict=True)
+        if len(questions) == 1 or not _act_together(questions[0], questions[0]):
+            actions = [_act_alone(question) for question in questions]
+        elif committed[0] is not None:
+            actions = list(cast(BatchedChunkedActor, actor).act_chunks(histories, instructions, committed))
         else:
-            actions = [actor.act(history, instruction) for _, history, instruction in questions]
+            actions = list(cast(BatchedActor, actor).act_many(histories, instructions))
         self._watcher.computed(ACTIONS, len(questions), time.perf_counter() - started)
         return actions
 
@@ -395,6 +438,19 @@ class SkillServer(Server):
     servicer: SkillServicer  # answers other protocols' endpoints, too
 
 
+def _act_together(one: Acting, other: Acting) -> bool:
+    """May a batch hold both? Not where one wants a chunk, and the other one action."""
+    kind = BatchedActor if one[3] is None else BatchedChunkedActor
+    return one[0] is other[0] and (one[3] is None) == (other[3] is None) and isinstance(one[0], kind)
+
+
+def _act_alone(question: Acting) -> np.ndarray:
+    actor, history, instruction, committed = question
+    if committed is None:
+        return actor.act(history, instruction)
+    return cast(ChunkedActor, actor).act_chunk(history, instruction, committed)
+
+
 def _write_model(name: str, model: Model) -> pb.Model:
     return pb.Model(
         name=name,
@@ -402,6 +458,7 @@ def _write_model(name: str, model: Model) -> pb.Model:
         critic_id=model.critic_id,
         calibrated=model.calibrate is not None,
         embodiment=write_embodiment(model.embodiment) if model.embodiment else None,
+        chunk=model.chunk,
     )
 
 
@@ -414,6 +471,30 @@ def _cameras(*embodiments: Embodiment | None) -> Sequence[Camera] | None:
         for camera in embodiment.cameras:
             found.setdefault(camera.name, camera)
     return list(found.values())
+
+
+def _read_committed(request: pb.ControlRequest, embodiment: Embodiment | None) -> np.ndarray:
+    """(K, D) float32; (0, D) where none was sent."""
+    width = len(embodiment.action) if embodiment else 0
+    if not request.HasField("committed"):
+        return np.zeros((0, width), np.float32)
+    with inside("committed"):
+        committed = read_actions(request.committed, "what is committed")
+        if width and committed.shape[1] != width:
+            raise InvalidRequest(
+                f"what is committed has rows of {committed.shape[1]} numbers; this model's have {width}"
+            )
+    return committed
+
+
+def _check_chunk(actions: np.ndarray, embodiment: Embodiment | None, instruction: str) -> None:
+    """Rows of finite numbers, as many as the model's robots take."""
+    shape = np.shape(actions)
+    width = len(embodiment.action) if embodiment else shape[-1] if shape else 0
+    good = len(shape) == 2 and 1 <= shape[0] <= MAX_CHUNK and shape[1] == width > 0
+    if not good or not np.isfinite(actions).all():
+        what = "a number that is not finite" if good else f"shape {shape}, not (1 to {MAX_CHUNK}, {width})"
+        raise ServerFault(f"the actor gave no valid chunk for {instruction!r}: {what}")
 
 
 def _check(action: np.ndarray, embodiment: Embodiment | None, instruction: str) -> None:

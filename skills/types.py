@@ -123,6 +123,21 @@ class ChunkedActor(Actor, Protocol):
 
 
 @runtime_checkable
+class BatchedChunkedActor(ChunkedActor, Protocol):
+    """A chunked actor for several robots at once; a server then asks it so. A plain one is asked one by one."""
+
+    def act_chunks(
+        self,
+        histories: Sequence[Sequence[Observation]],
+        instructions: Sequence[str],
+        committed: Sequence[np.ndarray],
+    ) -> Sequence[np.ndarray]:
+        """What `act_chunk` gives for each history, of any length, instruction and committed rows: as many (N, D)
+        float32. A ValueError means that one of them is refused; each then acts alone."""
+        ...
+
+
+@runtime_checkable
 class Reader(Protocol):
     """An actor to whom new words are slow: a server has them read before the robot stands in line for the model."""
 

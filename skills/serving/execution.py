@@ -11,11 +11,14 @@ import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
-from typing import TypeVar
+from functools import partial
+from typing import Protocol, TypeVar
 
 import numpy as np
 
-from skills.client import CONTROL_TIMEOUT, SkillClient
+from skills.chunks.ahead import Ahead
+from skills.chunks.schedule import Chunks, Row
+from skills.client import CONTROL_TIMEOUT, Control, SkillClient
 from skills.errors import Busy, DeadlineExceeded, EmbodimentError, SkillError
 from skills.serving.goal import Goal
 from skills.serving.looking import PATIENCE, Eyes
@@ -31,6 +34,39 @@ T = TypeVar("T")
 REMEMBERED = 20  # successes of each skill, for how long it takes
 
 
+class Rows(Protocol):
+    """What a robot carries out, period by period."""
+
+    def next(self, observation: Observation, observed: float, look: Callable[[], Observation]) -> Row | None:
+        """Waits for it; None: the skill is over. observation: made since `observed` [s]; `look` makes another."""
+        ...
+
+    def late(self, row: Row, now: float) -> None:
+        """It was not applied, as its time had passed. Raises DeadlineExceeded where the skill ends with that."""
+        ...
+
+    def rest(self) -> None:
+        """Wait until the period that was begun has passed."""
+        ...
+
+
+class InTurn:
+    """One action for each observation. The robot stands still while it is late, so it fits until its observation is too
+    old. A period lasts as long as the driver takes."""
+
+    def __init__(self, control: Control, terms: Terms, timeout: float) -> None:
+        self._control, self._terms, self._timeout = control, terms, timeout
+
+    def next(self, observation: Observation, observed: float, look: Callable[[], Observation]) -> Row:
+        action, ends = self._terms.read(self._control.act(self._terms.seen(observation)))
+        return Row(action, ends, observed, observed + self._timeout)
+
+    def late(self, row: Row, now: float) -> None:
+        raise DeadlineExceeded(f"an action came {now - row.begins:.1f} s after its observation, and was not applied")
+
+    def rest(self) -> None: ...
+
+
 class Executor:
     """All calls to the robot, except `stop`, come from its one thread."""
 
@@ -40,8 +76,9 @@ class Executor:
         skill_client: SkillClient | None = None,  # None: scripted skills only
         max_steps: int | None = None,  # of a learnt skill; None: the embodiment's, the robot's own or the model's
         control_timeout: float = CONTROL_TIMEOUT,  # [s] from an observation until its action is too old
+        chunks: Chunks = "replace",  # how those of a model that gives them follow one another
     ) -> None:
-        self._robot, self._skill_client = robot, skill_client
+        self._robot, self._skill_client, self._chunks = robot, skill_client, chunks
         self._max_steps, self._control_timeout = max_steps, control_timeout
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="robot")
         self.eyes = Eyes(robot, self._thread.submit)
@@ -75,16 +112,25 @@ class Executor:
         self.do(goal.motion.run, self._robot.start, goal.skill)
         begun = observed = time.monotonic()
         observation = self.do(self.eyes.observe)
+        chunks, name = self._in_chunks(terms), goal.skill.name
         try:
-            with self._skill_client.control(goal.skill.name, self._control_timeout, goal_id=goal.id) as control:
+            with self._skill_client.control(name, self._control_timeout, goal_id=goal.id, chunks=chunks) as control:
                 goal.use(control)
+                rows = self._rows(goal, terms, control)
+                look = partial(self.do, self.eyes.observe)
                 while not (ended or success) and not self._over(goal, terms, begun) and not goal.canceled.is_set():
-                    action, ended = terms.read(control.act(terms.seen(observation)))
-                    if not self.do(self._apply, goal, action, observed):
+                    if (row := rows.next(observation, observed, look)) is None:
+                        ended = True
+                        break
+                    if (applied := self.do(self._apply, goal, rows, row)) is None:
+                        continue
+                    ended = row.ends
+                    if not applied:
                         break
                     goal.steps += 1
+                    rows.rest()
                     observed = time.monotonic()
-                    observation = self.do(self._observe_and_report, goal, goal.steps, action)
+                    observation = self.do(self._observe_and_report, goal, goal.steps, row.action)
                     success = terms.by_success and self.do(self._robot.succeeded, goal.skill) is True
                 status, message = (Status.SUCCEEDED, "") if success else self._judge(goal, terms, ended)
                 control.end(goal.outcome(status, message))
@@ -109,13 +155,25 @@ class Executor:
         why = "" if known else "; no action terminates, and the driver cannot tell whether the goal was reached"
         return Status.FAILED, f"no end within {goal.steps} steps{why}"
 
-    def _apply(self, goal: Goal, action: np.ndarray, observed: float) -> bool:
-        """False once the goal is canceled. The robot stands still while an action is late, so it fits until its
-        observation, of time `observed` [s], is too old; also where this process itself was frozen meanwhile."""
-        age = time.monotonic() - observed
-        if age > self._control_timeout:
-            raise DeadlineExceeded(f"an action came {age:.1f} s after its observation, and was not applied")
-        return goal.motion.apply(action)
+    def _apply(self, goal: Goal, rows: Rows, row: Row) -> bool | None:
+        """False once the goal is canceled; None for what is out of date by now, also because this process itself was
+        frozen meanwhile, and was not applied."""
+        now = time.monotonic()
+        if now >= row.until:
+            rows.late(row, now)
+            return None
+        return goal.motion.apply(row.action)
+
+    def _in_chunks(self, terms: Terms) -> bool:
+        """Does the robot go on with one chunk while the next is computed? It must be known when each row is due."""
+        if self._chunks != "off" and terms.chunk > 1 and terms.period is None:
+            log.warning("one action after the other: neither the robot nor the model says its control_hz")
+        return self._chunks != "off" and terms.chunk > 1 and terms.period is not None
+
+    def _rows(self, goal: Goal, terms: Terms, control: Control) -> Rows:
+        if self._chunks == "off" or not self._in_chunks(terms):
+            return InTurn(control, terms, self._control_timeout)
+        return Ahead(control, terms, self._chunks, self._control_timeout, goal.canceled.wait)
 
     def _scripted(self, goal: Goal) -> tuple[Status, str]:
         def canceled() -> bool:
@@ -169,7 +227,7 @@ def agree(robot: Robot, skills: SkillClient, timeout: float | None = None) -> Te
     model = skills.acting(timeout)
     who = f"{model.actor_id or 'the model'} of the skill server at {skills.address}"
     try:
-        terms = Terms(embodiment_of(robot), model.embodiment)
+        terms = Terms(embodiment_of(robot), model.embodiment, model.chunk)
     except EmbodimentError as error:
         raise EmbodimentError(f"{who}: {error}") from None
     if terms.robot and terms.model and (wide := terms.model.beyond(terms.robot)):

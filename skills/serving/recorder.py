@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from types import TracebackType
 from typing import Protocol, Self
 
@@ -9,6 +10,8 @@ import numpy as np
 
 from skills.embodiment import Embodiment
 from skills.types import Observation, Outcome
+
+log = logging.getLogger(__name__)
 
 
 class Recording(Protocol):
@@ -41,6 +44,11 @@ class Take:
     def begin(self, goal_id: str, instruction: str, model_id: str, embodiment: Embodiment | None) -> None:
         if self._recorder is not None:
             self._recording = self._recorder.begin(goal_id, instruction, model_id, embodiment)
+
+    def leave_out(self, goal_id: str, instruction: str, why: str) -> None:
+        """Nothing of this stream is recorded."""
+        if self._recorder is not None:
+            log.warning("not recorded: %r (goal %s): %s", instruction, goal_id or "unknown", why)
 
     def add(self, observation: Observation, action: np.ndarray) -> None:
         if self._recording is not None:

@@ -6,11 +6,13 @@
 
 gRPC itself waits for a silent client as long as its connection lives, and for one that does not read, too. Nothing is
 read ahead: a request enters memory when the one before was answered, and an answer leaves it before the next is made,
-so that HTTP/2's flow control slows a client down that sends without reading.
+so that HTTP/2's flow control slows a client down that sends without reading. Where only the newest counts (`skip`), one
+request is read ahead.
 """
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -20,8 +22,46 @@ import grpc
 
 from skills.errors import DeadlineExceeded
 
+log = logging.getLogger(__name__)
+
 Request = TypeVar("Request")
 Response = TypeVar("Response")
+
+
+class Newest(Generic[Request]):
+    """Iterates over those requests that none with a greater key overtook. One thread reads, to their end."""
+
+    def __init__(self, requests: Iterator[Request], key: Callable[[Request], int]) -> None:
+        self._requests, self._key = requests, key
+        self._changed = threading.Condition()
+        self._kept: Request | None = None
+        self._ended = False
+        threading.Thread(target=self._read, name="newest request", daemon=True).start()
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> Request:
+        with self._changed:
+            self._changed.wait_for(lambda: self._kept is not None or self._ended)
+            kept, self._kept = self._kept, None
+        if kept is None:
+            raise StopIteration
+        return kept
+
+    def _read(self) -> None:
+        try:
+            for request in self._requests:
+                with self._changed:
+                    if self._kept is None or self._key(request) >= self._key(self._kept):
+                        self._kept = request
+                    self._changed.notify()
+        except Exception:  # the call is over
+            log.debug("a stream of requests broke off", exc_info=True)
+        finally:
+            with self._changed:
+                self._ended = True
+                self._changed.notify()
 
 
 class Stream(Generic[Request]):
@@ -41,6 +81,11 @@ class Stream(Generic[Request]):
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="stream reader")
         self._left = threading.Event()
         self._next: Future[Request | None] | None = None
+
+    def skip(self, key: Callable[[Request], int]) -> None:
+        """From the next request on, those that were overtaken while one was answered are not heard: only the one with
+        the greatest key is, or the last of them. One is kept in memory, however many come."""
+        self._requests = Newest(self._requests, key)
 
     def answer(self, response: Response, timeout: float | None = None) -> Iterator[Response]:
         """Yields it. The call is cancelled if it has not left in time.

@@ -36,6 +36,7 @@ class Terms:
 
     robot: Embodiment | None
     model: Embodiment | None
+    chunk: int = 0  # actions that the model gives at a time; 0: one
 
     def __post_init__(self) -> None:
         if self.robot is not None and self.model is not None and (problem := self.model.misfit(self.robot)):
@@ -85,6 +86,13 @@ class Terms:
         if self.robot is not None and self.robot.terminate is None and said.terminate is not None:
             action = np.delete(action, said.terminate)
         return (self.robot or said).clipped(action), ended
+
+    def told(self, actions: np.ndarray) -> np.ndarray:
+        """What the model is told of (K, D) actions that the robot is sent: with its own end, which is not yet."""
+        own = self.model.terminate if self.model is not None else None
+        if own is None or self.robot is None or self.robot.terminate is not None:
+            return actions
+        return np.insert(actions, own, 0.0, axis=1)
 
     @property
     def _said(self) -> list[Embodiment]:

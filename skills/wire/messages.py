@@ -31,6 +31,7 @@ MAX_TEXT = 1000  # [characters] in any name, instruction or place
 MAX_OBJECTS = 1000  # in a semantic map
 MAX_CAMERAS = 16  # in one observation
 MAX_NUMBERS = LARGEST  # of a state or an action
+MAX_CHUNK = 1024  # actions in a chunk
 JPEG_QUALITY = 90
 RAW, PNG, JPEG = pb.IMAGE_ENCODING_RAW, pb.IMAGE_ENCODING_PNG, pb.IMAGE_ENCODING_JPEG
 FORMATS = {PNG: "PNG", JPEG: "JPEG"}  # as Pillow calls them
@@ -70,6 +71,11 @@ def compress(image: np.ndarray, encoding: pb.ImageEncoding) -> bytes:
 def write_tensor(values: np.ndarray) -> pb.Tensor:
     values = np.asarray(values, "<f4")
     return pb.Tensor(dtype=pb.DATA_TYPE_FLOAT32, shape=values.shape, data=values.tobytes())
+
+
+def write_chunk(actions: np.ndarray, period: float | None) -> pb.Chunk:
+    """(N, D) -> message; period: [s], None: not known."""
+    return pb.Chunk(actions=write_tensor(actions), period=period or 0.0)
 
 
 def write_observation(observation: Observation, encoding: pb.ImageEncoding = RAW) -> pb.Observation:
@@ -204,6 +210,14 @@ def read_state(message: pb.Tensor) -> np.ndarray:
 
 def read_action(message: pb.Tensor) -> np.ndarray:
     return read_numbers(message, "the action")
+
+
+def read_actions(message: pb.Tensor, what: str = "the chunk") -> np.ndarray:
+    """Message -> (N, D) float32, all numbers finite, N from 1 to MAX_CHUNK."""
+    shape = tuple(message.shape)
+    if len(shape) != 2 or not (1 <= shape[0] <= MAX_CHUNK and 1 <= shape[1] <= MAX_NUMBERS):
+        raise InvalidRequest(f"{what} has shape {shape}; it is 1 to {MAX_CHUNK} rows of 1 to {MAX_NUMBERS} numbers")
+    return read_tensor(message, shape, what)
 
 
 def read_embodiment(message: pb.Embodiment) -> Embodiment:
