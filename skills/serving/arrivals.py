@@ -57,7 +57,7 @@ class Threads(ThreadPoolExecutor):
     threads keeps those that it has."""
 
     def __init__(self, count: int, name: str, urgent: bool = False) -> None:
-        """urgent: of calls that wait for a thread the newest is first, so that a flood waits behind what comes after it."""
+        """urgent: of calls that wait for a thread the newest is first, and a flood waits behind what comes after it."""
         super().__init__(count, thread_name_prefix=name)
         if urgent:
             self._work_queue: Any = queue.LifoQueue()
