@@ -250,7 +250,8 @@ class Guard(Permit):
             case {"halt": number, "why": why}:
                 if self._halt():
                     self._link.send(json.dumps({"halted": number}).encode() + b"\n", socket.MSG_DONTWAIT)
-                self._events.put(lambda: self.on_halt(why))
+                if why:
+                    self._events.put(lambda: self.on_halt(why))
             case {"done": number, "error": why}:
                 if answer := self._answers.pop(number, None):
                     answer.set_result(why)

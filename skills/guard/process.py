@@ -209,7 +209,7 @@ class GuardProcess:
             if due and due != told and now - max(due, self.awake) > LATE:
                 told = due
                 self.say("the next action is late, and the service has not halted the robot")
-                self.background(self.halt("the next action is late"))
+                self.background(self.halt(""))  # as the service would have: the skill goes on with the next action
             await asyncio.sleep(TICK)
 
     async def listen(self, silence: float) -> None:
