@@ -34,6 +34,7 @@ import tyro
 from saycan_qt.services import logs
 from saycan_qt.services.exposition import Metrics
 from skills.client import RobotClient, SkillClient
+from skills.errors import SkillError
 from skills.library import Skill
 from skills.robot import serve as serve_robot
 from skills.robot_folder import default_robot
@@ -138,10 +139,14 @@ def drive(skill_server: str, address: str, counts: list[int], index: int) -> Non
     learned = [skill.name for skill in library if skill.learned]
     with SkillClient(skill_server) as skills, RobotClient(address) as robot:
         while True:
-            skills.score([robot.observe()[0]])
-            for name in (learned[counts[index] % len(learned)], "go to table"):
-                *_, _ = robot.execute(name, views=["head"])
-                counts[index] += 1
+            try:
+                skills.score([robot.observe()[0]])
+                for name in (learned[counts[index] % len(learned)], "go to table"):
+                    *_, _ = robot.execute(name, views=["head"])
+                    counts[index] += 1
+            except SkillError as error:  # on a busy machine
+                print(error, flush=True)
+                time.sleep(1)
 
 
 def begin(config: Config) -> Metrics:
