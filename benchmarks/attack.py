@@ -3,9 +3,10 @@
     python benchmarks/serving.py --attack                       # all of them; exit code 1 if a Stop was lost or late
     python benchmarks/serving.py --attack --seconds 3 --only "rapid reset" "silent connections"
 
-A Stop is one over gRPC, each through a connection of its own; a Reset follows, and the next goal. Growth is that of the
-robot's process from before the attack to its end. An attack is a function of the targets, the moment when it ends and
-whoever it may use; a further one needs a line in ATTACKS, another road for Stop another `stop_once`.
+Every other Stop is one over gRPC alone, the others go by both roads, as `RobotClient.stop` does: gRPC and the robot's
+guard. Each has connections of its own; a Reset follows, and the next goal. Held is what loses no Stop, and has none by
+both roads that takes more than 100 ms. Growth is that of the robot's process from before the attack to its end. An
+attack is a function of the targets and the moment when it ends; a further one needs a line in ATTACKS.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import io
 import itertools
 import multiprocessing
 import os
+import socket
 import struct
 import threading
 import time
@@ -41,6 +43,7 @@ from skills.wire.messages import write_tensor
 
 MOVING = "go to table"
 CODE = struct.pack(">I", 8)  # of a reset: cancelled
+ROADS = SERVICE, BOTH = "service", "both roads"
 LATE = 0.1  # [s] that a Stop may take
 EVERY = 0.05  # [s] from one Stop to the next
 WARMING = 0.5  # [s] from an attack's beginning to the first Stop
@@ -99,6 +102,7 @@ class Still:
 @dataclass(frozen=True)
 class Targets:
     robot: str  # addresses
+    guard: str
     skills: str
 
 
@@ -108,7 +112,7 @@ def host_robot(skills: str, pipe: Connection) -> None:
     from skills.robot import serve
 
     with SkillClient(skills) as client, serve(Robot(), SkillLibrary.load(), client) as server:
-        pipe.send((server.address, os.getpid()))
+        pipe.send((server.address, server.guard.address, os.getpid()))
         with contextlib.suppress(EOFError):
             pipe.recv()
 
@@ -255,6 +259,18 @@ def scans() -> bytes:
     return bytes(data[:begin]) + scan * (32_000 // len(scan)) + b"\xff\xd9"
 
 
+def flood_the_guard(targets: Targets, end: float) -> None:
+    """Connections as fast as they come, each with the half of a request."""
+    host, port = targets.guard.rsplit(":", 1)
+    held: list[socket.socket] = []
+    while until(end, 0.001):
+        with contextlib.suppress(OSError):
+            held.append(socket.create_connection((host, int(port)), timeout=1))
+            held[-1].send(b"POST /stop HTTP/1.1\r\n")
+        if len(held) > 400:
+            held.pop(0).close()
+
+
 Attack = Callable[[Targets, float], None]
 ATTACKS: dict[str, Attack] = {
     "nothing": lambda targets, end: None,
@@ -267,12 +283,13 @@ ATTACKS: dict[str, Attack] = {
     "silent connections": silent_connections,
     "observing at 5 Hz": observing,
     "JPEG bombs at the skill server": jpeg_bombs,
+    "connections to the guard": flood_the_guard,
 }
 
 
-def stop_once(targets: Targets) -> float:
-    """[s] that a Stop takes over gRPC, with a connection of its own. Raises SkillError where it is lost."""
-    with RobotClient(targets.robot, timeout=5, stop_address="") as robot:
+def stop_once(targets: Targets, road: str) -> float:
+    """[s] that a Stop takes, with connections of its own. Raises SkillError where it is lost."""
+    with RobotClient(targets.robot, timeout=5, stop_address=targets.guard if road == BOTH else "") as robot:
         started = time.monotonic()
         robot.stop()
         return time.monotonic() - started
@@ -310,16 +327,16 @@ def measure(name: str, targets: Targets, pid: int, seconds: float) -> dict[str, 
     attacker = SPAWN.Process(target=mount, args=(name, targets, end), daemon=True)
     attacker.start()
     time.sleep(WARMING + 1)
-    took, lost, most = [], [], before
+    took, lost, most, roads = {road: [] for road in ROADS}, [], before, itertools.cycle(ROADS)
     with RobotClient(targets.robot, timeout=5) as robot:
         while time.monotonic() < end:
             with contextlib.suppress(SkillError):
                 robot.reset()
             begin_skill(robot)
             try:
-                took.append(stop_once(targets))
+                took[road := next(roads)].append(stop_once(targets, road))
             except SkillError as error:
-                lost.append(str(error))
+                lost.append(f"by {road}: {error}")
             most = max(most, resident(pid))
             time.sleep(EVERY)
         with contextlib.suppress(SkillError):
@@ -327,9 +344,11 @@ def measure(name: str, targets: Targets, pid: int, seconds: float) -> dict[str, 
     attacker.join(10)
     if attacker.is_alive():
         attacker.kill()
-    median, worst = (float(np.median(took)), max(took)) if took else (float("inf"), float("inf"))
-    row = {"attack": name, "tried": len(took) + len(lost), "answered": len(took), "median": median, "worst": worst}
-    return row | {"growth": most - before, "held": not lost and worst <= LATE, "lost": lost[:3]}
+    answered = sum(map(len, took.values()))
+    row = {"attack": name, "tried": answered + len(lost), "answered": answered}
+    for road, seconds_each in took.items():
+        row[road] = [float(np.median(seconds_each or [np.inf])), max(seconds_each, default=np.inf)]
+    return row | {"growth": most - before, "held": not lost and row[BOTH][1] <= LATE, "lost": lost[:3]}
 
 
 def attack(seconds: float, only: Sequence[str] = ()) -> list[dict[str, Any]]:
@@ -343,14 +362,16 @@ def attack(seconds: float, only: Sequence[str] = ()) -> list[dict[str, Any]]:
     robot, theirs = SPAWN.Pipe()
     SPAWN.Process(target=host_robot, args=(skills_address, theirs)).start()  # it has a guard, a process of its own
     theirs.close()
-    address, pid = robot.recv()
-    targets, rows = Targets(address, skills_address), []
-    print(f"{'attack':32s}{'Stops':>7s}{'answered':>10s}{'median':>9s}{'worst [ms]':>12s}{'growth [MB]':>13s}")
+    address, guard, pid = robot.recv()
+    targets, rows = Targets(address, guard, skills_address), []
+    columns = "".join(f"{f'{road}: median':>18s}{'worst [ms]':>12s}" for road in ROADS)
+    print(f"{'attack':32s}{'Stops':>7s}{'answered':>10s}{columns}{'growth [MB]':>13s}")
     for name in only or ATTACKS:
         row = measure(name, targets, pid, seconds)
         rows.append(row)
+        times = "".join(f"{1e3 * median:18.1f}{1e3 * worst:12.1f}" for median, worst in (row[road] for road in ROADS))
         print(
-            f"{name:32s}{row['tried']:7d}{row['answered']:10d}{1e3 * row['median']:9.1f}{1e3 * row['worst']:12.1f}"
+            f"{name:32s}{row['tried']:7d}{row['answered']:10d}{times}"
             f"{row['growth']:13.1f}{'' if row['held'] else '   NOT HELD  ' + '; '.join(row['lost'])}",
             flush=True,
         )

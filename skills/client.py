@@ -63,7 +63,7 @@ CALL_TIMEOUT = 30.0  # [s] for one answer; a service that dies is noticed at onc
 CONTROL_TIMEOUT = 2.0  # [s] for one action: a robot waits no longer for a policy
 EXECUTE_TIMEOUT = 600.0  # [s] for one skill from start to end
 RELOAD_TIMEOUT = 300.0  # [s] for a model to be loaded and warm
-SETTLE = 0.05  # [s] for a Stop to be over by both roads: a Reset in the middle of one is refused
+SETTLE = 2.0  # [s] that a Reset waits until the Stop before it is over by both roads
 END_TIMEOUT = 1.0  # [s] for a skill's outcome to reach the skill server; nobody waits for that
 
 WhenBusy = Literal["refuse", "preempt", "queue"]
@@ -442,6 +442,7 @@ class RobotClient(_Client):
     ) -> None:
         super().__init__(address, timeout, credentials)
         self._stop_address = stop_address
+        self._stopping: queue.SimpleQueue[Exception | None] | None = None  # a Stop that one road has not ended yet
         self._stub = skills_pb2_grpc.RobotServiceStub(self._channel)
         self._lease: Lease | None = None
 
@@ -566,14 +567,18 @@ class RobotClient(_Client):
                 threading.Thread(target=go, args=(road,), name="stop", daemon=True).start()
             except RuntimeError:  # no more threads
                 go(road)
-        if (first := ends.get()) is None:
-            with suppress(queue.Empty):
-                ends.get(timeout=SETTLE)
-        elif second := ends.get():
-            raise first if isinstance(second, Unavailable) else second
+        if first := ends.get():
+            if second := ends.get():
+                raise first if isinstance(second, Unavailable) else second
+        else:
+            self._stopping = ends
 
     def reset(self, lease: Lease | None = None) -> None:
         """Allow skills again after `stop`."""
+        if (stopping := self._stopping) is not None:  # a Reset in the middle of a Stop is refused
+            self._stopping = None
+            with suppress(queue.Empty):
+                stopping.get(timeout=SETTLE)
         self._ask(self._stub.Reset, pb.ResetRequest(lease_id=self._lease_id(lease)), _nothing)
 
     def satisfied(self, instruction: str) -> bool | None:
