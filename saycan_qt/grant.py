@@ -36,7 +36,7 @@ class GrantConfig:
 
     name: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="NAME", help_behavior_hint="")]  # of its holder
     # read: what there is, and what the robot sees; score: affordances; drive: actions and skills, and to halt and
-    # release the robot; stop: to halt it and nothing else
+    # release the robot; stop: to halt it and nothing else; operate: to have a server read its models again
     roles: tuple[Role, ...]
     tokens: File = None  # add the line to this file (made if need be) instead of printing it
     out: File = None  # write the token to this new file instead of printing it
@@ -56,7 +56,12 @@ def grant(config: GrantConfig) -> int:
         if config.out is not None:
             append(config.out, token + "\n", os.O_EXCL)
         if config.tokens is not None:
-            append(config.tokens, line)
+            try:
+                append(config.tokens, line)
+            except AccessError:
+                if config.out is not None:  # a token that nobody knows
+                    config.out.unlink(missing_ok=True)
+                raise
     except SkillError as error:
         return refuse(str(error))
     if config.out is None:

@@ -188,6 +188,10 @@ def serve(config: RobotConfig, make_robot: Callable[[RobotConfig, SkillLibrary],
     announce(body.name, server.address)
     announce_ready(body.name, f"kitchen {config.seed}" if body.is_kitchen else str(body.path))
     print(f"{body.name} stops at {server.guard.url}", flush=True)
+    if server.guard.stopped:
+        print(
+            f"{body.name} is stopped, as {config.latch} says, until it is told `--release {server.address}`", flush=True
+        )
     end.wait()
     server.stop(grace=1.0)
     return 1 if server.guard.lost else 0
@@ -196,7 +200,12 @@ def serve(config: RobotConfig, make_robot: Callable[[RobotConfig, SkillLibrary],
 def main() -> int:
     config = parse(RobotConfig, "python -m saycan_qt.robot", __doc__)
     if config.stop:
-        return stop(config)
+        code = stop(config)
+        return (
+            refuse("it is stopped, and not released: --stop and --release do not go together")
+            if config.release
+            else code
+        )
     return release(config) if config.release else serve(config, robot_in_folder)
 
 

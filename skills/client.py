@@ -517,6 +517,8 @@ class RobotClient(_Client):
 
         While another goal runs it is refused (Busy), or takes that one's turn, which is canceled together with those
         that wait (preempt), or waits for its own (queue)."""
+        if when_busy not in WHEN_BUSY:
+            raise InvalidRequest(f"when_busy is one of {', '.join(WHEN_BUSY)}, not {when_busy!r}", "when_busy")
         request = pb.ExecuteSkillRequest(
             goal_id=goal_id or uuid.uuid4().hex,
             skill=skill_name,

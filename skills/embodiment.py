@@ -36,7 +36,7 @@ MAX_SECONDS = 30.0  # of a skill, where nobody says
 LARGEST = 10_000  # numbers of a state or an action; more are a mistake
 MAX_SIDE, MAX_CAMERAS, MAX_PIXELS = 4096, 64, 2**26  # [pixels] of a camera's side, and of all cameras together
 MAX_NUMBER = 1e19  # of a measurement or an action, nanoseconds since 1970 included; its square is finite in float32
-MAX_NAME = 1000  # characters of a camera's or a number's name
+MAX_NAME = 1000  # characters of a robot's, a camera's or a number's name
 LEAST_HZ, MOST_HZ = 1e-3, 10_000  # [Hz]
 MOST_SECONDS = 1e9  # of a skill; that is for ever
 CLOSE = 1e-6  # relative; bounds that differ by less are the same
@@ -86,6 +86,8 @@ class Embodiment:
 
     def __post_init__(self) -> None:
         """Raises EmbodimentError for what is no robot."""
+        if len(self.name) > MAX_NAME or not self.name.isprintable():
+            _refuse("name", f"{self.name[:50]!r} is no name that can be read")
         if not self.action:
             _refuse("action", "it has no action dimension")
         if not self.cameras and not self.state:

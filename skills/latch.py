@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 from typing import IO
@@ -23,6 +24,8 @@ class Latch:
         try:
             self._lock = _own(file)
             self.is_set = file.exists()
+            if self.is_set and not file.is_file():
+                raise FileExistsError(errno.EEXIST, "there is something that is no file")
             if not self.is_set:
                 make(file)
                 remove(file)

@@ -19,6 +19,7 @@ import inspect
 import re
 import sys
 import traceback
+from collections import Counter
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -221,4 +222,8 @@ def _texts(given: Mapping[str, Any], key: str, file: Path) -> tuple[str, ...]:
     value = given.get(key) or []
     if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
         raise EmbodimentError(f"{file}: {key}: write a list of names, such as `{key}: [front]`")
+    if odd := [name for name in value if not name.strip() or not name.isprintable() or len(name) > MAX_WORD]:
+        raise EmbodimentError(f"{file}: {key}: {odd[0][:100]!r} is no name that can be read")
+    if twice := next((name for name, times in Counter(value).items() if times > 1), None):
+        raise EmbodimentError(f"{file}: {key}: {twice!r} is there twice")
     return tuple(value)

@@ -192,6 +192,12 @@ def test_granting_overwrites_nothing(tmp_path, capsys):
     assert "has a token of 'laptop'; delete its line first" in said[0] and "File exists" in said[1]
 
 
+def test_a_token_that_no_service_will_know_is_not_left_behind(tmp_path, capsys):
+    out = tmp_path / "token"
+    assert grant(GrantConfig("laptop", ("read",), tmp_path / "nowhere" / "tokens.yaml", out)) == 2
+    assert not out.exists() and "nowhere" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("content", "said"),
     [
@@ -205,8 +211,13 @@ def test_granting_overwrites_nothing(tmp_path, capsys):
         (f"- {{name: a, sha256: {digest('a')}, roles: [read], expires: soon}}", r"\(a\): expires is a time such"),
         (f"- {{name: a, sha256: {digest('a')}, roles: [read], expires: 2027-01-31}}", "expires is a time such as"),
         (f"- {{name: a, sha256: {digest('a')}, roles: [read], expires: 2027-01-31T18:00:00}}", "not say its time zone"),
-        (f"- {{name: a, sha256: {digest('a')}, roles: [read], expires: 2027-02-30T18:00:00Z}}", "is not YAML: day is"),
+        (
+            f"- {{name: a, sha256: {digest('a')}, roles: [read], expires: 2027-02-30T18:00:00Z}}",
+            "is not YAML: ValueError: day is",
+        ),
         (f'- {{name: "a\\nb", sha256: {digest("a")}, roles: [read]}}', "characters that cannot be printed"),
+        (f"- {{name: '', sha256: {digest('a')}, roles: [read]}}", "the name '' is empty"),
+        (f"- {{name: a, sha256: {digest('a')}, roles: [read], roles: [drive]}}", "'roles' stands there twice"),
         (f"- &a {{name: a, sha256: {digest('a')}, roles: [read]}}\n- *a", "name 'a' is there twice"),
     ],
 )

@@ -170,6 +170,11 @@ def test_goals_wait_for_their_turn_first_come_first_served(client, robot, runnin
     assert at_once.ahead() == 0 and outcome_of(at_once).succeeded
 
 
+def test_what_is_no_way_to_wait_is_told(client):
+    with pytest.raises(InvalidRequest, match="one of refuse, preempt, queue, not 'wait'"):
+        client.execute(SHORT, when_busy="wait")
+
+
 def test_by_default_a_robot_that_is_busy_refuses(client, running):
     waiting, _ = queue(client, 1)
     with pytest.raises(Busy, match=r"still executes 'go to table' \(goal 'first'\), and 1 more wait") as busy:

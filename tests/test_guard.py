@@ -21,7 +21,7 @@ from tiny_services import LineRobot, wait_until
 from saycan_qt.services.access import ServerOptions
 from skills import robot as robot_service
 from skills.client import RobotClient
-from skills.errors import Stopped, Unavailable
+from skills.errors import InvalidRequest, Stopped, Unavailable
 from skills.guard.client import stop_robot
 from skills.guard.process import CONNECTIONS
 from skills.library import SkillLibrary
@@ -306,6 +306,16 @@ def test_a_service_that_is_killed_leaves_the_robot_halted_by_its_command(tmp_pat
         wait_until(lambda: service.when("command"), 5)
 
 
+def test_a_service_that_is_killed_before_it_has_read_all_that_its_guard_said_is_no_different(tmp_path):
+    with Process(tmp_path, "command") as service:
+        service.process.send_signal(signal.SIGSTOP)
+        assert post(service.guard)[0] == 200
+        halted = len(service.when("command"))
+        service.process.kill()
+        wait_until(lambda: len(service.when("command")) > halted, 5)
+        assert "Traceback" not in service.process.stderr.read()
+
+
 # ---- signals
 
 
@@ -333,10 +343,18 @@ def test_a_closed_terminal_halts_the_robot_first(tmp_path):
 # ---- beginning
 
 
-@pytest.mark.parametrize("command", ["nowhere:halt", "json:nothing", "json:__name__"])
+@pytest.mark.parametrize(
+    "command", ["nowhere:halt", "json:nothing", "json:__name__", "halt", "ftp://x/halt", "http://"]
+)
 def test_a_stop_command_that_is_none_is_told_at_the_start(command):
     with pytest.raises(Unavailable, match=f"stop command {command}"):
         robot_service.serve(LineRobot(), LIBRARY, stop_command=command)
+
+
+def test_what_is_no_port_is_told_at_the_start_and_leaves_no_guard(capfd):
+    with pytest.raises(InvalidRequest, match=r"70000. is not an address"):
+        robot_service.serve(LineRobot(), LIBRARY, stop_address="127.0.0.1:70000")
+    assert capfd.readouterr().err == ""
 
 
 def test_a_port_that_is_taken_is_told_at_the_start():

@@ -702,6 +702,19 @@ def test_thousands_of_words_are_read_soon_and_a_wrong_one_is_told_soon(tmp_path)
     assert time.monotonic() - began < SECONDS
 
 
+@pytest.mark.parametrize(
+    "views", [["a", "a"], [""], ["a\x1b[2J"], ["x" * 10**6]], ids=["twice", "none", "bell", "endless"]
+)
+def test_views_are_names_that_can_be_read(tmp_path, views):
+    from skills import robot_folder
+
+    robot = shutil.copytree(robot_folder.KITCHEN, tmp_path / "robot")
+    said = yaml.safe_load((robot / "robot.yaml").read_text()) | {"views": views}
+    (robot / "robot.yaml").write_text(yaml.safe_dump(said))
+    with refused(EmbodimentError, "robot.yaml: views"):
+        RobotFolder.load(robot)
+
+
 @pytest.mark.parametrize("file", ["robot.yaml", "skills.yaml", "examples.yaml"])
 @pytest.mark.parametrize("name", NO_FILES)
 def test_a_robots_folder_is_made_of_files(tmp_path, name, file):
@@ -745,6 +758,8 @@ ROBOTS = {
     "more pixels than a robot has": {"cameras": CAMERAS[:10]},
     "more cameras than a robot has": {"cameras": [camera | {"height": 9, "width": 9} for camera in CAMERAS]},
     "a name without end": {"state": [{"name": "x" * 10**6}]},
+    "a robot's name of two lines": {"name": "arm\nready: yes"},
+    "a robot's name without end": {"name": "x" * 10**6},
 }
 
 

@@ -339,6 +339,9 @@ def test_stop_outlives_the_server_that_has_a_file_for_it(serve, robot, walker, t
     assert outcome_of(start().execute("pick apple")).succeeded
     with pytest.raises(Unavailable, match="No such file"):
         Latch(tmp_path / "nowhere" / "stopped")
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(Unavailable, match="no file"):
+        Latch(tmp_path / "folder")
 
 
 def test_stop_outlives_a_robots_server_that_is_killed(tmp_path):

@@ -306,7 +306,7 @@ def test_a_served_process_reloads_on_command_and_on_sighup_and_shows_its_metrics
     ):
         last.callback(process.kill)  # where something below fails, nobody waits for a server that goes on
         url, address = process.stdout.readline().split()[-1], process.stdout.readline().split()[-1]
-        process.send_signal(signal.SIGHUP)  # there is nothing to reload yet
+        process.send_signal(signal.SIGHUP)  # heeded when there is something to reload
         assert "night: judged by night@" in process.stdout.readline()
         guest, boss = Credentials(token="guest"), Credentials(token="boss")
         with SkillClient(address, credentials=boss) as client, SkillClient(address, credentials=guest) as another:
@@ -331,6 +331,17 @@ def test_a_served_process_reloads_on_command_and_on_sighup_and_shows_its_metrics
         lines = [json.loads(line) for line in process.stderr.read().splitlines()]
         assert process.wait(30) == 0
     assert ("ReloadModel", "FAILED_PRECONDITION") in {(line.get("method"), line.get("code")) for line in lines}
+
+
+def test_a_sighup_that_comes_while_a_service_starts_is_heeded_when_it_has_started():
+    code = (
+        "import os, signal, time\nfrom saycan_qt.services.processes import EndWhenTold\n"
+        "end = EndWhenTold(False)\nos.kill(os.getpid(), signal.SIGHUP)\ntime.sleep(0.1)\n"
+        "end.arm(halt=lambda: None)\ntime.sleep(0.1)\n"
+        "end.arm(renew=lambda: print('renewed', flush=True))\ntime.sleep(0.2)"
+    )
+    command = [sys.executable, "-c", code]
+    assert subprocess.run(command, capture_output=True, text=True, start_new_session=True).stdout == "renewed\n"
 
 
 # Metrics
@@ -393,6 +404,8 @@ def test_metrics_take_the_services_own_token_and_count_who_was_refused():
 def test_metrics_are_never_open_to_other_machines_in_plain_text(tmp_path):
     with pytest.raises(AccessError, match="takes TLS"):
         OperationOptions(metrics_port=0, metrics_host="0.0.0.0").start("test", Access())
+    with pytest.raises(InvalidRequest, match=r"70000. is not an address"):
+        OperationOptions(metrics_port=70000).start("test", Access())
     files = certificates.make(tmp_path)
     access = ServerOptions(files / "server.pem", files / "server.key").load("127.0.0.1")
     trusting = ssl.create_default_context(cafile=str(files / "ca.pem"))

@@ -252,7 +252,8 @@ class EndWhenTold:
         signal.set_wakeup_fd(sent, warn_on_full_buffer=False)
         self._armed = False
         self._halt: Callable[[], None] = lambda: None
-        self._renew: Callable[[], None] = lambda: None
+        self._renew: Callable[[], None] | None = None
+        self._renewable = threading.Event()
         self._terminal = has_terminal()
         for work in (self._heed, self._wait_to_halt, self._wait_to_renew):
             threading.Thread(target=work, name="signals", daemon=True).start()
@@ -261,10 +262,12 @@ class EndWhenTold:
         if until_stdin_closes:
             threading.Thread(target=self._watch_parent, name="parent", daemon=True).start()
 
-    def arm(self, halt: Callable[[], None] = lambda: None, renew: Callable[[], None] = lambda: None) -> None:
+    def arm(self, halt: Callable[[], None] = lambda: None, renew: Callable[[], None] | None = None) -> None:
         """Something runs from now on. Both are called from a thread of their own: `halt` when it shall end at once,
-        before anything else; `renew` on SIGHUP."""
+        before anything else; `renew` on SIGHUP, also on one that came before there was a `renew`."""
         self._halt, self._renew, self._armed = halt, renew, True
+        if renew is not None:
+            self._renewable.set()
 
     def wait(self) -> None:
         self._armed = True
@@ -298,6 +301,8 @@ class EndWhenTold:
         self._halted.set()
 
     def _wait_to_renew(self) -> None:
+        self._renewable.wait()
+        assert self._renew is not None, "it is renewable"
         while self._hung_up.wait():
             self._hung_up.clear()
             try:

@@ -56,8 +56,8 @@ class Guard(Permit):
         command: str = "",  # what halts the robot without this process: "module:function" or an http(s) address
         ends: bool = False,  # may it end this process when it does not answer any more?
     ) -> None:
-        """Raises Unavailable where there can be no guard."""
-        access, latch = access or Access(), latch or Latch()
+        """Raises Unavailable where there can be no guard, InvalidRequest for what is no address."""
+        access, latch, where = access or Access(), latch or Latch(), split_address(address)
         self.tls, self._latch = access.tls is not None, latch
         self._stop = stop
         self.on_halt: Callable[[str], None] = lambda why: None  # called, from another thread, when the guard halted it
@@ -84,7 +84,7 @@ class Guard(Permit):
             "name": name,
             "pid": os.getpid(),
             "path": [root, *sys.path],
-            "address": split_address(address),
+            "address": where,
             "latch": str(latch.file.absolute()) if latch.file else None,
             "latched": latch.is_set,
             "command": command,

@@ -18,6 +18,7 @@ import hmac
 import importlib
 import json
 import os
+import re
 import signal
 import socket
 import ssl
@@ -79,8 +80,9 @@ class GuardProcess:
         )
         self.tell(listening=listener.getsockname()[:2])
         ticking = asyncio.create_task(self.tick())
-        while line := await reader.readline():
-            await self.heard(json.loads(line))
+        with contextlib.suppress(ConnectionError):  # killed before it had read all that it was told
+            while line := await reader.readline():
+                await self.heard(json.loads(line))
         self.memory[RIGHT] = 0
         ticking.cancel()
         if not self.orderly:
@@ -291,9 +293,11 @@ def stop_command(said: str) -> Callable[[], Any] | None:
     """What halts the robot without its service: `module:function`, or an http(s) address to POST to."""
     if not said:
         return None
-    if said.startswith(("http://", "https://")):
+    if re.match("https?://[^/]", said):
         request = urllib.request.Request(said, method="POST", data=b"")
         return lambda: urllib.request.urlopen(request, timeout=COMMAND_TIMEOUT).close()
+    if not re.fullmatch(r"[\w.]+:\w+", said):
+        raise ValueError(f"a stop command is module:function, or http(s)://HOST:PORT/..., not {said!r}")
     module, _, name = said.partition(":")
     found = getattr(importlib.import_module(module), name)
     if not callable(found):

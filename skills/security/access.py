@@ -24,6 +24,7 @@ from typing import Any, Literal, get_args
 import grpc
 import yaml
 
+from skills import files
 from skills.errors import AccessError, PermissionDenied, Unauthenticated
 from skills.security.tls import ServerTLS, read_file, warn_if_over, warn_if_shared, when
 from skills.wire.conventions import is_loopback
@@ -94,7 +95,7 @@ class Tokens:
     def load(cls, path: Path) -> Tokens:
         """Raises AccessError with file, entry and reason. Who has expired, or soon does, is told in the log."""
         try:
-            entries = yaml.safe_load(read_file(path, "tokens file"))
+            entries = files.from_yaml(read_file(path, "tokens file"))
         except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: of the 30th of February, too
             raise AccessError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
         if not isinstance(entries, list) or not entries:
@@ -131,8 +132,8 @@ def _holder(entry: Any, where: str) -> Holder:
     if not isinstance(entry, dict) or set(entry) - {"expires"} != {"name", "sha256", "roles"}:
         raise AccessError(f"{where}: a token has a name, its sha256, its roles, perhaps `expires`, and nothing else")
     name, sha256, roles = str(entry["name"]), str(entry["sha256"]).lower(), entry["roles"]
-    if not name.isprintable():  # it is written into logs
-        raise AccessError(f"{where}: the name {name!r} has characters that cannot be printed")
+    if not name.strip() or not name.isprintable():  # it is written into logs
+        raise AccessError(f"{where}: the name {name!r} is empty, or has characters that cannot be printed")
     if not re.fullmatch("[0-9a-f]{64}", sha256):  # do not repeat it: it may be the token itself
         raise AccessError(f"{where} ({name}): sha256 is not the 64 hexadecimal digits of a SHA-256")
     if not isinstance(roles, list) or not roles or not set(map(str, roles)) <= set(ROLES):

@@ -200,6 +200,8 @@ def _why_unavailable(code: grpc.StatusCode, details: str) -> str:
         return "shows a certificate that is not for this host name"
     if untrusted := re.search("CERTIFICATE_VERIFY_FAILED(: [^:]+)?", details):
         return f"shows a certificate that the given authority does not vouch for{untrusted[1] or ''}"
+    if "http1.x server" in details or "ALPN" in details:
+        return "does not speak gRPC; is that the right address? A robot's guard can stop it and nothing else"
     if "WRONG_VERSION_NUMBER" in details:
         return "does not speak TLS; connect in plain text"
     if "failed to connect" in details and any(sign in details for sign in ("closed", "reset")):
