@@ -17,7 +17,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 
 import grpc
@@ -106,9 +106,9 @@ class RobotServicer(skills_pb2_grpc.RobotServiceServicer):
             self._closed, goal = True, self._admission.clear("the robot's server is shutting down")
         self._leases.close()
         if goal is not None:
-            goal.cancel("the robot's server is shutting down")
+            with suppress(ServerFault):  # it is in the log
+                goal.cancel("the robot's server is shutting down")
         self._robot.stop()
-        self._guard.close()
 
     def Observe(self, request: pb.ObserveRequest, context: grpc.ServicerContext) -> pb.ObserveResponse:
         look = self._look(_check_views(request.views), context)
@@ -413,41 +413,41 @@ def serve(
     """A running robot server and its guard; port 0 takes a free port, `.address` says which."""
     host, _ = split_address(address)
     (access or Access()).check(host)
-    guard = Guard(
-        robot.stop,
-        str(getattr(robot, "name", type(robot).__name__)),
-        address=stop_address or join_address(host, 0),
-        access=access,
-        latch=latch,
-        command=stop_command or str(getattr(robot, "stop_command", "")),
-        ends=ends,
-    )
-    pulse = Pulse(guard)
-    guard.on_loss = on_loss
-    servicer = RobotServicer(robot, library, skill_client, max_steps, control_timeout, chunks, guard=guard)
+    parts = ExitStack()  # closed last first, whatever one of them raises
 
     def add(server: grpc.Server) -> None:
         skills_pb2_grpc.add_RobotServiceServicer_to_server(servicer, server)
         server.add_insecure_port(pulse.address)
 
-    def close() -> None:
-        servicer.close()
-        pulse.close()
-
     try:
+        pulse = Pulse()
+        parts.callback(pulse.close)
+        guard = Guard(
+            robot.stop,
+            str(getattr(robot, "name", type(robot).__name__)),
+            address=stop_address or join_address(host, 0),
+            access=access,
+            latch=latch,
+            command=stop_command or str(getattr(robot, "stop_command", "")),
+            ends=ends,
+        )
+        parts.callback(guard.close)
+        guard.on_loss = on_loss
+        servicer = RobotServicer(robot, library, skill_client, max_steps, control_timeout, chunks, guard=guard)
+        parts.callback(servicer.close)
         server = RobotServer(
             add,
             SERVICE,
             address,
-            on_stop=close,
+            on_stop=parts.close,
             access=access,
             urgent=URGENT,
             watcher=watcher,
             max_message=MAX_REQUEST,
         )
     except BaseException:
-        close()
+        parts.close()
         raise
     server.guard = guard
-    pulse.start()
+    pulse.start(guard)
     return server

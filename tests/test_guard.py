@@ -1,9 +1,11 @@
 """Stop always gets through: the guard beside a robot's service, with faults made for real."""
 
+import contextlib
 import http.client
 import json
 import os
 import pty
+import resource
 import shutil
 import signal
 import socket
@@ -21,9 +23,11 @@ from tiny_services import LineRobot, wait_until
 from saycan_qt.services.access import ServerOptions
 from skills import robot as robot_service
 from skills.client import RobotClient
-from skills.errors import InvalidRequest, Stopped, Unavailable
+from skills.errors import InvalidRequest, ServerFault, Stopped, Unavailable
 from skills.guard.client import stop_robot
+from skills.guard.link import Guard
 from skills.guard.process import CONNECTIONS
+from skills.latch import Latch
 from skills.library import SkillLibrary
 from skills.security.access import Access, Holder, Tokens, digest
 from skills.security.channel import Credentials
@@ -360,3 +364,175 @@ def test_what_is_no_port_is_told_at_the_start_and_leaves_no_guard(capfd):
 def test_a_port_that_is_taken_is_told_at_the_start():
     with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(Unavailable, match="in use"):
         robot_service.serve(LineRobot(), LIBRARY, stop_address=f"127.0.0.1:{taken.getsockname()[1]}")
+
+
+# ---- faults at the worst moment
+
+
+def test_a_guard_that_dies_while_it_halts_the_robot_leaves_nothing_moving(server, client, robot):
+    """It is killed by the very `stop` that it asked for."""
+    lost, stop = threading.Event(), robot.stop
+    server.guard.on_loss = lost.set
+
+    def deadly_stop():
+        stop()
+        server.guard._process.kill()
+        server.guard._process.wait()
+
+    robot.stop = server.guard._stop = deadly_stop
+    execution = client.execute(SCRIPTED)
+    assert robot.moving.wait(10)
+    with pytest.raises(OSError):
+        post(server.guard.address)
+    assert outcome_of(execution).status is Status.CANCELED and lost.wait(10)
+
+
+def test_a_slow_stop_keeps_no_skill_going(server, client, robot):
+    execution = client.execute(SCRIPTED)
+    assert robot.moving.wait(10)
+    server.guard._stop = lambda: time.sleep(3)
+    asked = time.monotonic()
+    assert post(server.guard.address) == (200, {"stopped": True, "halted": False})
+    assert outcome_of(execution).status is Status.CANCELED and time.monotonic() - asked < 2
+
+
+class frozen:
+    """A guard, meanwhile."""
+
+    def __init__(self, guard):
+        self.pid = guard._process.pid
+
+    def __enter__(self):
+        os.kill(self.pid, signal.SIGSTOP)
+        time.sleep(0.05)
+
+    def __exit__(self, *_):
+        os.kill(self.pid, signal.SIGCONT)
+
+
+def stop_in_vain(guard, done=lambda: None):
+    with pytest.raises(ServerFault, match="not answer"), guard.stopping():
+        done()
+
+
+def test_a_reset_that_the_guard_hears_together_with_a_later_stop_releases_nothing(server):
+    guard, ends = server.guard, []
+
+    def reset():
+        with pytest.raises(ServerFault, match="stays stopped"):
+            guard.reset()
+        ends.append("stopped")
+
+    def stop():
+        with guard.stopping():
+            pass
+
+    with frozen(guard):
+        threads = []
+        for work in (reset, stop):
+            threads.append(threading.Thread(target=work))
+            threads[-1].start()
+            time.sleep(0.05)
+    for thread in threads:
+        thread.join()
+    assert ends and guard.stopped and not guard._stops
+
+
+@pytest.mark.parametrize("begin", [Guard.reset, stop_in_vain])
+def test_what_a_frozen_guard_has_not_answered_leaves_the_robot_stopped_when_it_thaws(server, begin):
+    guard = server.guard
+    if begin == Guard.reset:
+        stop_robot(guard.address)
+    with frozen(guard):
+        if begin == Guard.reset:
+            with pytest.raises(ServerFault, match="stays stopped"):
+                begin(guard)
+        else:
+            begin(guard)
+        assert guard.stopped
+    wait_until(lambda: not guard._stops)
+    assert guard.stopped
+    guard.reset()
+
+
+def test_many_stops_to_a_frozen_guard_all_halt_the_driver(server):
+    """More than its socket takes."""
+    begun = []
+    with frozen(server.guard):
+        threads = [threading.Thread(target=stop_in_vain, args=(server.guard, lambda: begun.append(1)))]
+        for _ in range(400):
+            server.guard._begin_stop()
+        threads[0].start()
+        wait_until(lambda: begun, 1)
+        threads[0].join()
+
+
+def test_a_service_with_many_files_open_hears_its_guard():
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, 2048)), hard))
+    files = [os.open(os.devnull, os.O_RDONLY) for _ in range(1100)]
+    try:
+        with robot_service.serve(LineRobot(), LIBRARY) as server:
+            assert stop_robot(server.guard.address)
+    finally:
+        for file in files:
+            os.close(file)
+
+
+def test_a_robot_that_cannot_be_stopped_leaves_no_guard_behind():
+    robot = LineRobot()
+    server = robot_service.serve(robot, LIBRARY)
+    robot.stop = lambda: 1 / 0
+    with pytest.raises(ZeroDivisionError):
+        server.stop()
+    assert server.guard._process.returncode == 0
+
+
+@pytest.mark.parametrize("halt", ["time.sleep(60)", "sys.exit(1)"])
+def test_a_stop_command_that_hangs_or_exits_keeps_no_stop_from_the_latch(tmp_path, monkeypatch, halt):
+    (tmp_path / f"bad_{len(halt)}.py").write_text(f"import sys, time\ndef halt():\n    {halt}\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    latch = Latch(tmp_path / "latch")
+    with robot_service.serve(LineRobot(), LIBRARY, latch=latch, stop_command=f"bad_{len(halt)}:halt") as server:
+        for _ in range(6):
+            assert stop_robot(server.guard.address)
+        assert latch.file.exists()
+    assert server.guard._process.returncode == 0
+
+
+def test_nobody_who_reads_the_errors_keeps_no_stop_out(tmp_path):
+    pipe = os.pipe()
+    os.set_blocking(pipe[1], False)
+    for size in (4096, 1):
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                os.write(pipe[1], b"x" * size)
+    os.set_blocking(pipe[1], True)
+    errors = os.dup(2)
+    os.dup2(pipe[1], 2)  # which the guard inherits
+    try:
+        server = robot_service.serve(LineRobot(), LIBRARY, latch=Latch(tmp_path / "latch"))
+    finally:
+        os.dup2(errors, 2)
+    for _ in range(6):
+        assert stop_robot(server.guard.address)
+    server.stop()
+    assert server.guard._process.returncode == 0
+    for descriptor in (*pipe, errors):
+        os.close(descriptor)
+
+
+def test_a_service_that_is_killed_before_it_reads_its_guard_is_halted_by_its_command_still(tmp_path):
+    with Process(tmp_path, "command") as service:
+        service.process.send_signal(signal.SIGSTOP)
+        stop_robot(service.guard)
+        commands = len(service.when("command"))
+        service.process.kill()
+        wait_until(lambda: len(service.when("command")) > commands, 5)
+
+
+def test_a_temporary_folder_with_a_long_path_is_no_matter(tmp_path, monkeypatch):
+    (long := tmp_path / ("x" * 100)).mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(long))
+    with robot_service.serve(LineRobot(), LIBRARY) as server:
+        assert not server.guard.refusal()

@@ -10,6 +10,7 @@ guard.reset()
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import logging
 import os
@@ -39,6 +40,7 @@ START_TIMEOUT = 20.0  # [s] for the process to come up
 FRESH = 1.0  # [s] for which a guard's word holds
 LOOK = 0.1  # [s] between two looks whether it still does
 ANSWER = 2.0  # [s] for the guard to have kept a Stop or Reset, the disk's time included
+SILENT = "the robot's guard does not answer"
 GONE = "the robot's guard is gone, so nothing may move; start the robot's service anew"
 
 
@@ -62,10 +64,11 @@ class Guard(Permit):
         self._stop = stop
         self.on_halt: Callable[[str], None] = lambda why: None  # called, from another thread, when the guard halted it
         self.on_loss: Callable[[], None] = lambda: None  # called, from another thread, when the guard has died
-        self._sending, self._number, self._answers = threading.Lock(), 0, dict[int, Future[str]]()
-        self._stops = 0  # that are being carried out
+        self._order, self._numbers, self._answers = threading.Lock(), itertools.count(1), dict[int, Future[str]]()
+        self._stops = set[int]()  # that are being carried out, or that the guard has not heard yet
         self._closed, self._gone = False, False
         self._events: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._unsent: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         self._link, theirs = socket.socketpair()
         descriptor = create()
         self._memory = attach(descriptor)
@@ -91,9 +94,11 @@ class Guard(Permit):
             "ends": ends,
         }
         self._send(**settings, **_who(access))
+        works = self._speak, self._hear, self._work
+        speaker, *others = self._threads = [threading.Thread(target=work, name="guard", daemon=True) for work in works]
+        speaker.start()
         self.address = self._wait_for_it(address, command)
-        self._threads = [threading.Thread(target=work, name="guard", daemon=True) for work in (self._hear, self._work)]
-        for thread in self._threads:
+        for thread in others:
             thread.start()
 
     # -- the right to move -------------------------------------------------------------------------------------------
@@ -101,7 +106,7 @@ class Guard(Permit):
     @property
     def stopped(self) -> bool:
         """From Stop until Reset."""
-        return self._stops > 0 or self._memory[LATCHED] != 0
+        return bool(self._stops) or self._memory[LATCHED] != 0
 
     def refusal(self) -> str:
         if self.stopped:
@@ -131,23 +136,32 @@ class Guard(Permit):
     @contextlib.contextmanager
     def stopping(self) -> Iterator[None]:
         """No motion from here on; leaving it waits until the guard keeps that. Raises ServerFault where it cannot."""
-        with self._sending:
-            self._stops += 1
+        number, answer = self._begin_stop()
         try:
-            answer = self._ask("stop")
             yield
             if why := self._hear_out(answer):
                 raise ServerFault(f"the robot is stopped, but will not be when it starts anew: {why}")
         finally:
-            with self._sending:
-                self._stops -= 1
+            answer.add_done_callback(lambda _: self._stops.discard(number))
 
     def reset(self) -> None:
         """The robot may move again. Raises Stopped while it is being stopped, ServerFault where it stays stopped."""
-        if self._stops:
-            raise Stopped("the robot is being stopped at this moment; reset it when that is done")
-        if why := self._hear_out(self._ask("reset")):
+        with self._order:  # what is decided first is also heard first
+            if self._stops:
+                raise Stopped("the robot is being stopped at this moment; reset it when that is done")
+            answer = self._ask("reset", next(self._numbers))
+        why = self._hear_out(answer)
+        if why == SILENT:  # it may hear that later, and this at once after it
+            number, answer = self._begin_stop()
+            answer.add_done_callback(lambda _: self._stops.discard(number))
+        if why:
             raise ServerFault(f"the robot stays stopped: {why}")
+
+    def _begin_stop(self) -> tuple[int, Future[str]]:
+        with self._order:
+            number = next(self._numbers)
+            self._stops.add(number)
+            return number, self._ask("stop", number)
 
     # -- the process -------------------------------------------------------------------------------------------------
 
@@ -172,10 +186,13 @@ class Guard(Permit):
         """The robot is halted and the service ends: nothing moves any more."""
         self._closed = True
         self._send(bye=True)
+        self._unsent.put(None)
+        self._events.put(None)
+        speaker, listener, _ = self._threads
+        speaker.join(FRESH)
         with contextlib.suppress(OSError):
             self._link.shutdown(socket.SHUT_RDWR)
-        self._events.put(None)
-        self._threads[0].join(ANSWER)
+        listener.join(ANSWER)
         self._link.close()
         try:
             self._process.wait(ANSWER)
@@ -195,35 +212,40 @@ class Guard(Permit):
             return join_address(*said["listening"])
         self._process.kill()
         self._process.wait()
+        self._unsent.put(None)
         self._link.close()
         about = f" (Stop at {address}{f', stop command {command}' if command else ''})"
         raise Unavailable(f"the robot's guard cannot start{about}: {said['failed']}")
 
     def _send(self, **message: Any) -> None:
-        with self._sending, contextlib.suppress(OSError):  # gone: `_hear` says so
-            self._link.sendall(json.dumps(message).encode() + b"\n")
+        """Without waiting for a guard that reads nothing."""
+        self._unsent.put(json.dumps(message).encode() + b"\n")
 
-    def _ask(self, what: str) -> Future[str]:
-        with self._sending:
-            self._number += 1
-            number = self._number
+    def _speak(self) -> None:
+        with contextlib.suppress(OSError):  # gone: `_hear` says so
+            while (message := self._unsent.get()) is not None:
+                self._link.sendall(message)
+
+    def _ask(self, what: str, number: int) -> Future[str]:
         answer = self._answers[number] = Future()
         self._send(**{what: number})
+        if self._gone:
+            self._told({"done": number, "error": GONE})
         return answer
 
     def _hear_out(self, answer: Future[str]) -> str:
         """What went wrong."""
         try:
-            return GONE if self._gone else answer.result(ANSWER)
+            return answer.result(ANSWER)
         except TimeoutError:
-            return "the robot's guard does not answer"
+            return SILENT
 
     def _hear(self) -> None:
         """Takes no lock, so that nothing in this process keeps it from halting the robot."""
-        rest, silent = b"", False
+        rest, silent, readable = b"", False, select.poll()
+        readable.register(self._link, select.POLLIN)
         while True:
-            readable, _, _ = select.select([self._link], [], [], LOOK)
-            if not readable:
+            if not readable.poll(1000 * LOOK):
                 silent = self._notice(silent)
                 continue
             try:
@@ -236,22 +258,21 @@ class Guard(Permit):
             for line in lines:
                 self._told(json.loads(line))
         self._gone = True
-        for answer in list(self._answers.values()):
-            with contextlib.suppress(Exception):  # it was there first
-                answer.set_result(GONE)
+        for number in list(self._answers):
+            self._told({"done": number, "error": GONE})
         if not self._closed:
             log.critical(GONE)
-            self._halt()
             self._events.put(lambda: self.on_halt(GONE))
             self._events.put(lambda: self.on_loss())
+            self._halt()
 
     def _told(self, message: dict[str, Any]) -> None:
         match message:
             case {"halt": number, "why": why}:
-                if self._halt():
-                    self._link.send(json.dumps({"halted": number}).encode() + b"\n", socket.MSG_DONTWAIT)
                 if why:
-                    self._events.put(lambda: self.on_halt(why))
+                    self._events.put(lambda: self.on_halt(why))  # first: `stop` may take long, or hang
+                if self._halt():
+                    self._send(halted=number)
             case {"done": number, "error": why}:
                 if answer := self._answers.pop(number, None):
                     answer.set_result(why)
@@ -262,8 +283,8 @@ class Guard(Permit):
             return False
         if not silent and self._memory[MOVING]:
             log.critical("the robot's guard does not answer; the robot is halted")
-            self._halt()
             self._events.put(lambda: self.on_halt(self.refusal() or "the robot's guard did not answer"))
+            self._halt()
         return True
 
     def _halt(self) -> bool:

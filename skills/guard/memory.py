@@ -21,8 +21,12 @@ LATCHED = 5  # by the guard: 1 from Stop until Reset
 
 def create() -> int:
     """A file descriptor of the memory, with nothing in it, for `attach` here and in a process that inherits it."""
-    with tempfile.TemporaryFile() as file:
-        file.truncate(SIZE)
+    if hasattr(os, "memfd_create"):  # Linux: on no disk, which might be full
+        descriptor = os.memfd_create("guard")
+        os.truncate(descriptor, SIZE)
+        return descriptor
+    with tempfile.TemporaryFile(buffering=0) as file:
+        file.write(bytes(SIZE))
         return os.dup(file.fileno())
 
 

@@ -19,6 +19,7 @@ import importlib
 import json
 import os
 import re
+import resource
 import signal
 import socket
 import ssl
@@ -27,7 +28,7 @@ import tempfile
 import time
 import urllib.request
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,8 @@ PATIENCE = 1.0  # [s] for a request to arrive
 BODY = 65_536  # [bytes] of a request's body, which is not read
 HEAD = 8_192  # [bytes] of its head
 COMMAND_TIMEOUT = 0.5  # [s] for a stop command over HTTP
+LAST = 1.0  # [s] for the stop command, and for what is said, when the service is gone
+UNSAID = 100  # lines that wait for whoever reads the service's errors; beyond, they are lost
 
 Stream = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
@@ -56,9 +59,12 @@ class GuardProcess:
         self.latch = Path(settings["latch"]) if settings["latch"] else None
         self.holders, self.command = settings["holders"], stop_command(settings["command"])
         self.memory, self.tls = memory, context_of(settings["tls"])
-        self.threads = ThreadPoolExecutor(4)  # for the disk, the stop command and what is said
-        for ready in [self.threads.submit(time.sleep, 0.001) for _ in range(4)]:  # later there may be no new ones
-            ready.result()
+        # What may wait for long waits in threads of its own. One for the disk: what is asked for last is done last
+        self.disk, self.commands, self.voice = ThreadPoolExecutor(1), ThreadPoolExecutor(4), ThreadPoolExecutor(1)
+        for threads, count in ((self.disk, 1), (self.commands, 4), (self.voice, 1)):  # later there may be no new ones
+            wait([threads.submit(time.sleep, 0.001) for _ in range(count)])
+        self.kept: Future[None] | None = None  # of the latch on disk, since the last Reset
+        self.unsaid: set[Future[int]] = set()
         self.stopping, self.halts, self.watching, self.orderly, self.deaf = 0, 0, False, False, False
         self.confirmed: dict[int, asyncio.Event] = {}  # of halts that the service was told of
         self.open: dict[asyncio.StreamWriter, float] = {}  # connections that have said nothing yet
@@ -70,7 +76,7 @@ class GuardProcess:
     async def run(self, reader: asyncio.StreamReader, service: asyncio.StreamWriter, listener: socket.socket) -> None:
         """Until the service is gone."""
         self.service = service
-        await asyncio.start_server(
+        server = await asyncio.start_server(
             self.serve,
             sock=listener,
             limit=HEAD,
@@ -80,26 +86,33 @@ class GuardProcess:
         )
         self.tell(listening=listener.getsockname()[:2])
         ticking = asyncio.create_task(self.tick())
-        with contextlib.suppress(ConnectionError):  # killed before it had read all that it was told
+        with contextlib.suppress(ConnectionError, ValueError):  # it was killed before it had read, or sent, all
             while line := await reader.readline():
                 await self.heard(json.loads(line))
         self.memory[RIGHT] = 0
         ticking.cancel()
+        server.close()  # the next service's guard may want the address
         if not self.orderly:
             self.say("its service is gone; the robot may not move")
-            await self.by_command()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(LAST):
+                    await self.by_command()
+        wait(self.unsaid, LAST)
+        os._exit(0)  # threads that hang are not waited for
 
     def tell(self, **message: Any) -> None:
         self.service.write(json.dumps(message).encode() + b"\n")
 
     def say(self, what: str) -> None:
         """To whoever reads the service's errors, which may be nobody: so it is not waited for."""
-        self.threads.submit(os.write, 2, f"guard of the {self.name}: {what}\n".encode())
+        self.unsaid = {line for line in self.unsaid if not line.done()}
+        if len(self.unsaid) < UNSAID:
+            self.unsaid.add(self.voice.submit(os.write, 2, f"guard of the {self.name}: {what}\n".encode()))
 
     async def heard(self, message: dict[str, Any]) -> None:
         match message:
             case {"stop": number}:
-                self.memory[LATCHED], self.memory[RIGHT] = 1, 0
+                self.set_latch()
                 self.background(self.answer_stop(number))
             case {"reset": number}:
                 self.background(self.answer_reset(number))
@@ -126,9 +139,13 @@ class GuardProcess:
 
     # -- halting -----------------------------------------------------------------------------------------------------
 
+    def set_latch(self) -> None:
+        """At once: a Reset that was heard before, and is not done, releases nothing."""
+        self.memory[LATCHED], self.memory[RIGHT] = 1, 0
+        self.stopping += 1
+
     async def answer_stop(self, number: int) -> None:
         """The service halts the robot itself; the guard keeps that it was stopped."""
-        self.stopping += 1
         try:
             _, error = await asyncio.gather(self.by_command(), self.keep())
         finally:
@@ -141,7 +158,8 @@ class GuardProcess:
             return
         try:
             if self.latch is not None:
-                await self.elsewhere(remove, self.latch)
+                self.kept = None
+                await asyncio.wrap_future(self.disk.submit(remove, self.latch))
         except OSError as error:
             self.tell(done=number, error=f"its latch cannot be removed: {error.strerror}")
             return
@@ -151,8 +169,7 @@ class GuardProcess:
 
     async def stop(self, why: str) -> bool:
         """From outside the service. Has the driver, or its stop command, said that the robot is halted?"""
-        self.memory[LATCHED], self.memory[RIGHT] = 1, 0
-        self.stopping += 1
+        self.set_latch()
         try:
             return await self.halt(why)
         finally:
@@ -178,23 +195,22 @@ class GuardProcess:
         if self.command is None:
             return False
         try:
-            await self.elsewhere(self.command)
+            await asyncio.wrap_future(self.commands.submit(self.command))
             return True
-        except Exception as error:  # somebody else's code, or network
+        except (Exception, SystemExit) as error:  # somebody else's code, or network
             self.say(f"the stop command failed: {type(error).__name__}: {error}")
             return False
 
     async def keep(self) -> str:
-        """The latch on disk; what went wrong."""
+        """The latch on disk; what went wrong. Stops that come at the same time wait for the disk once."""
         try:
             if self.latch is not None:
-                await self.elsewhere(make, self.latch)
+                if self.kept is None or self.kept.done():
+                    self.kept = self.disk.submit(make, self.latch)
+                await asyncio.shield(asyncio.wrap_future(self.kept))
             return ""
         except OSError as error:
             return str(error.strerror)
-
-    async def elsewhere(self, call: Callable[..., Any], *arguments: Any) -> Any:
-        return await asyncio.get_running_loop().run_in_executor(self.threads, call, *arguments)
 
     # -- watching ----------------------------------------------------------------------------------------------------
 
@@ -226,7 +242,8 @@ class GuardProcess:
             self.say(f"{what}, and the service is ended" if self.ends else what)
             await self.halt("its service does not answer")
             if self.ends:
-                os.kill(self.pid, signal.SIGKILL)
+                with contextlib.suppress(ProcessLookupError):  # a child of it may have kept the link open
+                    os.kill(self.pid, signal.SIGKILL)
 
     # -- Stop by its own road ----------------------------------------------------------------------------------------
 
@@ -340,17 +357,18 @@ async def guard(link: socket.socket, memory: memoryview[float]) -> None:
     try:
         listener = listen(*settings["address"])
         process = GuardProcess(settings, memory)
-    except Exception as error:  # the user's own command among them, whatever it raises
+    except (Exception, SystemExit) as error:  # the user's own command among them, whatever it raises
         text = error.strerror if isinstance(error, OSError) and error.strerror else f"{type(error).__name__}: {error}"
         writer.write(json.dumps({"failed": text}).encode() + b"\n")
         await writer.drain()
         return
     await process.run(reader, writer, listener)
-    process.threads.shutdown()
 
 
 def main() -> None:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)  # it ends with its service, which they are for
+    with contextlib.suppress(ValueError, OSError):  # connections that shake no hands by TLS are not in CONNECTIONS
+        resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)
     link, memory = (int(descriptor) for descriptor in sys.argv[-2:])
     asyncio.run(guard(socket.socket(fileno=link), attach(memory)))
