@@ -44,6 +44,7 @@ CONNECTIONS = 256  # at one time; beyond, the oldest one that has said nothing i
 PATIENCE = 1.0  # [s] for a request to arrive
 BODY = 65_536  # [bytes] of a request's body, which is not read
 HEAD = 8_192  # [bytes] of its head
+SELDOM = 5.0  # [s] between two lines about refused callers
 COMMAND_TIMEOUT = 0.5  # [s] for a stop command over HTTP
 LAST = 1.0  # [s] for the stop command, and for what is said, when the service is gone
 UNSAID = 100  # lines that wait for whoever reads the service's errors; beyond, they are lost
@@ -65,6 +66,7 @@ class GuardProcess:
             wait([threads.submit(time.sleep, 0.001) for _ in range(count)])
         self.kept: Future[None] | None = None  # of the latch on disk, since the last Reset
         self.unsaid: set[Future[int]] = set()
+        self.refusals, self.told_of_refusals = 0, 0.0  # not said yet; when last said
         self.stopping, self.halts, self.watching, self.orderly, self.deaf = 0, 0, False, False, False
         self.confirmed: dict[int, asyncio.Event] = {}  # of halts that the service was told of
         self.open: dict[asyncio.StreamWriter, float] = {}  # connections that have said nothing yet
@@ -257,7 +259,7 @@ class GuardProcess:
             async with asyncio.timeout(PATIENCE):
                 head = await reader.readuntil(b"\r\n\r\n")
             self.open.pop(writer, None)  # it is not closed for others any more
-            status, reply = await self.answer(head.decode("latin-1"))
+            status, reply = await self.answer(head.decode("latin-1"), writer.get_extra_info("peername"))
             with contextlib.suppress(TimeoutError):  # what is not read when a connection is closed may eat the answer
                 async with asyncio.timeout(0.01):
                     await reader.read(BODY)
@@ -272,7 +274,7 @@ class GuardProcess:
             self.open.pop(writer, None)
             writer.close()
 
-    async def answer(self, head: str) -> tuple[str, dict[str, Any]]:
+    async def answer(self, head: str, peer: object) -> tuple[str, dict[str, Any]]:
         request, *lines = head.split("\r\n")
         method, _, path = request.partition(" ")
         path = path.partition(" ")[0]
@@ -285,10 +287,19 @@ class GuardProcess:
             return "405 Method Not Allowed", {"error": "Stop is a POST"}
         who, refusal = self.admit(headers.get("authorization", ""))
         if refusal:
+            self.refused(who, peer)
             return ("401 Unauthorized" if not who else "403 Forbidden"), {"error": refusal}
-        self.say(f"stopped by {who or 'a caller'} through the guard")
+        if not self.memory[LATCHED]:  # else it has been said
+            self.say(f"stopped by {who or 'a caller'} at {peer} through the guard")
         halted = await self.stop("the robot was stopped")
         return "200 OK", {"stopped": True, "halted": halted}
+
+    def refused(self, who: str, peer: object) -> None:
+        """Said seldom, so that a stranger cannot fill a disk."""
+        self.refusals += 1
+        if (now := time.monotonic()) - self.told_of_refusals > SELDOM:
+            self.say(f"a Stop of {who or 'a stranger'} at {peer} was refused, {self.refusals} since last said")
+            self.refusals, self.told_of_refusals = 0, now
 
     def admit(self, authorization: str) -> tuple[str, str]:
         """Who calls, as far as it is known, and why it may not."""
