@@ -72,7 +72,7 @@ def health(address, *metadata):
 def meanwhile(attack, server, seconds=2.0):
     """An attack in a thread, once it is under way."""
     end = time.monotonic() + seconds
-    thread = threading.Thread(target=attack, args=(Targets(server.address, server.address), end))
+    thread = threading.Thread(target=attack, args=(Targets(server.address, "", server.address), end))
     thread.start()
     time.sleep(0.3)
     yield
