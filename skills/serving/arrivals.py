@@ -26,7 +26,7 @@ import grpc
 from skills.errors import Busy
 
 GRACE = 0.25  # [s] that each may wait even where threads run out: an honest request may be on its way
-URGENT_GRACE = 0.05  # [s] the same, of what is urgent
+URGENT_GRACE = 0.02  # [s] the same, of what is urgent
 SMALL = 1.0  # [s] in which a small request must have come, whose headers came: they travel together
 LARGE = 10.0  # [s] for one with images, and for a reply to be taken
 HEAVY = 2**20  # [bytes]; a message of more counts until its call has ended, not only while it comes
