@@ -113,6 +113,7 @@ class Here:
         return {skill.name: self.kitchen.affordance(skill) for skill in LIBRARY if skill.name != "done"}
 
 
+@pytest.mark.slow
 def test_the_local_models_samples_carry_an_instruction_out_and_repeat_with_the_seed(prompt):
     scorer = LanguageScorer()
     here = Here({"apple": "table", "tea": "far counter", "sponge": "table"})

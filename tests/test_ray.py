@@ -159,6 +159,7 @@ def test_no_call_is_lost_when_a_replica_is_killed_under_load_and_it_comes_back(s
     ]
 
 
+@pytest.mark.slow
 @needs_ray
 def test_no_call_is_lost_when_a_replica_freezes_under_load_and_it_is_asked_again_when_it_goes_on(served):
     def freeze():

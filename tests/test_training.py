@@ -100,6 +100,7 @@ def test_a_killed_run_continues_as_if_nothing_had_happened(data, perception, tmp
     assert all(torch.equal(whole[key], continued[key]) for key in whole)
 
 
+@pytest.mark.slow
 def test_two_processes_train_as_one_does(data, perception, tmp_path):
     """Half a batch each, gradients averaged: the same weights but for rounding."""
     settings = ("--relabel", "0.5", "--behavior-weight", "1.0", "--steps", "6")
@@ -251,6 +252,7 @@ def test_a_folder_has_one_run_at_a_time(data, perception, tmp_path):
         train.train(train.command(run_command("rt1", data, perception, tmp_path / "run", "--steps", "2")))
 
 
+@pytest.mark.slow
 def test_processes_that_somebody_else_starts_join_a_group_or_are_refused(data, perception, tmp_path, monkeypatch):
     command = run_command("rt1", data, perception, tmp_path / "run", "--steps", "4")
     with socket.create_server(("127.0.0.1", 0)) as free:
@@ -505,6 +507,7 @@ def fake_frames(count, seed):
     return frames
 
 
+@pytest.mark.slow
 def test_pretraining_finds_things_and_continues_after_a_kill(tmp_path):
     config = pretrain.debug_config(pretrain.PretrainConfig(out=tmp_path))
     config = replace(config, epochs=10, learning_rate=5e-3)

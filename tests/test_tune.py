@@ -54,6 +54,7 @@ def whole(tmp_path_factory):
     return done
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_ends_as_one_that_was_not(whole, tmp_path):
     first = run(tmp_path)
     draw = first.data.pool
