@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from saycan_qt.collect import CollectConfig, episode, episodes, load_actor, main
 from saycan_qt.data.episodes import DatasetError, EpisodeDataset, EpisodeWriter
@@ -77,6 +78,7 @@ def test_scenes_do_not_depend_on_workers_and_a_collection_continues(tmp_path, ca
     assert "--seed 7" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_policy_collects_its_own_episodes_successes_and_failures_alike(tmp_path):
     command = ["--policy", "execution", "--families", "open drawer", "--episodes", "2", "--workers", "1"]
     assert main([*command, "--out", str(tmp_path / "own")]) == 0

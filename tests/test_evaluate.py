@@ -267,6 +267,7 @@ def test_a_server_that_stops_answering_is_one_line_and_what_was_scored_is_kept(t
     assert critic.calls == 25 + 1
 
 
+@pytest.mark.slow
 def test_a_frozen_server_is_one_line_too(tmp_path, capsys):
     with socket.create_server(("127.0.0.1", 0)) as frozen:  # its connections are made, and nobody answers
         address = f"127.0.0.1:{frozen.getsockname()[1]}"

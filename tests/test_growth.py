@@ -4,6 +4,7 @@ import gc
 import sys
 from itertools import pairwise
 
+import pytest
 from tiny_services import LineRobot, Walker
 
 from skills import robot as robot_service
@@ -15,6 +16,7 @@ LIBRARY = SkillLibrary.load()
 GOALS = 60
 
 
+@pytest.mark.slow
 def test_no_goal_leaves_memory_behind():
     with (
         skill_service.serve(LIBRARY, Walker(), Walker()) as server,

@@ -108,6 +108,7 @@ def test_a_first_call_may_wait_for_a_connection_that_takes_its_time():
         assert client.info().name == "theirs"
 
 
+@pytest.mark.slow
 def test_the_watch_asks_about_once_a_second_in_silence_and_never_where_messages_come(robot, monkeypatch):
     asked = []
     monkeypatch.setattr(

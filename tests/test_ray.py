@@ -146,6 +146,7 @@ def test_what_a_model_refuses_is_refused_in_its_own_words(served):
     assert str(caught.value).startswith("the image is (4, 4, 3) uint8; this policy wants")
 
 
+@pytest.mark.slow
 @needs_ray
 def test_no_call_is_lost_when_a_replica_is_killed_under_load_and_it_comes_back(served):
     def kill():

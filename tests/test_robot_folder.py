@@ -309,6 +309,7 @@ print([name for name in sys.modules if name.startswith(("mujoco", "saycan_qt.kit
     assert found.stdout.strip() == "[]"
 
 
+@pytest.mark.slow
 def test_a_model_for_another_robot_in_a_robots_folder_ends_its_server(robot):
     """The kitchen's checkpoints, which ship, act for a robot of eight numbers."""
     with (robot.path / "skills.yaml").open("a") as file:

@@ -254,6 +254,7 @@ def test_interrupting_stops_the_robot_and_ends_cleanly(tmp_path, number):
     assert not any(alive(pid) for pid in services.values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("times", [3])
 def test_a_signal_while_a_finished_run_tidies_up_makes_nothing_of_it_untrue(tmp_path, times):
     folder = tmp_path / "out"
@@ -268,6 +269,7 @@ def test_a_signal_while_a_finished_run_tidies_up_makes_nothing_of_it_untrue(tmp_
     assert times > 1 or (folder / plan["report"]).exists()
 
 
+@pytest.mark.slow
 def test_a_full_disk_ends_a_run_in_one_line_and_its_plan_is_whole(tmp_path):
     with small_disk.mounted(tmp_path / "disk", 3_000_000) as disk:
         process = start("run", INSTRUCTION, "--out", disk / "out", SMALL_PERIOD="0.3")
