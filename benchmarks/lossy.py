@@ -22,6 +22,8 @@ from typing import Any
 
 import grpc
 
+from skills.wire.link import NOBODYS
+
 KINDS = ("lost", "repeated", "reordered", "delayed")
 
 
@@ -111,6 +113,8 @@ class Lossy(grpc.GenericRpcHandler):
     def service(self, details: Any) -> Any:
         if details.method.endswith("/Control"):
             return grpc.stream_stream_rpc_method_handler(partial(self._control, details.method))
+        if details.method.endswith(f"/{NOBODYS}"):  # a client asks whether this lives; gRPC says so without a thread
+            return None
         ask = self._channel.unary_unary(details.method)
         return grpc.unary_unary_rpc_method_handler(lambda request, context: ask(request, timeout=10))
 
