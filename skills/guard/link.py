@@ -35,7 +35,7 @@ from skills.wire.conventions import join_address, split_address
 
 log = logging.getLogger(__name__)
 
-START = "import json, sys; sys.path[:0] = [sys.argv[1]]; from skills.guard.process import main; main()"
+START = "import sys; sys.path[:0] = [sys.argv[1]]; from skills.guard.process import main; main()"
 START_TIMEOUT = 20.0  # [s] for the process to come up
 FRESH = 1.0  # [s] for which a guard's word holds
 LOOK = 0.1  # [s] between two looks whether it still does
