@@ -4,13 +4,16 @@
     python -m saycan_qt.collect --out data/impossible --episodes 4000 --impossible 1 --seed 1
     python -m saycan_qt.collect --out data/anywhere --episodes 4000 --anywhere 1 --seed 2
     python -m saycan_qt.collect --out data/own --episodes 4000 --policy execution --seed 3
+    python -m saycan_qt.collect --out data/shown --episodes 100 --families pick --failures 0 --pace 0.05
+    python -m saycan_qt.collect --out data/replays --episodes 1150 --replay data/shown --seed 1
     python -m saycan_qt.collect --out data/small --episodes 40 --families pick      # a quick look
     python -m saycan_qt.collect affordance --out data/scenes --scenes 1000
 
 Episodes, as a LeRobotDataset v3: two thirds are demonstrations; the rest are failures that look like near successes
 (grasps beside the object, the wrong skill, ending too early, heavy noise, never ending) or happen where the skill is
 impossible. With --policy, a checkpoint does what it has learnt instead, and its successes and failures are recorded;
-`saycan_qt.train finetune` learns from them.
+`saycan_qt.train finetune` learns from them. With --replay, demonstrations are carried out again with noise, well or
+badly: the paper's setting of few demonstrations and many poor episodes.
 
 Labelled scenes, for `python -m saycan_qt.evaluate affordance`: what the robot sees, and for every learnt skill whether
 it could be done; `affordance --help` says more.
@@ -38,6 +41,7 @@ from saycan_qt.kitchen.camera import HEAD
 from saycan_qt.kitchen.embodiment import EMBODIMENT
 from saycan_qt.kitchen.practice import affordances
 from saycan_qt.kitchen.practice.collection import CollectConfig, begin, episode
+from saycan_qt.kitchen.practice.experts import STEP
 from saycan_qt.options import Command, dispatch, require, require_share
 from skills.library import SkillLibrary
 from skills.types import Actor
@@ -107,7 +111,9 @@ def _label(config: AffordanceConfig, worker: int, done: multiprocessing.Queue) -
 
 
 def episodes(config: CollectConfig) -> int:
-    require(config, episodes=1, workers=1, seed=0)
+    require(config, episodes=1, workers=1, seed=0, noise=0)
+    if not 0 < config.pace <= STEP:
+        raise ValueError(f"--pace {config.pace:g}: it must be above 0 and at most {STEP:g} m, the arm's furthest")
     require_share(config, "failures", "impossible", "anywhere")
     if config.policy:
         load_actor(config.policy)  # what cannot be loaded is refused before any worker starts

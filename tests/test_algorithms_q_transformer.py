@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -9,7 +10,9 @@ import pytest
 import torch
 from tiny_policies import TEXTS, batch_for, make, observation
 
-from saycan_qt.learning.algorithms.q_transformer import QTransformerConfig, dimension_targets, q_loss
+from saycan_qt.learning.algorithms.policy import smooth_probabilities
+from saycan_qt.learning.algorithms.q_transformer import QTransformerConfig, dimension_targets, q_loss, shares
+from saycan_qt.networks.backbone import BinHead
 
 GAMMA = 0.9
 Q_BEST = torch.tensor([[0.2, 0.5, 0.4], [0.3, 0.1, 0.6]])  # two transitions, three action dimensions
@@ -109,6 +112,46 @@ def test_the_loss_worked_by_hand():
     q = torch.tensor([[[0.5, 0.2, 0.4]]])
     loss, _ = q_loss(q.logit(), torch.tensor([[0]]), torch.tensor([[0.8]]), 1.0, "paper", "squared")
     assert float(loss) == pytest.approx(0.5 * 0.3**2 + 0.5 * (0.2**2 + 0.4**2) / 2)
+
+
+def test_a_label_spread_over_neighbours_draws_each_bin_by_its_part_and_pulls_it_by_the_rest():
+    q, tokens, targets = torch.tensor([[[0.5, 0.2, 0.4]]]), torch.tensor([[0]]), torch.tensor([[0.8]])
+    share = shares(tokens, 3, torch.tensor([2.0]))
+    near, far = math.exp(-1 / 8), math.exp(-4 / 8)
+    torch.testing.assert_close(share[0, 0], torch.tensor([1.0, near, far]))
+    loss, _ = q_loss(q.logit(), tokens, targets, 0.3, "paper", "squared", share)
+    td = 0.5 * (0.3**2 + near * 0.6**2 + far * 0.4**2) / (1 + near + far)
+    pull = 0.5 * ((1 - near) * 0.2**2 + (1 - far) * 0.4**2) / (2 - near - far)
+    assert float(loss) == pytest.approx(td + 0.3 * pull)
+
+
+@pytest.mark.parametrize("kind", ["squared", "cross_entropy"])
+def test_a_label_that_is_not_spread_is_the_papers(kind):
+    logits, tokens, targets = torch.randn(5, 3, 7), torch.randint(7, (5, 3)), torch.rand(5, 3)
+    share = shares(tokens, 7, torch.zeros(3))
+    (spread, _), (plain, _) = (q_loss(logits, tokens, targets, 0.7, "paper", kind, each) for each in (share, None))
+    torch.testing.assert_close(spread, plain)
+
+
+def test_grippers_and_ends_keep_single_bins_and_motion_does_not():
+    policy = make("q-transformer")
+    policy.config = replace(policy.config, td_deviation=3.0)
+    kinds = [dimension.kind for dimension in policy.embodiment.action]
+    assert policy.deviations.tolist() == [0.0 if kind in ("fraction", "terminate") else 3.0 for kind in kinds]
+    assert kinds.count("delta") == 6
+
+
+def test_densities_are_averaged_over_the_bins_there_are():
+    kernel = [math.exp(-0.5 * distance**2) for distance in range(3)]
+    smooth = smooth_probabilities(torch.tensor([[1.0, 0.0, 0.0]]), 1.0)[0]
+    masses = [sum(kernel[abs(i - j)] for j in range(3)) for i in range(3)]
+    torch.testing.assert_close(smooth, torch.tensor([kernel[i] / masses[i] for i in range(3)]))
+
+
+def test_values_are_summed_over_bins_in_float32_whatever_the_rest_is_computed_in():
+    head = BinHead(2, 8, 5)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert head(torch.randn(3, 2, 8, dtype=torch.bfloat16)).dtype == torch.float32
 
 
 def test_without_conservatism_other_bins_are_left_alone_and_softmax_lifts_the_dataset_bin():

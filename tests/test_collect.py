@@ -14,6 +14,8 @@ from saycan_qt.data.scenes import HISTORY, SceneDataset
 from saycan_qt.kitchen.practice.affordances import labelled_scene
 from skills.library import SkillLibrary
 
+PICKING = ("--families", "pick", "--failures", "0", "--workers", "1")
+
 
 def test_a_collection_continues_where_it_was_and_refuses_other_settings(tmp_path, capsys):
     command = ["--out", str(tmp_path / "data"), "--workers", "1", "--families", "open drawer", "--episodes"]
@@ -96,3 +98,44 @@ def test_only_the_families_asked_for_are_collected_anywhere_too():
     library = SkillLibrary.load()
     config = CollectConfig(Path("unused"), failures=0.0, anywhere=1.0, families=("close drawer",))
     assert {episode(config, number, library).task.split()[0] for number in range(3)} == {"close"}
+
+
+def test_replays_follow_a_demonstrations_path_by_chance_worse_and_say_of_which(tmp_path, capsys):
+    shown, again = tmp_path / "shown", tmp_path / "again"
+    assert (
+        main(["--out", str(shown), "--episodes", "2", "--failures", "0", "--families", "pick", "--pace", "0.05"]) == 0
+    )
+    command = ["--out", str(again), "--replay", str(shown), "--workers", "1", "--episodes"]
+    assert main([*command, "1", "--seed", "0"]) == 2 and "--seed 0, too" in capsys.readouterr().err
+    assert main([*command, "3", "--seed", "1"]) == 0
+    teacher, replays = EpisodeDataset([shown]), EpisodeDataset([again])
+    order = [list(teacher.info["number"]).index(number) for number in replays.info["demonstration"]]
+    assert list(replays.info["demonstration"]) == [0, 1, 0] and set(replays.info["mode"]) == {"replay"}
+    for mine, theirs in enumerate(order):
+        here, there = replays.frames(mine), teacher.frames(theirs)
+        assert replays.episode(mine).task == teacher.episode(theirs).task
+        assert (replays.images[here.start] == teacher.images[there.start]).all()
+        gaps = replays.states[here, :3] - teacher.states[there, :3]
+        assert 0 < np.abs(gaps).max() < 0.12 and (replays.actions[here, 6:] == teacher.actions[there, 6:]).all()
+
+
+def test_a_replay_without_noise_is_the_demonstration(tmp_path):
+    shown = tmp_path / "shown"
+    assert (
+        main(["--out", str(shown), "--episodes", "1", "--failures", "0", "--families", "pick", "--workers", "1"]) == 0
+    )
+    again = episode(CollectConfig(tmp_path, replay=shown, noise=0.0, seed=1), 0, SkillLibrary.load())
+    there = EpisodeDataset([shown])
+    assert again.success and np.abs(again.states[:, :3] - there.states[:, :3]).max() < 0.01
+
+
+def test_only_demonstrations_are_replayed(tmp_path, capsys):
+    assert main(["--out", str(tmp_path / "b"), "--replay", str(tmp_path / "a"), "--seed", "1"]) == 2
+    assert "no collection" in capsys.readouterr().err
+    assert (
+        main(["--out", str(tmp_path / "mixed"), "--episodes", "1", "--families", "open drawer", "--workers", "1"]) == 0
+    )
+    capsys.readouterr()
+    assert main(["--out", str(tmp_path / "b"), "--replay", str(tmp_path / "mixed"), "--seed", "1"]) == 2
+    assert "--failures 0" in capsys.readouterr().err
+    assert main(["--out", str(tmp_path / "c"), "--noise", "0.1"]) == 2

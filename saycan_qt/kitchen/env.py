@@ -10,7 +10,7 @@ import numpy as np
 from saycan_qt.kitchen.camera import HEAD, HEAD_FOR_PEOPLE
 from saycan_qt.kitchen.embodiment import ACTION_HIGH, ACTION_LOW
 from saycan_qt.kitchen.practice.rollouts import MAX_STEPS
-from saycan_qt.kitchen.tasks import practice, succeeded
+from saycan_qt.kitchen.tasks import practice, start_height, succeeded
 from saycan_qt.kitchen.world import Scene, World
 from skills.embodiment import TERMINATE_THRESHOLD
 from skills.library import Skill
@@ -38,8 +38,7 @@ class KitchenEnv(gymnasium.Env):
         super().reset(seed=seed)
         scene: Scene = (options or {}).get("scene") or practice(self.np_random, self.skill)
         self.world, self.steps = World(scene), 0
-        name = self.skill.arguments.get("object", "")
-        self.start_height = float(self.world.position(name)[2]) if name in self.world.names else 0.0
+        self.start_height = start_height(self.world, self.skill)
         return self._observation(), {}
 
     def step(self, action: np.ndarray):

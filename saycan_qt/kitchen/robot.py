@@ -60,8 +60,7 @@ class KitchenRobot:
         self._halted.clear()
         if skill.learned:
             self._carry(self._halted.is_set)
-        name = skill.arguments.get("object", "")
-        self._start_height = float(self.world.position(name)[2]) if name in self.world.names else 0.0
+        self._start_height = tasks.start_height(self.world, skill)
         self._next_period = time.monotonic()
 
     def perform(self, skill: Skill, canceled: Callable[[], bool]) -> None:

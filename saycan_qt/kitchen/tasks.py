@@ -54,6 +54,12 @@ def _usable(world: World, drawer: str, above_shut: bool) -> bool:
     return above_shut and world.opening(drawer) > OPEN
 
 
+def start_height(world: World, skill: Skill) -> float:
+    """z of the centre of the skill's object, before it runs [m]; 0 for what needs none, or is not there."""
+    name = skill.arguments.get("object", "")
+    return float(world.position(name)[2]) if name in world.names else 0.0
+
+
 def succeeded(world: World, skill: Skill, start_height: float = 0.0) -> bool:
     """Has a learnt skill reached its goal? `start_height`: z of its object's centre before it ran [m]."""
     name, drawer = skill.arguments.get("object", ""), skill.arguments.get("drawer", "")

@@ -340,7 +340,8 @@ class BinHead(nn.Module):
     def forward(self, hidden: Tensor, first: int = 0) -> Tensor:
         """hidden (B, k, width) of dimensions first .. first + k -> (B, k, bins) logits, float32."""
         rows = slice(first, first + hidden.shape[1])
-        return torch.baddbmm(self.bias[rows], hidden.float().transpose(0, 1), self.weight[rows]).transpose(0, 1)
+        with torch.autocast(hidden.device.type, enabled=False):  # it would round what is summed over all bins
+            return torch.baddbmm(self.bias[rows], hidden.float().transpose(0, 1), self.weight[rows]).transpose(0, 1)
 
 
 Memory = list[tuple[Tensor, Tensor]]  # keys and values (B, heads, tokens, size) of each layer

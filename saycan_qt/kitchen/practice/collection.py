@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +17,8 @@ from saycan_qt.data.episodes import Episode
 from saycan_qt.kitchen.looks import LookName
 from saycan_qt.kitchen.physics import Unstable
 from saycan_qt.kitchen.practice import affordances, rollouts
+from saycan_qt.kitchen.practice.experts import STEP
+from saycan_qt.kitchen.practice.replays import Demonstration, Replay
 from skills.library import SkillLibrary
 from skills.types import Actor
 
@@ -26,6 +31,7 @@ FAMILY_WEIGHTS = {
     "pick from drawer": 1.6,
 }
 FAILURES = rollouts.MODES[1:]
+SETTINGS = "collect.json"  # in a collection's folder
 ENDLESS_STEPS = 22  # an episode that never terminates is cut here, before its tail outweighs everything else
 
 
@@ -44,14 +50,40 @@ class CollectConfig:
     anywhere: float = 0.0
     # Checkpoint, or a shipped one's name, that acts instead of the experts: autonomous episodes, half of them disturbed
     policy: str = ""
+    # Folder of a collection without failures (`--failures 0`), whose demonstrations are carried out again with noise,
+    # one after the other [Q-Transformer, 5.2]; of another --seed
+    replay: Path | None = None
+    noise: float = 0.025  # [m] standard deviation of a replay's positions, at every step and along each axis
+    pace: float = STEP  # [m] experts move the tip no further along an axis in one action
     look: LookName = "target"  # "source" differs in colours, light and camera, as a simulator does from the real thing
     families: tuple[str, ...] = ()  # only these families; all learnt ones when empty
     workers: int = 2  # processes
 
 
 def episode(config: CollectConfig, number: int, library: SkillLibrary, actor: Actor | None = None) -> Episode:
-    """Episode `number` of a collection. Tries again, from the same generator, until the rollout ends as its kind
-    should: a demonstration in success, a failure without; what `actor` does by itself ends as it may, but not where the
+    """Episode `number` of a collection."""
+    run: rollouts.Rollout | Replay
+    if config.replay is not None:
+        run, steps = replayed(config, number)
+        kind: dict[str, Any] = {"mode": "replay", "demonstration": number % demonstrations(config.replay)}
+    else:
+        run, steps = carried_out(config, number, library, actor)
+        kind = {"mode": run.mode}
+    return Episode(
+        images=np.stack([s.observation.image for s in steps if s.observation]),
+        states=np.stack([s.observation.state for s in steps if s.observation]),
+        actions=np.stack([s.action for s in steps]),
+        task=run.skill.name,
+        success=run.success,
+        info={"number": number, "seed": config.seed, **kind, "truncated": int(run.truncated)},
+    )
+
+
+def carried_out(
+    config: CollectConfig, number: int, library: SkillLibrary, actor: Actor | None = None, observing: bool = True
+) -> tuple[rollouts.Rollout, list[rollouts.Step]]:
+    """What an expert or `actor` did. Tries again, from the same generator, until the rollout ends as its kind should: a
+    demonstration in success, a failure without; what `actor` does by itself ends as it may, but not where the
     simulation gives up."""
     rng = np.random.default_rng([config.seed, number])
     weights = {f: w * (not config.families or f in config.families) for f, w in FAMILY_WEIGHTS.items()}
@@ -63,6 +95,7 @@ def episode(config: CollectConfig, number: int, library: SkillLibrary, actor: Ac
     anywhere = config.anywhere > 0 and mode not in rollouts.WITHOUT_HOPE and rng.random() < config.anywhere
     limit = ENDLESS_STEPS if mode == "endless" else rollouts.MAX_STEPS
     how: dict[str, Any] = {"look": config.look, "max_steps": limit, "actor": actor}
+    how |= {"pace": config.pace, "observing": observing}
     for _ in range(50):
         skill = rollouts.random_skill(rng, library, weights)  # drawn even if unused: then a seed keeps its meaning
         try:
@@ -74,17 +107,48 @@ def episode(config: CollectConfig, number: int, library: SkillLibrary, actor: Ac
         except Unstable:
             continue
         if actor is not None or run.success == (mode == "demonstration"):
-            break
-    else:
-        raise RuntimeError(f"no rollout of mode {mode!r} ended as it should in 50 tries (seed {config.seed}, {number})")
-    return Episode(
-        images=np.stack([s.observation.image for s in steps if s.observation]),
-        states=np.stack([s.observation.state for s in steps if s.observation]),
-        actions=np.stack([s.action for s in steps]),
-        task=run.skill.name,
-        success=run.success,
-        info={"number": number, "seed": config.seed, "mode": mode, "truncated": int(run.truncated)},
-    )
+            return run, steps
+    raise RuntimeError(f"no rollout of mode {mode!r} ended as it should in 50 tries (seed {config.seed}, {number})")
+
+
+def replayed(config: CollectConfig, number: int) -> tuple[Replay, list[rollouts.Step]]:
+    """Demonstration `number`, counted round and round, carried out again."""
+    assert config.replay is not None
+    rng = np.random.default_rng([config.seed, number])
+    shown = demonstration(config.replay, number % demonstrations(config.replay))
+    while True:
+        run = Replay(shown, rng, config.noise)
+        try:
+            return run, list(run)
+        except Unstable:
+            continue
+
+
+@functools.cache
+def demonstration(folder: Path, number: int) -> Demonstration:
+    """Episode `number` of the collection in `folder`, made again from its seed; unlike the data, it has the scene."""
+    run, steps = carried_out(settings_in(folder), number, SkillLibrary.load(), observing=False)
+    actions, tips = (np.stack([getattr(step, what) for step in steps]) for what in ("action", "tip"))
+    return Demonstration(run.skill, run.world.scene, settings_in(folder).look, actions, tips)
+
+
+@functools.cache
+def demonstrations(folder: Path) -> int:
+    """How many episodes the collection in `folder` holds."""
+    return sum(lerobot.read_info(shard)["total_episodes"] for shard in sorted(folder.glob("shard-*")))
+
+
+def settings_in(folder: Path) -> CollectConfig:
+    """Of the collection in `folder`. Raises ValueError where it has none, or none of demonstrations alone."""
+    if not (folder / SETTINGS).exists():
+        raise ValueError(f"--replay {folder}: no collection of `python -m saycan_qt.collect` (it has no {SETTINGS})")
+    there: Mapping[str, Any] = lerobot.read_json(folder / SETTINGS)
+    known = {field.name for field in dataclasses.fields(CollectConfig)}
+    given: dict[str, Any] = {k: tuple(v) if k == "families" else v for k, v in there.items() if k in known}
+    config = CollectConfig(folder, **given)
+    if config.failures or config.anywhere or config.policy or config.replay:
+        raise ValueError(f"--replay {folder}: not of demonstrations alone, each in its own scene (--failures 0)")
+    return config
 
 
 def begin(config: CollectConfig) -> None:
@@ -95,12 +159,25 @@ def begin(config: CollectConfig) -> None:
     settings = {"seed": config.seed, "failures": config.failures, "families": list(config.families)}
     settings["workers"] = config.workers  # decides which episode lies in which shard
     usual = CollectConfig(config.out)
+    if config.replay is not None:
+        shown = settings_in(config.replay)
+        if not demonstrations(config.replay):
+            raise ValueError(f"--replay {config.replay} holds no episode yet")
+        if shown.seed == config.seed:
+            raise ValueError(f"--replay {config.replay} has --seed {shown.seed}, too: take another")
+        mine = (config.failures, config.impossible, config.anywhere, config.policy, config.families, config.look)
+        if mine != (usual.failures, 0.0, 0.0, "", (), usual.look) or config.pace != usual.pace:
+            raise ValueError("a replay does what was demonstrated: with --replay give --noise, --episodes, --seed")
+    elif config.noise != usual.noise:
+        raise ValueError("--noise is that of replays; it goes with --replay")
     if config.policy and (config.failures, config.impossible) != (usual.failures, usual.impossible):
         raise ValueError("--failures and --impossible are about experts' episodes; leave them out with --policy")
-    for key in ("impossible", "anywhere", "policy", "look"):  # named where they matter
+    for key in ("impossible", "anywhere", "policy", "pace", "look"):  # named where they matter
         if (value := getattr(config, key)) != getattr(usual, key):
             settings[key] = value
-    path = config.out / "collect.json"
+    if config.replay is not None:
+        settings |= {"replay": str(config.replay), "noise": config.noise, "of": demonstrations(config.replay)}
+    path = config.out / SETTINGS
     if not path.exists():
         config.out.mkdir(parents=True, exist_ok=True)
         atomic.write(path, atomic.to_json(settings))

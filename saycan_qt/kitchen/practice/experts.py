@@ -10,7 +10,7 @@ import numpy as np
 from saycan_qt.kitchen.embodiment import ACTION_HIGH
 from saycan_qt.kitchen.objects import THINGS
 from saycan_qt.kitchen.scene import DRAWER_Z
-from saycan_qt.kitchen.tasks import inside_drawer, on_worktop
+from saycan_qt.kitchen.tasks import inside_drawer, on_worktop, start_height
 from saycan_qt.kitchen.world import CARRY, World, grasp_height, rotation_vector, rotation_z
 from skills.library import Skill
 
@@ -42,13 +42,15 @@ def carry(world: World) -> Iterator[np.ndarray]:
 class Expert:
     """Chooses the next (8,) action for a skill from the world's true state; terminates on success.
 
-    `offset` (2,) [m] shifts every grasp, which makes failures that look like near successes."""
+    `offset` (2,) [m] shifts every grasp, which makes failures that look like near successes; the tip moves no further
+    than `pace` along an axis in one action [m]."""
 
-    def __init__(self, world: World, skill: Skill, offset: np.ndarray | None = None):
+    def __init__(self, world: World, skill: Skill, offset: np.ndarray | None = None, pace: float = STEP):
         self.world, self.skill = world, skill
         self.offset = np.zeros(2) if offset is None else offset
+        self.pace = pace
         self.name = skill.arguments.get("object", "")
-        self.start_height = float(world.position(self.name)[2]) if self.name in world.names else 0.0
+        self.start_height = start_height(world, skill)
         self.turn = 0.0  # which of the gripper's two symmetric headings is nearer, settled at the first grasp
 
     def act(self) -> np.ndarray:
@@ -84,7 +86,7 @@ class Expert:
     ) -> np.ndarray:
         rotation = self.world.tip_rotation()
         change = np.asarray(goal, float) - self.world.tip()
-        change *= min(1.0, STEP / max(float(np.abs(change).max()), 1e-9))
+        change *= min(1.0, self.pace / max(float(np.abs(change).max()), 1e-9))
         heading = math.atan2(rotation[1, 0], rotation[0, 0])
         wanted = heading
         if yaw is not None:

@@ -12,8 +12,8 @@ import numpy as np
 from saycan_qt.kitchen.embodiment import ACTION_HIGH, ACTION_LOW
 from saycan_qt.kitchen.looks import LookName
 from saycan_qt.kitchen.practice.disturbances import at_no_worktop, disturbed
-from saycan_qt.kitchen.practice.experts import Expert
-from saycan_qt.kitchen.tasks import feasible, practice, succeeded
+from saycan_qt.kitchen.practice.experts import STEP, Expert
+from saycan_qt.kitchen.tasks import feasible, practice, start_height, succeeded
 from saycan_qt.kitchen.world import World
 from skills.library import Skill, SkillLibrary
 from skills.types import Actor, Observation, embodiment_of
@@ -29,6 +29,7 @@ MAX_STEPS = 45  # the policy's limit
 class Step:
     observation: Observation | None
     action: np.ndarray  # (8,) float32, what was carried out
+    tip: np.ndarray  # (3,) [m] where it brought the gripper, in the base frame
 
 
 @dataclass
@@ -49,6 +50,7 @@ class Rollout:
     max_steps: int = MAX_STEPS
     observing: bool = True  # False yields None for observations, which saves the rendering; an actor needs them
     actor: Actor | None = None  # of "autonomous"
+    pace: float = STEP  # [m] the expert moves the tip no further along an axis in one action
     success: bool = False
     truncated: bool = False
 
@@ -58,9 +60,8 @@ class Rollout:
         if self.mode == "offset":
             angle = rng.uniform(0, 2 * np.pi)
             offset = rng.uniform(0.025, 0.06) * np.array([np.cos(angle), np.sin(angle)])
-        expert = Expert(world, self.wrong or self.skill, offset)
-        name = self.skill.arguments.get("object", "")
-        start_height = float(world.position(name)[2]) if name in world.names else 0.0
+        expert = Expert(world, self.wrong or self.skill, offset, self.pace)
+        height = start_height(world, self.skill)
         stop_at = int(rng.integers(2, 12)) if self.mode == "early" else -1
         if self.mode in WITHOUT_HOPE:
             stop_at = int(rng.integers(0, 6))
@@ -87,10 +88,10 @@ class Rollout:
                 action[7] = 1.0
             action = np.clip(action, ACTION_LOW, ACTION_HIGH).astype(np.float32)
             world.step(action)
-            yield Step(observation, action)
+            yield Step(observation, action, world.tip())
             if action[7] > 0.5:
                 # a drawer that was open already has not been opened
-                self.success = self.mode != IMPOSSIBLE and succeeded(world, self.skill, start_height)
+                self.success = self.mode != IMPOSSIBLE and succeeded(world, self.skill, height)
                 return
         self.truncated = True
 

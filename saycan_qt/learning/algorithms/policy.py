@@ -82,14 +82,15 @@ def behavior_loss(
 
 
 def smooth_probabilities(probabilities: Tensor, deviation: float) -> Tensor:
-    """(B, bins) averaged over neighbouring bins with a Gaussian."""
+    """(B, bins) averaged over neighbouring bins with a Gaussian; at the ends, over those there are."""
     if deviation <= 0:
         return probabilities
     reach = min(int(3 * deviation) + 1, probabilities.shape[-1])  # farther away there is nothing
     offsets = torch.arange(-reach, reach + 1, device=probabilities.device)
     kernel = torch.exp(-0.5 * (offsets / deviation).square())
-    padded = F.pad(probabilities[:, None], (reach, reach), mode="replicate")
-    return F.conv1d(padded, (kernel / kernel.sum())[None, None])[:, 0]
+    weights = kernel[None, None]
+    there = F.conv1d(torch.ones_like(probabilities[:1, None]), weights, padding=reach)
+    return (F.conv1d(probabilities[:, None], weights, padding=reach) / there)[:, 0]
 
 
 def embodiment_in(config: Mapping[str, Any]) -> Embodiment:

@@ -38,6 +38,10 @@ class QTransformerConfig:
     conservatism: Conservatism = "paper"  # "softmax" is CQL's, "none" leaves it out [ablations, 5.3]
     monte_carlo: bool = True  # targets are at least the return-to-go [4.3]
     n_step: bool = True  # every dimension's target is that of the last one [4.3]; false: Eq. 1
+    # [bins] The target is that of the data's action and, less and less, of its neighbours: a Gaussian in place of D.2's
+    # Dirac, in dimensions of motion. Departs (paper: 0): Q over 256 independent bins is jagged where data is scarce,
+    # and its arg max picks noise. About 3 is of use
+    td_deviation: float = 0.0
     loss: Loss = "squared"  # "cross_entropy" departs: per-bin, its gradient does not vanish where the sigmoid saturates
     behavior_weight: float = 0.0  # of a second, softmax head that clones successes. Departs (paper: 0), see below
     behavior_threshold: float = 0.0  # tau: act with the best Q among bins of at least tau times the likeliest's density
@@ -61,22 +65,49 @@ def dimension_targets(
     return torch.cat([q_best[:, 1:], across], dim=1)
 
 
+def shares(tokens: Tensor, bins: int, deviations: Tensor) -> Tensor:
+    """How much each bin is the data's action, (B, D, bins) in [0, 1]: 1 at tokens (B, D), and around them a Gaussian of
+    deviations (D,) [bins], or nothing where that is 0."""
+    distance = torch.arange(bins, device=tokens.device) - tokens[..., None]
+    narrow = torch.where(deviations > 0, deviations, 1e-6)[:, None]  # so narrow that the neighbours get 0
+    return torch.exp(-0.5 * (distance / narrow).square())
+
+
 def q_loss(
-    logits: Tensor, tokens: Tensor, targets: Tensor, weight: float, conservatism: Conservatism, loss: Loss
+    logits: Tensor,
+    tokens: Tensor,
+    targets: Tensor,
+    weight: float,
+    conservatism: Conservatism,
+    loss: Loss,
+    share: Tensor | None = None,
 ) -> tuple[Tensor, Metrics]:
     """TD error on the dataset's bins, pull towards 0 on all others [Eq. 2, D.2, algorithm 1]; mean over B and D.
 
-    logits (B, D, bins), their sigmoid is Q; tokens (B, D); targets (B, D) in [0, 1]."""
+    logits (B, D, bins), their sigmoid is Q; tokens (B, D); targets (B, D) in [0, 1]; share (B, D, bins): see `shares`;
+    None: the paper's, all of the data's bin. A bin with a part of it is drawn to the target by that part, and to 0 by
+    the rest."""
     chosen = logits.gather(-1, tokens[..., None])[..., 0]
     others = logits.shape[-1] - 1
-    if loss == "squared":
-        q = logits.sigmoid()
-        q_chosen = chosen.sigmoid()
-        td = 0.5 * (q_chosen - targets).square()
-        pull = 0.5 * (q.square().sum(-1) - q_chosen.square()) / others
+    if share is None:
+        if loss == "squared":
+            q = logits.sigmoid()
+            q_chosen = chosen.sigmoid()
+            td = 0.5 * (q_chosen - targets).square()
+            pull = 0.5 * (q.square().sum(-1) - q_chosen.square()) / others
+        else:
+            td = F.binary_cross_entropy_with_logits(chosen, targets, reduction="none")
+            pull = (F.softplus(logits).sum(-1) - F.softplus(chosen)) / others
     else:
-        td = F.binary_cross_entropy_with_logits(chosen, targets, reduction="none")
-        pull = (F.softplus(logits).sum(-1) - F.softplus(chosen)) / others
+        wanted = targets[..., None].expand_as(logits)
+        if loss == "squared":
+            q = logits.sigmoid()
+            error, height = 0.5 * (q - wanted).square(), 0.5 * q.square()
+        else:
+            error = F.binary_cross_entropy_with_logits(logits, wanted, reduction="none")
+            height = F.softplus(logits)
+        td = (share * error).sum(-1) / share.sum(-1)
+        pull = ((1 - share) * height).sum(-1) / (1 - share).sum(-1)
     if conservatism == "softmax":
         pull = F.cross_entropy(logits.flatten(0, -2), tokens.flatten(), reduction="none").view_as(td)
     elif conservatism == "none":
@@ -127,8 +158,11 @@ class QTransformer(Judge):
         targets = self.targets(batch)
         hidden, _ = self.network.read(self.network.encode(*batch.now()), batch.tokens[:, :-1])
         logits = self.network.outputs["q"](hidden)
+        share = None
+        if config.td_deviation > 0:
+            share = shares(batch.tokens, logits.shape[-1], self.deviations)
         loss, metrics = q_loss(
-            logits, batch.tokens, targets, config.conservative_weight, config.conservatism, config.loss
+            logits, batch.tokens, targets, config.conservative_weight, config.conservatism, config.loss, share
         )
         metrics |= self.mean_values(logits.detach()[:, 0].amax(-1).sigmoid(), batch)
         if config.behavior_weight > 0:
@@ -138,6 +172,13 @@ class QTransformer(Judge):
             )
             loss, metrics = loss + config.behavior_weight * clone, metrics | clone_metrics
         return loss, {"loss": loss.detach(), **metrics}
+
+    @property
+    def deviations(self) -> Tensor:
+        """(D,) [bins] of the TD label. Fractions and ends keep single bins: between a gripper's open and shut, and
+        between going on and ending, lies nothing that the data holds."""
+        motion = [dimension.kind not in ("fraction", "terminate") for dimension in self.embodiment.action]
+        return self.config.td_deviation * torch.tensor(motion, dtype=torch.float32, device=self.device)
 
     def choose(self, network: PolicyNetwork, hidden: Tensor, dim: int) -> Tensor:
         q_values, ends = network.outputs["q"](hidden[:, None], dim)[:, 0], dim == self.tokenizer.terminate
@@ -152,7 +193,8 @@ class QTransformer(Judge):
         return q_values.argmax(-1)
 
     def values(self, network: PolicyNetwork, memory: Memory) -> Tensor:
-        """The maximum over the first action dimension, which by Eq. 1 is the value of the whole action."""
+        """The maximum over the first action dimension. By Eq. 1 that is the value of the whole action; with `n_step`,
+        of its first dimension followed by what the data does next."""
         hidden, _ = network.read(memory, torch.empty(len(memory[0][0]), 0, dtype=torch.long, device=self.device))
         return network.outputs["q"](hidden)[:, 0].amax(-1).sigmoid()
 
