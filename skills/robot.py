@@ -93,10 +93,8 @@ class RobotServicer(skills_pb2_grpc.RobotServiceServicer):
         self._lock = threading.Lock()
         self._admission, self._leases = Admission(), Leases(self._lapsed)
         self._experience, self._asides = Experience(), threading.BoundedSemaphore(MAX_ASIDES)
-        # Of each goal id, as bytes, which take half a kilobyte less than a message; None: it runs, or waits. Full from
-        # the start of what is no goal's, and as large: a service that runs for long does not grow
-        blanks = ((number.to_bytes(48), bytes(20)) for number in range(GOALS_REMEMBERED))
-        self._results: OrderedDict[str | bytes, bytes | None] = OrderedDict(blanks)
+        # Of each goal id, as bytes, which take half a kilobyte less than a message; None: it runs, or waits
+        self._results = full_table(GOALS_REMEMBERED)
         self._closed = False
         guard.on_halt = self._halted
 
@@ -354,6 +352,17 @@ class RobotServicer(skills_pb2_grpc.RobotServiceServicer):
         self._end(place, result)  # first, so that a client can send the next goal as soon as it has the result
         goal.events.put(last)
         goal.events.put(None)
+
+
+def full_table(count: int) -> OrderedDict[str | bytes, bytes | None]:
+    """What remembers `count` goals, full from the start of what is no goal's and as large: a service that runs for long
+    does not grow. A table of Python's takes twice the room once a few thousand entries have come and gone; in this one
+    they have."""
+    blanks = ((number.to_bytes(48), bytes(20)) for number in range(2 * count))
+    table: OrderedDict[str | bytes, bytes | None] = OrderedDict(blanks)
+    while len(table) > count:
+        table.popitem(last=False)
+    return table
 
 
 def _patience(context: grpc.ServicerContext) -> float | None:

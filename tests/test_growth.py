@@ -16,6 +16,17 @@ LIBRARY = SkillLibrary.load()
 GOALS = 60
 
 
+@pytest.mark.parametrize("count", [100, robot_service.GOALS_REMEMBERED])
+def test_a_table_of_goals_takes_all_its_room_at_the_start(count):
+    table = robot_service.full_table(count)
+    sizes = {sys.getsizeof(table)}
+    for number in range(4 * count):
+        table[f"goal {number}"] = None
+        table.popitem(last=False)
+        sizes.add(sys.getsizeof(table))
+    assert len(sizes) == 1 and len(table) == count
+
+
 @pytest.mark.slow
 def test_no_goal_leaves_memory_behind():
     with (
