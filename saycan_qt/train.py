@@ -3,7 +3,8 @@
     python -m saycan_qt.train rt1 --data data/kitchen --out runs/clone
     python -m saycan_qt.train q-transformer --data data/kitchen --init runs/clone/checkpoint --out runs/actor
     python -m saycan_qt.train q-transformer --data data/kitchen --relabel 0.5 --out runs/critic
-    python -m saycan_qt.train qt-opt --data data/kitchen --relabel 0.5 --out runs/qt-opt
+    python -m saycan_qt.train qt-opt --data data/kitchen --relabel 0.5 --out runs/qt-opt      # or iql, aw-opt
+    python -m saycan_qt.train decision-transformer --data data/kitchen --out runs/decisions
     python -m saycan_qt.train finetune --init execution --data data/new data/kitchen --out runs/finetuned
     python -m saycan_qt.train rt1 --data data/kitchen --out /tmp/run --debug      # tiny model; what the tests run
     torchrun --nproc-per-node 2 -m saycan_qt.train rt1 ...                        # the same run on two processes
@@ -38,6 +39,8 @@ import tyro
 
 from saycan_qt.data.episodes import DatasetError, EpisodeDataset
 from saycan_qt.learning import checkpoint, distributed, divergence
+from saycan_qt.learning.algorithms.decision_transformer import DecisionTransformerConfig
+from saycan_qt.learning.algorithms.iql import IQLConfig
 from saycan_qt.learning.algorithms.policy import Judge
 from saycan_qt.learning.algorithms.q_transformer import QTransformerConfig
 from saycan_qt.learning.algorithms.qt_opt import QTOptConfig
@@ -46,7 +49,10 @@ from saycan_qt.learning.folder import only_writer
 from saycan_qt.learning.loop import STATE, Run
 from saycan_qt.learning.start import (
     Finetune,
+    TrainAWOpt,
     TrainConfig,
+    TrainDecisionTransformer,
+    TrainIQL,
     TrainQTOpt,
     TrainQTransformer,
     TrainRT1,
@@ -86,7 +92,9 @@ def check(config: TrainConfig) -> None:
     require_share(config.batches, "relabel", "starts")
     if not 0 < config.learning_rate < math.inf:
         raise ValueError(f"--learning-rate {config.learning_rate}: it must be above 0")
-    if isinstance(config.algorithm, QTransformerConfig | QTOptConfig):
+    if isinstance(config.algorithm, QTOptConfig | IQLConfig | DecisionTransformerConfig):
+        config.algorithm.require_sound()
+    if isinstance(config.algorithm, QTransformerConfig | QTOptConfig | IQLConfig):
         require_share(config.algorithm, "discount")
         if not config.algorithm.value_low < config.algorithm.value_high:
             low, high = config.algorithm.value_low, config.algorithm.value_high
@@ -192,6 +200,9 @@ def train(config: TrainConfig) -> dict[str, Any]:
 Command = (
     Annotated[TrainQTransformer, tyro.conf.subcommand("q-transformer", prefix_name=False)]
     | Annotated[TrainQTOpt, tyro.conf.subcommand("qt-opt", prefix_name=False)]
+    | Annotated[TrainIQL, tyro.conf.subcommand("iql", prefix_name=False)]
+    | Annotated[TrainAWOpt, tyro.conf.subcommand("aw-opt", prefix_name=False)]
+    | Annotated[TrainDecisionTransformer, tyro.conf.subcommand("decision-transformer", prefix_name=False)]
     | Annotated[TrainRT1, tyro.conf.subcommand("rt1", prefix_name=False)]
     | Annotated[Finetune, tyro.conf.subcommand("finetune", prefix_name=False)]
 )

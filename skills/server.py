@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError, Future, wait
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar, cast
 
 import grpc
@@ -253,6 +253,7 @@ class SkillServicer(skills_pb2_grpc.SkillServiceServicer):
         model: Model  # of the first request, to the stream's end
         actor: Actor
         instruction, last, chunked = "", -1, False
+        done: np.ndarray | None = None  # the action before the present one
         with self._acting.caller(), stream, Take(self._recorder) as take:
             for request in stream:
                 if not last < request.sequence:
@@ -286,7 +287,7 @@ class SkillServicer(skills_pb2_grpc.SkillServiceServicer):
                     observation = fitted(observation, model.embodiment)
                     if history and (problem := changed([history[-1], observation])):
                         raise InvalidRequest(problem)
-                history.append(observation)
+                history.append(replace(observation, action=done))
                 committed = _read_committed(request, model.embodiment) if chunked else None
                 found, seconds = self._infer(context, self._acting, (actor, tuple(history), instruction, committed))
                 if chunked:
@@ -299,6 +300,7 @@ class SkillServicer(skills_pb2_grpc.SkillServiceServicer):
                     max(timeout, LAST_WORD) if ends else timeout,
                 )
                 take.add(observation, found)
+                done = found
 
     def _answer_chunk(
         self,

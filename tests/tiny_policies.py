@@ -10,6 +10,9 @@ import numpy as np
 import torch
 
 from saycan_qt.learning import checkpoint
+from saycan_qt.learning.algorithms.aw_opt import AWOpt, AWOptConfig
+from saycan_qt.learning.algorithms.decision_transformer import DecisionTransformer, DecisionTransformerConfig
+from saycan_qt.learning.algorithms.iql import IQL, IQLConfig
 from saycan_qt.learning.algorithms.policy import Batch, Policy
 from saycan_qt.learning.algorithms.q_transformer import QTransformer, QTransformerConfig
 from saycan_qt.learning.algorithms.qt_opt import QTOpt, QTOptConfig
@@ -39,10 +42,14 @@ KINDS = {
     "q-transformer, one-step": (QTransformer, QTransformerConfig(n_step=False, loss="cross_entropy"), DEBUG),
     "q-transformer, constrained": (QTransformer, CONSTRAINED, DEBUG),
     "q-transformer, efficientnet": (QTransformer, QTransformerConfig(), PAPER_LIKE),
+    "iql": (IQL, IQLConfig(), DEBUG),
+    "iql, efficientnet": (IQL, IQLConfig(), PAPER_LIKE),
+    "decision-transformer": (DecisionTransformer, DecisionTransformerConfig(context=3), replace(DEBUG, history=3)),
+    "aw-opt": (AWOpt, AWOptConfig(), DEBUG),
     "qt-opt": (QTOpt, QTOptConfig(), DEBUG),
     "qt-opt, efficientnet": (QTOpt, QTOptConfig(cql_weight=0.0), PAPER_LIKE),
 }
-AUTOREGRESSIVE = [kind for kind in KINDS if not kind.startswith("qt-opt")]  # one action dimension after the other
+AUTOREGRESSIVE = [kind for kind in KINDS if not kind.startswith(("qt-opt", "decision"))]  # by now alone, bin by bin
 
 
 def texts() -> TextEncoder:
@@ -116,7 +123,9 @@ def batch_for(policy: Policy, size: int = 16, seed: int = 0) -> Batch:
     rng = np.random.default_rng(seed)
     network = policy.network_config
     if network.text_token:
-        frames = torch.from_numpy(rng.normal(0, 0.3, (size, 2, 27, network.encoder.outputs)).astype(np.float32))
+        frames = torch.from_numpy(
+            rng.normal(0, 0.3, (size, network.history + 1, 27, network.encoder.outputs)).astype(np.float32)
+        )
     else:
         frames = torch.from_numpy(rng.integers(0, 255, (size, 3, *network.encoder.image, 3), dtype=np.uint8))
     success, last = torch.arange(size) % 2, torch.arange(size) % 4 == 1
@@ -133,6 +142,8 @@ def batch_for(policy: Policy, size: int = 16, seed: int = 0) -> Batch:
         terminated=last.float(),
         returns=success * 0.9,
         demonstrates=success.float(),
+        past_tokens=torch.from_numpy(rng.integers(0, 256, (size, network.history - 1, 8))),
+        past_returns=(success * 0.9)[:, None].expand(-1, network.history - 1),
     )
 
 

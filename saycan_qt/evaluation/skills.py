@@ -57,8 +57,9 @@ def run_episode(actor, family: str, rng: np.random.Generator, library: SkillLibr
     success = terminated = truncated = False
     body = embodiment_of(actor)
     history: deque[Observation] = deque(maxlen=body.history if body is not None else 1)
+    action: np.ndarray | None = None
     while not (terminated or truncated):
-        history.append(Observation(seen["image"], seen["state"]))
+        history.append(Observation(seen["image"], seen["state"], action=action))
         action = actor.act(list(history), skill.name)
         seen, _, terminated, truncated, info = env.step(action)
         success = info["success"]

@@ -192,6 +192,14 @@ class Transitions:
             "next_tokens": self.policy.tokenizer.encode(after[mine]),
         }
         numbers = {"reward": reward, "terminated": terminated, "returns": returns, "demonstrates": success}
+        if self.policy.looks_back:
+            before = window[:, :-2]
+            tokens = self.policy.tokenizer.encode(self.actions(before[mine].ravel(), None))
+            began = rows[mine, None] + np.arange(-before.shape[1], 0) < first[mine, None]
+            past = tokens.view(*began.shape, -1)
+            tensors["past_tokens"] = past.masked_fill_(torch.from_numpy(began)[..., None], -1)
+            of_each = (np.repeat(given, before.shape[1]) for given in (last, success, relabelled))
+            numbers["past_returns"] = self.rewards(before.ravel(), *of_each)[1].reshape(before.shape)
         tensors |= {name: torch.from_numpy(value[mine].astype(np.float32)) for name, value in numbers.items()}
         seed = int(rng.spawn(1)[0].integers(2**62))  # a stream of its own: nothing is taken from `rng`
         cameras = self.policy.network_config.cameras

@@ -17,10 +17,13 @@ import yaml
 
 from saycan_qt.learning import checkpoint
 from saycan_qt.learning.algorithms import ALGORITHMS
+from saycan_qt.learning.algorithms.aw_opt import AWOptConfig
+from saycan_qt.learning.algorithms.decision_transformer import DecisionTransformerConfig
+from saycan_qt.learning.algorithms.iql import IQLConfig
 from saycan_qt.learning.algorithms.policy import Judge, Policy, embodiment_in, tokenizer_of
-from saycan_qt.learning.algorithms.q_transformer import QTransformer, QTransformerConfig
-from saycan_qt.learning.algorithms.qt_opt import QTOpt, QTOptConfig
-from saycan_qt.learning.algorithms.rt1 import RT1, RT1Config
+from saycan_qt.learning.algorithms.q_transformer import QTransformerConfig
+from saycan_qt.learning.algorithms.qt_opt import QTOptConfig
+from saycan_qt.learning.algorithms.rt1 import RT1Config
 from saycan_qt.learning.batches import Episodes, return_range
 from saycan_qt.learning.loop import LoopConfig
 from saycan_qt.networks.backbone import (
@@ -41,7 +44,7 @@ from skills.robot_folder import default_robot
 
 log = logging.getLogger(__name__)
 SHIPPED_PERCEPTION = checkpoint.SHIPPED / "perception"
-AlgorithmConfig = QTransformerConfig | QTOptConfig | RT1Config
+AlgorithmConfig = QTransformerConfig | QTOptConfig | IQLConfig | AWOptConfig | DecisionTransformerConfig | RT1Config
 SAMPLE = 200_000  # frames that bounds, adaptive bins and the state's size are computed from
 STILL = 1e-6  # a state number that deviates less tells nothing; its size is taken for 1
 STRETCHED = 0.25  # share of a range below which its use is worth a word
@@ -87,6 +90,27 @@ class TrainQTOpt(TrainConfig):
     """Q-learning over continuous actions, as a baseline: judges and acts."""
 
     algorithm: QTOptConfig = field(default_factory=QTOptConfig)
+
+
+@dataclass(frozen=True)
+class TrainIQL(TrainConfig):
+    """Implicit Q-learning, which judges no action outside the data: judges and acts."""
+
+    algorithm: IQLConfig = field(default_factory=IQLConfig)
+
+
+@dataclass(frozen=True)
+class TrainAWOpt(TrainConfig):
+    """QT-Opt's critic and an actor cloned from successes by their advantages: judges and acts."""
+
+    algorithm: AWOptConfig = field(default_factory=AWOptConfig)
+
+
+@dataclass(frozen=True)
+class TrainDecisionTransformer(TrainConfig):
+    """Cloning of all episodes by the returns that they earned: acts."""
+
+    algorithm: DecisionTransformerConfig = field(default_factory=DecisionTransformerConfig)
 
 
 @dataclass(frozen=True)
@@ -153,6 +177,8 @@ def new_policy(config: TrainConfig, dataset: Episodes) -> tuple[Policy, list[str
         raise ValueError("finetune needs --init, a checkpoint's folder or the name of one that ships")
     else:
         network, eyes, table = new_network(config, dataset)
+    if isinstance(algorithm, DecisionTransformerConfig):
+        network = dataclasses.replace(network, history=algorithm.context)
     if (camera := next(iter(embodiment.cameras), None)) is not None:
         height, width = dataset.cameras[camera.name].shape[1:3]
         if network.encoder is not None and (height, width) != tuple(network.encoder.image):
@@ -163,14 +189,8 @@ def new_policy(config: TrainConfig, dataset: Episodes) -> tuple[Policy, list[str
             )
     texts = TextEncoder(table, network.text_model)
     tokenizer = tokenizer_of(start, embodiment) or new_tokenizer(config, network.bins, embodiment, dataset.actions)
-    policy: Policy
-    match algorithm:
-        case QTransformerConfig() as q:
-            policy = QTransformer(network, q, texts, tokenizer, embodiment)
-        case QTOptConfig() as qt_opt:
-            policy = QTOpt(network, qt_opt, texts, tokenizer, embodiment)
-        case RT1Config() as rt1:
-            policy = RT1(network, rt1, texts, tokenizer, embodiment)
+    kind = next(kind for kind in ALGORITHMS.values() if kind.config_type is type(algorithm))
+    policy = kind(network, algorithm, texts, tokenizer, embodiment)
     for part in ("trunk", "grounding") if eyes else ():
         if fresh := policy.start_from(eyes, f"{part}.", f"encoder.{part}."):
             perception = config.perception or SHIPPED_PERCEPTION

@@ -393,6 +393,10 @@ class PolicyNetwork(nn.Module):
     def encode(self, frames: Tensor, states: Tensor, text: Tensor) -> Memory:
         """frames (B, h * cameras, ...) perceived, or images as uint8, those of one time beside each other; states
         (B, h, S); text (B, E)."""
+        return self.remember(self.prefix(frames, states, text))
+
+    def prefix(self, frames: Tensor, states: Tensor, text: Tensor) -> Tensor:
+        """Tokens (B, P, width) of what `encode` takes."""
         parts = []
         if self.encoder is not None:
             if frames.dtype == torch.uint8:
@@ -404,7 +408,10 @@ class PolicyNetwork(nn.Module):
         x = torch.cat(parts, dim=2).flatten(1, 2)
         if self.text is not None:
             x = torch.cat([self.text(text)[:, None] * math.sqrt(text.shape[-1]) / 4, x], dim=1)
-        x = x + self.places
+        return x + self.places
+
+    def remember(self, x: Tensor) -> Memory:
+        """Tokens (B, P, width), each of which sees all of them."""
         memory: Memory = []
         for layer in self.layers[:-1]:
             x, past = layer(x)

@@ -28,6 +28,7 @@ from collections import deque
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
+from dataclasses import replace
 from http import HTTPStatus
 from typing import Any
 
@@ -271,6 +272,7 @@ class _Robot:
         self._actor, self._chunk = _asked(self._model.acting, len(self._keys.embodiment.action))
         self._history: deque[Observation] = deque(maxlen=self._keys.embodiment.history)
         self._instruction, self._placed = "", False
+        self._done: np.ndarray | None = None  # the action before; of chunks it is not known how much was carried out
 
     def metadata(self) -> dict[str, Any]:
         return {
@@ -335,9 +337,11 @@ class _Robot:
             self._instruction = instruction
         if self._history and (problem := changed([self._history[-1], observation])):
             raise InvalidRequest(problem)
-        self._history.append(observation)
-        actions, seconds = await self._infer(instruction)
-        return _checked(actions, self._keys.embodiment, self._chunk, instruction), seconds
+        self._history.append(replace(observation, action=self._done if self._history else None))
+        found, seconds = await self._infer(instruction)
+        actions = _checked(found, self._keys.embodiment, self._chunk, instruction)
+        self._done = actions[0] if self._chunk == 1 else None
+        return actions, seconds
 
     def _follow_reload(self) -> None:
         model = self._endpoint._model(self._request)

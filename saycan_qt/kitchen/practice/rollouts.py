@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -70,12 +70,13 @@ class Rollout:
             share = 0.0
         body = embodiment_of(self.actor)
         seen: deque[Observation] = deque(maxlen=body.history if body is not None else 1)
+        done: np.ndarray | None = None  # the action before
         for step in range(self.max_steps):
             observation = world.observe() if self.observing else None
             if self.actor is None or observation is None:
                 action = expert.act()
             else:
-                seen.append(observation)
+                seen.append(replace(observation, action=done))
                 action = np.array(self.actor.act(list(seen), self.skill.name))
             if rng.random() < share and action[7] < 0.5:
                 action[:3] += rng.normal(0, shift, 3)
@@ -88,6 +89,7 @@ class Rollout:
                 action[7] = 1.0
             action = np.clip(action, ACTION_LOW, ACTION_HIGH).astype(np.float32)
             world.step(action)
+            done = action
             yield Step(observation, action, world.tip())
             if action[7] > 0.5:
                 # a drawer that was open already has not been opened

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from skills.robot_folder import default_robot
 from skills.types import Observation
 
 Metrics = dict[str, Tensor]
+MOST_WEIGHT = 100.0  # of one transition's advantage
 NETWORK = "network."  # how the names of a network's tensors begin in a checkpoint
 
 
@@ -42,6 +44,10 @@ class Batch:
     terminated: Tensor  # (B,) in {0, 1}; time-outs count, with reward 0 [Q-Transformer]
     returns: Tensor  # (B,) Monte-Carlo return-to-go from t
     demonstrates: Tensor  # (B,) in {0, 1}: from an episode that succeeded at this very instruction
+    # Of the times t - h + 1 .. t - 1, for those whose `looks_back` asks for them: bins (B, h - 1, D) of the actions, -1
+    # before the episode began; and returns-to-go (B, h - 1), there the first one's
+    past_tokens: Tensor | None = None
+    past_returns: Tensor | None = None
     seed: int = 0  # of what an algorithm draws itself; follows from the run's seed and step
     cameras: int = 1  # C
 
@@ -79,6 +85,11 @@ def behavior_loss(
     hit = ((logits.detach().argmax(-1) == tokens).float() * weight[:, None]).sum(0) / count
     each = (surprise.detach() * weight[:, None]).sum(0) / count
     return loss, {"behavior": loss.detach(), "behavior_of_each_dimension": each, "accuracy_of_each_dimension": hit}
+
+
+def advantage_weights(advantages: Tensor, temperature: float) -> Tensor:
+    """exp(A / temperature), (B,), at most MOST_WEIGHT [AWR; the limit is IQL's]."""
+    return (advantages / temperature).clamp(max=math.log(MOST_WEIGHT)).exp()
 
 
 def smooth_probabilities(probabilities: Tensor, deviation: float) -> Tensor:
@@ -126,6 +137,7 @@ class Policy(ABC):
     config_type: ClassVar[type]
     network_type: ClassVar[type[PolicyNetwork]] = PolicyNetwork
     only_successes: ClassVar[bool] = False  # train on successful episodes alone
+    looks_back: ClassVar[bool] = False  # its batches tell of past actions and returns
 
     def __init__(
         self,
@@ -159,6 +171,12 @@ class Policy(ABC):
     def choose(self, network: PolicyNetwork, hidden: Tensor, dim: int) -> Tensor:
         """Bins (B,) of one action dimension, from its hidden states (B, width); for those who act bin by bin."""
         raise NotImplementedError
+
+    def likeliest(self, network: PolicyNetwork, hidden: Tensor, dim: int) -> Tensor:
+        """As `choose`: where the behaviour head's probabilities, averaged over neighbours, are greatest."""
+        probabilities = network.outputs["behavior"](hidden[:, None], dim)[:, 0].softmax(-1)
+        smoothing = 0.0 if dim == self.tokenizer.terminate else self.config.smoothing
+        return smooth_probabilities(probabilities, smoothing).argmax(-1)
 
     # Training
 
@@ -204,9 +222,14 @@ class Policy(ABC):
     def act_many(self, histories: Sequence[Sequence[Observation]], instructions: Sequence[str]) -> np.ndarray:
         """(N, D) actions, one for each history and instruction, in one batch."""
         network = self.acting.eval()
+        return self.decide(network, self.remember(network, histories, instructions)).cpu().numpy()
+
+    def remember(
+        self, network: PolicyNetwork, histories: Sequence[Sequence[Observation]], instructions: Sequence[str]
+    ) -> Memory:
+        """What it acts upon, of each history with its instruction."""
         frames, states = self.observe(histories)
-        memory = network.encode(frames, states, self.texts.encode(instructions).to(self.device))
-        return self.decide(network, memory).cpu().numpy()
+        return network.encode(frames, states, self.texts.encode(instructions).to(self.device))
 
     def decide(self, network: PolicyNetwork, memory: Memory) -> Tensor:
         """Actions (N, D) in physical units."""

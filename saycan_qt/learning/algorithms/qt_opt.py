@@ -12,6 +12,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -88,12 +89,18 @@ def draw(config: QTOptConfig, embodiment: Embodiment, seed: int, device: torch.d
 
 
 def maximize(
-    score: Callable[[Tensor], Tensor], draws: Draws, embodiment: Embodiment, elites: int, deviation: float
+    score: Callable[[Tensor], Tensor],
+    draws: Draws,
+    embodiment: Embodiment,
+    elites: int,
+    deviation: float,
+    proposals: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The cross-entropy method [QT-Opt, 4.2]: the best actions (B, D) of all rounds, their scores (B,), and the last
     round's elites (B, elites, D). score: (B or 1, n, D) -> (B, n).
 
-    A Gaussian for each dimension, clipped to the range, and a coin for what terminates, both fitted to the elites."""
+    A Gaussian for each dimension, clipped to the range, and a coin for what terminates, both fitted to the elites.
+    proposals (B, n, D) are candidates in each round."""
     end = embodiment.terminate
     motions = [number for number in range(len(embodiment.action)) if number != end]
     mean = torch.zeros(1, 1, draws.normal.shape[-1], device=draws.normal.device)
@@ -107,6 +114,8 @@ def maximize(
         if end is not None:
             terminate = torch.where(uniform < ends, 1.0, -1.0)
             candidates = torch.cat([candidates[..., :end], terminate, candidates[..., end:]], dim=-1)
+        if proposals is not None:
+            candidates = torch.cat([candidates.expand(len(proposals), -1, -1), proposals], dim=1)
         found = score(candidates)
         top = found.topk(elites, dim=1)
         rows = top.indices[..., None].expand(-1, -1, candidates.shape[-1])
@@ -135,12 +144,11 @@ def cql_penalty(logits: Tensor) -> Tensor:
     return logits.logsumexp(-1) - logits[:, 0]
 
 
-class ActionValueNetwork(PolicyNetwork):
-    """The siblings' network with a token for a whole action in place of one for each dimension, and one output."""
+class JudgingNetwork(PolicyNetwork):
+    """The siblings' network with one more token, for a whole action, and one output for it."""
 
     def __init__(self, config: NetworkConfig, heads: Sequence[str] = ()) -> None:
         super().__init__(config, heads)
-        del self.dimensions, self.actions, self.outputs, self.mask  # of acting bin by bin
         width = config.width
         self.action = nn.Sequential(
             nn.Linear(self.dims * (1 + 2 * len(WAVES)), width), nn.GELU(), nn.Linear(width, width)
@@ -156,15 +164,23 @@ class ActionValueNetwork(PolicyNetwork):
         return (self.norm(x).float() * self.q.weight).sum(-1) + self.q.bias  # float32 under autocast too
 
 
+class ActionValueNetwork(JudgingNetwork):
+    """It has that token in place of one for each dimension."""
+
+    def __init__(self, config: NetworkConfig, heads: Sequence[str] = ()) -> None:
+        super().__init__(config, heads)
+        del self.dimensions, self.actions, self.outputs, self.mask  # of acting bin by bin
+
+
 class QTOpt(Judge):
     """Judges with the greatest Q that the cross-entropy method finds, and acts with its action."""
 
     name = "qt-opt"
     config_type = QTOptConfig
-    network_type = ActionValueNetwork
-    network: ActionValueNetwork
-    target_network: ActionValueNetwork | None
-    lagged_network: ActionValueNetwork | None = None  # the second target; while training
+    network_type: ClassVar[type[JudgingNetwork]] = ActionValueNetwork
+    network: JudgingNetwork
+    target_network: JudgingNetwork | None
+    lagged_network: JudgingNetwork | None = None  # the second target; while training
 
     @classmethod
     def heads(cls, config: QTOptConfig) -> Sequence[str]:
@@ -210,17 +226,21 @@ class QTOpt(Judge):
         return edges[:, 0], edges[:, -1]
 
     @torch.no_grad()
-    def search(self, network: ActionValueNetwork, memory: Memory, draws: Draws) -> tuple[Tensor, Tensor, Tensor]:
+    def search(self, network: JudgingNetwork, memory: Memory, draws: Draws) -> tuple[Tensor, Tensor, Tensor]:
         """Best actions (B, D), their logits (B,), and elites (B, elites, D) of the states in `memory`."""
-        count = len(memory[0][0])
+        config, count, proposed = self.config, len(memory[0][0]), self.proposals(network, memory)
         step = STATES_AT_ONCE if self.device.type == "cpu" else count
         found = []
         for i in range(0, count, step):
             some = [(k[i : i + step], v[i : i + step]) for k, v in memory]
-            score = partial(network.judge, some)
-            found.append(maximize(score, draws, self.embodiment, self.config.cem_elites, self.config.cem_deviation))
+            score, part = partial(network.judge, some), None if proposed is None else proposed[i : i + step]
+            found.append(maximize(score, draws, self.embodiment, config.cem_elites, config.cem_deviation, part))
         actions, logits, elites = (torch.cat(parts) for parts in zip(*found, strict=True))
         return actions, logits, elites
+
+    def proposals(self, network: JudgingNetwork, memory: Memory) -> Tensor | None:
+        """Actions (B, n, D) that the search tries in each round, beside those that it draws."""
+        return None
 
     @torch.no_grad()
     def targets(self, batch: Batch, draws: Draws) -> Tensor:
@@ -234,10 +254,14 @@ class QTOpt(Judge):
         return self.as_q(targets, batch.returns)
 
     def loss(self, batch: Batch) -> tuple[Tensor, Metrics]:
-        """Cross-entropy of the logit and its target [QT-Opt, Eq. 1], and the penalty."""
+        loss, _, metrics = self.critic(batch, self.network.encode(*batch.now()))
+        return loss, metrics
+
+    def critic(self, batch: Batch, memory: Memory) -> tuple[Tensor, Tensor, Metrics]:
+        """Cross-entropy of the logit and its target [QT-Opt, Eq. 1], and the penalty. Also the logits (B,) of the
+        data's actions."""
         config, draws = self.config, draw(self.config, self.embodiment, batch.seed, self.device)
         targets = self.targets(batch, draws)
-        memory = self.network.encode(*batch.now())
         actions = self.normalized(batch.actions)[:, None]
         metrics: Metrics = {}
         if config.cql_weight > 0:
@@ -248,14 +272,18 @@ class QTOpt(Judge):
         td = F.binary_cross_entropy_with_logits(logits[:, 0], targets)
         penalty = cql_penalty(logits).mean()  # 0 where there are no others
         loss = td + config.cql_weight * penalty
-        return loss, {
-            "loss": loss.detach(),
-            "td": td.detach(),
-            "conservative": penalty.detach(),
-            "q_data": logits.detach()[:, 0].sigmoid().mean(),
-            "q_target": targets.mean(),
-            **metrics,
-        }
+        return (
+            loss,
+            logits[:, 0],
+            {
+                "loss": loss.detach(),
+                "td": td.detach(),
+                "conservative": penalty.detach(),
+                "q_data": logits.detach()[:, 0].sigmoid().mean(),
+                "q_target": targets.mean(),
+                **metrics,
+            },
+        )
 
     def decide(self, network: PolicyNetwork, memory: Memory) -> Tensor:
         return self.physical(self.found(network, memory)[0])
@@ -265,5 +293,5 @@ class QTOpt(Judge):
 
     def found(self, network: PolicyNetwork, memory: Memory) -> tuple[Tensor, Tensor]:
         """Best actions (B, D) and their logits (B,), with the same draws every time."""
-        assert isinstance(network, ActionValueNetwork)
+        assert isinstance(network, JudgingNetwork)
         return self.search(network, memory, draw(self.config, self.embodiment, 0, self.device))[:2]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from saycan_qt.learning.algorithms.policy import Batch, Metrics, Policy, behavior_loss, smooth_probabilities
+from saycan_qt.learning.algorithms.policy import Batch, Metrics, Policy, behavior_loss
 from saycan_qt.networks.backbone import PolicyNetwork
 
 
@@ -38,6 +38,4 @@ class RT1(Policy):
         return loss, {"loss": loss.detach(), **metrics}
 
     def choose(self, network: PolicyNetwork, hidden: Tensor, dim: int) -> Tensor:
-        probabilities = network.outputs["behavior"](hidden[:, None], dim)[:, 0].softmax(-1)
-        smoothing = 0.0 if dim == self.tokenizer.terminate else self.config.smoothing
-        return smooth_probabilities(probabilities, smoothing).argmax(-1)
+        return self.likeliest(network, hidden, dim)
