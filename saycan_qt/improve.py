@@ -10,8 +10,8 @@ and failures are kept; a Q-Transformer, whose weights start from the present pol
 on all own episodes so far; then both act in the same held-out scenes, other ones in each round, and the new one is kept
 if it is better: by McNemar's exact test, one-sided, on the episodes that one won and the other lost, at --level, with
 at least 50 pairs of episodes. Nothing else shows it to be better, nor is it shown twice: of N rounds without any
-progress, N * level keep something. No demonstration is added, unless --help-by-expert says so: then that is another
-stage, in which the scripted expert finishes what the policy began, from the policy's own states, as in DAgger.
+progress, N * level keep something, at most. No demonstration is added, unless --help-by-expert says so: then that is
+another stage, in which the scripted expert finishes what the policy began, from the policy's own states, as in DAgger.
 
 Q's settings are those of --start where that is a Q-Transformer, else the paper's; the options below change them.
 --clone runs the plain alternative beside it: cloning of the starting data's and one's own successes, with rounds,
@@ -38,6 +38,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import tyro
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -49,7 +50,7 @@ from saycan_qt.evaluation.rates import mcnemar, wilson
 from saycan_qt.kitchen.practice.collection import CollectConfig
 from saycan_qt.kitchen.practice.rollouts import HELPED
 from saycan_qt.kitchen.tasks import FAMILIES
-from saycan_qt.learning import checkpoint
+from saycan_qt.learning import checkpoint, divergence
 from saycan_qt.learning.algorithms.q_transformer import QTransformerConfig
 from saycan_qt.learning.batches import BatchConfig
 from saycan_qt.learning.folder import only_writer
@@ -155,6 +156,8 @@ class Flywheel:
                 differing = [key for key in self.settings | before if before.get(key) != self.settings.get(key)]
             except (KeyError, TypeError, AttributeError):
                 raise ValueError(f"{self.path}: damaged; choose another --out") from None
+            if any(divergence.has_diverged(config.out / r.candidate) for r in self.rounds):
+                differing = [key for key in differing if key != "learning_rate"]  # goes on with a smaller one
             if differing:
                 said = ", ".join(f"--{key.replace('_', '-')} {told(before.get(key))}" for key in differing)
                 raise ValueError(f"{config.out} holds rounds made with {said}; use that, or another --out")
@@ -168,16 +171,13 @@ class Flywheel:
             for arm in arms:
                 if (this := self.of(arm, number)).kept is None:
                     self.step(this)
-                    done, every = (
-                        sum(r.number <= self.config.rounds for r in self.rounds),
-                        self.config.rounds * len(arms),
-                    )
-                    say(f"  {done} of {every} rounds done; the others take about {(every - done) * minutes(this)} min")
+                    left = self.config.rounds * len(arms) - sum(r.number <= self.config.rounds for r in self.rounds)
+                    say(f"  {left} rounds left" + (f", about {left * minutes(this)} min" if left else ""))
 
     def step(self, this: Round) -> None:
         config, where = self.config, f"round {this.number} of {self.config.rounds}, {this.arm}"
         if this.own is None:
-            say(f"{where}: {config.episodes} episodes by {this.acted} {self.expected('act')}")
+            say(f"{where}: {config.episodes} episodes by {this.acted}{self.expected('act')}")
             this.own, this.own_successes, this.helped = self.timed(this, "act", lambda: self.act(this))
             self.save()
         alone = config.episodes - this.helped
@@ -186,12 +186,12 @@ class Flywheel:
             + (f", the expert finished {this.helped} others" if this.helped else "")
         )
         if not this.trained:
-            say(f"{where}: training {this.candidate} for {config.steps} steps {self.expected('train')}")
+            say(f"{where}: training {this.candidate} for {config.steps} steps{self.expected('train')}")
             self.timed(this, "train", lambda: self.train(this))
             this.trained = True
             self.save()
             shutil.rmtree(config.out / "cache", ignore_errors=True)  # the next round's data is other data
-        say(f"{where}: {this.acted} and {this.candidate} in the same held-out scenes {self.expected('evaluate')}")
+        say(f"{where}: {this.acted} and {this.candidate} in the same held-out scenes{self.expected('evaluate')}")
         present, candidate = self.timed(
             this,
             "evaluate",
@@ -209,8 +209,12 @@ class Flywheel:
         self.save()
         say(
             f"  {this.acted} {rate(this, 'present')}, {this.candidate} {rate(this, 'candidate')}: won {this.won} that "
-            f"the other lost, lost {this.lost}, p = {this.p:.3f}: {'kept' if this.kept else 'not kept'}"
+            f"the other lost, lost {this.lost}, p = {this.p:.2g}: {'kept' if this.kept else 'not kept'}"
         )
+
+        for family, row in this.held_out.items() if len(this.held_out) > 1 else ():
+            before, after = (row[who] / row["episodes"] for who in ("present", "candidate"))
+            say(f"    {family}: {before:.2f}, {after:.2f}")
 
     # ---- the three steps --------------------------------------------------------------------------------------------
 
@@ -304,19 +308,25 @@ class Flywheel:
 
     def expected(self, what: str) -> str:
         before = [r.seconds[what] for r in self.rounds if what in r.seconds]
-        return f"(about {before[-1] / 60:.1f} min, as the last time)" if before else ""
+        return f" (about {before[-1] / 60:.1f} min, as the last time)" if before else ""
 
 
 def settings(config: ImproveConfig) -> dict[str, Any]:
     """All that decides what comes of the rounds, as JSON has it."""
     described = {key: value for key, value in dataclasses.asdict(config).items() if key not in FREE}
-    described |= {key: list(getattr(config, key)) for key in ("families",)} | described.pop("q")
-    described["data"] = [str(folder.resolve()) for folder in config.data]
-    described["start"] = (
-        f"{config.start} ({atomic.sha256(checkpoint.resolve(config.start) / checkpoint.MANIFEST)[:12]})"
-    )
+    described |= {"families": list(config.families), **described.pop("q")}
+    described["data"] = [f"{folder.resolve()} ({content_of(folder)})" for folder in config.data]
+    manifest = atomic.newest(checkpoint.resolve(config.start)) / checkpoint.MANIFEST
+    described["start"] = f"{config.start} ({atomic.sha256(manifest)[:12]})"
     plain: dict[str, Any] = json.loads(json.dumps(described))
     return plain
+
+
+def content_of(folder: Path) -> str:
+    """Another text where a dataset has grown; of its files' names and sizes, without what is hidden, as `.cache`."""
+    names = ((path.relative_to(folder), path) for path in sorted(folder.rglob("*")) if path.is_file())
+    sizes = [f"{name} {path.stat().st_size}" for name, path in names if not str(name).startswith(".")]
+    return atomic.sha256("\n".join(sizes).encode())[:12]
 
 
 def told(value: Any) -> str:
@@ -330,7 +340,7 @@ def minutes(this: Round) -> int:
 def rate(this: Round, who: str) -> str:
     wins, count = this.total(who), this.total("episodes")
     low, high = wilson(wins, count)
-    return f"{wins / count:.2f} ({low:.2f} - {high:.2f})"
+    return f"{wins / count:.2f} ({low:.2f}-{high:.2f})"
 
 
 def collected(folder: Path) -> int:
@@ -368,22 +378,22 @@ def curve(rounds: Sequence[Round]) -> dict[str, list[dict[str, Any]]]:
         points = found.setdefault(this.arm, [{"own_episodes": 0, "policy": START, "in_use": point(this, "present")}])
         in_use = "candidate" if this.kept else "present"
         policy = {"own_episodes": this.own_episodes, "policy": this.candidate if this.kept else this.acted}
-        told = {"in_use": point(this, in_use), "candidate": point(this, "candidate"), "p": this.p, "kept": this.kept}
-        points.append(policy | told)
+        rates = {"in_use": point(this, in_use), "candidate": point(this, "candidate")}
+        points.append({**policy, **rates, "p": this.p, "kept": this.kept})
     return found
 
 
 def table(config: ImproveConfig, rounds: Sequence[Round]) -> Table:
     stage = f", {config.help_by_expert:.0%} of them finished by the expert" if config.help_by_expert else ""
+    title = f"success in held-out scenes (95 % interval)\nafter so many own episodes{stage}"
     shown = Table(
-        title=f"{config.out}: held-out success after own episodes{stage}", caption=f"kept: p < {config.level}"
+        title=title, caption=f"kept where p < {config.level:g}", box=box.SIMPLE, pad_edge=False, collapse_padding=True
     )
-    for column in ("", "round", "own episodes", "present", "candidate", "won : lost", "p", "kept"):
-        shown.add_column(column, justify="left" if not column else "right")
+    for column in ("round", "own", "present", "candidate", "won:lost", "p", "kept"):
+        shown.add_column(column, justify="right")
     for this in (r for r in rounds if r.kept is not None):
-        numbers = str(this.number), str(this.own_episodes), rate(this, "present"), rate(this, "candidate")
-        verdict = f"{this.won} : {this.lost}", f"{this.p:.3f}", "yes" if this.kept else "no"
-        shown.add_row(this.arm, *numbers, *verdict)
+        verdict = f"{this.won}:{this.lost}", f"{this.p:.2g}", "yes" if this.kept else "no"
+        shown.add_row(this.candidate, str(this.own_episodes), rate(this, "present"), rate(this, "candidate"), *verdict)
     return shown
 
 

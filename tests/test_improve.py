@@ -18,6 +18,7 @@ from saycan_qt.evaluation.rates import mcnemar
 from saycan_qt.kitchen.practice import rollouts
 from saycan_qt.kitchen.practice.collection import CollectConfig, episode
 from saycan_qt.learning import checkpoint
+from saycan_qt.learning.divergence import require_finite
 from skills.library import SkillLibrary
 
 FAMILY = "open drawer"
@@ -185,12 +186,28 @@ def test_exit_codes_and_refusals_are_told_in_one_line(home, tmp_path, monkeypatc
         assert run(home, tmp_path / "out", "--rounds", 1, *more) == 2
         told = capsys.readouterr().err
         assert told.startswith("error: ") and said in told and told.count("\n") == 1
+    assert len(world.did) == done
+    write(tmp_path / "grown", 4)
+    assert run(home, tmp_path / "more", "--data", tmp_path / "grown", "--rounds", 1) == 1
+    write(tmp_path / "grown", 5)
+    assert run(home, tmp_path / "more", "--data", tmp_path / "grown", "--rounds", 1) == 2
+    assert f"made with --data {tmp_path / 'grown'} (" in capsys.readouterr().err
+    done = len(world.did)
     assert run(home, tmp_path / "out", "--trials", 20, tiny="--clone") == 2
     assert "20 pairs of episodes keep nothing; give 50" in capsys.readouterr().err
     assert len(world.did) == done
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "letter").touch()
     assert run(home, tmp_path / "mine") == 2 and "letter" in capsys.readouterr().err
+
+
+def test_a_smaller_learning_rate_goes_on_where_training_diverged(home, tmp_path, monkeypatch, capsys):
+    world = World(monkeypatch)
+    world.really = lambda config: require_finite("the loss", float(config.learning_rate < 1e-4 or "nan"), 1, config.out)
+    assert run(home, tmp_path, "--rounds", 1) == 2 and "smaller --learning-rate" in capsys.readouterr().err
+    assert run(home, tmp_path, "--rounds", 1, "--learning-rate", 1e-5, "--steps", 3) == 2
+    assert "made with --steps 2;" in capsys.readouterr().err
+    assert run(home, tmp_path, "--rounds", 1, "--learning-rate", 1e-5) == 0
 
 
 def test_qs_settings_are_those_of_the_checkpoint_unless_given(home):
@@ -225,11 +242,16 @@ def test_without_a_policy_there_is_nothing_to_help_with(tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_a_real_round_killed_twice_comes_to_its_end(home, tmp_path):
+def test_a_real_round_killed_at_each_step_comes_to_its_end(home, tmp_path):
     given = ["--start", home / "start", "--data", home / "shown", "--families", FAMILY, "--help-by-expert", 0.5]
     tiny = ["--rounds", 1, "--episodes", 4, "--trials", 2, "--workers", 1, "--threads", 1, "--debug"]
     line = [sys.executable, "-m", "saycan_qt.improve", *map(str, ("--out", tmp_path / "out", *given, *tiny))]
-    for sign in ("own/round-001-start/shard-00/meta/manifest.json", "q-001/state/manifest.json"):
+    shown = (
+        "own/round-001-start/shard-00/meta/manifest.json",
+        "q-001/state/manifest.json",
+        "held-out/round-001-start.json",
+    )
+    for sign in shown:
         process = subprocess.Popen(line, stdout=subprocess.DEVNULL)
         deadline = time.monotonic() + 120
         while not (tmp_path / "out" / sign).exists() and process.poll() is None and time.monotonic() < deadline:
