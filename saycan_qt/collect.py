@@ -114,7 +114,7 @@ def episodes(config: CollectConfig) -> int:
     require(config, episodes=1, workers=1, seed=0, noise=0)
     if not 0 < config.pace <= STEP:
         raise ValueError(f"--pace {config.pace:g}: it must be above 0 and at most {STEP:g} m, the arm's furthest")
-    require_share(config, "failures", "impossible", "anywhere")
+    require_share(config, "failures", "impossible", "anywhere", "help_by_expert")
     if config.policy:
         load_actor(config.policy)  # what cannot be loaded is refused before any worker starts
     begin(config)

@@ -3,9 +3,11 @@
     python -m saycan_qt.figures training runs/clone                    # writes runs/clone/training.png
     python -m saycan_qt.figures training runs/clone runs/actor --out curves.png
     python -m saycan_qt.figures values --skill "pick coke can"         # writes values.png
+    python -m saycan_qt.figures improve runs/better                    # writes runs/better/curve.png
 
 training: every number of one or several runs over their steps, and the same on held-out episodes. values: what a skill
-is worth wherever its object might stand, drawn over the camera image [Figure 8].
+is worth wherever its object might stand, drawn over the camera image [Figure 8]. improve: success after so many own
+episodes of `python -m saycan_qt.improve`, with 95 % intervals; hollow is what was tried and not kept.
 Needs matplotlib (`pip install 'saycan-qt[train]'`).
 """
 
@@ -13,7 +15,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,7 @@ import tyro
 
 from saycan_qt.learning import metrics
 from saycan_qt.options import Command, dispatch
+from skills import files
 from skills.errors import SkillError
 
 HELD_OUT = "held_out_"
@@ -94,8 +97,53 @@ def values() -> Command:
     return value_map.ValuesConfig, value_map.values
 
 
+@dataclass(frozen=True)
+class ImproveConfig:
+    """Success against own episodes."""
+
+    run: tyro.conf.Positional[Path]  # folder of `python -m saycan_qt.improve`
+    out: Path | None = None  # picture to write, PNG, SVG or PDF; default: curve.png in that folder
+
+
+def improve(config: ImproveConfig) -> int:
+    """Draws the picture and says where it lies. Raises ValueError for a folder without a curve."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    path = config.run / "curve.json"
+    if not path.exists():
+        raise ValueError(f"{config.run}: no {path.name} in it; `python -m saycan_qt.improve` writes it when it ends")
+    found = files.read_json(path)
+    figure, axis = plt.subplots(figsize=(6, 4), layout="constrained")
+    for number, (arm, points) in enumerate(found["curves"].items()):
+        style: dict[str, Any] = {"color": f"C{number}", "capsize": 3}
+        episodes, in_use = [p["own_episodes"] for p in points], [p["in_use"] for p in points]
+        rates = [p["rate"] for p in in_use]
+        below, above = [p["rate"] - p["low"] for p in in_use], [p["high"] - p["rate"] for p in in_use]
+        axis.errorbar(episodes, rates, [below, above], marker="o", label=arm, **style)
+        left = [(p["own_episodes"], p["candidate"]["rate"]) for p in points if p.get("kept") is False]
+        axis.plot(*zip(*left, strict=True), "o", fillstyle="none", color=f"C{number}") if left else None
+    share = found["settings"]["help_by_expert"]
+    axis.set_xlabel("own episodes" + (f", {share:.0%} of them finished by the expert" if share else ""))
+    axis.set_ylabel("success in held-out scenes")
+    axis.set_ylim(0, 1)
+    axis.grid(alpha=0.3)
+    axis.legend()
+    out = config.out or config.run / "curve.png"
+    figure.savefig(out, dpi=110)
+    plt.close(figure)
+    print(out)
+    return 0
+
+
 def main(arguments: list[str] | None = None) -> int:
-    commands = {"training": lambda: (TrainingConfig, training), "values": values}
+    commands: dict[str, Callable[[], Command]] = {
+        "training": lambda: (TrainingConfig, training),
+        "values": values,
+        "improve": lambda: (ImproveConfig, improve),
+    }
     try:
         return dispatch("python -m saycan_qt.figures", __doc__, commands, arguments)
     except ImportError as error:

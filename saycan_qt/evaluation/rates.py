@@ -1,4 +1,4 @@
-"""How sure is a rate? Wilson score intervals."""
+"""How sure is a rate, or that one is better than another? Wilson score intervals, and McNemar's exact test."""
 
 from __future__ import annotations
 
@@ -12,3 +12,10 @@ def wilson(successes: int, n: int, z: float = 1.96) -> tuple[float, float]:
     p, zz = successes / n, z * z
     center, spread = p + zz / (2 * n), z * math.sqrt(p * (1 - p) / n + zz / (4 * n * n))
     return max(0.0, (center - spread) / (1 + zz / n)), min(1.0, (center + spread) / (1 + zz / n))
+
+
+def mcnemar(won: int, lost: int) -> float:
+    """One-sided exact p of pairs of episodes: how likely it were to win at least `won` of the `won + lost` that ended
+    differently, if each were a toss-up [McNemar 1947]; 1 where none did. 5 : 0 gives 1/32."""
+    pairs = won + lost
+    return sum(math.comb(pairs, k) for k in range(won, pairs + 1)) / 2**pairs

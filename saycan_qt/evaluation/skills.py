@@ -6,7 +6,7 @@ import multiprocessing
 import sys
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from rich.console import Console
@@ -46,6 +46,9 @@ class Result:
     success: bool
     terminated: bool
     steps: int
+    number: int = (
+        0  # among its family's: with the same seed another checkpoint's episode of that number is paired with it
+    )
 
 
 def run_episode(actor, family: str, rng: np.random.Generator, library: SkillLibrary) -> Result:
@@ -82,7 +85,7 @@ def _prepare(checkpoint: str) -> None:
 def _one(job: tuple[str, int, int]) -> Result:
     family, seed, number = job
     rng = np.random.default_rng([seed, FAMILIES.index(family), number])
-    return run_episode(_actor, family, rng, SkillLibrary.load())
+    return replace(run_episode(_actor, family, rng, SkillLibrary.load()), number=number)
 
 
 def results(config: SkillsConfig) -> Iterator[Result]:

@@ -192,8 +192,9 @@ class Run:
 
     def export(self) -> None:
         described, tensors = self.policy.describe(self.texts)
+        program = Path(sys.argv[0].rpartition(" ")[2]).stem  # "train", or a command that trains on its way
         provenance = {
-            "command": "python -m saycan_qt.train " + " ".join(sys.argv[1:]),
+            "command": " ".join([f"python -m saycan_qt.{program}", *sys.argv[1:]]),
             "data_digest": self.dataset.digest,
             "episodes": len(self.dataset.success),
             "hz": self.policy.embodiment.control_hz,

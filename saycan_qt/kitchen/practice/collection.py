@@ -50,6 +50,9 @@ class CollectConfig:
     anywhere: float = 0.0
     # Checkpoint, or a shipped one's name, that acts instead of the experts: autonomous episodes, half of them disturbed
     policy: str = ""
+    # Share of the policy's episodes that the scripted expert finishes, from the policy's own states; only its part is
+    # kept. Demonstrations, as in DAgger
+    help_by_expert: float = 0.0
     # Folder of a collection without failures (`--failures 0`), whose demonstrations are carried out again with noise,
     # one after the other [Q-Transformer, 5.2]; of another --seed
     replay: Path | None = None
@@ -91,7 +94,8 @@ def carried_out(
     if config.impossible > 0 and rng.random() < config.impossible:
         mode = rollouts.IMPOSSIBLE
     if actor is not None:
-        mode = rollouts.AUTONOMOUS
+        helped = config.help_by_expert > 0 and rng.random() < config.help_by_expert
+        mode = rollouts.HELPED if helped else rollouts.AUTONOMOUS
     anywhere = config.anywhere > 0 and mode not in rollouts.WITHOUT_HOPE and rng.random() < config.anywhere
     limit = ENDLESS_STEPS if mode == "endless" else rollouts.MAX_STEPS
     how: dict[str, Any] = {"look": config.look, "max_steps": limit, "actor": actor}
@@ -105,6 +109,8 @@ def carried_out(
                 run = rollouts.start(rng, skill, library, mode, **how)
             steps = list(run)
         except Unstable:
+            continue
+        if mode == rollouts.HELPED and not (run.success and steps):  # nothing to help with, or too late
             continue
         if actor is not None or run.success == (mode == "demonstration"):
             return run, steps
@@ -172,7 +178,9 @@ def begin(config: CollectConfig) -> None:
         raise ValueError("--noise is that of replays; it goes with --replay")
     if config.policy and (config.failures, config.impossible) != (usual.failures, usual.impossible):
         raise ValueError("--failures and --impossible are about experts' episodes; leave them out with --policy")
-    for key in ("impossible", "anywhere", "policy", "pace", "look"):  # named where they matter
+    if config.help_by_expert and not config.policy:
+        raise ValueError("--help-by-expert finishes what a policy began: name it with --policy")
+    for key in ("impossible", "anywhere", "policy", "help_by_expert", "pace", "look"):  # named where they matter
         if (value := getattr(config, key)) != getattr(usual, key):
             settings[key] = value
     if config.replay is not None:
@@ -182,5 +190,7 @@ def begin(config: CollectConfig) -> None:
         config.out.mkdir(parents=True, exist_ok=True)
         atomic.write(path, atomic.to_json(settings))
     elif (there := lerobot.read_json(path)) != settings:
-        differing = ", ".join(f"--{key} {there.get(key)}" for key in settings if there.get(key) != settings[key])
+        differing = ", ".join(
+            f"--{key.replace('_', '-')} {there.get(key)}" for key in settings if there.get(key) != settings[key]
+        )
         raise ValueError(f"{config.out} holds a collection made with {differing}; use that, or another --out")

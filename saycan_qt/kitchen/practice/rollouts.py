@@ -20,9 +20,10 @@ from skills.types import Actor, Observation, embodiment_of
 
 MODES = ("demonstration", "offset", "wrong", "early", "noisy", "endless", "elsewhere")
 IMPOSSIBLE = "impossible"  # drawn only where it is asked for
-AUTONOMOUS = "autonomous"  # likewise
+AUTONOMOUS, HELPED = "autonomous", "helped"  # likewise
 WITHOUT_HOPE = ("elsewhere", IMPOSSIBLE)  # a few steps where the skill cannot succeed
 MAX_STEPS = 45  # the policy's limit
+HELP_BEFORE = 20  # [steps] an expert takes over before this one
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,9 @@ class Rollout:
     corrects; "offset" grasps 2.5-6 cm beside the object; "wrong" does another skill than the task names; "early"
     terminates before success; "noisy" is disturbed at most steps; "endless" never terminates; "elsewhere" reaches
     for a few steps where there is no worktop; "impossible" does another skill for a few steps where this one cannot be
-    done (`disturbances`); "autonomous" is what `actor` does, disturbed like a demonstration in every other episode."""
+    done (`disturbances`); "autonomous" is what `actor` does, disturbed like a demonstration in every other episode;
+    "helped" begins like that, and the expert finishes it: from a step drawn at random on, or from where `actor` would
+    have ended without success. Its Steps are the expert's alone, as what led there is not to be cloned [DAgger]."""
 
     world: World
     skill: Skill
@@ -49,7 +52,7 @@ class Rollout:
     wrong: Skill | None = None
     max_steps: int = MAX_STEPS
     observing: bool = True  # False yields None for observations, which saves the rendering; an actor needs them
-    actor: Actor | None = None  # of "autonomous"
+    actor: Actor | None = None  # of "autonomous" and "helped"
     pace: float = STEP  # [m] the expert moves the tip no further along an axis in one action
     success: bool = False
     truncated: bool = False
@@ -71,13 +74,18 @@ class Rollout:
         body = embodiment_of(self.actor)
         seen: deque[Observation] = deque(maxlen=body.history if body is not None else 1)
         done: np.ndarray | None = None  # the action before
-        for step in range(self.max_steps):
+        own = self.max_steps if self.actor else 0  # steps before the expert acts
+        if self.mode == HELPED:
+            own = int(rng.integers(1, HELP_BEFORE))
+        for step in range(self.max_steps + (own if self.mode == HELPED else 0)):
             observation = world.observe() if self.observing else None
-            if self.actor is None or observation is None:
+            if self.actor is None or observation is None or step >= own:
                 action = expert.act()
             else:
                 seen.append(replace(observation, action=done))
                 action = np.array(self.actor.act(list(seen), self.skill.name))
+                if self.mode == HELPED and action[7] > 0.5 and not succeeded(world, self.skill, height):
+                    own, action = step, expert.act()
             if rng.random() < share and action[7] < 0.5:
                 action[:3] += rng.normal(0, shift, 3)
                 action[3:6] += rng.normal(0, turn, 3)
@@ -90,7 +98,8 @@ class Rollout:
             action = np.clip(action, ACTION_LOW, ACTION_HIGH).astype(np.float32)
             world.step(action)
             done = action
-            yield Step(observation, action, world.tip())
+            if self.mode != HELPED or step >= own:
+                yield Step(observation, action, world.tip())
             if action[7] > 0.5:
                 # a drawer that was open already has not been opened
                 self.success = self.mode != IMPOSSIBLE and succeeded(world, self.skill, height)
