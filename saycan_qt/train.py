@@ -102,8 +102,8 @@ def check(config: TrainConfig) -> None:
 
 
 FREE = {  # settings that may change from one start of a run to the next; of the data, its digest is compared
-    *("out", "steps", "minutes", "threads", "save_seconds", "validate_every", "device", "compile", "cache"),
-    *("data", "mapping", "data_digest"),
+    *("out", "steps", "minutes", "threads", "save_seconds", "validate_every", "snapshots", "device", "compile"),
+    *("cache", "data", "mapping", "data_digest"),
 }
 
 

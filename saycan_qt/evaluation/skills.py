@@ -5,8 +5,10 @@ from __future__ import annotations
 import multiprocessing
 import sys
 from collections import deque
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
 
 import numpy as np
 from rich.console import Console
@@ -20,8 +22,10 @@ from saycan_qt.kitchen.env import KitchenEnv
 from saycan_qt.kitchen.practice.rollouts import random_skill
 from saycan_qt.kitchen.tasks import FAMILIES
 from saycan_qt.options import File, require
-from skills.library import SkillLibrary
-from skills.types import Observation, embodiment_of
+from skills.library import Skill, SkillLibrary
+from skills.types import Actor, BatchedActor, Observation, embodiment_of
+
+TOGETHER = 16  # episodes of a process whose actions are one batch
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,15 @@ class SkillsConfig:
 
 
 @dataclass(frozen=True)
+class Start:
+    """What an episode follows from: a skill, and the seed of its practice scene."""
+
+    skill: Skill
+    seed: int
+    number: int = 0  # by which its result is told from others of its family
+
+
+@dataclass(frozen=True)
 class Result:
     """One episode."""
 
@@ -46,30 +59,62 @@ class Result:
     success: bool
     terminated: bool
     steps: int
-    number: int = (
-        0  # among its family's: with the same seed another checkpoint's episode of that number is paired with it
-    )
+    number: int = 0  # its start's; with the same seed, that of another checkpoint's episode is paired with it
 
 
-def run_episode(actor, family: str, rng: np.random.Generator, library: SkillLibrary) -> Result:
-    """One closed-loop episode of a random skill of `family` in a random practice scene. The actor sees as many
-    observations as its embodiment's history says."""
-    skill = random_skill(rng, library, {f: float(f == family) for f in FAMILIES})
-    env = KitchenEnv(skill)
-    seen, _ = env.reset(seed=int(rng.integers(2**31)))
-    success = terminated = truncated = False
+class _Episode:
+    """One that goes on. The actor sees as many observations as its embodiment's history says."""
+
+    def __init__(self, start: Start, history: int) -> None:
+        self.start, self.env = start, KitchenEnv(start.skill)
+        seen, _ = self.env.reset(seed=start.seed)
+        self.history = deque([Observation(seen["image"], seen["state"])], maxlen=history)
+        self.result: Result | None = None  # when it has ended
+
+    def step(self, action: np.ndarray) -> None:
+        seen, _, terminated, truncated, info = self.env.step(action)
+        self.history.append(Observation(seen["image"], seen["state"], action=action))
+        if terminated or truncated:
+            skill, steps = self.start.skill, self.env.steps
+            self.result = Result(skill.family, skill.name, info["success"], terminated, steps, self.start.number)
+
+
+def roll_out(actor: Actor, starts: Iterable[Start], together: int = TOGETHER) -> Iterator[Result]:
+    """Closed-loop episodes, as they end. `together` of them go on at a time, and the actor, if it can, computes their
+    actions in one batch. How an episode ends does not depend on those beside it, but for rounding: the last bits of
+    batched products may choose another one of two bins that are worth the same."""
     body = embodiment_of(actor)
-    history: deque[Observation] = deque(maxlen=body.history if body is not None else 1)
-    action: np.ndarray | None = None
-    while not (terminated or truncated):
-        history.append(Observation(seen["image"], seen["state"], action=action))
-        action = actor.act(list(history), skill.name)
-        seen, _, terminated, truncated, info = env.step(action)
-        success = info["success"]
-    return Result(family, skill.name, success, terminated, env.steps)
+    history = body.history if body is not None else 1
+    waiting, going = iter(starts), list[_Episode]()
+    while going := going + [_Episode(start, history) for start in islice(waiting, together - len(going))]:
+        seen, told = [list(episode.history) for episode in going], [episode.start.skill.name for episode in going]
+        if isinstance(actor, BatchedActor) and len(going) > 1:
+            actions = list(actor.act_many(seen, told))
+        else:
+            actions = [actor.act(*asked) for asked in zip(seen, told, strict=True)]
+        for episode, action in zip(going, actions, strict=True):
+            episode.step(action)
+        yield from (episode.result for episode in going if episode.result)
+        going = [episode for episode in going if not episode.result]
 
 
-_actor = None  # each worker process loads the model once
+def random_start(family: str, rng: np.random.Generator, library: SkillLibrary, number: int = 0) -> Start:
+    skill = random_skill(rng, library, {f: float(f == family) for f in FAMILIES})
+    return Start(skill, int(rng.integers(2**31)), number)
+
+
+def starts_of(family: str, seed: int, numbers: Iterable[int], library: SkillLibrary) -> list[Start]:
+    """Random skills of a family in scenes that follow from the seed and a number alone."""
+    index = FAMILIES.index(family)
+    return [random_start(family, np.random.default_rng([seed, index, n]), library, n) for n in numbers]
+
+
+def run_episode(actor: Actor, family: str, rng: np.random.Generator, library: SkillLibrary) -> Result:
+    """One closed-loop episode of a random skill of `family` in a random practice scene."""
+    return next(roll_out(actor, [random_start(family, rng, library)]))
+
+
+_actor: Any = None  # each worker process loads the model once
 
 
 def _prepare(checkpoint: str) -> None:
@@ -82,17 +127,19 @@ def _prepare(checkpoint: str) -> None:
     _actor = load(checkpoint)
 
 
-def _one(job: tuple[str, int, int]) -> Result:
-    family, seed, number = job
-    rng = np.random.default_rng([seed, FAMILIES.index(family), number])
-    return replace(run_episode(_actor, family, rng, SkillLibrary.load()), number=number)
+def _some(starts: list[Start]) -> list[Result]:
+    return list(roll_out(_actor, starts))
 
 
 def results(config: SkillsConfig) -> Iterator[Result]:
-    jobs = [(family, config.seed, i) for family in config.families for i in range(config.episodes)]
+    library, numbers = SkillLibrary.load(), range(config.episodes)
+    starts = [start for family in config.families for start in starts_of(family, config.seed, numbers, library)]
+    size = min(2 * TOGETHER, -(-len(starts) // config.workers))
+    parts = [starts[i : i + size] for i in range(0, len(starts), size)]
     context = multiprocessing.get_context("spawn")
     with context.Pool(config.workers, _prepare, (config.checkpoint,)) as pool:
-        yield from pool.imap_unordered(_one, jobs, chunksize=2)
+        for part in pool.imap_unordered(_some, parts):
+            yield from part
 
 
 def skills(config: SkillsConfig) -> int:

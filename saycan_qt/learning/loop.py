@@ -44,6 +44,7 @@ class LoopConfig:
     freeze_trunk: bool = True  # small preset: keep the pre-trained trunk, so that its features are computed once
     log_every: int = 100  # steps
     validate_every: int = 2000  # steps; the checkpoint is written then, too
+    snapshots: tuple[int, ...] = ()  # steps whose checkpoints are kept for good, as checkpoint-STEP
     keep: Literal["last", "best"] = "last"  # best: write the checkpoint only when the held-out loss has fallen
     save_seconds: float = 60.0  # between states to resume from
     # Folder of decoded frames and perceived images; default: `.cache` in the first of --data, or, where that cannot be
@@ -129,6 +130,8 @@ class Run:
                 self.report()
             if self.step % self.config.validate_every == 0:
                 self.validate_and_export()
+            if self.step in self.config.snapshots and distributed.rank() == 0:
+                self.export(snapshot(self.config.out, self.step))
             if self.step % self.config.log_every == 0 and self.seconds_since_saved() >= self.config.save_seconds:
                 self.save()
         if self.validated != self.step:
@@ -188,9 +191,9 @@ class Run:
         worse = self.validation.get("loss", 0.0) > self.best
         self.best = min(self.best, self.validation.get("loss", math.inf))
         if distributed.rank() == 0 and not (worse and self.config.keep == "best"):
-            self.export()
+            self.export(self.config.out / CHECKPOINT)
 
-    def export(self) -> None:
+    def export(self, folder: Path) -> None:
         described, tensors = self.policy.describe(self.texts)
         program = Path(sys.argv[0].rpartition(" ")[2]).stem  # "train", or a command that trains on its way
         provenance = {
@@ -202,7 +205,7 @@ class Run:
             "seconds": round(self.clock),
             "held_out": self.validation,
         }
-        checkpoint.save(self.config.out / CHECKPOINT, described, tensors, provenance=provenance)
+        checkpoint.save(folder, described, tensors, provenance=provenance)
 
     def save(self) -> None:
         self.saved = time.monotonic()
@@ -221,6 +224,11 @@ class Run:
     def say(self, line: str) -> None:
         if distributed.rank() == 0:
             print(line, flush=True)
+
+
+def snapshot(out: Path, step: int) -> Path:
+    """The checkpoint of a run as it was at one of its `snapshots`."""
+    return out / f"{CHECKPOINT}-{step}"
 
 
 def share_of(batch_size: int) -> slice:
