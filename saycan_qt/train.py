@@ -86,7 +86,7 @@ def debug_config(config: TrainConfig) -> TrainConfig:
 def check(config: TrainConfig) -> None:
     """Raises ValueError for numbers that make no run."""
     require(config, steps=1, warmup=0, log_every=1, validate_every=1, threads=1, minutes=0, save_seconds=0, rate=0)
-    require(config, weight_decay=0)
+    require(config, weight_decay=0, chunk=1)
     require(config.batches, batch_size=1, jitter_common=0, jitter_each=0, terminal_motion=0, seed=0)
     require_share(config, "average", "max_bad_share")
     require_share(config.batches, "relabel", "starts")
@@ -118,7 +118,7 @@ def remember(config: TrainConfig, kind: str, digest: str) -> None:
             raise ValueError(f"{path}: damaged: not a JSON object")
         before.setdefault("algorithm", before.get("q", before.get("rt1")))  # older runs call it so
         before.get("batches", {}).setdefault("unfinished", False)  # and had no such episodes
-        before = {"rate": 0.0, "success": "", "cache": None} | before
+        before = {"rate": 0.0, "success": "", "cache": None, "chunk": 1} | before
         free = FREE - ({"data", "mapping"} if "data_digest" not in before else set())
         if before.get("data_digest", digest) != digest:
             raise ValueError(
@@ -147,6 +147,7 @@ def tell(run: Run, dataset: Episodes) -> None:
     run.say(
         f"{robot.name or 'the robot'}: {len(robot.action)} action dimensions, cameras: {cameras or 'none'}, "
         f"{len(robot.state)} state numbers, {f'{hz:g} Hz' if hz else 'a rate that the data does not say'}"
+        + (f", in chunks of {run.policy.chunk} actions" if run.policy.chunk > 1 else "")
     )
 
     def steps(count: float) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Protocol, runtime_checkable
+from typing import Protocol, TypeGuard, runtime_checkable
 
 import numpy as np
 
@@ -169,6 +169,11 @@ def embodiment_of(thing: object) -> Embodiment | None:
     """What a robot or a model says of its body; None where it says nothing."""
     found = getattr(thing, "embodiment", None)
     return found if isinstance(found, Embodiment) else None
+
+
+def gives_chunks(actor: object) -> TypeGuard[ChunkedActor]:
+    """Does it give two actions or more at once? One that gives chunks of one is asked as a plain actor is."""
+    return isinstance(actor, ChunkedActor) and actor.chunk > 1
 
 
 def looked_at(sent: Sequence[str], cameras: Sequence[str]) -> dict[str, str]:

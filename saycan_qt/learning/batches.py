@@ -169,15 +169,19 @@ class Transitions:
         data, device = self.dataset, self.policy.device
         episode = np.asarray(data.frame_episode[rows])
         first, last = data.episode_start[episode], data.episode_start[episode + 1] - 1
-        window = rows[:, None] + np.arange(1 - self.policy.network_config.history, 2)  # t - h + 1 .. t + 1
+        network, chunk = self.policy.network_config, self.policy.chunk
+        shift = min(chunk, network.history)
+        now = np.arange(1 - network.history, 1)  # t - h + 1 .. t
+        window = rows[:, None] + np.concatenate([now, now[-shift:] + chunk])  # .. t + n
         window = np.clip(window, first[:, None], last[:, None])
         share, count, pool = self.config.relabel, len(data.tasks), data.episode_task
         task, success = data.episode_task[episode], data.success[episode]
         tasks, success = relabel(task, success, rng, share, count, self.meanings, pool)
-        terminated = rows == last
+        terminated = last - rows < chunk
         relabelled = tasks != task
         reward, returns = self.rewards(rows, last, success, relabelled)
-        now, after = (self.actions(part, rng if augment else None) for part in (rows, window[:, -1]))
+        after = window[:, -1]
+        acted, to_act = (self.chunks(part, last, rng if augment else None) for part in (rows, after))
         frames = self.seen(window[mine])
         if frames.dtype != torch.uint8:
             frames = frames.float()
@@ -187,9 +191,9 @@ class Transitions:
             "frames": frames,
             "states": torch.from_numpy(np.asarray(data.states[window[mine]])),
             "text": self.text[torch.from_numpy(tasks[mine])],
-            "actions": now[mine],
-            "tokens": self.policy.tokenizer.encode(now[mine]),
-            "next_tokens": self.policy.tokenizer.encode(after[mine]),
+            "actions": acted[mine].flatten(1),
+            "tokens": self.policy.tokenizer.encode(acted[mine]).flatten(1),
+            "next_tokens": self.policy.tokenizer.encode(to_act[mine]).flatten(1),
         }
         numbers = {"reward": reward, "terminated": terminated, "returns": returns, "demonstrates": success}
         if self.policy.looks_back:
@@ -200,10 +204,17 @@ class Transitions:
             tensors["past_tokens"] = past.masked_fill_(torch.from_numpy(began)[..., None], -1)
             of_each = (np.repeat(given, before.shape[1]) for given in (last, success, relabelled))
             numbers["past_returns"] = self.rewards(before.ravel(), *of_each)[1].reshape(before.shape)
+        if chunk > 1:
+            numbers |= {"there": self.there(rows, last), "next_there": self.there(after, last)}
         tensors |= {name: torch.from_numpy(value[mine].astype(np.float32)) for name, value in numbers.items()}
         seed = int(rng.spawn(1)[0].integers(2**62))  # a stream of its own: nothing is taken from `rng`
-        cameras = self.policy.network_config.cameras
-        return Batch(**{name: value.to(device) for name, value in tensors.items()}, seed=seed, cameras=cameras)
+        fields = {name: value.to(device) for name, value in tensors.items()}
+        return Batch(**fields, seed=seed, cameras=network.cameras, shift=shift)
+
+    def there(self, rows: np.ndarray, last: np.ndarray) -> np.ndarray:
+        """(B, n * D) of bool: has the episode, which ends at `last`, an action for each dimension of a chunk?"""
+        steps = np.arange(self.policy.chunk) <= (last - rows)[:, None]
+        return np.repeat(steps, self.policy.tokenizer.dims, axis=1)
 
     def seen(self, window: np.ndarray) -> Tensor:
         """(B, T) rows -> (B, T * cameras, ...), the images of one time beside each other; (B, 0) without cameras."""
@@ -217,14 +228,22 @@ class Transitions:
     def rewards(
         self, rows: np.ndarray, last: np.ndarray, success: np.ndarray, relabelled: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
-        """(B,) rewards and (B,) discounted returns-to-go of transitions, the last ones of whose episodes are `last`."""
-        discount, to_go = self.policy.discount, last - rows
+        """(B,) rewards of a chunk's steps and (B,) returns-to-go, both discounted, of transitions, the last ones of
+        whose episodes are `last`."""
+        discount, to_go, chunk = self.policy.discount, last - rows, self.policy.chunk
         if self.config.reward == "success":
-            return success * (to_go == 0), success * discount**to_go
+            returns = success * discount**to_go
+            return returns * (to_go < chunk), returns
         later = rows[:, None] + np.arange(int(to_go.max()) + 1)
         each = np.asarray(self.dataset.rewards[np.minimum(later, last[:, None])]) * (later <= last[:, None])
         each = np.where(relabelled[:, None], np.minimum(each, 0), each)  # costs stay, what was earned does not
-        return each[:, 0], (each * discount ** np.arange(each.shape[1])).sum(axis=1)
+        each = each * discount ** np.arange(each.shape[1])
+        return each[:, :chunk].sum(axis=1), each.sum(axis=1)
+
+    def chunks(self, rows: np.ndarray, last: np.ndarray, rng: np.random.Generator | None) -> Tensor:
+        """(B, n, D) of a chunk, in physical units; after `last` it is repeated."""
+        chunk = np.minimum(rows[:, None] + np.arange(self.policy.chunk), last[:, None])
+        return self.actions(chunk.ravel(), rng).unflatten(0, chunk.shape)
 
     def actions(self, rows: np.ndarray, rng: np.random.Generator | None) -> Tensor:
         """(B, D) in physical units; with a generator, terminating actions get `terminal_motion`."""

@@ -72,6 +72,9 @@ class TrainConfig(LoopConfig):
     bounds: str = "robot"
     # "adaptive": narrow where the data's motion is fine. Beyond the paper, which names uniform bins as a limitation
     bins: Literal["uniform", "adaptive"] = "uniform"
+    # Consecutive actions that are chosen together, and carried out while the next are computed: they are dimensions of
+    # one long action, whose value is that of them all. For long tasks and high rates; beyond the paper, which has 1
+    chunk: int = 1
     max_bad_share: float = 0.05  # of episodes that cannot be used; training refuses to start above it
     threads: int = 2
     debug: bool = False  # tiny, for tests
@@ -171,6 +174,10 @@ def new_policy(config: TrainConfig, dataset: Episodes) -> tuple[Policy, list[str
             raise ValueError(f"{config.init} is no policy: its algorithm is {described.get('algorithm')!r}")
         algorithm = algorithm or ALGORITHMS[described["algorithm"]].config_type(**described["config"])
         network = NetworkConfig.from_dict(described["network"])
+        if config.chunk not in (1, network.chunk):
+            raise ValueError(
+                f"{config.init} acts in chunks of {network.chunk}, not of --chunk {config.chunk}; leave one out"
+            )
         embodiment = taken_over(config.init, described, network, embodiment)
         table |= zip(described["texts"], start["texts"].numpy(), strict=True)
     elif algorithm is None:
@@ -209,7 +216,7 @@ def new_network(
     embodiment, table = dataset.embodiment, dict[str, np.ndarray]()
     preset = preset_for(config.preset, embodiment)
     network = DEBUG_FILM if preset == "debug" and not sees_keypoints(embodiment) else PRESETS[preset]
-    network = network.fitted(embodiment, state_config(dataset))
+    network = dataclasses.replace(network.fitted(embodiment, state_config(dataset)), chunk=config.chunk)
     if config.text_model:
         size = len(TextEncoder(model=config.text_model).encode(["a"])[0])
         network = dataclasses.replace(network, text_model=config.text_model, text_size=size)

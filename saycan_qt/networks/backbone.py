@@ -124,6 +124,9 @@ class NetworkConfig:
     # What follows from the robot; networks of before it was said are the default robot's
     cameras: int = 1  # images at each time
     dims: int = field(default_factory=_default_dims)  # of an action
+    # Consecutive actions that are chosen together, the later ones as further autoregressive dimensions. Departs (paper:
+    # 1): values travel so many steps at once [Q-chunking, Li et al. 2025, arXiv 2507.07969]
+    chunk: int = 1
     state: StateConfig = field(default_factory=_default_state)
 
     @classmethod
@@ -150,13 +153,15 @@ class NetworkConfig:
     def require_sound(self) -> None:
         """Raises ValueError for what no network of ours is: a file may say anything."""
         least = {"tokens": 1, "history": 1, "width": 1, "layers": 1, "heads": 1, "mlp": 1, "bins": 2, "text_size": 1}
+        least |= {"chunk": 1}
         for name, smallest in least.items():
             if getattr(self, name) < smallest:
                 raise ValueError(f"{name} is {getattr(self, name)}")
         if self.width % self.heads:
             raise ValueError(f"{self.heads} heads do not divide a width of {self.width}")
-        if self.bins > MOST_BINS or self.dims > MOST_DIMENSIONS:
-            raise ValueError(f"{self.dims} dimensions of {self.bins} bins; at most {MOST_DIMENSIONS} of {MOST_BINS}")
+        dims = self.dims * self.chunk
+        if self.bins > MOST_BINS or dims > MOST_DIMENSIONS:
+            raise ValueError(f"{dims} dimensions of {self.bins} bins; at most {MOST_DIMENSIONS} of {MOST_BINS}")
         if (tokens := self.history * (self.cameras * self.tokens + 1)) > MOST_TOKENS:
             raise ValueError(f"{tokens} tokens that attend to each other; at most {MOST_TOKENS}")
         if self.encoder is not None:
@@ -356,7 +361,7 @@ class PolicyNetwork(nn.Module):
     def __init__(self, config: NetworkConfig, heads: Sequence[str]) -> None:
         """heads: "q" (sigmoid) and "behavior" (softmax)."""
         super().__init__()
-        self.config, self.dims = config, config.dims
+        self.config, self.dims = config, config.dims * config.chunk
         width, seen = config.width, config.cameras * config.tokens
         self.encoder: KeypointEncoder | FilmEfficientNet | None
         match config.encoder:
@@ -437,12 +442,13 @@ class PolicyNetwork(nn.Module):
             grown.append(both)
         return self.norm(x), grown
 
-    def decode(self, memory: Memory, choose: Callable[[Tensor, int], Tensor]) -> Tensor:
-        """Action bins (B, D), one dimension after the other, each token computed once (key-value cache).
+    def decode(self, memory: Memory, choose: Callable[[Tensor, int], Tensor], dims: int | None = None) -> Tensor:
+        """Bins (B, D) of the first `dims` dimensions, or of all, one after the other, each token computed once
+        (key-value cache).
 
         choose(hidden (B, width), dimension) -> (B,) bins."""
         bins = torch.empty(len(memory[0][0]), 0, dtype=torch.long, device=memory[0][0].device)
-        for dim in range(self.dims):
+        for dim in range(self.dims if dims is None else dims):
             hidden, memory = self.read(memory, bins[:, dim - 1 : dim] if dim else bins, first=dim)
             bins = torch.cat([bins, choose(hidden[:, 0], dim)[:, None]], dim=1)
         return bins

@@ -57,7 +57,7 @@ from skills.server import SkillServicer
 from skills.serving.calls import Calls
 from skills.serving.hosting import Model
 from skills.serving.watching import NOBODY, Watcher
-from skills.types import Actor, ChunkedActor, Observation, Reader
+from skills.types import Actor, ChunkedActor, Observation, Reader, gives_chunks
 from skills.wire.conventions import code_of, join_address
 from skills.wire.messages import changed
 
@@ -390,7 +390,7 @@ class _Chunks:
 
 def _asked(actor: Actor, dimensions: int) -> tuple[Actor, int]:
     """Whom the line asks, and how many actions there will be."""
-    if isinstance(actor, ChunkedActor):
+    if gives_chunks(actor):
         return _Chunks(actor, dimensions), actor.chunk
     return actor, 1
 

@@ -18,7 +18,7 @@ import numpy as np
 from skills.embodiment import Embodiment
 from skills.errors import Busy, InvalidRequest, SkillError, Unavailable, UnknownSkill, Unreadable
 from skills.serving.watching import NOBODY, Watcher
-from skills.types import Actor, ChunkedActor, Critic, embodiment_of
+from skills.types import Actor, Critic, embodiment_of, gives_chunks
 
 log = logging.getLogger(__name__)
 
@@ -68,7 +68,7 @@ class Model:
     @property
     def chunk(self) -> int:
         """Actions that it gives at a time; 0: one."""
-        return self.actor.chunk if isinstance(self.actor, ChunkedActor) else 0
+        return self.actor.chunk if gives_chunks(self.actor) else 0
 
     def _check_loaded(self) -> None:
         if not self.loaded:

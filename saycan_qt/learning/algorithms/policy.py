@@ -8,6 +8,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
@@ -31,17 +32,18 @@ NETWORK = "network."  # how the names of a network's tensors begin in a checkpoi
 
 @dataclass
 class Batch:
-    """B transitions. Windows hold h + 1 times: the first h end at time t, the last h at t + 1. The images of C cameras
+    """B transitions from t to t + n, by n actions: as many as the network's `chunk` says, mostly 1; D is of them all.
+    Windows hold h + m times, m = min(n, h): the first h end at time t, the last h at t + n. The images of C cameras
     stand beside each other, those of one time together."""
 
-    frames: Tensor  # (B, (h + 1) * C, K, 4 + F) perceived, or (B, (h + 1) * C, H, W, 3) uint8; (B, 0) without cameras
-    states: Tensor  # (B, h + 1, S)
+    frames: Tensor  # (B, (h + m) * C, K, 4 + F) perceived, or (B, (h + m) * C, H, W, 3) uint8; (B, 0) without cameras
+    states: Tensor  # (B, h + m, S)
     text: Tensor  # (B, E) instruction embeddings
-    actions: Tensor  # (B, D) at t, in physical units
+    actions: Tensor  # (B, D) from t on, in physical units
     tokens: Tensor  # (B, D) their bins
-    next_tokens: Tensor  # (B, D) at t + 1; of no meaning where terminated
-    reward: Tensor  # (B,) at t
-    terminated: Tensor  # (B,) in {0, 1}; time-outs count, with reward 0 [Q-Transformer]
+    next_tokens: Tensor  # (B, D) from t + n on; of no meaning where terminated
+    reward: Tensor  # (B,) of the n steps from t on, discounted
+    terminated: Tensor  # (B,) in {0, 1}, within these steps; time-outs count, with reward 0 [Q-Transformer]
     returns: Tensor  # (B,) Monte-Carlo return-to-go from t
     demonstrates: Tensor  # (B,) in {0, 1}: from an episode that succeeded at this very instruction
     # Of the times t - h + 1 .. t - 1, for those whose `looks_back` asks for them: bins (B, h - 1, D) of the actions, -1
@@ -50,18 +52,29 @@ class Batch:
     past_returns: Tensor | None = None
     seed: int = 0  # of what an algorithm draws itself; follows from the run's seed and step
     cameras: int = 1  # C
+    shift: int = 1  # m
+    # (B, D) in {0, 1}: the episode goes on until this dimension's action; None: all do, as chunks of 1
+    there: Tensor | None = None
+    next_there: Tensor | None = None  # (B, D) of next_tokens
 
     def __len__(self) -> int:
         return len(self.tokens)
 
     def now(self) -> tuple[Tensor, Tensor, Tensor]:
-        return self.frames[:, : self.frames.shape[1] - self.cameras], self.states[:, :-1], self.text
+        return (
+            self.frames[:, : self.frames.shape[1] - self.shift * self.cameras],
+            self.states[:, : -self.shift],
+            self.text,
+        )
 
     def next(self) -> tuple[Tensor, Tensor, Tensor]:
-        return self.frames[:, self.cameras :], self.states[:, 1:], self.text
+        return self.frames[:, self.shift * self.cameras :], self.states[:, self.shift :], self.text
 
 
-def smoothed_targets(tokens: Tensor, bins: int, deviation: float, terminate: int | None) -> Tensor:
+Ends = slice | int | None  # which dimensions of (B, D) terminate
+
+
+def smoothed_targets(tokens: Tensor, bins: int, deviation: float, terminate: Ends) -> Tensor:
     """(B, D) -> (B, D, bins) Gaussians around the dataset's bins; `terminate`, if there is one, stays a single bin."""
     hard = F.one_hot(tokens, bins).float()
     if deviation <= 0:
@@ -75,15 +88,27 @@ def smoothed_targets(tokens: Tensor, bins: int, deviation: float, terminate: int
 
 
 def behavior_loss(
-    logits: Tensor, tokens: Tensor, weight: Tensor, deviation: float, terminate: int | None
+    logits: Tensor,
+    tokens: Tensor,
+    weight: Tensor,
+    deviation: float,
+    terminate: Ends,
+    there: Tensor | None = None,
 ) -> tuple[Tensor, Metrics]:
-    """Cross-entropy of the behaviour head (B, D, bins), mean over dimensions and over rows of weight 1."""
+    """Cross-entropy of the behaviour head (B, D, bins), mean over the dimensions that are `there` (B, D) and over rows
+    of weight 1."""
     targets = smoothed_targets(tokens, logits.shape[-1], deviation, terminate)
     surprise = -(targets * logits.log_softmax(-1)).sum(-1)  # (B, D)
     count = shared_count(weight)
-    loss = (surprise.mean(-1) * weight).sum() / count
-    hit = ((logits.detach().argmax(-1) == tokens).float() * weight[:, None]).sum(0) / count
-    each = (surprise.detach() * weight[:, None]).sum(0) / count
+    rows, counts = weight[:, None], count
+    if there is None:
+        loss = (surprise.mean(-1) * weight).sum() / count
+    else:
+        loss = ((surprise * there).sum(-1) / there.sum(-1) * weight).sum() / count
+        rows = there * rows
+        counts = torch.stack([shared_count(dim) for dim in rows.unbind(1)])
+    hit = ((logits.detach().argmax(-1) == tokens).float() * rows).sum(0) / counts
+    each = (surprise.detach() * rows).sum(0) / counts
     return loss, {"behavior": loss.detach(), "behavior_of_each_dimension": each, "accuracy_of_each_dimension": hit}
 
 
@@ -138,6 +163,7 @@ class Policy(ABC):
     network_type: ClassVar[type[PolicyNetwork]] = PolicyNetwork
     only_successes: ClassVar[bool] = False  # train on successful episodes alone
     looks_back: ClassVar[bool] = False  # its batches tell of past actions and returns
+    chunked: ClassVar[bool] = False  # can act in chunks
 
     def __init__(
         self,
@@ -147,6 +173,8 @@ class Policy(ABC):
         tokenizer: ActionTokenizer | None = None,  # uniform bins over the embodiment's range when None
         embodiment: Embodiment | None = None,  # the default robot's when None
     ) -> None:
+        if network.chunk > 1 and not self.chunked:
+            raise ValueError(f"{self.name} acts step by step; leave out --chunk {network.chunk}")
         self.config, self.network_config, self.texts = config, network, texts
         embodiment = embodiment or default_robot().embodiment
         self.tokenizer = tokenizer or ActionTokenizer.uniform(embodiment, network.bins)
@@ -175,7 +203,7 @@ class Policy(ABC):
     def likeliest(self, network: PolicyNetwork, hidden: Tensor, dim: int) -> Tensor:
         """As `choose`: where the behaviour head's probabilities, averaged over neighbours, are greatest."""
         probabilities = network.outputs["behavior"](hidden[:, None], dim)[:, 0].softmax(-1)
-        smoothing = 0.0 if dim == self.tokenizer.terminate else self.config.smoothing
+        smoothing = 0.0 if self.terminates(dim) else self.config.smoothing
         return smooth_probabilities(probabilities, smoothing).argmax(-1)
 
     # Training
@@ -233,11 +261,55 @@ class Policy(ABC):
 
     def decide(self, network: PolicyNetwork, memory: Memory) -> Tensor:
         """Actions (N, D) in physical units."""
-        return self.tokenizer.decode(network.decode(memory, lambda hidden, dim: self.choose(network, hidden, dim)))
+        choose = partial(self.choose, network)
+        return self.tokenizer.decode(network.decode(memory, choose, self.tokenizer.dims))
 
     def act(self, history: Sequence[Observation], instruction: str) -> np.ndarray:
         """One action, (D,) float32 within the embodiment's bounds; history is oldest first."""
         return self.act_many([history], [instruction])[0]
+
+    @property
+    def chunk(self) -> int:
+        """Actions chosen together, see `skills.types.ChunkedActor`."""
+        return self.network_config.chunk
+
+    def act_chunk(self, history: Sequence[Observation], instruction: str, committed: np.ndarray) -> np.ndarray:
+        """(chunk, D) float32 actions for the periods to come, the first of which are `committed` (K, D): the others are
+        chosen given these, as if they had been chosen too."""
+        return self.act_chunks([history], [instruction], [committed])[0]
+
+    @torch.inference_mode()
+    def act_chunks(
+        self,
+        histories: Sequence[Sequence[Observation]],
+        instructions: Sequence[str],
+        committed: Sequence[np.ndarray],
+    ) -> np.ndarray:
+        """(N, chunk, D): what `act_chunk` gives for each, in one batch."""
+        network, tokenizer = self.acting.eval(), self.tokenizer
+        given = np.full((len(histories), self.chunk, tokenizer.dims), np.nan, np.float32)
+        for row, told in zip(given, committed, strict=True):
+            row[: len(told)] = told[: self.chunk]
+        said = torch.from_numpy(given).to(self.device)
+        known, bins = ~said.isnan().flatten(1), tokenizer.encode(said.nan_to_num()).flatten(1)
+
+        def choose(hidden: Tensor, dim: int) -> Tensor:
+            return torch.where(known[:, dim], bins[:, dim], self.choose(network, hidden, dim))
+
+        frames, states = self.observe(histories)
+        memory = network.encode(frames, states, self.texts.encode(instructions).to(self.device))
+        chosen = tokenizer.decode(network.decode(memory, choose).unflatten(1, (self.chunk, -1)))
+        return torch.where(said.isnan(), chosen, said).cpu().numpy()
+
+    @property
+    def ends(self) -> Ends:
+        """Which of the network's dimensions terminate."""
+        end = self.tokenizer.terminate
+        return None if end is None else slice(end, None, self.tokenizer.dims)
+
+    def terminates(self, dim: int) -> bool:
+        """Is it one of them?"""
+        return dim % self.tokenizer.dims == self.tokenizer.terminate
 
     def know(self, instructions: Sequence[str]) -> None:
         """Embed them now. The first unknown words load the sentence model, which takes seconds."""

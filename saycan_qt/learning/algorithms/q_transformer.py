@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -16,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from saycan_qt.learning.algorithms.policy import Batch, Judge, Metrics, behavior_loss, smooth_probabilities
+from saycan_qt.learning.distributed import shared_count
 from saycan_qt.networks.backbone import Memory, PolicyNetwork
 from skills.types import Observation
 
@@ -52,17 +54,32 @@ class QTransformerConfig:
 
 
 def dimension_targets(
-    q_best: Tensor, next_value: Tensor, reward: Tensor, terminated: Tensor, discount: float, n_step: bool
+    q_best: Tensor,
+    next_value: Tensor,
+    reward: Tensor,
+    terminated: Tensor,
+    discount: float,
+    n_step: bool,
+    there: Tensor | None = None,
 ) -> Tensor:
     """Targets (B, D) for each action dimension of one transition [Eq. 1, sec. 4.3].
 
     q_best (B, D): max Q over each dimension's bins, given the dataset's earlier dimensions; next_value (B,): max Q over
     the next observation's first dimension, or over its last with n_step; reward, terminated (B,). Only the last
-    dimension crosses time, and only there are reward and discount applied; with n_step all dimensions jump there."""
+    dimension crosses time, and only there are reward and discount applied; with n_step all dimensions jump there.
+
+    The dimensions of a chunk of actions are one action's: reward and discount are those of all its steps. Where the
+    episode ends within it, the last dimension is the last that is `there` (B, D)."""
     across = (reward + discount * (1 - terminated) * next_value)[:, None]
     if n_step:
         return across.expand_as(q_best)
-    return torch.cat([q_best[:, 1:], across], dim=1)
+    targets = torch.cat([q_best[:, 1:], across], dim=1)
+    return targets if there is None else torch.where(is_last(there), across, targets)
+
+
+def is_last(there: Tensor) -> Tensor:
+    """(B, D) in {0, 1}, of which each row begins with ones -> (B, D) of bool, true at the last of them."""
+    return (there > 0) & (F.pad(there[:, 1:], (0, 1)) == 0)
 
 
 def shares(tokens: Tensor, bins: int, deviations: Tensor) -> Tensor:
@@ -81,8 +98,10 @@ def q_loss(
     conservatism: Conservatism,
     loss: Loss,
     share: Tensor | None = None,
+    there: Tensor | None = None,
 ) -> tuple[Tensor, Metrics]:
-    """TD error on the dataset's bins, pull towards 0 on all others [Eq. 2, D.2, algorithm 1]; mean over B and D.
+    """TD error on the dataset's bins, pull towards 0 on all others [Eq. 2, D.2, algorithm 1]; mean over B and D, of
+    those that are `there` (B, D).
 
     logits (B, D, bins), their sigmoid is Q; tokens (B, D); targets (B, D) in [0, 1]; share (B, D, bins): see `shares`;
     None: the paper's, all of the data's bin. A bin with a part of it is drawn to the target by that part, and to 0 by
@@ -112,13 +131,18 @@ def q_loss(
         pull = F.cross_entropy(logits.flatten(0, -2), tokens.flatten(), reduction="none").view_as(td)
     elif conservatism == "none":
         pull = torch.zeros_like(td)
-    total = (td + weight * pull).mean()
-    return total, {
-        "td": td.detach().mean(),
-        "conservative": pull.detach().mean(),
-        "q_data": chosen.detach().sigmoid().mean(),
-        "q_target": targets.mean(),
+    mean = Tensor.mean if there is None else partial(mean_there, there)
+    return mean(td + weight * pull), {
+        "td": mean(td.detach()),
+        "conservative": mean(pull.detach()),
+        "q_data": mean(chosen.detach().sigmoid()),
+        "q_target": mean(targets),
     }
+
+
+def mean_there(there: Tensor, values: Tensor) -> Tensor:
+    """Of values (B, D), over those that are there."""
+    return (values * there).sum() / shared_count(there)
 
 
 class QTransformer(Judge):
@@ -126,6 +150,7 @@ class QTransformer(Judge):
 
     name = "q-transformer"
     config_type = QTransformerConfig
+    chunked = True
 
     @classmethod
     def heads(cls, config: QTransformerConfig) -> Sequence[str]:
@@ -143,14 +168,20 @@ class QTransformer(Judge):
         after = network.encode(*batch.next())
         if config.n_step:  # the dataset's next action leads to its last dimension
             hidden, _ = network.read(after, batch.next_tokens[:, :-1])
-            next_value = best(hidden[:, -1:], network.dims - 1)[:, 0]
+            if batch.next_there is None:
+                next_value = best(hidden[:, -1:], network.dims - 1)[:, 0]
+            else:
+                next_value = (best(hidden, 0) * is_last(batch.next_there)).sum(1)
             q_best = batch.reward[:, None].expand(-1, network.dims)  # not used
         else:
             hidden, _ = network.read(after, batch.next_tokens[:, :0])
             next_value = best(hidden, 0)[:, 0]
             hidden, _ = network.read(network.encode(*batch.now()), batch.tokens[:, :-1])
             q_best = best(hidden, 0)
-        targets = dimension_targets(q_best, next_value, batch.reward, batch.terminated, config.discount, config.n_step)
+        discount = config.discount**self.chunk
+        targets = dimension_targets(
+            q_best, next_value, batch.reward, batch.terminated, discount, config.n_step, batch.there
+        )
         return self.as_q(targets, batch.returns[:, None])
 
     def loss(self, batch: Batch) -> tuple[Tensor, Metrics]:
@@ -161,14 +192,13 @@ class QTransformer(Judge):
         share = None
         if config.td_deviation > 0:
             share = shares(batch.tokens, logits.shape[-1], self.deviations)
-        loss, metrics = q_loss(
-            logits, batch.tokens, targets, config.conservative_weight, config.conservatism, config.loss, share
-        )
+        weight, kind = config.conservative_weight, config.conservatism
+        loss, metrics = q_loss(logits, batch.tokens, targets, weight, kind, config.loss, share, batch.there)
         metrics |= self.mean_values(logits.detach()[:, 0].amax(-1).sigmoid(), batch)
         if config.behavior_weight > 0:
-            behavior, end = self.network.outputs["behavior"](hidden), self.tokenizer.terminate
+            behavior = self.network.outputs["behavior"](hidden)
             clone, clone_metrics = behavior_loss(
-                behavior, batch.tokens, batch.demonstrates, config.label_deviation, end
+                behavior, batch.tokens, batch.demonstrates, config.label_deviation, self.ends, batch.there
             )
             loss, metrics = loss + config.behavior_weight * clone, metrics | clone_metrics
         return loss, {"loss": loss.detach(), **metrics}
@@ -177,11 +207,11 @@ class QTransformer(Judge):
     def deviations(self) -> Tensor:
         """(D,) [bins] of the TD label. Fractions and ends keep single bins: between a gripper's open and shut, and
         between going on and ending, lies nothing that the data holds."""
-        motion = [dimension.kind not in ("fraction", "terminate") for dimension in self.embodiment.action]
+        motion = [dimension.kind not in ("fraction", "terminate") for dimension in self.embodiment.action] * self.chunk
         return self.config.td_deviation * torch.tensor(motion, dtype=torch.float32, device=self.device)
 
     def choose(self, network: PolicyNetwork, hidden: Tensor, dim: int) -> Tensor:
-        q_values, ends = network.outputs["q"](hidden[:, None], dim)[:, 0], dim == self.tokenizer.terminate
+        q_values, ends = network.outputs["q"](hidden[:, None], dim)[:, 0], self.terminates(dim)
         if self.config.behavior_threshold > 0 and "behavior" in network.outputs:
             density = network.outputs["behavior"](hidden[:, None], dim)[:, 0].softmax(-1)
             density = smooth_probabilities(density, 0.0 if ends else self.config.smoothing)
@@ -200,9 +230,9 @@ class QTransformer(Judge):
 
     @torch.inference_mode()
     def value_maps(self, history: Sequence[Observation], instruction: str) -> dict[str, np.ndarray]:
-        """One picture, (D * STRIP, bins * w, 3) uint8: a strip for each action dimension, its bins from the lowest
-        action to the highest, from dark for Q = 0 to bright for Q = 1, given the dimensions above it; the chosen bin is
-        white. A dimension that terminates has two, no and yes."""
+        """One picture, (D * STRIP, bins * w, 3) uint8: a strip for each dimension of the next action, its bins from the
+        lowest action to the highest, from dark for Q = 0 to bright for Q = 1, given the dimensions above it; the chosen
+        bin is white. A dimension that terminates has two, no and yes."""
         network, strips = self.acting.eval(), []
         wide = -(-MAP_WIDTH // self.network_config.bins)  # [pixels] of a bin
 
@@ -212,12 +242,13 @@ class QTransformer(Judge):
             strip = np.stack([np.interp(q_values, (0.0, 0.5, 1.0), ramp) for ramp in RAMPS], axis=1)
             strip[int(chosen[0])] = 255
             strip = np.repeat(strip, wide, axis=0)
-            if dim == self.tokenizer.terminate:  # padded to all bins; only the first and the last mean anything [D.3]
+            if self.terminates(dim):  # padded to all bins; only the first and the last mean anything [D.3]
                 half = len(strip) // 2
                 strip[:half], strip[half:] = strip[0], strip[-1]
             strips.append(np.broadcast_to(strip, (STRIP, *strip.shape)))
             return chosen
 
         frames, states = self.observe([history])
-        network.decode(network.encode(frames, states, self.texts.encode([instruction]).to(self.device)), choose)
+        memory = network.encode(frames, states, self.texts.encode([instruction]).to(self.device))
+        network.decode(memory, choose, self.tokenizer.dims)
         return {"action": np.concatenate(strips).round().astype(np.uint8)}

@@ -25,6 +25,7 @@ class RT1(Policy):
     name = "rt1"
     config_type = RT1Config
     only_successes = True
+    chunked = True
 
     @classmethod
     def heads(cls, config: RT1Config) -> Sequence[str]:
@@ -33,8 +34,9 @@ class RT1(Policy):
     def loss(self, batch: Batch) -> tuple[Tensor, Metrics]:
         hidden, _ = self.network.read(self.network.encode(*batch.now()), batch.tokens[:, :-1])
         logits = self.network.outputs["behavior"](hidden)
-        end = self.tokenizer.terminate
-        loss, metrics = behavior_loss(logits, batch.tokens, batch.demonstrates, self.config.label_deviation, end)
+        loss, metrics = behavior_loss(
+            logits, batch.tokens, batch.demonstrates, self.config.label_deviation, self.ends, batch.there
+        )
         return loss, {"loss": loss.detach(), **metrics}
 
     def choose(self, network: PolicyNetwork, hidden: Tensor, dim: int) -> Tensor:
