@@ -200,7 +200,9 @@ def test_the_script_is_declared():
 def test_help_lists_every_command_and_what_it_does(monkeypatch, capsys):
     assert call(monkeypatch, "--help") == 0
     listed = capsys.readouterr().out
-    assert {"run", "serve", "robot", "collect", "pretrain", "train", "tune", "evaluate", "figures"} <= set(commands())
+    assert {"run", "serve", "robot", "collect", "pretrain", "train", "tune", "evaluate", "figures", "improve"} <= set(
+        commands()
+    )
     assert all(f"  {name} " in listed and what in listed for name, what in commands().items())
     assert not {"atomic", "options", "language"} & set(commands())  # no commands
 
