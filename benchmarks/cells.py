@@ -418,11 +418,9 @@ def rows(variants: Sequence[Variant], groups: Iterable[str], rates: Rates) -> li
             mean = f"{rate.each.mean():.2f}" + (f" ± {rate.deviation:.2f}" if len(rate.wins) > 1 else "")
             task = [] if len(names) == 1 else [name]
             counts = [str(step), str(len(rate.wins)), f"{sum(rate.wins)} of {sum(rate.episodes)}"]
-            spans = [f"{rate.pooled:.2f}", f"{low:.2f} - {high:.2f}"]
-            if len(rate.wins) > 1:
-                spans += [f"{below:.2f} - {above:.2f}"]
-            else:
-                spans += [""]
+            spans = [f"{rate.pooled:.2f}", f"{low:.2f} - {high:.2f}", f"{below:.2f} - {above:.2f}"]
+            if len(rate.wins) == 1:
+                spans[-1] = ""
             paper = f"{variant.paper[name]:.2f}" if name in variant.paper else ""
             found.append([variant.title, *task, *counts, *spans, mean, paper])
         if len(measured) > 1:  # the paper's average is that of its groups, which have different numbers of tasks
@@ -503,10 +501,11 @@ def check(config: CellsConfig, variants: Sequence[Variant]) -> None:
 
 def small(config: CellsConfig) -> CellsConfig:
     """Tiny, as `--debug` asks."""
-    numbers = {"steps": 20, "at": (10, 20), "batch_size": 32, "warmup": 5, "episodes": 4, "along": 2, "seeds": (0, 1)}
-    usual = CellsConfig(config.out)
-    given = [key for key in numbers if getattr(config, key) != getattr(usual, key)]
-    return dataclasses.replace(config, **{key: value for key, value in numbers.items() if key not in given})
+    numbers: dict[str, Any] = {"steps": 20, "at": (10, 20), "batch_size": 32, "warmup": 5, "seeds": (0, 1)}
+    numbers |= {"episodes": 4, "along": 2, "demonstrations": 12, "replays": 12, "autonomous": 12}
+    usual = type(config)(config.out)
+    asked = [key for key in numbers if hasattr(config, key) and getattr(config, key) == getattr(usual, key)]
+    return dataclasses.replace(config, **{key: numbers[key] for key in asked})
 
 
 def listed(jobs: Iterable[Job | tuple[str, str]]) -> str:

@@ -28,6 +28,7 @@ from skills.library import SkillLibrary
 PICK = "pick"
 DEMONSTRATIONS, REPLAYS = "demonstrations", "replays"  # datasets, and their folders
 ALL = (DEMONSTRATIONS, REPLAYS)
+PACE = 0.05  # [m] an action
 # Departs: the paper's Dirac at the data's action becomes a Gaussian over neighbouring motion bins. After hundreds of
 # steps, not hundreds of thousands, Q over 256 bins that know nothing of each other is too jagged for an arg max
 SPREAD = {"td_deviation": 3.0}
@@ -68,11 +69,11 @@ def collected(folder: Path, *arguments: object) -> None:
 
 
 def prepare(config: PickingConfig, home: Path, names: Sequence[str]) -> None:
-    """Demonstrations, and replays of them."""
-    episodes = ("--episodes", config.demonstrations)
-    collected(home / DEMONSTRATIONS, *episodes, "--families", PICK, "--failures", 0)
+    """Demonstrations, at a pace that leaves noise room within the arm's range, and replays of them."""
+    demonstrations, pick = home / DEMONSTRATIONS, ("--families", PICK, "--failures", 0)
+    collected(demonstrations, "--episodes", config.demonstrations, *pick, "--pace", PACE)
     if REPLAYS in names:
-        collected(home / REPLAYS, "--replay", home / DEMONSTRATIONS, "--episodes", config.replays)
+        collected(home / REPLAYS, "--episodes", config.replays, "--replay", demonstrations, "--seed", 1)
 
 
 def variants(config: PickingConfig) -> Sequence[Variant]:

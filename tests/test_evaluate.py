@@ -80,6 +80,26 @@ def test_a_checkpoint_of_another_robot_is_refused_before_anything_moves(tmp_path
         collect.load_actor(str(tmp_path / "other"))
 
 
+def test_episodes_that_act_in_one_batch_end_as_those_that_act_alone():
+    actor, sizes = checkpoint.load("execution"), []
+
+    class Watched:
+        embodiment = actor.embodiment
+
+        def act(self, history, instruction):
+            return self.act_many([history], [instruction])[0]
+
+        def act_many(self, histories, instructions):
+            sizes.append(len(histories))
+            return actor.act_many(histories, instructions)
+
+    starts = skills.starts_of("pick", 10_000, range(5), SkillLibrary.load())
+    together = sorted(skills.roll_out(Watched(), starts, together=3), key=lambda result: result.number)
+    assert together == [result for start in starts for result in skills.roll_out(actor, [start])]
+    assert max(sizes) == 3 and any(result.success for result in together)
+    assert len({result.steps for result in together}) > 1  # so that some began when others had ended
+
+
 def test_wilson_interval_matches_the_textbook():
     """Agresti and Coull (1998): 0 of 10 gives 0 to 0.278; 5 of 10 is symmetric about one half."""
     assert wilson(0, 10) == (0.0, pytest.approx(0.2775, abs=1e-3))
