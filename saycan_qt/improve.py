@@ -267,17 +267,19 @@ class Flywheel:
             workers=config.workers,
         )
         found: dict[str, dict[int, bool]] = {family: {} for family in missing}
-        begun = shown = time.monotonic()
-        for count, result in enumerate(skills.results(asked), 1):
+        total = len(missing) * config.trials
+        begun = before = shown = time.monotonic()
+        for count, result in enumerate(skills.results(asked)):  # many at a time: between two lots it is told
+            now = time.monotonic()
+            if count and now - before > 1 and now - shown > EVERY:
+                left = (before - begun) / count * (total - count) / 60
+                say(f"  {name}: {count} of {total} held-out episodes, {left:.1f} min left")
+                shown = now
+            before = now
             found[result.family][result.number] = result.success
             if len(found[result.family]) == config.trials:
                 done[result.family] = [found[result.family][i] for i in range(config.trials)]
                 atomic.write(path, atomic.to_json(done))
-            if time.monotonic() - shown > EVERY:
-                shown = time.monotonic()
-                total = len(missing) * config.trials
-                left = (shown - begun) / count * (total - count) / 60
-                say(f"  {name}: {count} of {total} held-out episodes, {left:.1f} min left")
         return done
 
     # ---- where the rounds stand -------------------------------------------------------------------------------------
