@@ -51,23 +51,28 @@ class Historian:
     embodiment = replace(default_robot().embodiment, history=4)
 
     def __init__(self):
-        self.lengths, self.seen = [], []
+        self.lengths, self.seen, self.told, self.given = [], [], [], []
 
     def act(self, history, instruction):
         self.lengths.append(len(history))
         self.seen.append(history[-1].state)
         assert all((a.state == b).all() for a, b in zip(history, self.seen[-len(history) :], strict=True))
-        return np.array([0.01, 0, 0, 0, 0, 0, 0, len(self.lengths) >= 6], np.float32)
+        self.told.append(history[-1].action)
+        self.given.append(np.array([0.01 * len(self.lengths), 0, 0, 0, 0, 0, 0, len(self.lengths) >= 6], np.float32))
+        return self.given[-1]
 
 
 @pytest.mark.parametrize("where", ["evaluation", "collection"])
-def test_a_policy_with_a_history_is_shown_its_history(where):
+def test_a_policy_with_a_history_is_shown_its_history_and_what_was_carried_out(where):
     actor, library, rng = Historian(), SkillLibrary.load(), np.random.default_rng(0)
     if where == "evaluation":
         run_episode(actor, "open drawer", rng, library)
+        done = actor.given
     else:
-        list(rollouts.start(rng, library["open top drawer"], library, rollouts.AUTONOMOUS, actor=actor))
-    assert actor.lengths == [1, 2, 3, 4, 4, 4]
+        steps = rollouts.start(rng, library["open top drawer"], library, rollouts.AUTONOMOUS, actor=actor)
+        done = [step.action for step in steps]  # also where it was disturbed
+    assert actor.lengths == [1, 2, 3, 4, 4, 4] and actor.told[0] is None
+    np.testing.assert_array_equal(actor.told[1:], done[:-1])
 
 
 def test_a_checkpoint_of_another_robot_is_refused_before_anything_moves(tmp_path, capsys):

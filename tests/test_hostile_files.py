@@ -193,7 +193,15 @@ def test_a_lock_follows_no_link_and_waits_for_no_pipe(tmp_path):
 def policies(tmp_path_factory):
     """kind -> a policy's folder."""
     home = tmp_path_factory.mktemp("policies")
-    for kind in ("q-transformer", "q-transformer, efficientnet", "qt-opt", "rt1"):
+    for kind in (
+        "q-transformer",
+        "q-transformer, efficientnet",
+        "qt-opt",
+        "iql",
+        "aw-opt",
+        "decision-transformer",
+        "rt1",
+    ):
         policy = make(kind)
         checkpoint.save(home / kind, *policy.describe(TEXTS), {})
     return home
@@ -268,6 +276,11 @@ CONFIGS = {
     "many samples": ("qt-opt", {"config/cem_samples": 10**8}),
     "many rounds": ("qt-opt", {"config/cem_iterations": 10**8}),
     "more elites than samples": ("qt-opt", {"config/cem_elites": 100}),
+    "an actor's many samples": ("aw-opt", {"config/cem_samples": 10**8}),
+    "a temperature of 0": ("aw-opt", {"config/temperature": 0.0}),
+    "an expectile that is none": ("iql", {"config/expectile": 2.0}),
+    "a window beyond all histories": ("decision-transformer", {"config/context": 10**8}),
+    "a longer window than its tensors": ("decision-transformer", {"network/history": 6}),
 }
 
 

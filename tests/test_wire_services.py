@@ -100,6 +100,22 @@ def test_a_control_stream_answers_each_observation(skill_client, line_robot):
             np.testing.assert_array_equal(control.act(line_robot.observe()), np.float32([0.08, 0.0]))
 
 
+def test_an_observation_of_a_control_stream_says_what_was_done_before_it(line_robot):
+    told = []
+
+    class Counting(Walker):
+        def act(self, history, instruction):
+            told[:] = [None if seen.action is None else float(seen.action[0]) for seen in history]
+            return np.float32([len(history) / 100, 0])
+
+    with skill_service.serve(LIBRARY, None, Counting()) as server, SkillClient(server.address) as client:
+        for _ in range(2):  # streams
+            with client.control("pick apple") as control:
+                for _ in range(3):
+                    control.act(line_robot.observe())
+            assert told == [None, pytest.approx(0.01), pytest.approx(0.02)]
+
+
 def test_a_learned_skill_runs_to_its_end(robot_client, line_robot):
     *feedback, outcome = robot_client.execute("pick apple", views=["room"])
     assert outcome.status is Status.SUCCEEDED and outcome.steps == 7 == line_robot.applied

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,7 +18,7 @@ from saycan_qt.learning.algorithms.policy import Batch, Policy
 from saycan_qt.learning.algorithms.q_transformer import QTransformer, QTransformerConfig
 from saycan_qt.learning.algorithms.qt_opt import QTOpt, QTOptConfig
 from saycan_qt.learning.algorithms.rt1 import RT1, RT1Config
-from saycan_qt.networks.backbone import DEBUG
+from saycan_qt.networks.backbone import DEBUG, StateConfig
 from saycan_qt.networks.efficientnet import EfficientNetConfig
 from saycan_qt.networks.tokens import TextEncoder
 from skills.embodiment import ActionDimension, Camera, Embodiment, StateNumber
@@ -145,6 +146,63 @@ def batch_for(policy: Policy, size: int = 16, seed: int = 0) -> Batch:
         past_tokens=torch.from_numpy(rng.integers(0, 256, (size, network.history - 1, 8))),
         past_returns=(success * 0.9)[:, None].expand(-1, network.history - 1),
     )
+
+
+WALK = body({"dx": (-1, 1, "", "delta")}, states=1)
+
+
+def walker(kind: str, **settings) -> Policy:
+    """A policy, ready to be trained, of a robot that is one number, and moves by one."""
+    torch.manual_seed(0)
+    algorithm, config, network = KINDS[kind]
+    state = StateConfig.of(WALK, [0], [1])
+    policy = algorithm(network.fitted(WALK, state), replace(config, **settings), texts(), embodiment=WALK)
+    policy.prepare("cpu", freeze_trunk=True)
+    return policy
+
+
+def walked(policy: Policy, states, actions, after, **numbers) -> Batch:
+    """Transitions of it: (B,) each. Alone in their windows."""
+    count, past = len(states), policy.network_config.history - 1
+    tokens = policy.tokenizer.encode(actions[:, None])
+    zeros = torch.zeros(count)
+    given = {name: zeros for name in ("reward", "terminated", "returns", "demonstrates")} | numbers
+    return Batch(
+        frames=torch.zeros(count, 0, dtype=torch.uint8),
+        states=torch.stack([states] * (past + 1) + [after], dim=1)[..., None],
+        text=policy.texts.encode([TEXTS[0]] * count),
+        actions=actions[:, None],
+        tokens=tokens,
+        next_tokens=tokens,
+        past_tokens=torch.full((count, past, 1), -1),
+        past_returns=given["returns"][:, None].expand(-1, past),
+        **given,
+    )
+
+
+def steps_on_a_chain(policy: Policy, seed: int, count: int = 64) -> Batch:
+    """Four states, -3, -1, 1 and 3: forwards by actions above 0, backwards by others; past the last is success."""
+    generator = torch.Generator().manual_seed(seed)
+    states = torch.randint(0, 4, (count,), generator=generator) * 2.0 - 3
+    actions = torch.rand(count, generator=generator) * 2 - 1
+    forwards = actions > 0
+    ends = (forwards & (states == 3)).float()
+    after = (states + torch.where(forwards, 2, -2)).clamp(-3, 3)
+    return walked(policy, states, actions, after, reward=ends, terminated=ends, demonstrates=forwards.float())
+
+
+def fit_to(policy: Policy, batches: Iterable[Batch], rate: float = 3e-3, average: float = 0.1) -> None:
+    optimizer = torch.optim.AdamW([p for p in policy.network.parameters() if p.requires_grad], rate)
+    for batch in batches:
+        optimizer.zero_grad()
+        policy.loss(batch)[0].backward()
+        optimizer.step()
+        policy.after_step(average)
+
+
+def at(*places: float) -> list[list[Observation]]:
+    """Histories of one observation each."""
+    return [[Observation({}, np.array([place], np.float32))] for place in places]
 
 
 def save_perception(folder: Path) -> Path:

@@ -1,8 +1,8 @@
 """Implicit Q-learning: what the best of the data's own actions are worth, and a policy that leans towards these.
 
 No action outside the data is ever judged: V is an expectile of Q over the data's actions, Q's target is V of the next
-state, and the policy is cloned from the data by its advantages [Kostrikov et al. 2021, arXiv 2110.06169]. Policy, Q and
-V read the siblings' network: V before the first action dimension, Q at the last one, which has seen all others.
+state, and the policy is cloned from the data by its advantages [Kostrikov et al. 2021, arXiv 2110.06169]. All three
+read the siblings' network: V where the first action dimension is chosen, Q with a token for a whole action.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from saycan_qt.learning.algorithms.policy import Batch, Judge, Metrics, advantage_weights, behavior_loss
-from saycan_qt.networks.backbone import LOW_Q, BinHead, Memory, NetworkConfig, PolicyNetwork
+from saycan_qt.learning.algorithms.qt_opt import JudgingNetwork, normalized
+from saycan_qt.networks.backbone import LOW_Q, Memory, NetworkConfig, PolicyNetwork
 
 TWINS = 2  # Q-functions, of which the lower one is believed, as in the paper's code
 
@@ -56,21 +57,19 @@ def expectile_loss(logits: Tensor, q_values: Tensor, expectile: float) -> Tensor
     return weights * F.binary_cross_entropy_with_logits(logits, q_values, reduction="none")
 
 
-class ImplicitNetwork(PolicyNetwork):
-    """The siblings' network with V and twins of Q. Departs: the paper's are networks of their own, and V is not read
-    from a shared one."""
+class ImplicitNetwork(JudgingNetwork):
+    """The siblings' network with V and twins of Q. Departs: in the paper each is a network of its own."""
 
     def __init__(self, config: NetworkConfig, heads: Sequence[str]) -> None:
         super().__init__(config, heads)
-        self.q = BinHead(TWINS, config.width, config.bins, LOW_Q)
+        self.q = nn.Linear(config.width, TWINS)
+        nn.init.constant_(self.q.bias, LOW_Q)
         self.v = nn.Linear(config.width, 1)
         nn.init.constant_(self.v.bias, LOW_Q)
 
-    def judged(self, hidden: Tensor, tokens: Tensor) -> Tensor:
-        """Logits (B, TWINS) of Q of whole actions: hidden (B, D, width) knows all of their tokens (B, D) but the last,
-        which says whose Q it is."""
-        each = self.q(hidden[:, -1:].expand(-1, TWINS, -1))
-        return each.gather(-1, tokens[:, -1:, None].expand(-1, TWINS, -1))[..., 0]
+    def judged(self, memory: Memory, actions: Tensor) -> Tensor:
+        """Logits (B, TWINS) of Q of normalised actions (B, D)."""
+        return (self.consider(memory, actions[:, None]) * self.q.weight).sum(-1) + self.q.bias
 
     def worth(self, hidden: Tensor) -> Tensor:
         """Logits (B,) of V; hidden (B, k, width), of which the first knows of no action."""
@@ -107,8 +106,11 @@ class IQL(Judge):
         """(B,) in [0, 1]: the target network's Q of the data's actions, the lower of the twins."""
         network = self.target_network
         assert network is not None
-        hidden, _ = network.read(network.encode(*batch.now()), batch.tokens[:, :-1])
-        return network.judged(hidden, batch.tokens).amin(-1).sigmoid()
+        return network.judged(network.encode(*batch.now()), self.normalized(batch)).amin(-1).sigmoid()
+
+    def normalized(self, batch: Batch) -> Tensor:
+        """The data's actions (B, D) in [-1, 1]."""
+        return normalized(batch.actions, self.tokenizer)
 
     def loss(self, batch: Batch) -> tuple[Tensor, Metrics]:
         """The sum of all three: targets and advantages carry no gradient, so one optimiser does.
@@ -116,8 +118,9 @@ class IQL(Judge):
         Departs: the policy's loss is divided by the sum of its weights, lest a few of 100 drown Q and V in the shared
         network, and in the clipping of its gradient."""
         config, targets, believed = self.config, self.targets(batch), self.believed(batch)
-        hidden, _ = self.network.read(self.network.encode(*batch.now()), batch.tokens[:, :-1])
-        q, worth = self.network.judged(hidden, batch.tokens), self.network.worth(hidden)
+        memory = self.network.encode(*batch.now())
+        hidden, _ = self.network.read(memory, batch.tokens[:, :-1])
+        q, worth = self.network.judged(memory, self.normalized(batch)), self.network.worth(hidden)
         td = F.binary_cross_entropy_with_logits(q, targets[:, None].expand_as(q))
         expectile = expectile_loss(worth, believed, config.expectile).mean()
         value = worth.detach().sigmoid()

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from saycan_qt.learning.algorithms.policy import Batch, Judge, Metrics
 from saycan_qt.networks.backbone import LOW_Q, Memory, NetworkConfig, PolicyNetwork
+from saycan_qt.networks.tokens import ActionTokenizer
 from skills.embodiment import TERMINATE_THRESHOLD, Embodiment
 
 WAVES = (0.5, 1.0, 2.0, 4.0)  # of a sine over an action dimension's range
@@ -64,6 +65,16 @@ def waves(actions: Tensor) -> Tensor:
     which a small network hardly learns a peak in hundreds of steps; the siblings have an embedding for every bin."""
     phase = (actions[..., None] * (math.pi * torch.tensor(WAVES, device=actions.device))).flatten(-2)
     return torch.cat([actions, phase.sin(), phase.cos()], dim=-1)
+
+
+def normalized(actions: Tensor, tokenizer: ActionTokenizer) -> Tensor:
+    """(..., D) in physical units -> in [-1, 1]; what lies beyond the tokenizer's range is clipped."""
+    edges = tokenizer.edges.to(actions.device)
+    low, high = edges[:, 0], edges[:, -1]
+    result = ((actions - low) / (high - low) * 2 - 1).clamp(-1, 1)
+    if (end := tokenizer.terminate) is not None:
+        result[..., end] = torch.where(actions[..., end] > TERMINATE_THRESHOLD, 1.0, -1.0)
+    return result
 
 
 @dataclass(frozen=True)
@@ -158,10 +169,14 @@ class JudgingNetwork(PolicyNetwork):
 
     def judge(self, memory: Memory, actions: Tensor) -> Tensor:
         """actions (B or 1, n, D) -> logits (B, n), whose sigmoid is Q. The state is not encoded again for each."""
+        return (self.consider(memory, actions) * self.q.weight).sum(-1) + self.q.bias
+
+    def consider(self, memory: Memory, actions: Tensor) -> Tensor:
+        """Hidden states (B, n, width) of whole actions; float32, under autocast too."""
         x = self.action(waves(actions))
         for layer, past in zip(self.layers, memory, strict=True):
             x = layer.look(x, past)  # type: ignore[operator]
-        return (self.norm(x).float() * self.q.weight).sum(-1) + self.q.bias  # float32 under autocast too
+        return self.norm(x).float()
 
 
 class ActionValueNetwork(JudgingNetwork):
@@ -209,21 +224,12 @@ class QTOpt(Judge):
         return super().modules() | {"lagged": self.lagged_network}
 
     def normalized(self, actions: Tensor) -> Tensor:
-        """(..., D) in physical units -> in [-1, 1]; what lies beyond the tokenizer's range is clipped."""
-        low, high = self.bounds()
-        result = ((actions - low) / (high - low) * 2 - 1).clamp(-1, 1)
-        if (end := self.tokenizer.terminate) is not None:
-            result[..., end] = torch.where(actions[..., end] > TERMINATE_THRESHOLD, 1.0, -1.0)
-        return result
+        return normalized(actions, self.tokenizer)
 
     def physical(self, actions: Tensor) -> Tensor:
         """(..., D) in [-1, 1] -> in physical units."""
-        low, high = self.bounds()
-        return torch.lerp(low, high, (actions + 1) / 2)
-
-    def bounds(self) -> tuple[Tensor, Tensor]:
         edges = self.tokenizer.edges.to(self.device)
-        return edges[:, 0], edges[:, -1]
+        return torch.lerp(edges[:, 0], edges[:, -1], (actions + 1) / 2)
 
     @torch.no_grad()
     def search(self, network: JudgingNetwork, memory: Memory, draws: Draws) -> tuple[Tensor, Tensor, Tensor]:
