@@ -94,6 +94,8 @@ def check(config: TrainConfig) -> None:
         raise ValueError(f"--learning-rate {config.learning_rate}: it must be above 0")
     if isinstance(config.algorithm, QTOptConfig | IQLConfig | DecisionTransformerConfig):
         config.algorithm.require_sound()
+    if isinstance(config.algorithm, QTransformerConfig):
+        require(config.algorithm, conservative_weight=0, td_deviation=0, label_deviation=0, smoothing=0)
     if isinstance(config.algorithm, QTransformerConfig | QTOptConfig | IQLConfig):
         require_share(config.algorithm, "discount")
         if not config.algorithm.value_low < config.algorithm.value_high:
@@ -117,9 +119,8 @@ def remember(config: TrainConfig, kind: str, digest: str) -> None:
         if not isinstance(before, dict):
             raise ValueError(f"{path}: damaged: not a JSON object")
         before.setdefault("algorithm", before.get("q", before.get("rt1")))  # older runs call it so
-        before.get("batches", {}).setdefault("unfinished", False)  # and had no such episodes
-        before = {"rate": 0.0, "success": "", "cache": None, "chunk": 1} | before
         free = FREE - ({"data", "mapping"} if "data_digest" not in before else set())
+        before = with_defaults(before, config)
         if before.get("data_digest", digest) != digest:
             raise ValueError(
                 f"{config.out} holds a run on other data, or with another mapping: its weights mean that data's "
@@ -131,6 +132,23 @@ def remember(config: TrainConfig, kind: str, digest: str) -> None:
             raise ValueError(f"{config.out} holds a run with another {', '.join(changed)}; choose another --out")
     path.write_text(json.dumps(described, indent=1) + "\n")
     divergence.forget(config.out)
+
+
+def with_defaults(before: dict[str, Any], config: TrainConfig) -> dict[str, Any]:
+    """A run's settings, and the defaults of those that there were none of when it began."""
+    filled = defaults_of(config) | before
+    for name in ("batches", "algorithm"):
+        part = getattr(config, name)
+        if part is not None and isinstance(filled.get(name), dict):
+            filled[name] = defaults_of(part) | filled[name]
+    return filled
+
+
+def defaults_of(config: Any) -> dict[str, Any]:
+    """As JSON has them."""
+    there = {f.name: f.default for f in dataclasses.fields(config) if f.default is not dataclasses.MISSING}
+    plain: dict[str, Any] = json.loads(json.dumps(there, default=str))
+    return plain
 
 
 def the_only_one(config: TrainConfig) -> contextlib.AbstractContextManager[object]:

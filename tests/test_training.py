@@ -310,6 +310,25 @@ def test_a_command_that_cannot_be_done_is_one_line_and_exit_code_2(tmp_path):
         assert re.fullmatch(r"error: --\w+ 0: it must be at least 1\n", done.stderr)
 
 
+def test_a_run_begun_before_a_setting_was_there_goes_on_with_its_default_and_with_nothing_else(tmp_path):
+    def command(*more):
+        return train.command(["q-transformer", "--data", "x", "--out", str(tmp_path), *more])
+
+    (tmp_path / "state").mkdir()
+    checkpoint.save_training_state(tmp_path / "state", {}, torch.optim.SGD([torch.zeros(1)]), {"step": 1})
+    train.remember(command(), "QTransformerConfig", "digest")
+    path = tmp_path / "config.json"
+    written = json.loads(path.read_text())
+    del written["chunk"], written["algorithm"]["td_deviation"], written["batches"]["unfinished"]
+    path.write_text(json.dumps(written))
+    for more, refused in ((["--td-deviation", "3"], "algorithm"), (["--chunk", "2"], "chunk")):
+        with pytest.raises(ValueError, match=f"a run with another {refused};"):
+            train.remember(command(*more), "QTransformerConfig", "digest")
+    train.remember(command(), "QTransformerConfig", "digest")
+    with pytest.raises(ValueError, match="--td-deviation -1"):
+        train.check(command("--td-deviation", "-1"))
+
+
 def test_without_a_warm_up_the_first_step_has_the_whole_rate(data, perception, tmp_path):
     config = train.debug_config(train.command(run_command("rt1", data, perception, tmp_path)))
     dataset = EpisodeDataset(data)
