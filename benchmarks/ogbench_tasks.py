@@ -1,0 +1,368 @@
+"""OGBench's manipulation tasks: our algorithms on somebody else's benchmark, beside what is published.
+
+    python benchmarks/ogbench_tasks.py --out runs/ogbench                              # cube-single, its default task
+    python benchmarks/ogbench_tasks.py --out runs/ogbench --names scene-play --tasks 1 2 3 4 5 --seeds 3
+    python benchmarks/ogbench_tasks.py --out runs/ogbench --rows rt1-5 q-transformer-1 # others, see ROWS
+    python benchmarks/ogbench_tasks.py --out /tmp/ogbench --debug                      # tiny, to see that it runs
+
+The data is play towards random targets (`ogbench_datasets.py` makes what is not there), with the rewards of one task by
+OGBench's own relabelling (`*-singletask-task*-v0`): each step costs 1 for every part of the task that is not done. The
+policy sees the state and gives 5 numbers. Each cell - an algorithm, a task, a seed - is trained, and then judged in
+episodes of OGBench's length that succeed as OGBench says. What is done is kept in --out: interrupted, it goes on.
+
+Published: Flow Q-Learning [Park et al. 2025, arXiv 2502.02538], a million transitions and a million steps, 8 seeds.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import shlex
+import sys
+import time
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ogbench_datasets
+import torch
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from saycan_qt import atomic, train
+from saycan_qt.evaluation.rates import wilson
+from saycan_qt.learning import checkpoint
+from saycan_qt.learning.algorithms import ALGORITHMS
+from saycan_qt.learning.algorithms.policy import Policy
+from saycan_qt.learning.loop import Run
+from saycan_qt.learning.start import TrainConfig, state_config
+from saycan_qt.networks.backbone import SMALL
+from saycan_qt.networks.tokens import TextEncoder
+from skills.embodiment import ActionDimension, Embodiment, StateNumber
+from skills.types import Observation
+
+HZ = 20  # of OGBench's arm
+INSTRUCTION = "do the task"  # one policy, one task: the words tell nothing
+WORDS = 8  # numbers of their embedding
+DEFAULT_TASK = {"cube-single-play": 2, "cube-double-play": 2, "scene-play": 2, "puzzle-3x3-play": 4}
+CUBES = {"cube-single": 1, "cube-double": 2, "scene": 1}
+PUBLISHED = {  # of FQL, per cent: the default task, and the mean of the five
+    "cube-single-play": (97, None),
+    "cube-double-play": (36, 29),
+    "scene-play": (76, 56),
+}
+WIDE = 140  # [characters] of the table where no terminal limits it
+FIRST_EPISODE = 10_000  # seed of the first judged one; data is made with others
+Q = ("--discount", "0.99")
+SPREAD = ("--td-deviation", "1.5", "--loss", "cross_entropy")  # Q-Transformer's, for 64 bins
+LABELS = ("--label-deviation", "1", "--smoothing", "1")  # of those that clone, likewise
+ROWS = {  # name -> arguments of saycan_qt.train
+    "q-transformer-5": ("q-transformer", "--chunk", "5", *Q, *SPREAD),
+    "q-transformer-1": ("q-transformer", *Q, *SPREAD),
+    "rt1-5": ("rt1", "--chunk", "5", *LABELS),
+    "rt1-1": ("rt1", *LABELS),
+    "iql-1": ("iql", *Q, *LABELS),
+    "aw-opt-1": ("aw-opt", *Q, *LABELS),
+    "qt-opt-1": ("qt-opt", *Q),
+    "decision-transformer-1": ("decision-transformer", "--target-return", "-60", "--return-scale", "100", *LABELS),
+}
+
+
+@dataclass(frozen=True)
+class Config:
+    """Train and judge cells."""
+
+    out: Path  # everything is kept here
+    data: Path = Path("data/ogbench")  # folder of OGBench's files
+    names: tuple[str, ...] = ("cube-single-play",)
+    tasks: tuple[int, ...] = ()  # of 1 to 5; empty: OGBench's default task of each
+    rows: tuple[str, ...] = ("q-transformer-5",)  # see ROWS
+    seeds: int = 1  # of each cell
+    transitions: int = 1_000_000  # of the data
+    steps: int = 20_000  # optimiser steps
+    batch_size: int = 256  # transitions
+    learning_rate: float = 1e-3
+    average: float = 0.005  # of the target network [FQL]
+    bins: int = 64  # of an action dimension
+    width: int = 128  # of the network
+    layers: int = 3
+    tokens: int = 2  # of the state
+    episodes: int = 50  # judged in each cell [OGBench]
+    replan: int = 0  # actions of a chunk that are carried out before the next; 0: all
+    relative: bool = False  # the policy also sees where cubes are from the gripper; OGBench's own learners do not
+    together: int = (
+        5  # episodes whose actions are computed at a time, each in an environment that takes seconds to make
+    )
+    threads: int = 1
+    device: str = "cpu"
+    more: str = ""  # further arguments of saycan_qt.train, for all rows: --more="--discount 0.995"
+    debug: bool = False  # tiny
+
+
+def small(config: Config) -> Config:
+    sizes = {"transitions": 100, "steps": 10, "batch_size": 16, "width": 32, "layers": 1, "episodes": 2}
+    return dataclasses.replace(config, **sizes, bins=16, debug=True)  # type: ignore[arg-type]
+
+
+def with_relative(states: np.ndarray, cubes: int) -> np.ndarray:
+    """(..., S) -> (..., S + 8 * cubes): also where each cube is from the gripper, within some 3 cm more finely, and how
+    it is turned, a quarter turn being none. All of it follows from what is there [ogbench: compute_observation]."""
+    gripper, (c, s) = states[..., 12:15], np.moveaxis(states[..., 15:17], -1, 0)  # [10 cm], cosine and sine of its yaw
+    more = []
+    for first in range(19, 19 + 9 * cubes, 9):
+        away = states[..., first : first + 3] - gripper
+        cube_c, cube_s = np.moveaxis(states[..., first + 7 : first + 9], -1, 0)
+        turned = 4 * (np.arctan2(cube_s, cube_c) - np.arctan2(s, c))
+        more += [away, np.tanh(away / 0.3), np.stack([np.cos(turned), np.sin(turned)], axis=-1)]
+    return np.concatenate([states, *more], axis=-1).astype(np.float32)
+
+
+class PlayEpisodes:
+    """Play with the rewards of one task, as `saycan_qt.learning.batches` takes episodes.
+
+    What is played is cut where the task is done, since there a judged episode ends: no step is learnt from after it,
+    until it is undone again. A recording that breaks off before counts as never done: its last step costs what not
+    doing it for ever does, as time-outs of the paper count as failures. (OGBench's own learners look past that step.)
+    """
+
+    def __init__(self, path: Path, environment: str, discount: float, transitions: int, relative: int = 0) -> None:
+        import gymnasium
+        import ogbench.manipspace  # noqa: F401  it registers the environments
+        from ogbench.relabel_utils import relabel_dataset
+        from ogbench.utils import load_dataset
+
+        env = gymnasium.make(environment)
+        data = load_dataset(str(path), add_info=True)
+        relabel_dataset(environment, env, data)
+        env.close()
+        data = {key: value[:transitions] for key, value in data.items()}
+        done, broken = data["masks"] == 0, data["terminals"] > 0
+        broken[-1] = True
+        reaches = np.append(done[1:], False) & ~broken  # the next state, the task done
+        kept = ~done
+        ends = np.flatnonzero((reaches | broken)[kept])
+        self.parts = -float(data["rewards"].min())  # of the task
+        self.worst = -self.parts / (1 - discount)
+        rewards = data["rewards"][kept].astype(np.float32)
+        reached = reaches[kept][ends]
+        rewards[ends[~reached]] += discount * self.worst
+        self.rewards, self.states = rewards, with_relative(data["observations"][kept], relative)
+        self.actions = np.clip(data["actions"][kept], -1, 1)
+        self.episode_start = np.concatenate([[0], ends + 1])
+        count = len(ends)
+        self.frame_episode = np.repeat(np.arange(count), np.diff(self.episode_start))
+        self.reached = reached
+        self.success = np.ones(count, bool)  # all of it may be imitated; what is to be sought the rewards say
+        self.finished, self.episode_task = np.ones(count, bool), np.zeros(count, int)
+        self.tasks, self.cameras = [INSTRUCTION], dict[str, np.ndarray]()
+        self.images = np.zeros((len(rewards), 0, 0, 3), np.uint8)
+        self.embodiment = body(self.states.shape[1], self.actions.shape[1])
+        digest = hashlib.sha256(f"{environment} {discount}".encode())
+        for array in (self.states, self.actions, self.rewards):
+            digest.update(np.ascontiguousarray(array).tobytes())
+        self.digest = digest.hexdigest()
+
+
+def body(states: int, actions: int) -> Embodiment:
+    """OGBench's arm: changes of the gripper's place, of its yaw and of its opening, each from -1 to 1."""
+    names = ("dx", "dy", "dz", "dyaw", "dopening")[:actions]
+    return Embodiment(
+        action=tuple(ActionDimension(name, -1, 1, "", "delta") for name in names),
+        state=tuple(StateNumber(f"number {i}") for i in range(states)),
+        control_hz=HZ,
+        name="OGBench's UR5e",
+    )
+
+
+def settings_of(config: Config, row: str, home: Path, seed: int) -> TrainConfig:
+    """What `saycan_qt.train` would be told."""
+    kind, *arguments = ROWS[row]
+    options = {"--data": config.data, "--out": home, "--seed": seed, "--reward": "dataset", "--steps": config.steps}
+    options |= {"--batch-size": config.batch_size, "--learning-rate": config.learning_rate, "--device": config.device}
+    options |= {"--average": config.average, "--validate-every": max(config.steps // 4, 1), "--threads": config.threads}
+    told = [word for name, value in options.items() for word in (name, str(value))]
+    settings = train.command([kind, *told, *arguments, *shlex.split(config.more)])
+    train.check(settings)
+    return settings
+
+
+def learn(config: Config, row: str, settings: TrainConfig, data: PlayEpisodes) -> Policy:
+    """Train to the end, or go on; the policy as it is saved."""
+    algorithm = settings.algorithm
+    if hasattr(algorithm, "value_low"):
+        algorithm = dataclasses.replace(algorithm, value_low=data.worst, value_high=0.0)
+    settings = dataclasses.replace(settings, algorithm=algorithm)
+    torch.manual_seed(settings.batches.seed)
+    network = dataclasses.replace(
+        SMALL,
+        bins=config.bins,
+        width=config.width,
+        layers=config.layers,
+        tokens=config.tokens,
+        text_size=WORDS,
+        history=getattr(algorithm, "context", 1),
+    ).fitted(data.embodiment, state_config(data))
+    texts = TextEncoder({INSTRUCTION: np.ones(WORDS, np.float32)})
+    kind = next(kind for kind in ALGORITHMS.values() if kind.config_type is type(algorithm))
+    policy = kind(dataclasses.replace(network, chunk=settings.chunk), algorithm, texts, embodiment=data.embodiment)
+    settings.out.mkdir(parents=True, exist_ok=True)
+    train.remember(settings, row, data.digest)
+    run = Run(settings, data, policy, [])
+    run.say(
+        f"{settings.out.name}: {sum(p.numel() for p in run.parameters):,} weights; {len(data.rewards):,} transitions, "
+        f"in which the task is done {int(data.reached.sum())} times" + (f"; at step {run.step}" if run.step else "")
+    )
+    run.train()
+    return checkpoint.load(settings.out / "checkpoint")
+
+
+class Judged:
+    """One episode at a time, seen as a policy sees it."""
+
+    def __init__(self, environment: str, history: int, relative: int = 0) -> None:
+        import gymnasium
+        import ogbench.manipspace  # noqa: F401  it registers the environments
+
+        self.env, self.relative = gymnasium.make(environment), relative
+        self.seen: deque[Observation] = deque(maxlen=history)
+        self.over = self.succeeded = False
+
+    def begin(self, seed: int) -> None:
+        self.seen.clear()
+        self.over = self.succeeded = False
+        self._see(self.env.reset(seed=seed)[0], None)
+
+    def carry_out(self, actions: np.ndarray) -> None:
+        """(H, D), one after the other, until the episode is over."""
+        for action in actions:
+            state, _, terminated, truncated, info = self.env.step(action)
+            self._see(state, action)
+            self.succeeded = self.succeeded or bool(info["success"])
+            self.over = terminated or truncated
+            if self.over:
+                return
+
+    def _see(self, state: np.ndarray, action: np.ndarray | None) -> None:
+        self.seen.append(Observation({}, with_relative(state, self.relative), action=action))
+
+
+def judge(policy: Policy, environment: str, episodes: int, replan: int, together: int, relative: int = 0) -> list[bool]:
+    """Which of the episodes, seeded from FIRST_EPISODE on, succeeded."""
+    all_of = [Judged(environment, policy.embodiment.history, relative) for _ in range(min(together, episodes))]
+    found: list[bool] = []
+    for first in range(0, episodes, len(all_of)):
+        some = all_of[: episodes - first]
+        for number, one in enumerate(some):
+            one.begin(FIRST_EPISODE + first + number)
+        while going := [one for one in some if not one.over]:
+            for one, actions in zip(going, chosen(policy, [list(one.seen) for one in going]), strict=True):
+                one.carry_out(actions[: replan or None])
+        found += [one.succeeded for one in some]
+    for one in all_of:
+        one.env.close()
+    return found
+
+
+def chosen(policy: Policy, histories: Sequence[Sequence[Observation]]) -> np.ndarray:
+    """(N, H, D) actions."""
+    words = [INSTRUCTION] * len(histories)
+    if policy.chunk == 1:
+        return policy.act_many(histories, words)[:, None]
+    nothing = np.zeros((0, len(policy.embodiment.action)), np.float32)
+    return policy.act_chunks(histories, words, [nothing] * len(histories))
+
+
+def cell(config: Config, name: str, task: int, row: str, seed: int) -> dict[str, Any]:
+    """What one policy reached; computed now, or read where it was."""
+    home = config.out / f"{name}-task{task}-{row}{'-relative' if config.relative else ''}-{seed}"
+    cubes = CUBES.get(name.removesuffix("-play"), 0) if config.relative else 0
+    result = home / f"judged-{config.episodes}{f'-replan-{config.replan}' if config.replan else ''}.json"
+    if result.exists():
+        return json.loads(result.read_text())
+    environment = f"{name.removesuffix('-play')}-singletask-task{task}-v0"
+    settings = settings_of(config, row, home, seed)
+    discount = getattr(settings.algorithm, "discount", 0.99)
+    path = ogbench_datasets.make(ogbench_datasets.Config(name, config.transitions, config.data))
+    data = PlayEpisodes(path, environment, discount, config.transitions, cubes)
+    began = time.process_time()
+    policy = learn(config, row, settings, data)
+    learnt = time.process_time() - began
+    found = judge(policy, environment, config.episodes, config.replan, config.together, cubes)
+    answer = {
+        "name": name,
+        "task": task,
+        "row": row,
+        "seed": seed,
+        "successes": sum(found),
+        "episodes": len(found),
+        "interval": wilson(sum(found), len(found)),
+        "each": found,
+        "first_episode": FIRST_EPISODE,
+        "transitions": len(data.rewards),
+        "times_done": int(data.reached.sum()),
+        "steps": config.steps,
+        "batch_size": config.batch_size,
+        "bins": config.bins,
+        "width": config.width,
+        "layers": config.layers,
+        "replan": config.replan,
+        "relative": config.relative,
+        "arguments": [*ROWS[row], *shlex.split(config.more)],
+        "cpu_seconds": round(learnt),
+    }
+    atomic.write(result, atomic.to_json(answer))
+    return answer
+
+
+def table(config: Config, cells: Sequence[dict[str, Any]]) -> Table:
+    title = f"success, per cent of {config.episodes} episodes a seed (95 % interval); FQL: arXiv 2502.02538"
+    shown = Table(title=title)
+    for column in ("task", "row", "seeds", "success", "FQL, this task", "FQL, five tasks"):
+        shown.add_column(column, justify="left" if column in ("task", "row") else "right")
+    for name, task, row in dict.fromkeys((c["name"], c["task"], c["row"]) for c in cells):
+        mine = [c for c in cells if (c["name"], c["task"], c["row"]) == (name, task, row)]
+        done, all_of = sum(c["successes"] for c in mine), sum(c["episodes"] for c in mine)
+        low, high = wilson(done, all_of)
+        this, five = PUBLISHED.get(name, (None, None))
+        this = this if task == DEFAULT_TASK.get(name) else None
+        rate = f"{100 * done / all_of:.0f} ({100 * low:.0f}-{100 * high:.0f})"
+        shown.add_row(f"{name} {task}", row, str(len(mine)), rate, str(this or ""), str(five or ""))
+    return shown
+
+
+def check(config: Config) -> None:
+    """Raises ValueError."""
+    if unknown := [row for row in config.rows if row not in ROWS]:
+        raise ValueError(f"no row {unknown[0]!r}; there are {', '.join(ROWS)}")
+    if unknown := [name for name in config.names if not config.tasks and name not in DEFAULT_TASK]:
+        raise ValueError(f"{unknown[0]}: its default task is not known here; say which with --tasks")
+    if unknown := [str(task) for task in config.tasks if not 1 <= task <= 5]:
+        raise ValueError(f"--tasks {unknown[0]}: OGBench has 1 to 5")
+
+
+def main(config: Config) -> int:
+    try:
+        check(config)
+        config = small(config) if config.debug else config
+        torch.set_num_threads(config.threads)
+        cells = [
+            cell(config, name, task, row, seed)
+            for name in config.names
+            for task in config.tasks or (DEFAULT_TASK[name],)
+            for row in config.rows
+            for seed in range(config.seeds)
+        ]
+    except (ValueError, ModuleNotFoundError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    Console(width=None if sys.stdout.isatty() else WIDE).print(table(config, cells))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(tyro.cli(Config, description=__doc__)))

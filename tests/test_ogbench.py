@@ -1,0 +1,121 @@
+"""OGBench's data, made by its oracles, and its tasks, judged: `benchmarks/ogbench_*.py`, on tiny pieces."""
+
+from __future__ import annotations
+
+import functools
+import json
+import warnings
+from dataclasses import replace
+from pathlib import Path
+
+import gymnasium
+import numpy as np
+import pytest
+
+with warnings.catch_warnings():  # what it imports warns of a display that is not there
+    warnings.simplefilter("ignore")
+    pytest.importorskip("ogbench.manipspace", reason="pip install 'saycan-qt[ogbench]'")
+
+import ogbench_datasets
+import ogbench_tasks
+from ogbench_tasks import Config, PlayEpisodes
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*precision lowered.*")
+TASK = "cube-single-singletask-task2-v0"  # the cube from (0.35, 0) to (0.50, 0)
+GAMMA = 0.9
+MAKE = gymnasium.make
+
+
+@pytest.fixture(autouse=True)
+def short(monkeypatch):
+    """Episodes of 20 steps, and every environment made once: that takes seconds."""
+    monkeypatch.setattr(ogbench_datasets, "LENGTH", 21)
+    monkeypatch.setattr(gymnasium, "make", made_once)
+
+
+@functools.cache
+def made_once(name, **options):
+    return MAKE(name, **options)
+
+
+def made(folder, transitions=20, **fields):
+    return ogbench_datasets.make(ogbench_datasets.Config("cube-single-play", transitions, folder, **fields))
+
+
+def test_data_is_made_in_parts_that_do_not_depend_on_how_many_there_are(tmp_path):
+    first = dict(np.load(made(tmp_path)))
+    assert len(first["terminals"]) == 21 and np.flatnonzero(first["terminals"]).tolist() == [20]
+    assert (
+        first["observations"].shape == (21, 28) and first["actions"].shape == (21, 5) and first["qpos"].shape[1] == 21
+    )
+    assert np.abs(first["actions"]).max() <= 1 and first["actions"].std() > 0.05
+    more = dict(np.load(made(tmp_path, 40)))
+    np.testing.assert_array_equal(more["actions"][:21], first["actions"])
+    assert len(more["terminals"]) == 42 and (more["observations"][0] != more["observations"][21]).any()
+    again = dict(np.load(made(tmp_path / "again")))
+    np.testing.assert_array_equal(again["observations"], first["observations"])
+    other = dict(np.load(made(tmp_path / "other", seed=1)))
+    assert (other["observations"] != first["observations"]).any()
+
+
+def test_only_play_is_made(tmp_path):
+    with pytest.raises(ValueError, match="only datasets of the kind `play`"):
+        ogbench_datasets.make(ogbench_datasets.Config("cube-single-noisy", 20, tmp_path))
+
+
+def play(folder, done, length=10):
+    """A recording of two episodes in which the cube lies at the goal in the rows `done`."""
+    rows = 2 * (length + 1)
+    qpos = np.zeros((rows, 21), np.float32)
+    qpos[list(done), 14:17] = [0.5, 0, 0.02]
+    ends = np.arange(rows) % (length + 1) == length
+    states = np.arange(rows, dtype=np.float32)[:, None].repeat(28, axis=1)
+    path = folder / "play.npz"
+    np.savez(path, observations=states, actions=np.zeros((rows, 5)), terminals=ends, qpos=qpos, qvel=qpos)
+    return path
+
+
+def test_play_is_cut_where_the_task_is_done_and_what_breaks_off_counts_as_never_done(tmp_path):
+    """Ten steps each: done at 4 and 5 of the first, and from 19 on, the eighth of the second."""
+    found = PlayEpisodes(play(tmp_path, [4, 5, 19, 20, 21]), TASK, GAMMA, 100)
+    lengths = np.diff(found.episode_start)
+    assert lengths.tolist() == [4, 4, 8] and found.reached.tolist() == [True, False, True]
+    assert found.states[:, 0].tolist() == [0, 1, 2, 3, 6, 7, 8, 9, *range(11, 19)]
+    assert found.parts == 1 and found.worst == pytest.approx(-10)
+    costs = [-1, -1, -1, -1, -1, -1, -1, -1 - 9, *[-1] * 8]
+    np.testing.assert_allclose(found.rewards, costs, rtol=1e-6)
+    to_go = sum(GAMMA**k * cost for k, cost in enumerate(costs[4:8]))
+    assert to_go == pytest.approx(found.worst)  # as if it had gone on for ever
+
+
+def test_no_more_transitions_are_taken_than_asked_for(tmp_path):
+    found = PlayEpisodes(play(tmp_path, []), TASK, GAMMA, 13)
+    assert len(found.rewards) == 13 and np.diff(found.episode_start).tolist() == [10, 3] and not found.reached.any()
+
+
+def test_where_a_cube_is_from_the_gripper_follows_from_what_is_observed():
+    judged = ogbench_tasks.Judged(TASK, 1, relative=1)
+    judged.begin(0)
+    info, more = judged.env.unwrapped.compute_ob_info(), judged.seen[-1].state[28:]
+    away = info["privileged/block_0_pos"] - info["proprio/effector_pos"]
+    np.testing.assert_allclose(more[:3], away * 10, atol=1e-5)  # OGBench's unit
+    turned = 4 * (info["privileged/block_0_yaw"] - info["proprio/effector_yaw"])
+    np.testing.assert_allclose(more[6:], [*np.cos(turned), *np.sin(turned)], atol=1e-5)
+    judged.env.close()
+
+
+@pytest.mark.parametrize("row", ["q-transformer-5", "decision-transformer-1"])
+def test_a_cell_is_trained_judged_and_kept(row, tmp_path, capsys):
+    config = Config(tmp_path / "out", tmp_path, rows=(row,), together=1, debug=True)
+    assert ogbench_tasks.main(config) == 0 and "97" in capsys.readouterr().out
+    [path] = tmp_path.rglob("judged-2.json")
+    told = json.loads(path.read_text())
+    assert told["episodes"] == 2 == len(told["each"]) and told["successes"] == sum(told["each"])
+    path.write_text(json.dumps(told | {"successes": 1}))
+    assert ogbench_tasks.main(config) == 0 and "50 (9-91)" in capsys.readouterr().out
+
+
+def test_what_there_is_not_is_said_in_one_line(tmp_path, capsys):
+    for wrong in ({"rows": ("q-learning",)}, {"names": ("puzzle-4x4-play",)}, {"tasks": (6,)}):
+        assert ogbench_tasks.main(replace(Config(Path(tmp_path)), **wrong)) == 2
+        assert capsys.readouterr().err.count("\n") == 1
