@@ -37,6 +37,7 @@ def test_the_actor_climbs_the_critic():
     assert found[0] > 0.8 and found[1] == pytest.approx(0.2, abs=0.1)
 
 
+@pytest.mark.slow
 def test_on_a_chain_values_are_near_those_of_value_iteration_and_the_actor_goes_forwards():
     policy = walker("aw-opt", discount=0.7, **FEW)
     fit_to(policy, (steps_on_a_chain(policy, seed) for seed in range(90)), rate=1e-2)

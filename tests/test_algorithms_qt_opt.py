@@ -103,6 +103,7 @@ def test_conservatism_lowers_actions_that_the_data_lacks():
     assert unseen[1] < 0.5 * unseen[0]
 
 
+@pytest.mark.slow
 def test_on_a_one_step_bandit_values_rise_where_the_reward_is_and_actions_go_there():
     """Random actions; those near GOAL in dx and dy are rewarded, whatever the state."""
     policy, rng = prepared(cql_weight=0.0), np.random.default_rng(0)

@@ -307,6 +307,7 @@ for folder in sys.argv[1:]:
 """
 
 
+@pytest.mark.slow
 def test_the_skill_server_says_in_one_line_which_checkpoint_it_refuses(damaged):
     names = ["a pickle in place of the weights", "one bit", "brackets without end", "a tensor of another shape"]
     folders = [str(damaged(name)) for name in names]

@@ -231,7 +231,9 @@ def rows_of(robot):
     return [(number, row) for _, number, row in robot.begun]
 
 
-@pytest.mark.parametrize("rule", ["replace", "blend", "continue"])
+@pytest.mark.parametrize(
+    "rule", ["replace", *(pytest.param(rule, marks=pytest.mark.slow) for rule in ("blend", "continue"))]
+)
 def test_a_robot_at_30_hz_moves_on_while_its_model_takes_five_periods(rule):
     robot, actor = Driver(), Marker(seconds=5 * PERIOD)
     with skill_server(actor) as address, service(address, robot, chunks=rule, max_steps=60) as client:

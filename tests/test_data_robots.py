@@ -377,6 +377,7 @@ def test_what_never_changes_is_named_once_with_the_line_that_leaves_it_out(tmp_p
     assert EpisodeDataset(root).warnings == dataset.warnings  # from the cache
 
 
+@pytest.mark.slow
 def test_a_picture_of_900_megapixels_costs_its_episode(tmp_path):
     buffer = io.BytesIO()
     Image.new("1", (30000, 30000)).save(buffer, "png")

@@ -339,7 +339,7 @@ def server():
         process.kill()
 
 
-@pytest.mark.parametrize("cases", [60, pytest.param(10_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("cases", [30, pytest.param(10_000, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
 def test_whatever_is_sent_is_answered_or_refused_in_plain_words(server, method, cases):
     codes, half = Counter(), []

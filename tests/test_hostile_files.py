@@ -133,7 +133,7 @@ YAML = {
     "a circle": ("&a [*a]", "within itself"),
     "deep": ("[" * 100_000, "levels"),
     "deep without brackets": ("- " * 100_000 + "x", "levels"),
-    "many": ("[" + "0," * 200_000 + "]", "more than 100000 values"),
+    "many": ("[" + "0," * 101_000 + "]", "more than 100000 values"),
     "a long text named often": (f"a: &a {'x' * 10_000}\nb: [{', '.join(['*a'] * 1000)}]", "more than 100000 values"),
     "a number without end": ("x: " + "9" * 10_000, ""),
     "hexadecimal digits without end": ("x: 0x" + "f" * 6000, ""),

@@ -62,6 +62,7 @@ def breaks(execution):
     return time.monotonic() - started
 
 
+@pytest.mark.slow
 def test_a_stock_server_may_be_silent_for_longer_than_it_bears_pings():
     """A client that pinged each second was told to go away after three: GOAWAY, too_many_pings."""
     with serve_stock(seconds=4.5) as address, RobotClient(address) as client:
@@ -101,6 +102,7 @@ def test_a_link_that_swallows_all_is_noticed_by_every_call_on_it_and_comes_back(
         watched.close()
 
 
+@pytest.mark.slow
 def test_a_first_call_may_wait_for_a_connection_that_takes_its_time():
     with serve_stock(seconds=0) as robot, Proxy(robot) as proxy, RobotClient(proxy.address) as client:
         proxy.flows.clear()
@@ -160,7 +162,11 @@ def test_without_a_thread_to_watch_calls_are_made_all_the_same(robot, monkeypatc
 
 
 @pytest.mark.parametrize(
-    "pings", [{}, {"grpc.keepalive_time_ms": PING_INTERVAL, "grpc.http2.max_pings_without_data": 0}]
+    "pings",
+    [
+        pytest.param({}, marks=pytest.mark.slow),
+        {"grpc.keepalive_time_ms": PING_INTERVAL, "grpc.http2.max_pings_without_data": 0},
+    ],
 )
 def test_our_services_ping_and_bear_pings_of_stock_clients_as_they_say(robot, pings):
     """Every client answers their own pings, each second; those of clients they take as often as they say."""

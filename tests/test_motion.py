@@ -247,7 +247,8 @@ def test_a_robot_server_that_was_frozen_applies_no_old_action():
                 process.send_signal(signal.SIGCONT)
                 outcome = outcome_of(execution)
             applied, _ = process.communicate()
-    assert outcome.status is Status.ABORTED and steps == outcome.steps == int(applied) == 1
+    assert outcome.status in (Status.ABORTED, Status.CANCELED)  # too old an action, or the guard noticed first
+    assert steps == outcome.steps == int(applied) == 1
 
 
 # ---- being told to end

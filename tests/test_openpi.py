@@ -493,6 +493,7 @@ def test_a_client_that_does_not_read_is_left(monkeypatch):
             assert policy.infer(SEEN)["actions"].shape == (1024, 2)
 
 
+@pytest.mark.slow
 def test_silent_connections_are_few_and_leave():
     with endpoint(limits=Limits(streams=2, stream_timeout=10)) as own, contextlib.ExitStack() as held:
         silent = [held.enter_context(socket.create_connection(("127.0.0.1", own.port))) for _ in range(2 * SPARE + 10)]

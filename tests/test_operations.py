@@ -280,6 +280,7 @@ def test_models_that_came_as_objects_cannot_be_loaded_again():
             client.reload()
 
 
+@pytest.mark.slow
 def test_a_served_process_reloads_on_command_and_on_sighup_and_shows_its_metrics(tmp_path):
     """The real commands. `night` has one checkpoint for both; a bad one is told with exit code 2."""
     for seed, name in enumerate(("day", "night")):

@@ -23,6 +23,7 @@ from skills.client import SkillClient
 from skills.errors import InvalidRequest, Unavailable
 from skills.types import Observation
 
+pytestmark = pytest.mark.slow
 needs_ray = pytest.mark.skipif(find_spec("ray") is None, reason="needs ray: pip install 'saycan-qt[ray]'")
 SKILLS = "lists: {object: [apple, coke can]}\nfamilies: {pick: {name: 'pick {object}', text: 'pick the {object}'}}\n"
 NAMES = ["pick apple", "pick coke can"]

@@ -315,6 +315,7 @@ def server_process(folder):
         process.kill()
 
 
+@pytest.mark.slow
 def test_a_killed_server_loses_what_still_ran_and_a_new_one_goes_on(tmp_path):
     folder = tmp_path / "d"
     with server_process(folder) as (process, lines, client):

@@ -136,6 +136,7 @@ def test_the_folder_holds_pictures_video_and_report(finished):
     assert "Carried out" in (folder / plan["report"]).read_text()
 
 
+@pytest.mark.slow
 def test_a_calibrated_run_keeps_the_raw_value_of_every_candidate_too(finished, tmp_path):
     code, _, err = run_small(INSTRUCTION, "--out", tmp_path / "out", "--calibrated")
     assert code == 0, err
@@ -175,6 +176,7 @@ def test_explain_scores_every_skill_and_tells_what_was_vetoed(tmp_path):
     assert "Affordance vetoed" in (folder / "report.html").read_text()
 
 
+@pytest.mark.slow
 def test_an_unknown_goal_is_judged_by_the_plan(tmp_path):
     code, _, err = run_small("i am hungry", "--out", tmp_path / "out")
     plan = plan_of(tmp_path / "out")
@@ -189,6 +191,7 @@ def test_a_last_try_that_failed_is_no_success(tmp_path):
     assert (code, plan["success"], plan["judge"]) == (1, False, "plan")
 
 
+@pytest.mark.slow
 def test_max_steps_ends_a_run_without_success(tmp_path):
     code, out, _ = run_small(INSTRUCTION, "--out", tmp_path / "out", "--max-steps", 2)
     plan = plan_of(tmp_path / "out")
@@ -216,7 +219,10 @@ def test_a_killed_service_ends_the_run_within_two_seconds_and_is_named(tmp_path,
     assert victim == "robot" or (tmp_path / "stopped").exists()
 
 
-@pytest.mark.parametrize("victim, name", [("serve", "the skill server at"), ("robot", "guard of the")])
+@pytest.mark.parametrize(
+    "victim, name",
+    [pytest.param("serve", "the skill server at", marks=pytest.mark.slow), ("robot", "guard of the")],
+)
 def test_a_frozen_service_ends_the_run_and_leaves_nothing_behind(tmp_path, victim, name):
     process = start("run", INSTRUCTION, "--out", tmp_path / "out", SMALL_PERIOD="0.2")
     until(lambda: acting(tmp_path / "out"))
@@ -239,7 +245,7 @@ def test_a_death_is_noticed_while_the_language_model_thinks(tmp_path):
     assert "kitchen robot" in err
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_interrupting_stops_the_robot_and_ends_cleanly(tmp_path, number):
     folder = tmp_path / "out"
     process = start("run", INSTRUCTION, "--out", folder, SMALL_PERIOD="3", SMALL_LOG=str(tmp_path / "stopped"))
@@ -292,6 +298,7 @@ def test_a_control_character_in_an_instruction_is_refused_and_lines_become_one()
     assert (code, err.count("\n")) == (2, 1) and "control character" in err and "\x1b" not in err
 
 
+@pytest.mark.slow
 def test_a_reader_that_leaves_ends_the_run(tmp_path):
     """As in `python -m saycan_qt.run ... | head`; rich raises SystemExit then, in the thread that works."""
     process = start("run", INSTRUCTION, "--out", tmp_path / "out", SMALL_PERIOD="3")
@@ -303,6 +310,7 @@ def test_a_reader_that_leaves_ends_the_run(tmp_path):
     assert not any(alive(pid) for pid in services.values())
 
 
+@pytest.mark.slow
 def test_services_end_when_the_run_is_killed(tmp_path):
     folder = tmp_path / "out"
     process = start("run", INSTRUCTION, "--out", folder, SMALL_PERIOD="3")
@@ -324,6 +332,7 @@ def test_running_services_are_used_and_left_running(tmp_path):
     assert server.poll() is None and robot.poll() is None
 
 
+@pytest.mark.slow
 def test_a_run_is_judged_and_done_by_the_model_that_it_names(tmp_path):
     _, where = service("serve", "--skills", SKILLS, "--also", "night=none")
     code, _, err = run_small(INSTRUCTION, "--server", where, "--model", "noon", "--out", tmp_path / "noon")
@@ -333,6 +342,7 @@ def test_a_run_is_judged_and_done_by_the_model_that_it_names(tmp_path):
     assert {plan_of(tmp_path / "night")["models"][role] for role in ("affordance", "execution")} == {"small none"}
 
 
+@pytest.mark.slow
 def test_a_death_of_somebody_elses_robot_is_noticed_too(tmp_path):
     _, where = service("serve", "--skills", SKILLS)
     robot, at = service("robot", "--skill-server", where, SMALL_PERIOD="3")
@@ -418,6 +428,7 @@ def test_an_address_of_the_wrong_service_is_a_mistake(tmp_path):
     assert code == 2 and f"what answers at {at} is not a skill server" in one_line(err)
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_is_a_mistake(tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "manifest.json").write_text("{")
@@ -463,6 +474,7 @@ def test_a_stopped_robot_has_to_be_released_first(tmp_path):
     assert code == 0, err
 
 
+@pytest.mark.slow
 def test_a_robot_that_is_leased_to_somebody_else_is_told_before_anything_moves(tmp_path):
     _, where = service("serve", "--skills", SKILLS)
     _, at = service("robot", "--skill-server", where)

@@ -51,6 +51,7 @@ def test_a_skill_server_that_dies_aborts_the_skill_and_is_named(skill_process, d
         robot.observe()  # the robot itself lives on
 
 
+@pytest.mark.slow
 def test_a_frozen_skill_server_is_named_within_seconds_by_old_and_new_connections(skill_process):
     """gRPC itself gives a connection 20 s to come about, and an old one a minute to die."""
     process, address = skill_process

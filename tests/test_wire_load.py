@@ -319,7 +319,7 @@ class Heavy:
         return np.full(len(instructions), 0.5, np.float32)
 
 
-@pytest.mark.parametrize("compute", [matrices, python])
+@pytest.mark.parametrize("compute", [matrices, pytest.param(python, marks=pytest.mark.slow)])
 def test_health_answers_while_the_model_computes(compute):
     """Within 0.1 s on a machine like those that serve, by `benchmarks/serving.py --health`; others may be slow."""
     model, took = Heavy(compute), []
