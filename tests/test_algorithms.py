@@ -9,7 +9,10 @@ from tiny_policies import AUTOREGRESSIVE, KINDS, KITCHEN, TEXTS, batch_for, make
 
 from saycan_qt.learning import checkpoint
 
-every_algorithm = pytest.mark.parametrize("kind", KINDS)
+SLOW = ("qt-opt, efficientnet", "iql, efficientnet")
+every_algorithm = pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=pytest.mark.slow if kind in SLOW else []) for kind in KINDS]
+)
 
 
 def train(policy, steps, rate=3e-3):

@@ -43,6 +43,7 @@ def job(home, out, name="rt1"):
     return dataclasses.replace(found, train=train, measured=((10, (start,)), (20, (start,))))
 
 
+@pytest.mark.slow
 def test_a_cell_that_is_interrupted_does_nothing_twice(home, tmp_path, monkeypatch):
     """While training it goes on from its state, then at the checkpoint that is measured next; finished, it stands."""
     steps, measured = [], []

@@ -343,6 +343,7 @@ def test_building_on_paper_leaves_random_numbers_and_other_threads_alone(copied)
     assert torch.equal(torch.rand(3), expected) and torch.nn.Linear(2, 2).weight.device.type == "cpu"
 
 
+@pytest.mark.slow
 def test_a_live_server_serves_on_after_reloading_hostile_checkpoints(copied, tmp_path):
     policy = copied("q-transformer")
     skills = tmp_path / "skills.yaml"
@@ -503,7 +504,9 @@ DATASETS = {
 }
 
 
-@pytest.mark.parametrize("name", DATASETS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.slow if n == "a hundred million frames" else []) for n in DATASETS]
+)
 def test_a_hostile_dataset_is_refused_in_one_line(tmp_path, name, capsys):
     damage, why = DATASETS[name]
     root = made(tmp_path / "data", some(2))

@@ -131,6 +131,7 @@ def test_what_is_better_is_kept_and_acts_in_the_next_round(whole):
     assert described["algorithm"]["behavior_threshold"] == 0.5  # of the policy that it starts from
 
 
+@pytest.mark.slow
 def test_killed_anywhere_it_goes_on_and_does_nothing_twice(home, whole, tmp_path, monkeypatch):
     (out, did), world = whole, World(monkeypatch)
     for step in did[:4]:

@@ -257,6 +257,7 @@ def test_the_shipped_models_plan_and_execute_in_the_same_kitchen(evaluated):
     assert [s["skill"] for s in found["instructions"][0]["plans"][0]["executed"]["steps"]] == ["open top drawer"]
 
 
+@pytest.mark.slow
 def test_the_command_measures_the_shipped_language_model(tmp_path, capsys):
     path, out = tmp_path / "set.yaml", tmp_path / "results" / "plans.json"
     path.write_text(yaml.safe_dump({"instructions": [BRING, TIDY]}))

@@ -183,6 +183,7 @@ def test_an_unknown_goal_is_judged_by_the_plan(tmp_path):
     assert (code, plan["success"], plan["judge"]) == (0, True, "plan"), err
 
 
+@pytest.mark.slow
 def test_a_last_try_that_failed_is_no_success(tmp_path):
     fails = {"SMALL_FAILS": "pick apple", "SMALL_PLAN": "find the apple,pick up the apple,done"}
     code, _, _ = run_small("i am hungry", "--out", tmp_path / "out", "--max-steps", 3, **fails)
@@ -422,6 +423,7 @@ def test_an_occupied_port_is_a_mistake():
         assert code == 2 and f"cannot listen on 127.0.0.1:{port}" in one_line(err)
 
 
+@pytest.mark.slow
 def test_an_address_of_the_wrong_service_is_a_mistake(tmp_path):
     _, at = service("robot")
     code, _, err = run_small(INSTRUCTION, "--server", at, "--out", tmp_path / "out")
@@ -455,6 +457,7 @@ def test_the_kitchen_can_do_every_skill_of_its_own_file():
         check(skill)
 
 
+@pytest.mark.slow
 def test_a_service_that_breaks_while_starting_is_named_with_its_log(tmp_path):
     code, _, err = run_small(INSTRUCTION, "--out", tmp_path / "out", SMALL_BREAKS="robot")
     assert code == 1 and "kitchen robot could not start" in err

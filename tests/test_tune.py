@@ -74,6 +74,7 @@ def test_an_interrupted_run_ends_as_one_that_was_not(whole, tmp_path):
         torch.testing.assert_close(one, other)
 
 
+@pytest.mark.slow
 def test_the_adapter_says_what_made_it_and_has_learnt(model, whole):
     folder = whole.config.out / ADAPTER
     assert is_whole(folder) and json.loads((folder / "provenance.json").read_text())["step"] == STEPS
@@ -86,6 +87,7 @@ def test_the_adapter_says_what_made_it_and_has_learnt(model, whole):
     assert after > 0.6 * before, (before, after)  # log-likelihood of a first step
 
 
+@pytest.mark.slow
 def test_the_steps_are_learnt_and_nothing_else(whole):
     given, steps = "Scene: table: apple\nInstruction: an apple\n1.", " find apple\n"
     row = encode(whole.tuning.tokenizer, given + steps, [(len(given), len(given + steps))])
