@@ -122,12 +122,13 @@ def replayed(config: CollectConfig, number: int) -> tuple[Replay, list[rollouts.
     assert config.replay is not None
     rng = np.random.default_rng([config.seed, number])
     shown = demonstration(config.replay, number % demonstrations(config.replay))
-    while True:
+    for _ in range(50):
         run = Replay(shown, rng, config.noise)
         try:
             return run, list(run)
         except Unstable:
             continue
+    raise RuntimeError(f"no replay of {config.replay} was stable in 50 tries (seed {config.seed}, {number})")
 
 
 @functools.cache
@@ -152,7 +153,7 @@ def settings_in(folder: Path) -> CollectConfig:
     known = {field.name for field in dataclasses.fields(CollectConfig)}
     given: dict[str, Any] = {k: tuple(v) if k == "families" else v for k, v in there.items() if k in known}
     config = CollectConfig(folder, **given)
-    if config.failures or config.anywhere or config.policy or config.replay:
+    if config.failures or config.impossible or config.anywhere or config.policy or config.replay:
         raise ValueError(f"--replay {folder}: not of demonstrations alone, each in its own scene (--failures 0)")
     return config
 
