@@ -47,7 +47,7 @@ from saycan_qt.data import lerobot
 from saycan_qt.data.episodes import DatasetError
 from saycan_qt.evaluation import skills
 from saycan_qt.evaluation.rates import mcnemar, wilson
-from saycan_qt.kitchen.practice.collection import CollectConfig
+from saycan_qt.kitchen.practice.collection import CollectConfig, collected
 from saycan_qt.kitchen.practice.rollouts import HELPED
 from saycan_qt.kitchen.tasks import FAMILIES
 from saycan_qt.learning import checkpoint, divergence
@@ -343,11 +343,6 @@ def rate(this: Round, who: str) -> str:
     wins, count = this.total(who), this.total("episodes")
     low, high = wilson(wins, count)
     return f"{wins / count:.2f} ({low:.2f}-{high:.2f})"
-
-
-def collected(folder: Path) -> int:
-    """How many episodes a collection holds."""
-    return sum(lerobot.read_info(shard)["total_episodes"] for shard in folder.glob("shard-*"))
 
 
 def outcomes_in(folder: Path) -> tuple[int, int]:

@@ -139,10 +139,12 @@ def demonstration(folder: Path, number: int) -> Demonstration:
     return Demonstration(run.skill, run.world.scene, settings_in(folder).look, actions, tips)
 
 
-@functools.cache
-def demonstrations(folder: Path) -> int:
+def collected(folder: Path) -> int:
     """How many episodes the collection in `folder` holds."""
-    return sum(lerobot.read_info(shard)["total_episodes"] for shard in sorted(folder.glob("shard-*")))
+    return sum(lerobot.read_info(shard)["total_episodes"] for shard in folder.glob("shard-*"))
+
+
+demonstrations = functools.cache(collected)  # of a collection that is replayed, and does not grow meanwhile
 
 
 def settings_in(folder: Path) -> CollectConfig:
