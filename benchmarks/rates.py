@@ -86,10 +86,11 @@ class Witness:
         self.begun.append((time.monotonic(), int(action[0]), int(action[1])))
         time.sleep(self._takes)
 
-    def stale(self) -> int:
-        """Actions that were begun after their time: row i is valid until i + 1 periods after its observation."""
+    def stale(self, grace: float = 0.0) -> int:
+        """Actions that were begun after their time: row i is valid until i + 1 periods after its observation. grace:
+        [s] that a busy machine may take from the last look at the clock to the command."""
         period = 1 / self.embodiment.control_hz
-        return sum(begun >= self.seen[number] + (row + 1) * period for begun, number, row in self.begun)
+        return sum(begun >= self.seen[number] + (row + 1) * period + grace for begun, number, row in self.begun)
 
     def lateness(self, begin: float, end: float) -> tuple[np.ndarray, int]:
         """[s] of each action between these times, against a steady clock, and how many periods had none."""

@@ -201,6 +201,9 @@ class Driver(Witness):
         super().apply(action)
         self.began.set()
 
+    def stale(self):
+        return super().stale(grace=PERIOD / 2)  # rows are a whole period apart
+
     def stop(self):
         self.stops.append(time.monotonic())
 
