@@ -34,7 +34,7 @@ class DeliveriesConfig:
 def one(instruction: str, seed: int, folder: Path) -> dict:
     command = [sys.executable, "-m", "saycan_qt.run", instruction, "--seed", str(seed), "--out", str(folder), "--json"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode not in (0, 1):
+    if done.returncode not in (0, 1, 3):
         raise RuntimeError(f"{' '.join(command)} ended with {done.returncode}: {done.stderr[-500:]}")
     return json.loads(done.stdout.splitlines()[-1])
 
@@ -46,7 +46,7 @@ def main(config: DeliveriesConfig) -> None:
         for seed in range(config.first_seed, config.first_seed + config.seeds):
             began = time.monotonic()
             plan = one(instruction, seed, out / f"{instruction.replace(' ', '-')}-{seed}")
-            wins += plan["success"]
+            wins += plan["success"] is True
             steps = ", ".join(
                 s["skill"] if s["outcome"] == "succeeded" else f"{s['skill']} ({s['outcome']})" for s in plan["steps"]
             )

@@ -128,7 +128,8 @@ class ProposalPlanner(SayCanPlanner):
                     break
         self._votes.count(proposals, equal=not self.proposals.votes)
         decision = super().step(instruction, history, affordances, known)
-        if decision.refusal is None and not self._votes.counts[decision.skill.text]:
+        chosen = decision.because or self._votes.counts[decision.skill.text]
+        if decision.refusal is None and not chosen:
             words = ", ".join(f"“{text}”" for text in dict.fromkeys(proposal.text for proposal in proposals))
             refusal = Refusal(f"nothing that the language model proposes is possible now: {words or 'it is silent'}")
             rows = [replace(row, language_score=None, score=0.0) for row in decision.candidates]

@@ -13,6 +13,7 @@ from typing import Literal, Protocol, cast
 
 import numpy as np
 
+from planners.named import named, plain
 from planners.prompts import CANNOT, Prompt, one_line
 from skills.library import Skill
 from skills.rules import Known
@@ -23,6 +24,7 @@ LONGEST = 2000  # letters of an instruction; longer ones are refused, not cut
 HOPELESS = 1e-5  # a content-free prompt finds nothing less likely than this, relative to its likeliest candidate
 ROUNDS = (2, 3, 4)  # skills in a round that leads nowhere: there and back, there and back, ...
 SUGGESTED = 3  # things to ask for that a refusal names
+WORD_FOR_WORD = "the sentence is this skill's own words"
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,12 @@ class SayCanConfig:
     alike: float = 0.65  # ... from which it is not, and between the two the language model decides: ...
     likely: float = 0.03  # ... refused if less of the next line's probability than this falls on the whole library
     cannot: float = 0.6  # a tuned model says so itself: refused if it finds this likely that nothing serves
+    # What is named is not replaced. Where less than `sure` of the next line's probability falls on what is possible,
+    # the language model is asked about the rest, too; if it likes something best that is not possible, nothing does the
+    # same with another thing, and it goes no further if less than `within_reach` of the probability is left.
+    sure: float = 0.5
+    within_reach: float = 0.05
+    tries: int = 3  # of a skill that the instruction asks for word for word, until the language model decides
 
 
 @dataclass(frozen=True)
@@ -57,18 +65,21 @@ class Candidate:
     skill: Skill
     language_score: float | None  # probability among those scored; None: infeasible, or hopeless to the scorer
     affordance: float  # in [0, 1]
-    lowered: float  # by how much failures and repeats lower it, 1 for not at all
+    lowered: (
+        float  # by how much failures and repeats lower it, 1 for not at all; 0: it is about another thing than named
+    )
     score: float  # the product of the three
 
 
 @dataclass(frozen=True)
 class Refusal:
-    """Nothing that the robot can do serves the instruction."""
+    """Nothing that the robot can do serves the instruction, or what is left of it."""
 
     reason: str  # a sentence for people, the nearest things included
     nearest: tuple[str, ...] = ()  # instructions, or else skills, that the robot can serve
     similarity: float | None = None  # cosine to the nearest way to ask or skill text
-    likelihood: float | None = None  # of the next line being any skill's text; None: not asked
+    likelihood: float | None = None  # of the next line being any skill's text, or one that is possible; None: not asked
+    missing: str = ""  # text of the skill that should come next, and is not possible
 
 
 @dataclass(frozen=True)
@@ -79,6 +90,7 @@ class Decision:
     prompt: str
     seconds: float  # wall clock
     refusal: Refusal | None = None
+    because: str = ""  # why, where the product did not decide: WORD_FOR_WORD
 
     @property
     def skill(self) -> Skill:
@@ -154,6 +166,8 @@ class SayCanPlanner:
             raise ValueError(f"a {type(scorer).__name__} counts no tokens, so there is no mean over them")
         self._done = np.array([skill.name == DONE for skill in self.skills])
         self._texts = {skill.text for skill in self.skills}
+        self._by_words = {plain(w): i for i, s in enumerate(self.skills) if s.name != DONE for w in (s.name, s.text)}
+        self._values = {value for skill in self.skills for value in skill.arguments.values()}
         self._text_vectors: dict[
             str, np.ndarray
         ] = {}  # of skills' texts, by sentence embedding, as far as they were needed
@@ -176,6 +190,10 @@ class SayCanPlanner:
         weight = np.ones(len(self.skills)) if config.without == "affordance" else affordance
         lowered = np.array([self._lowered(skill, history) for skill in self.skills])
         possible = weight >= config.affordance_floor
+        if (said := self._word_for_word(instruction, history, possible)) is not None:
+            language = np.where(np.arange(len(self.skills)) == said, 0.0, -np.inf)
+            rows = self._table(language, weight, affordance, lowered * possible)
+            return Decision(rows, "", time.perf_counter() - started, because=WORD_FOR_WORD)
         feasible = {s.text for s, may in zip(self.skills, possible, strict=True) if may and not s.learned}  # by rule
         steps_done = [step.skill.text for step in history if step.outcome.succeeded]
         prompt = self.prompt.build(instruction, steps_done, feasible, known)
@@ -189,11 +207,24 @@ class SayCanPlanner:
             refusal = self._refusal(instruction, prompt, feasible, asked, share)
             if refusal is not None:
                 return self._refused(refusal, prompt, affordances, started)
+        if share is not None:
+            lowered[self._renamed(instruction, language, possible)] = 0.0
+            if config.refuse and np.exp(language[possible]).sum() < config.sure:
+                instead, refusal = self._out_of_reach(instruction, prompt, language, possible, history, known)
+                if refusal is not None:
+                    return self._refused(refusal, prompt, affordances, started)
+                lowered[instead] = 0.0
         language = self._normalised(language, prompt, asked, steps_done)
-        probability, _ = decide(language, weight)
-        score = probability * weight * lowered * possible
-        order = np.lexsort((-affordance, -score))
-        table = tuple(
+        rows = self._table(language, weight, affordance, lowered * possible)
+        return Decision(rows, prompt, time.perf_counter() - started)
+
+    def _table(
+        self, language: np.ndarray, weight: np.ndarray, affordance: np.ndarray, lowered: np.ndarray
+    ) -> tuple[Candidate, ...]:
+        """All skills, the best first; what is lowered to 0 cannot be chosen."""
+        probability, product = decide(language, weight)
+        score = product * lowered
+        return tuple(
             Candidate(
                 skill=self.skills[i],
                 language_score=float(probability[i]) if np.isfinite(language[i]) else None,
@@ -201,9 +232,8 @@ class SayCanPlanner:
                 lowered=float(lowered[i]),
                 score=float(score[i]),
             )
-            for i in order
+            for i in np.lexsort((-affordance, -score))
         )
-        return Decision(table, prompt, time.perf_counter() - started)
 
     # -- how sensible ------------------------------------------------------------------------------------------------
 
@@ -282,6 +312,62 @@ class SayCanPlanner:
             share += float(np.exp(self._score(prompt, rest)).sum()) if len(rest) else 0.0
         return None if fine(similarity, share) else self._unserved(instruction, feasible, similarity, share)
 
+    def _out_of_reach(
+        self,
+        instruction: str,
+        prompt: str,
+        language: np.ndarray,
+        possible: np.ndarray,
+        history: Sequence[Step],
+        known: Known | None,
+    ) -> tuple[np.ndarray, Refusal | None]:
+        """Where the language model likes something best that is not possible: which skills (all,) would do that with
+        another thing, and why it goes no further, if so.
+
+        Whoever neither names the thing nor has a language model that was told the scene means any such thing.
+        """
+        nothing = np.zeros(len(self.skills), bool)
+        rest = np.setdiff1d(self._preselected(instruction, ~possible), np.flatnonzero(np.isfinite(language)))
+        language = np.maximum(language, self._score(prompt, rest)) if len(rest) else language
+        favourite = int(language.argmax())
+        skill = self.skills[favourite]
+        names = named(instruction, skill.arguments.values())
+        if possible[favourite] or not (names or (self.prompt.tuned and known)):
+            return nothing, None
+        meant = {slot: value for slot, value in skill.arguments.items() if value in names or not names}
+        instead = np.array([s.family == skill.family and not meant.items() <= s.arguments.items() for s in self.skills])
+        left = float(np.exp(language[possible & ~instead]).sum() / np.exp(language).sum())
+        last = history[-1].skill.name if history and history[-1].outcome.succeeded else ""
+        about = {*skill.arguments.values()}
+        nearer = [s for s, may in zip(self.skills, possible, strict=True) if may and about & {*s.arguments.values()}]
+        if left >= self.config.within_reach or any(s.name != last for s in nearer):
+            return instead, None
+        return instead, self._missing(skill, possible & instead, left, known)
+
+    def _missing(self, skill: Skill, instead: np.ndarray, left: float, known: Known | None) -> Refusal:
+        """instead: (skills,) what could be done with other things."""
+        others = np.flatnonzero(instead)
+        near = others[np.argsort(-self._similarity([skill.text], others), kind="stable")[:SUGGESTED]]
+        offers = tuple(self.skills[i].text for i in near)
+        seen = {*known.objects, known.held} if known else set()
+        slots = {slot for s in self.skills for slot, value in s.arguments.items() if value in seen}  # those of things
+        unseen = [value for slot, value in skill.arguments.items() if slot in slots and value not in seen]
+        reason = f"the robot knows of no {unseen[0]} here; " if unseen else ""
+        reason += f"“{skill.text}” would come next, which is not possible now"
+        reason += f"; the nearest that is: {', '.join(f'“{words}”' for words in offers)}" if offers else ""
+        return Refusal(reason, offers, None, left, missing=skill.text)
+
+    def _renamed(self, instruction: str, language: np.ndarray, possible: np.ndarray) -> np.ndarray:
+        """Which skills (all,) name less of what the instruction names than a possible one of their family that the
+        language model finds no less likely: affordance does not replace what was asked for by another thing."""
+        names = set(named(instruction, self._values))
+        count = np.array([len(names.intersection(skill.arguments.values())) for skill in self.skills])
+        renamed = np.zeros(len(self.skills), bool)
+        for i in np.flatnonzero(possible & (count > 0)):
+            family = np.array([skill.family == self.skills[i].family for skill in self.skills])
+            renamed |= family & (count < count[i]) & (language <= language[i])
+        return renamed
+
     def _unserved(
         self, instruction: str, feasible: Collection[str], similarity: float | None, share: float | None
     ) -> Refusal:
@@ -300,6 +386,19 @@ class SayCanPlanner:
         rows = [Candidate(skill, None, affordances.get(skill.name, 0.0), 1.0, 0.0) for skill in self.skills]
         rows.sort(key=lambda row: row.skill.name != DONE)
         return Decision(tuple(rows), prompt, time.perf_counter() - started, refusal)
+
+    # -- what was said word for word ---------------------------------------------------------------------------------
+
+    def _word_for_word(self, instruction: str, history: Sequence[Step], possible: np.ndarray) -> int | None:
+        """Number of the skill that the instruction asks for in its own words, where it is possible; once it has
+        succeeded, of "done"."""
+        asked = self._by_words.get(plain(instruction))
+        if asked is None or self.config.without:
+            return None
+        tries = [step for step in history if step.skill.name == self.skills[asked].name]
+        if any(step.outcome.succeeded for step in tries):
+            return int(self._done.argmax())
+        return asked if possible[asked] and len(tries) < self.config.tries else None
 
     # -- what has been done ------------------------------------------------------------------------------------------
 

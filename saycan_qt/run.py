@@ -7,8 +7,11 @@
 
 Starts a skill server and a robot, plans with a language model and acts, one skill at a time. What happened is
 left in a folder: plan.json, report.html, run.mp4 and the pictures. What nothing in the skill library serves is refused
-at the first step. Exit code 0: the instruction was carried out; 1: it was not; 2: a mistake in use; 130: interrupted,
-the robot stopped.
+at the first step; what is named and not there is said, and nothing else is brought in its place.
+
+Exit code 0: the instruction was carried out, by the robot's own check of the goal, or as the skill says that it asks
+for word for word; 1: it was not; 3: every skill succeeded, but nobody here can judge whether that is what was asked;
+2: a mistake in use; 130: interrupted, the robot stopped.
 """
 
 from __future__ import annotations

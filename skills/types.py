@@ -215,7 +215,8 @@ class Robot(Protocol):
         often: `canceled` calls `observe` and `view` now and then, for those who watch."""
 
     def succeeded(self, skill: Skill) -> bool | None:
-        """Did the skill that just ended reach its goal? None when the robot cannot tell."""
+        """Did the skill that just ended reach its goal? None when the robot cannot tell. Of a learnt skill that did, it
+        is asked again after `finish`: what did not last is no success."""
 
     def finish(self, skill: Skill, canceled: Callable[[], bool]) -> None:
         """Called once after a learnt skill was judged, unless it was canceled: back to where the next one is decided

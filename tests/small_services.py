@@ -87,7 +87,7 @@ class SmallRobot:
             Path(log).touch()
 
     def start(self, skill):
-        self.count = 0
+        self.count, self.reached = 0, not skill.learned
 
     def perform(self, skill, canceled):
         for _ in range(3):
@@ -99,7 +99,8 @@ class SmallRobot:
     def succeeded(self, skill):
         if skill.name == os.environ.get("SMALL_FAILS"):
             return False
-        return not skill.learned or self.kitchen.execute(skill).succeeded
+        self.reached = self.reached or self.kitchen.execute(skill).succeeded
+        return self.reached
 
     def finish(self, skill, canceled): ...
 

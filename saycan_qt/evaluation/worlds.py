@@ -93,7 +93,8 @@ class LearntWorld:
             history.append(robot.observe())
         reached = robot.succeeded(skill)
         robot.finish(skill, lambda: False)
-        return Outcome(Status.SUCCEEDED if reached else Status.FAILED, steps=steps)
+        lasted = bool(reached and robot.succeeded(skill))
+        return Outcome(Status.SUCCEEDED if lasted else Status.FAILED, steps=steps)
 
     def feasible(self, skill: Skill) -> bool:
         return tasks.feasible(self.robot.world, skill)

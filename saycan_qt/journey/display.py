@@ -20,6 +20,7 @@ from skills.wire.conventions import plain
 
 SHOWN_CANDIDATES = 8
 EXPLAINED_CANDIDATES, SHOWN_VETOES = 10, 5  # with --explain
+VERDICTS = {True: "Carried out", False: "Not carried out", None: "Not known whether carried out"}
 COLOURS = {"succeeded": "green", "failed": "yellow", "canceled": "yellow", "aborted": "red"}
 
 
@@ -136,18 +137,20 @@ class Display:
 
     # -- the end -----------------------------------------------------------------------------------------------------
 
-    def verdict(self, steps: list[Step], success: bool, reason: str, judge: str | None) -> None:
+    def verdict(self, steps: list[Step], success: bool | None, reason: str, judge: str | None) -> None:
         self.console.print()
         for step in steps:
             colour = COLOURS.get(step.outcome, "white")
             self.line(f"  {step.step:2d}. {escape(step.text)}  [{colour}]{step.outcome}[/{colour}]")
-        word = "[bold green]Carried out[/bold green]" if success else "[bold red]Not carried out[/bold red]"
+        style = {True: "bold green", False: "bold red", None: "bold yellow"}[success]
+        word = f"[{style}]{VERDICTS[success]}[/{style}]"
         judges = {
             "goal": f"judged by the {escape(self.world)}'s own check of the goal",
+            "skill": "judged by the skill",
             "plan": "judged by the plan",
             "planner": "refused by the planner",
         }
-        by = f" [dim]({judges[judge]})[/dim]" if judge else ""
+        by = f" [dim]({judges[judge]})[/dim]" if judge in judges else ""
         self.line(f"{word}: {escape(reason)}{by}")
 
     def files(self, folder: str, names: list[str]) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 from planners import saycan
+from planners.named import named, verbatim
 from saycan_qt.journey.display import Display
 from saycan_qt.journey.recording import Recorder
 from saycan_qt.journey.results import Candidate, RunFolder, Step
@@ -19,10 +20,11 @@ from skills.types import Observation, Outcome, Status
 class Verdict:
     """Was the instruction carried out?"""
 
-    success: bool
+    success: bool | None  # None: nobody can tell
     reason: str
     ended: str  # "done", "refused", "max steps" or "nothing possible"
-    judge: str  # "goal": the robot's own check; "plan": done, and the last try of every skill succeeded; "planner"
+    judge: str  # "goal": the robot's own check; "skill": the one that was asked for in its own words; "plan": it ended
+    # before its end, or some skill's last try failed; "planner": it refused; "nobody"
 
 
 class Journey:
@@ -64,9 +66,8 @@ class Journey:
         observation, jpegs = self.look()
         observed, views = self.folder.save_pictures("final", observation, jpegs)
         self.folder.note(final={"observation": observed, "views": views})
-        if refused:
-            return Verdict(False, refused, ended, "planner")
-        return verdict(self.robot.satisfied(instruction), ended, self.history)
+        satisfied = None if refused and not self.history else self.robot.satisfied(instruction)
+        return verdict(instruction, satisfied, ended, self.history, self.planner.skills, refused)
 
     def look(self) -> tuple[Observation, dict[str, bytes]]:
         views = self.recorder.views
@@ -156,21 +157,44 @@ class Stopwatch:
         self._began = now
 
 
-def verdict(satisfied: bool | None, ended: str, history: Sequence[saycan.Step]) -> Verdict:
-    """The robot's own check where it knows the goal; else the plan must be done and every skill's last try good."""
+def verdict(
+    instruction: str,
+    satisfied: bool | None,
+    ended: str,
+    history: Sequence[saycan.Step],
+    skills: Sequence[Skill],
+    refused: str = "",  # why the planner went no further
+) -> Verdict:
+    """The robot's own check where it knows the goal. Else what was left out or failed is no success; and what was done
+    is one only where a single skill was asked for in its own words: that every skill succeeded does not say that the
+    person got what was asked."""
     count = f"{len(history)} skill{'s' if len(history) != 1 else ''}"
     unfinished = {
         "max steps": f"the planner was not done after {count}",
         "nothing possible": f"after {count} no skill seemed possible",
+        "refused": f"after {count}: {refused}" if history else refused,
     }.get(ended)
     if satisfied is not None:
         goal = "the goal is met" if satisfied else "the goal is not met"
         return Verdict(satisfied, f"{goal}; {unfinished}" if unfinished else f"{goal} after {count}", ended, "goal")
     if unfinished:
-        return Verdict(False, unfinished, ended, "plan")
+        return Verdict(False, unfinished, ended, "planner" if refused else "plan")
     last_tries = {step.skill.name: step for step in history}
     for step in last_tries.values():
         if not step.outcome.succeeded:
             reason = f"the planner was done, but the last try of “{step.skill.text}” {step.outcome.status.value}"
             return Verdict(False, reason, ended, "plan")
-    return Verdict(True, f"the plan is done after {count}, and the last try of each succeeded", ended, "plan")
+    asked = verbatim(instruction, skills)
+    if asked is not None and asked.name in last_tries:
+        return Verdict(True, f"“{asked.text}” was asked for, and succeeded", ended, "skill")
+    done = ", ".join(f"“{step.skill.text}”" for step in history) or "nothing"
+    left = unserved(instruction, skills, history)
+    reason = f"done: {done}" + (f"; with the {' and the '.join(left)}, which you named: nothing" if left else "")
+    return Verdict(None, f"{reason}; whether that is what was asked, nobody here can judge", ended, "nobody")
+
+
+def unserved(instruction: str, skills: Sequence[Skill], history: Sequence[saycan.Step]) -> list[str]:
+    """What the instruction names of that which skills are done with, and no skill that succeeded was done with."""
+    served = {value for step in history if step.outcome.succeeded for value in step.skill.arguments.values()}
+    names = named(instruction, {value for skill in skills for value in skill.arguments.values()})
+    return [name for name in names if name not in served]

@@ -19,7 +19,7 @@ from types import FrameType
 from typing import Literal, TypeVar, cast
 
 from planners import saycan
-from saycan_qt.journey.display import Display
+from saycan_qt.journey.display import VERDICTS, Display
 from saycan_qt.journey.journey import Journey
 from saycan_qt.journey.recording import Recorder
 from saycan_qt.journey.report import write_report
@@ -63,7 +63,8 @@ START_TIMEOUT = 120.0  # [s] for a service to become ready; importing torch on a
 WITHOUT: dict[str, Literal["affordance", "language"]] = {"no-affordance": "affordance", "no-language": "language"}
 LEASE = 10.0  # [s] that the robot waits for a word from this process, whose threads may stand still while it loads
 QUIET = ("--log-level", "warning")  # the run's own folder tells what was called
-SUCCEEDED, NOT_DONE, INTERRUPTED = 0, 1, 130  # exit codes, besides MISTAKE
+SUCCEEDED, NOT_DONE, UNKNOWN, INTERRUPTED = 0, 1, 3, 130  # exit codes, besides MISTAKE
+CODES = {True: SUCCEEDED, False: NOT_DONE, None: UNKNOWN}  # of what came of it
 
 
 @dataclass(frozen=True)
@@ -181,7 +182,7 @@ class Run:
                 service.end()
         if self._lease is not None:
             wait([in_background(self._lease.close)], 0.5)
-        success = ending.code == SUCCEEDED
+        success = next((came for came, code in CODES.items() if code == ending.code), False)
         try:
             self.folder.finish(success, ending.reason, ending.ended, ending.judge)
         except NotWritten as error:
@@ -189,7 +190,7 @@ class Run:
         if self._hurried:
             os._exit(ending.code)
         if self._recorder.frames:
-            self._recorder.add({}, "carried out" if success else "not carried out", ending.reason, seconds=2.0)
+            self._recorder.add({}, VERDICTS[success].lower(), ending.reason, seconds=2.0)
         self._recorder.close()
         for service in reversed(self._services):  # the robot before the server it leans on
             service.close(grace=5.0 if orderly else 0.3)
@@ -267,7 +268,7 @@ class Run:
         self._recorder.begin(self._views(self._robot, body), body.control_hz)
         journey = Journey(skills, self._robot, planner, self.folder, self._recorder, self.display, body.max_steps)
         found = journey.travel(self.config.instruction, self.config.max_steps)
-        return Ending(SUCCEEDED if found.success else NOT_DONE, found.ended, found.reason, found.judge)
+        return Ending(CODES[found.success], found.ended, found.reason, found.judge)
 
     def _views(self, robot: RobotClient, info: RobotInfo) -> tuple[str, ...]:
         """The cameras for people: those that the robot tells, else those of its folder; a robot of somebody else, which

@@ -12,6 +12,7 @@ from typing import Any
 
 import jinja2
 
+from saycan_qt.journey.display import VERDICTS
 from saycan_qt.journey.results import PLAN, REPORT, Candidate, vetoes, write_atomically
 
 SHOWN_CANDIDATES, SHOWN_VETOES = 10, 5
@@ -62,6 +63,7 @@ def render(folder: Path) -> str:
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
     return environment.from_string(template).render(
+        verdict=VERDICTS[plan["success"]],
         plan={
             "affordances": None,
             "refusal": None,

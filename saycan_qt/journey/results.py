@@ -105,10 +105,9 @@ class RunFolder:
             "instruction": instruction,
             "world": "kitchen",  # whose check of the goal counts, and what the seed is of
             "seed": seed,
-            "success": False,
+            "success": False,  # null: nobody can tell
             "reason": GOING_ON,
-            "judge": None,  # "goal": the robot's own check; "plan": done, and every skill's last try succeeded;
-            # "planner": it refused the instruction
+            "judge": None,  # who says so, see saycan_qt.journey.journey.Verdict
             "ended": None,  # "done", "refused", "max steps", "nothing possible", "interrupted", "died" or "error"
             "refusal": None,  # why the planner refused, and the nearest things to ask for, see planners.saycan.Refusal
             "started": datetime.now().astimezone().isoformat(timespec="seconds"),
@@ -172,7 +171,7 @@ class RunFolder:
                 step.seconds = step.times["skill"] = round(seconds, 3)
                 self._write()
 
-    def finish(self, success: bool, reason: str, ended: str, judge: str | None = None) -> None:
+    def finish(self, success: bool | None, reason: str, ended: str, judge: str | None = None) -> None:
         """Write the verdict; a step still running is recorded as aborted. The first call counts."""
         with self._lock:
             if self._finished:

@@ -137,6 +137,9 @@ class Executor:
         except SkillError as error:
             return Status.ABORTED, str(error)
         self.do(goal.motion.run, self._robot.finish, goal.skill, goal.canceled.is_set)
+        judged = status is Status.SUCCEEDED and not goal.canceled.is_set()
+        if judged and self.do(self._robot.succeeded, goal.skill) is False:
+            return Status.FAILED, "the goal was reached, and lost again on the way back"
         return status, message
 
     def _over(self, goal: Goal, terms: Terms, begun: float) -> bool:

@@ -1,0 +1,36 @@
+"""What a sentence names of what a robot knows: a whole skill, word for word, or things.
+
+verbatim("Push the cube to the left!", skills)      # the skill of that text
+named("the apple and two oranges", ["apple", "orange", "orange can"])      # ["apple", "orange"]
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+
+from skills.library import Skill
+
+
+def pattern(names: Iterable[str]) -> re.Pattern[str]:
+    """Finds these names as whole words, the longest where several fit; without any, nothing."""
+    longest = sorted(names, key=len, reverse=True)
+    return re.compile(rf"\b({'|'.join(map(re.escape, longest))})\b" if longest else r"(?!)")
+
+
+def named(text: str, names: Iterable[str]) -> list[str]:
+    """Those that a text names, each once, in its order; case does not matter, nor does a plural's ending."""
+    known = {name.casefold(): name for name in names}
+    singular = {form: name for name in known for form in (name, name + "s", name + "es")} | {n: n for n in known}
+    return list(dict.fromkeys(known[singular[found]] for found in pattern(singular).findall(text.casefold())))
+
+
+def plain(text: str) -> str:
+    """Without case, and without what is no letter or digit around it."""
+    return " ".join(re.sub(r"^\W+|\W+$", "", text.casefold()).split())
+
+
+def verbatim(text: str, skills: Sequence[Skill]) -> Skill | None:
+    """The skill that a sentence asks for by its own text or name, and nothing else."""
+    said = plain(text)
+    return next((skill for skill in skills if said and said in (plain(skill.text), plain(skill.name))), None)

@@ -1,0 +1,143 @@
+"""What a sentence names is what is done: skills word for word, things that are there, and no other in silence."""
+
+import numpy as np
+import pytest
+
+from planners.named import named, verbatim
+from planners.prompts import Prompt
+from planners.saycan import WORD_FOR_WORD, SayCanConfig, SayCanPlanner, Step
+from skills.library import Skill, SkillLibrary
+from skills.types import Observation, Outcome, Status
+
+THINGS, PLACES = ("cube", "red cube", "ball", "cone"), ("shelf", "crate")
+LIBRARY = SkillLibrary(
+    [
+        *(Skill(f"grip {thing}", "grip", f"grip the {thing}", {"object": thing}) for thing in THINGS),
+        *(Skill(f"push {thing} {way}", "push", f"push the {thing} to the {way}", {"object": thing, "way": way})
+          for thing in THINGS for way in ("left", "right")),
+        *(Skill(f"go to {place}", "go", f"go to the {place}", {"place": place}, learned=False) for place in PLACES),
+        Skill("done", "done", learned=False),
+    ]
+)  # fmt: skip
+SUCCEEDED, FAILED = Outcome(Status.SUCCEEDED), Outcome(Status.FAILED)
+
+
+class Letters:
+    def encode(self, inputs, **options):
+        counts = np.array([[text.count(letter) for letter in "abcdefghijklmnopqrstuvwxyz"] for text in inputs], float)
+        return counts / np.linalg.norm(counts, axis=1, keepdims=True)
+
+
+class Likes:
+    """Gives these texts these probabilities."""
+
+    def __init__(self, **shares):
+        self.shares = {text.replace("_", " "): share for text, share in shares.items()}
+
+    def score(self, prompt, candidates):
+        return np.log([self.shares.get(text.strip(), 1e-4) for text in candidates])
+
+
+def planner(scorer, tuned=False, **config):
+    prompt = Prompt(Letters(), [], THINGS, tuned=tuned)
+    return SayCanPlanner(scorer, prompt, LIBRARY, SayCanConfig(unlike=0.0, alike=0.0, cannot=2.0, **config))
+
+
+def possible(*names, **values):
+    return dict.fromkeys(names, 1.0) | {name.replace("_", " "): value for name, value in values.items()}
+
+
+def seen(**objects):
+    objects = {name.replace("_", " "): place for name, place in objects.items()}
+    return Observation({}, np.zeros(0, np.float32), "table", "", objects)
+
+
+# ---- words
+
+
+def test_names_are_whole_words_the_longest_first_in_any_number_and_case():
+    assert named("The red cubes, a Ball and conehead", THINGS) == ["red cube", "ball"]
+    assert named("anything", []) == []
+
+
+@pytest.mark.parametrize("said", ["push the cube to the left", "Push the cube  to the LEFT!", "push cube left"])
+def test_a_skills_own_words_are_that_skill(said):
+    assert verbatim(said, LIBRARY).name == "push cube left"
+
+
+@pytest.mark.parametrize("said", ["push the cube to the left and go to the shelf", "...", "push it to the left"])
+def test_more_or_other_words_are_none(said):
+    assert verbatim(said, LIBRARY) is None
+
+
+# ---- word for word
+
+
+def test_what_is_asked_for_word_for_word_is_done_whatever_the_model_likes():
+    scorer = Likes(push_the_cube_to_the_right=0.9)
+    decision = planner(scorer).step("push the cube to the left", [], possible("push cube left", "push cube right"))
+    assert decision.skill.name == "push cube left" and decision.because == WORD_FOR_WORD
+    after = [Step(decision.skill, SUCCEEDED)]
+    assert planner(scorer).step("push the cube to the left", after, possible("push cube left")).done
+
+
+def test_a_skill_asked_for_word_for_word_is_tried_three_times_and_prepared_by_the_model():
+    chooser, asked = planner(Likes(go_to_the_shelf=0.9)), "push the cube to the left"
+    assert chooser.step(asked, [], possible("go to shelf")).skill.name == "go to shelf"
+    failed = [Step(LIBRARY["push cube left"], FAILED)] * 3
+    assert chooser.step(asked, failed[:2], possible("push cube left", "go to shelf")).skill.name == "push cube left"
+    assert chooser.step(asked, failed, possible("push cube left", "go to shelf")).skill.name == "go to shelf"
+
+
+# ---- what is not there
+
+
+def test_a_thing_that_is_not_there_is_said_and_not_replaced():
+    scorer = Likes(grip_the_red_cube=0.8, grip_the_cube=0.15)
+    decision = planner(scorer).step("give me the red cube", [], possible("grip cube", "grip ball"), seen(cube="table"))
+    assert decision.done and decision.refusal.missing == "grip the red cube"
+    assert decision.refusal.nearest == ("grip the cube", "grip the ball")
+    assert decision.refusal.reason.startswith("the robot knows of no red cube here; “grip the red cube” would come")
+
+
+def test_what_the_model_does_not_name_any_thing_may_serve():
+    """An untuned model is not told what is there: of what it likes, what is possible is taken, as SayCan does."""
+    scorer = Likes(grip_the_red_cube=0.8, grip_the_cube=0.15)
+    assert planner(scorer).step("give me a toy", [], possible("grip cube")).skill.name == "grip cube"
+    told = planner(scorer, tuned=True).step("give me the crimson one", [], possible("grip cube"), seen(cube="table"))
+    assert told.refusal.missing == "grip the red cube"
+
+
+def test_what_brings_the_thing_nearer_is_done_first_and_not_twice():
+    scorer, can = Likes(grip_the_ball=0.9), possible("push ball left", "grip cone")
+    decision = planner(scorer).step("grab the ball", [], can)
+    assert decision.refusal is None and decision.skill.name == "push ball left"
+    assert planner(scorer).step("grab the ball", [Step(decision.skill, SUCCEEDED)], can).refusal is not None
+
+
+def test_after_something_was_done_the_rest_is_refused_too():
+    done = [Step(LIBRARY["grip cube"], SUCCEEDED)]
+    decision = planner(Likes(grip_the_cone=0.99)).step("the cube and the cone", done, possible("grip ball"))
+    assert decision.refusal.missing == "grip the cone"
+
+
+def test_where_refusing_is_off_the_next_best_is_tried():
+    decision = planner(Likes(grip_the_cone=0.99), refuse=False).step("the cone", [], possible("grip ball"))
+    assert decision.refusal is None and decision.skill.name in ("grip ball", "done")
+
+
+# ---- what is there
+
+
+def test_a_named_thing_that_is_hard_to_get_is_not_replaced_by_an_easy_one():
+    scorer, hard = Likes(grip_the_ball=0.5, grip_the_cone=0.4), possible(grip_ball=0.1, grip_cone=1.0)
+    decision = planner(scorer).step("the ball please", [], hard)
+    assert decision.skill.name == "grip ball"
+    assert {row.skill.name: row.lowered for row in decision.candidates}["grip cone"] == 0
+    assert planner(scorer).step("a toy please", [], hard).skill.name == "grip cone"
+
+
+def test_what_the_model_likes_better_than_what_is_named_is_an_exception_it_understood():
+    scorer = Likes(grip_the_ball=0.1, grip_the_cone=0.8)
+    can = possible("grip ball", "grip cone")
+    assert planner(scorer).step("anything but the ball", [], can).skill.name == "grip cone"
