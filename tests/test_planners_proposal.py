@@ -67,7 +67,7 @@ def test_the_affordance_picks_among_proposals_weighed_by_how_often_they_were_sai
         LIBRARY,
         proposals=ProposalConfig(votes=votes),
     )
-    decision = planner.step("bring me tea", [], {"find tea": 0.8, "find apple": 1.0, "find orange": 1.0})
+    decision = planner.step("bring me something", [], {"find tea": 0.8, "find apple": 1.0, "find orange": 1.0})
     assert decision.skill.name == chosen
     rows = {row.skill.name: row for row in decision.candidates}
     assert rows["find orange"].score < 1e-9 and len(rows) == len(LIBRARY)
