@@ -20,7 +20,7 @@ from langchain_core.runnables import RunnableConfig
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.types import Command
 
-from planners.langchain import PlannerModel, skill_tools
+from planners.langchain import PlannerModel, observe_tool, skill_tools
 from planners.saycan import SayCanPlanner
 from saycan_qt.kitchen.language.spoken import kitchen_language
 from saycan_qt.language import LanguageConfig, load_language
@@ -47,7 +47,7 @@ def main(config: Config) -> int:
     allowed: dict[str, Any] = {tool.name: {"allowed_decisions": ["approve", "reject"]} for tool in tools}
     agent = create_agent(
         model,
-        tools,
+        [*tools, observe_tool(here)],
         system_prompt="You move a robot in a kitchen by calling its skills, one at a time, until the person has what "
         "they asked for. Find a thing before you pick it up.",
         middleware=[HumanInTheLoopMiddleware(interrupt_on=allowed)] if config.ask else [],

@@ -3,7 +3,7 @@
 chain = RunnablePlanner(planner) | (lambda decision: decision.skill.name)
 chain.invoke({"instruction": "bring me the red block", "affordances": {"find red block": 1.0}})
 for [event] in runnable_plan(planner, judge, world).stream("bring me the red block"): ...     # Decisions and Steps
-create_agent("openai:gpt-5", skill_tools(library, world))                  # any agent that calls tools
+create_agent("openai:gpt-5", [*skill_tools(library, world), observe_tool(world)])    # any agent that calls tools
 create_agent(PlannerModel(planner=planner, judge=judge, world=world), skill_tools(library, world))
 PromptTemplate.from_template("A poem on {subject}:\n") | LocalLLM(local=LanguageScorer())
 """
@@ -18,15 +18,24 @@ from typing import Any, NotRequired, TypedDict
 
 from langchain_core.callbacks import CallbackManagerForLLMRun
 from langchain_core.language_models import LLM, BaseChatModel
-from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, ToolMessage
+from langchain_core.messages import AIMessage, BaseMessage
 from langchain_core.outputs import ChatGeneration, ChatResult, GenerationChunk
 from langchain_core.runnables import Runnable, RunnableConfig, RunnableGenerator, run_in_executor
 from langchain_core.tools import StructuredTool, ToolException
+from langgraph.prebuilt import ToolRuntime
+from pydantic import PrivateAttr
 
+from planners.prompts import describe
 from planners.proposal import generate
 from planners.saycan import DONE, Decision, Judge, SayCanPlanner, Step, World
+from planners.transcript import CARRIED, Carried, Errand, Errands, Run, Unreadable, told
 from skills.library import Skill
-from skills.types import Observation, Outcome, Status
+from skills.types import Observation
+
+TAKEN = (
+    "RunnablePlanner decides on one step, given {'instruction': text, 'affordances': {skill name: 0 to 1}}, with "
+    "history and observation where there are; runnable_plan carries a sentence out"
+)
 
 
 class PlannerInput(TypedDict):
@@ -39,7 +48,8 @@ class PlannerInput(TypedDict):
 
 
 class RunnablePlanner(Runnable[PlannerInput, Decision]):
-    """One decision for each invocation. For one caller at a time, as the planner."""
+    """One decision for each invocation, whatever else asks the planner at the same time. Raises ValueError for an
+    input that it cannot read."""
 
     def __init__(self, planner: SayCanPlanner) -> None:
         self.planner = planner
@@ -48,9 +58,28 @@ class RunnablePlanner(Runnable[PlannerInput, Decision]):
         return self._call_with_config(self._decide, input, config)
 
     def _decide(self, asked: PlannerInput) -> Decision:
+        if problem := _fault(asked):
+            raise ValueError(f"{problem}; {TAKEN}")
         return self.planner.step(
-            asked["instruction"], asked.get("history", ()), asked["affordances"], asked.get("observation")
+            asked["instruction"], asked.get("history") or (), asked["affordances"], asked.get("observation")
         )
+
+
+def _fault(asked: Any) -> str:
+    """Why this is no PlannerInput; "" if it is."""
+    if not isinstance(asked, Mapping):
+        return f"a {type(asked).__name__} was given, which tells no affordances"
+    if missing := [name for name in ("instruction", "affordances") if name not in asked]:
+        return f"the input has no {' and no '.join(missing)}"
+    if unknown := sorted(set(map(str, asked)) - set(PlannerInput.__annotations__)):
+        return f"the input has {unknown[0]!r}, which means nothing here"
+    if not isinstance(asked["instruction"], str):
+        return f"the instruction is a {type(asked['instruction']).__name__}, not text"
+    if not isinstance(asked["affordances"], Mapping):
+        return f"the affordances are a {type(asked['affordances']).__name__}"
+    if wrong := next((step for step in asked.get("history") or () if not isinstance(step, Step)), None):
+        return f"the history has a {type(wrong).__name__}, where Steps belong"
+    return ""
 
 
 def runnable_plan(planner: SayCanPlanner, judge: Judge, world: World) -> Runnable[str, list[Decision | Step]]:
@@ -105,15 +134,16 @@ def _tool(name: str, skills: list[Skill], world: World, one_at_a_time: threading
     by_arguments = {frozenset(skill.arguments.items()): skill for skill in skills}
     slots = {slot: list(dict.fromkeys(skill.arguments[slot] for skill in skills)) for slot in skills[0].arguments}
 
-    def call(**arguments: Any) -> tuple[str, dict[str, Any]]:
+    def call(*, agents_runtime: ToolRuntime | None = None, **arguments: Any) -> tuple[str, dict[str, Any]]:
         skill = by_arguments.get(frozenset((slot, str(value)) for slot, value in arguments.items()))
         if skill is None:
             raise ToolException(f"the robot has no such skill; {_closest(skills, slots, arguments)}")
         with one_at_a_time:
             outcome = world.execute(skill)
+        if agents_runtime is not None and agents_runtime.tool_call_id:
+            CARRIED.put(agents_runtime.tool_call_id, Carried(skill, outcome, Run.now()))
         ending = asdict(outcome) | {"status": outcome.status.value}  # plain, so that checkpoints can hold it
-        said = f"{skill.text}: {outcome.status.value}"
-        return said + (f", {outcome.message}" if outcome.message else ""), ending
+        return told(skill, outcome), ending
 
     return StructuredTool(
         name=name,
@@ -141,26 +171,52 @@ def _closest(skills: list[Skill], slots: Mapping[str, list[str]], arguments: Map
     return f"there is: {', '.join(agreeing)}"
 
 
+def observe_tool(world: World) -> StructuredTool:
+    """A look at the scene: what lies where, where the robot is, and what it holds, as far as the robot knows. Pictures
+    and numbers stay with the robot."""
+
+    def observe() -> tuple[str, dict[str, Any]]:
+        seen = world.observe()
+        known = {"place": seen.place, "held": seen.held, "objects": dict(seen.objects)}
+        return describe(seen), known
+
+    return StructuredTool(
+        name="observe",
+        description="Look what lies where, where the robot is, and what it holds. Moves nothing.",
+        args_schema={"type": "object", "properties": {}, "additionalProperties": False},
+        func=observe,
+        response_format="content_and_artifact",
+    )
+
+
 # -- the planner as the model of an agent --------------------------------------------------------------------------
 
 
 class PlannerModel(BaseChatModel):
     """A chat model that calls skills as tools as the planner decides, so that an agent's loop drives the robot.
 
-    What LangChain puts around an agent (a person's approval of each call, limits, traces, checkpoints) then works for
-    the planner. The last thing that a person said is the instruction.
+    What LangChain puts around an agent (a person's approval of each call, limits, traces, checkpoints, summaries) then
+    works for the planner. What a person says is the instruction until it is carried out, or until a person says
+    something else in another run. What was asked and done is remembered here, by run, thread and call (see
+    `planners.transcript`), whatever becomes of the messages. Where nothing tells it any more, the answer says so, and
+    calls nothing; why is then in `response_metadata["refused"]`, as is why an instruction cannot be served.
     """
 
     planner: Any  # a SayCanPlanner
     judge: Any  # a Judge
     world: Any  # a World; it is only looked at here
+    _errands: Errands = PrivateAttr()
+
+    def model_post_init(self, context: Any, /) -> None:
+        super().model_post_init(context)
+        self._errands = Errands(self.planner.skills, self._names())
 
     @property
     def _llm_type(self) -> str:
         return "saycan-qt-planner"
 
     def bind_tools(self, tools: Sequence[Any], *, tool_choice: str | None = None, **kwargs: Any) -> PlannerModel:
-        """The tools are those of `skill_tools` for the planner's own skills."""
+        """The tools are those of `skill_tools` for the planner's own skills; others are left alone."""
         needed = set(self._names().values())
         if missing := needed - {getattr(tool, "name", "") for tool in tools}:
             raise ValueError(f"the planner's skills need the tools {', '.join(sorted(missing))}; see skill_tools")
@@ -173,47 +229,43 @@ class PlannerModel(BaseChatModel):
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> ChatResult:
-        said = [number for number, message in enumerate(messages) if isinstance(message, HumanMessage)]
-        if not said:
-            raise ValueError("nobody has said anything yet; the planner needs an instruction")
-        history = self._history(messages[said[-1] + 1 :])
+        thread = str(((run_manager and run_manager.metadata) or {}).get("thread_id") or "")
+        refused = ""
+        try:
+            errand, answered = self._errands.follow(messages, thread)
+            if not answered:
+                refused = self._decide(errand)
+            answer = AIMessage(errand.answer)
+            if errand.asked is not None:
+                name = self._names()[errand.asked.family]
+                call = {"name": name, "args": dict(errand.asked.arguments), "id": errand.call}
+                answer = AIMessage(errand.answer, tool_calls=[call])
+        except Unreadable as unreadable:
+            refused = str(unreadable)
+            answer = AIMessage(f"The robot is not moved: {refused}.")
+        if refused:
+            answer.response_metadata["refused"] = refused
+        return ChatResult(generations=[ChatGeneration(message=answer)])
+
+    def _decide(self, errand: Errand) -> str:
+        """The errand's next call, or its end; why it is refused, if it is. It may be broken off before it changes
+        anything, and asked again: where a person is to choose, `langgraph.types.interrupt` goes below `step`."""
         observation = self.world.observe()
         affordances = self.judge.affordances(observation)
-        decision = self.planner.step(str(messages[said[-1]].text), history, affordances, observation)
+        decision = self.planner.step(errand.instruction, errand.steps, affordances, observation)
         if decision.refusal is not None:
-            answer = AIMessage(decision.refusal.reason)
-        elif decision.done:
-            answer = AIMessage("done")
-        elif len(history) >= self.planner.config.max_steps:
-            answer = AIMessage(f"not done after {len(history)} steps")
+            errand.end(decision.refusal.reason)
+            return decision.refusal.reason
+        if decision.done:
+            errand.end("done")
+        elif len(errand.steps) >= self.planner.config.max_steps:
+            errand.end(f"not done after {len(errand.steps)} steps")
         else:
-            name = self._names()[decision.skill.family]
-            call = {"name": name, "args": dict(decision.skill.arguments), "id": f"step-{len(messages)}"}
-            answer = AIMessage(decision.skill.text, tool_calls=[call])
-        return ChatResult(generations=[ChatGeneration(message=answer)])
+            errand.ask(decision.skill)
+        return ""
 
     def _names(self) -> dict[str, str]:
         return tool_names(dict.fromkeys(skill.family for skill in self.planner.skills if skill.name != DONE))
-
-    def _history(self, messages: Sequence[BaseMessage]) -> list[Step]:
-        """The calls that were answered, oldest first; one that was refused counts as failed."""
-        families = {name: family for family, name in self._names().items()}
-        skills = {(skill.family, frozenset(skill.arguments.items())): skill for skill in self.planner.skills}
-        calls = {c["id"]: c for message in messages if isinstance(message, AIMessage) for c in message.tool_calls}
-        history = []
-        for message in messages:
-            if not isinstance(message, ToolMessage) or message.tool_call_id not in calls:
-                continue
-            call, ending = calls[message.tool_call_id], message.artifact
-            skill = skills.get((families.get(call["name"], ""), frozenset(call["args"].items())))
-            if skill is None:
-                continue  # another tool's
-            if isinstance(ending, dict):
-                outcome = Outcome(**ending | {"status": Status(ending["status"])})
-            else:  # it did not come to the robot: a person refused the call, perhaps
-                outcome = Outcome(Status.FAILED, str(message.text))
-            history.append(Step(skill, outcome))
-        return history
 
 
 # -- the local model -----------------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from planners.prompts import CANNOT, Prompt
-from planners.saycan import DONE, LONGEST, Decision, Refusal, SayCanConfig, SayCanPlanner, Step
+from planners.saycan import DONE, LONGEST, Decision, Refusal, SayCanConfig, SayCanPlanner, Step, one_at_a_time
 from skills.library import Skill
 from skills.rules import Known
 
@@ -107,6 +107,7 @@ class ProposalPlanner(SayCanPlanner):
         self._said = {_plain(words): skill for skill in self.skills for words in (skill.name, skill.text)}
         self._said_vectors = prompt.embed(list(self._said))
 
+    @one_at_a_time
     def step(
         self,
         instruction: str,

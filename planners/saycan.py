@@ -6,10 +6,12 @@ decision = planner.step("bring me the red block", history=[], affordances={"find
 
 from __future__ import annotations
 
+import threading
 import time
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol, cast
+from functools import wraps
+from typing import Any, Literal, Protocol, TypeVar, cast
 
 import numpy as np
 
@@ -18,6 +20,8 @@ from planners.prompts import CANNOT, Prompt, one_line
 from skills.library import Skill
 from skills.rules import Known
 from skills.types import Observation, Outcome
+
+Decide = TypeVar("Decide", bound="Callable[..., Decision]")
 
 DONE = "done"
 LONGEST = 2000  # letters of an instruction; longer ones are refused, not cut
@@ -152,14 +156,26 @@ def decide(language: np.ndarray, affordance: np.ndarray) -> tuple[np.ndarray, np
     return probability, probability * affordance
 
 
+def one_at_a_time(decide: Decide) -> Decide:
+    """Of a planner's method: scorer and prompt remember what they were last asked, so that decisions take turns."""
+
+    @wraps(decide)
+    def in_turn(self: SayCanPlanner, *given: Any, **named: Any) -> Decision:
+        with self.turn:
+            return decide(self, *given, **named)
+
+    return cast(Decide, in_turn)
+
+
 class SayCanPlanner:
-    """Chooses the next skill for an instruction."""
+    """Chooses the next skill for an instruction. May be asked from several threads."""
 
     def __init__(
         self, scorer: Scorer, prompt: Prompt, skills: Iterable[Skill], config: SayCanConfig | None = None
     ) -> None:
         self.scorer, self.prompt, self.config = scorer, prompt, config or SayCanConfig()
         self.skills = tuple(skills)
+        self.turn = threading.RLock()  # held by the decision that is being made
         if DONE not in {skill.name for skill in self.skills}:
             raise ValueError(f"a plan ends with the skill {DONE!r}, which this library lacks")
         if self.config.normalise == "mean" and not hasattr(scorer, "count_tokens"):
@@ -172,6 +188,7 @@ class SayCanPlanner:
             str, np.ndarray
         ] = {}  # of skills' texts, by sentence embedding, as far as they were needed
 
+    @one_at_a_time
     def step(
         self,
         instruction: str,

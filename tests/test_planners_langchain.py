@@ -10,7 +10,7 @@ from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
 from langchain_core.prompts import PromptTemplate
 from langchain_core.utils.function_calling import convert_to_openai_tool
 
-from planners.langchain import LocalLLM, PlannerModel, runnable_plan, skill_tools, tool_names
+from planners.langchain import LocalLLM, PlannerModel, RunnablePlanner, runnable_plan, skill_tools, tool_names
 from planners.language import LanguageScorer
 from planners.saycan import SayCanPlanner
 from planners.weights import text_embedder
@@ -156,8 +156,9 @@ def test_a_refused_call_counts_as_a_failure_and_earlier_instructions_do_not_coun
         return AIMessage("", tool_calls=[{"id": str(number), "name": "pick", "args": {"object": thing}}])
 
     messages = [HumanMessage("bring me tea"), asked(1, "tea"), ToolMessage("no", tool_call_id="1", status="error")]
-    (step,) = model._history(messages[1:])
-    assert step.skill is LIBRARY["pick tea"] and not step.outcome.succeeded
+    errand, answered = model._errands.follow(messages)
+    (step,) = errand.steps
+    assert step.skill is LIBRARY["pick tea"] and not step.outcome.succeeded and not answered
     answer = model.invoke([*messages, HumanMessage("bring me the sponge")])
     assert answer.tool_calls[0]["args"] == {"object": "sponge"}
 
@@ -167,6 +168,35 @@ def test_an_agent_without_the_planners_tools_is_refused(planner):
     model = PlannerModel(planner=planner, judge=here, world=here)
     with pytest.raises(ValueError, match=r"need the tools .*pick"):
         model.bind_tools(skill_tools([Skill("dance", "dance")], here))
+
+
+@pytest.mark.parametrize(
+    ("given", "problem"),
+    [
+        ("bring me the apple", "a str was given, which tells no affordances; RunnablePlanner decides on one step"),
+        ({"instruction": "bring me the apple"}, "no affordances"),
+        ({"affordances": {}}, "no instruction"),
+        ({"instruction": ["bring"], "affordances": {}}, "instruction is a list"),
+        ({"instruction": "bring", "affordances": 1.0}, "affordances are a float"),
+        ({"instruction": "bring", "affordances": {}, "history": ["find apple"]}, "history has a str"),
+        ({"instruction": "bring", "affordances": {}, "seen": {}}, "'seen'"),
+    ],
+)
+def test_what_is_no_input_of_a_decision_is_answered_plainly(planner, given, problem):
+    with pytest.raises(ValueError, match=problem) as told:
+        RunnablePlanner(planner).invoke(given)
+    assert "runnable_plan carries a sentence out" in str(told.value) and "\n" not in str(told.value)
+
+
+def test_decisions_asked_for_at_once_are_those_asked_for_alone(planner):
+    here = Here()
+    chain, seen = RunnablePlanner(planner), here.observe()
+    asked = [
+        {"instruction": words, "affordances": here.affordances(seen), "observation": seen}
+        for words in ("bring me the apple", "bring me the tea", "throw away the sponge", "open the top drawer")
+    ]
+    alone = [chain.invoke(one).skill.name for one in asked]
+    assert [one.skill.name for one in chain.batch(asked * 3)] == alone * 3
 
 
 def test_the_local_model_is_an_llm_of_any_chain_and_streams_what_it_answers(scorer):
