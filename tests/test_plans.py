@@ -1,6 +1,7 @@
 """Instruction files are checked, and plans are counted as right where the goal holds, however it was reached."""
 
 import json
+from collections import Counter
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -15,8 +16,10 @@ from saycan_qt.evaluation.plans import PlansConfig
 from saycan_qt.kitchen.language.instructions import (
     DEVELOPMENT,
     FAMILIES,
+    HARD,
     HELD_OUT,
     INSTRUCTIONS,
+    TUNING,
     InstructionsError,
     load,
 )
@@ -111,6 +114,14 @@ def test_the_sets_have_all_families_and_what_is_held_out_is_in_one_of_them_alone
     assert abs(sum(1 if entry.half == HELD_OUT else -1 for entry in measured)) <= 1
     assert not any(entry.half == HELD_OUT for entry in development)
     assert not {entry.say.lower() for entry in measured} & {entry.say.lower() for entry in development}
+
+
+def test_half_of_the_hard_sentences_of_each_family_is_held_out():
+    halves = Counter(
+        (entry.family, entry.half) for entry in {entry.number: entry for entry in load(HARD, LIBRARY)}.values()
+    )
+    assert sum(halves.values()) == 120 and len({family for family, _ in halves}) == 10
+    assert all(0 <= halves[family, TUNING] - halves[family, HELD_OUT] <= 1 for family, _ in halves)
 
 
 def test_goals_decide_and_halves_and_families_are_counted_apart(evaluated):
