@@ -131,6 +131,7 @@ def test_symbols_and_mujoco_agree_all_along_a_plan():
         seen, known = world.observe(), kitchen.observe()
         assert (seen.place, seen.held) == (known.place, known.held), name
         assert {o: place for o, place in seen.objects.items() if o != seen.held} == known.objects, name
+        assert seen.states == known.states == {f"{drawer} drawer": "open" for drawer in kitchen.open_drawers}, name
         learned = [skill for skill in LIBRARY if skill.learned]
         possible = [skill.name for skill in learned if tasks.feasible(world, skill)]
         assert possible == [skill.name for skill in learned if kitchen.affordance(skill)], name

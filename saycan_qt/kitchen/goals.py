@@ -12,9 +12,9 @@ import numpy as np
 import yaml
 
 from saycan_qt.kitchen.objects import THINGS
-from saycan_qt.kitchen.scene import DRAWERS, PLACES
+from saycan_qt.kitchen.scene import DRAWERS, OPEN, PLACES, SHUT
 from saycan_qt.kitchen.symbolic import NOTHING, each
-from saycan_qt.kitchen.tasks import NEAR, OPEN, SHUT
+from saycan_qt.kitchen.tasks import NEAR
 from saycan_qt.kitchen.world import World
 
 Goal = Callable[[World], bool]

@@ -27,6 +27,11 @@ def each(value: str | Sequence[str]) -> tuple[str, ...]:
     return (value,) if isinstance(value, str) else tuple(value)
 
 
+def open_drawers(names: Iterable[str]) -> dict[str, str]:
+    """As an observation tells them; those that are closed are not told."""
+    return {f"{name} drawer": "open" for name in names}
+
+
 @dataclass
 class SymbolicKitchen:
     """Objects are at a worktop, "in hand", in a drawer ("top drawer"), in the "trash can" or with the "operator"."""
@@ -55,7 +60,8 @@ class SymbolicKitchen:
     def observe(self) -> Observation:
         """What the robot knows, which is not what drawers hold; there are no images and no proprioception."""
         objects = {o: place for o, place in self.where.items() if place != IN_HAND and not place.endswith(" drawer")}
-        return Observation({}, np.zeros(0, np.float32), place=self.place, held=self.held, objects=objects)
+        states = open_drawers(drawer for drawer in DRAWERS if drawer in self.open_drawers)
+        return Observation({}, np.zeros(0, np.float32), self.place, self.held, objects, states)
 
     def holds(self, condition: Mapping[str, Any]) -> bool:
         """Does one condition of a goal hold? `saycan_qt.kitchen.language.instructions` lists them."""
