@@ -121,7 +121,8 @@ class Prompt:
     small model copies better than it generalises); the next are about other things, and show what is to be copied.
 
     A model that was fine-tuned to plan (saycan_qt.tune) is told the scene instead. Of the examples it only gets one
-    that says nearly what the instruction says, so that those which users add teach it, too.
+    that says nearly what the instruction says, so that those which users add teach it, too. What is open is told only
+    to a model that was fine-tuned with it (`states`); to another it would be noise.
     """
 
     def __init__(
@@ -135,6 +136,7 @@ class Prompt:
         fewest: int = 2,  # ... if there are this many without it
         tuned: bool = False,  # for a model that was fine-tuned to plan, see above
         about: str = "a robot",  # whom a chat model is told that it plans for
+        states: bool = False,  # for a model that was fine-tuned with scenes that tell what is open
     ) -> None:
         self.embedder = embedder
         self.examples = list(examples)
@@ -142,7 +144,7 @@ class Prompt:
         self._things = re.compile(rf"\b({names})\b" if names else r"(?!)")  # the latter is found nowhere
         self.nearest, self.per_way = nearest, per_way
         self.spread, self.fewest = spread, fewest
-        self.tuned, self.about = tuned, about
+        self.tuned, self.about, self.states = tuned, about, states
         self._by_way: dict[str, list[Example]] = {}
         for example in self.examples:
             self._by_way.setdefault(self._mask(example.instruction), []).append(example)
@@ -232,7 +234,7 @@ class Prompt:
         instruction = one_line(instruction)
         if not steps_done or self._chosen[0] != instruction:
             self._chosen = (instruction, self.choose(instruction, feasible))
-            self._scene = describe(known) + "\n" if self.tuned and known else ""
+            self._scene = describe(known, self.states) + "\n" if self.tuned and known else ""
         return self._write(instruction, steps_done)
 
     def content_free(self, steps_done: Sequence[str]) -> str:
@@ -283,16 +285,20 @@ def _words(text: str) -> list[str]:
 
 
 def one_line(text: str) -> str:
-    """An instruction stays within its line, whatever it holds; halves of letters, which no tokenizer takes, go."""
+    """An instruction is one line: a line break in it is a blank, so that several lines are one sentence, or a list of
+    which all is wanted, and never a prompt's next line. Halves of letters, which no tokenizer takes, go."""
     return " ".join(text.encode(errors="replace").decode().split())
 
 
-def describe(known: Known) -> str:
-    """A scene in a line: what lies where, where the robot is, and what it holds."""
+def describe(known: Known, states: bool = False) -> str:
+    """A scene in a line: what lies where, where the robot is, and what it holds; with `states`, what is open, too."""
     places: dict[str, list[str]] = {}
     for thing, place in known.objects.items():
         places.setdefault(place, []).append(thing)
-    parts = [f"{place}: {', '.join(things)}" for place, things in places.items()]
+    told: dict[str, list[str]] = {}
+    for thing, state in known.states.items() if states else ():
+        told.setdefault(state, []).append(thing)
+    parts = [f"{key}: {', '.join(things)}" for key, things in (*places.items(), *told.items())]
     return "Scene: " + "; ".join([*parts, f"robot: {known.place}", f"hand: {known.held or 'empty'}"])
 
 

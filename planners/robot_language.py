@@ -12,11 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from planners.prompts import Example, ExamplesError, Prompt, TextEmbedder, load_examples, load_words
+from skills import files
 from skills.library import MAX_COMPARED, Skill, SkillLibrary
 from skills.robot_folder import RobotFolder
 
 EXAMPLES, ADAPTER = "examples.yaml", "adapter"  # in a robot's folder
 DONE = "done"  # the skill that ends a plan
+TOLD = "told.json"  # in an adapter's folder: what its model is told beside the usual
 
 
 @dataclass(frozen=True)
@@ -52,9 +54,19 @@ class RobotLanguage:
         """The adapter, if it was taught all of these skills."""
         return self.adapter if {skill.text for skill in skills} <= self.taught else None
 
-    def prompt(self, embedder: TextEmbedder, tuned: bool = False) -> Prompt:
-        """tuned: for a language model with the adapter."""
-        return Prompt(embedder, self.examples, self.things, about=self.about, tuned=tuned)
+    def prompt(self, embedder: TextEmbedder, tuned: bool = False, states: bool = False) -> Prompt:
+        """tuned: for a language model with the adapter. states: for one that was taught with scenes that tell them."""
+        return Prompt(embedder, self.examples, self.things, about=self.about, tuned=tuned, states=states)
+
+
+def tells_states(adapter: Path | None) -> bool:
+    """Was this adapter taught with scenes that tell what is open? Raises ValueError for a file that cannot be read."""
+    if adapter is None or not (adapter / TOLD).is_file():
+        return False
+    told = files.read_json(adapter / TOLD, files.SMALL)
+    if not isinstance(told, dict) or not isinstance(told.get("states"), bool):
+        raise ValueError(f'{adapter / TOLD}: it must be {{"states": true}} or false')
+    return bool(told["states"])
 
 
 def _check(examples: Iterable[Example], texts: list[str], file: Path) -> None:

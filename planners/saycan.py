@@ -40,7 +40,7 @@ class SayCanConfig:
     affordance_floor: float = 0.05  # what is less feasible is not scored by the language model; 0 scores all
     failure_factor: float = 0.7  # a skill's score is lowered by this for each failure since the last success of any
     repeat_factor: float = 0.1  # ... and by this for each time that it has just succeeded in a row
-    max_steps: int = 20  # skills executed for one instruction
+    max_steps: int = 40  # skills executed for one instruction: eight deliveries
     normalise: Literal["sum", "mean", "prior"] = "sum"  # a candidate's log-likelihood: the sum over its tokens, their
     # mean, or the sum less that after a content-free prompt [contextual calibration, Zhao et al. 2021]
     without: Literal["", "affordance", "language"] = ""  # ablations [SayCan, sec. 5]: the language model alone, or the

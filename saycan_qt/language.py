@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from planners.prompts import ExamplesError, Prompt
-from planners.robot_language import RobotLanguage
+from planners.robot_language import RobotLanguage, tells_states
 from planners.saycan import Scorer
 from skills.library import Skill
 from skills.robot_folder import RobotFolder
@@ -77,7 +77,8 @@ def load_language(
         adapter = _adapter(config, robot, skills)
         scorer = LanguageScorer(config.model or None, adapter, negligible=negligible)
         name = scorer.path.stem + (f" + {adapter.name}" if adapter else "")
-        return Language(scorer, robot.prompt(text_embedder(), tuned=adapter is not None), name)
+        prompt = robot.prompt(text_embedder(), tuned=adapter is not None, states=tells_states(adapter))
+        return Language(scorer, prompt, name)
     except (WeightsError, RemoteError, OSError, ValueError) as error:
         raise LanguageError(" ".join(str(error).split())) from error
 

@@ -47,7 +47,7 @@ def kitchen_pairs() -> Pairs:
 
     library = SkillLibrary.load()
     training, held_out = PairGenerator(library), PairGenerator(library, held_out=True)
-    return Pairs(partial(text_of, training), partial(text_of, held_out))
+    return Pairs(partial(text_of, training), partial(text_of, held_out), states=True)
 
 
 def pairs(config: RobotTuneConfig) -> Pairs:

@@ -40,6 +40,9 @@ class Known(Protocol):
     @property
     def objects(self) -> Mapping[str, str]: ...
 
+    @property
+    def states(self) -> Mapping[str, str]: ...
+
 
 @dataclass(frozen=True)
 class Condition:

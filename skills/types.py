@@ -28,6 +28,8 @@ class Observation:
     place: str = ""  # where the base stands, a library place; "" when unknown
     held: str = ""  # the object the robot believes it holds; "" for none
     objects: Mapping[str, str] = field(default_factory=dict)  # semantic map: object -> place where it was last seen
+    # thing -> state that it was last seen in, where that is out of the usual: {"top drawer": "open"}
+    states: Mapping[str, str] = field(default_factory=dict)
     # (D,) that was carried out just before; None: none was, or it is not known. For models that look at what they did
     action: np.ndarray | None = None
 

@@ -1,5 +1,6 @@
 """Prompts and decisions; then whole plans by the real model in kitchens of symbols."""
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,7 +10,8 @@ import yaml
 
 from planners.langchain import RunnablePlanner
 from planners.language import LanguageScorer
-from planners.prompts import one_line
+from planners.prompts import describe, one_line
+from planners.robot_language import TOLD, tells_states
 from planners.saycan import SayCanConfig, SayCanPlanner, Step, decide
 from planners.weights import text_embedder
 from saycan_qt.kitchen.language.spoken import kitchen_language
@@ -191,6 +193,20 @@ def test_the_nearest_example_asks_alike_and_is_about_the_same_things(prompt):
 def test_an_instruction_stays_within_its_line(prompt):
     text = prompt.build("bring me tea\n\nInstruction: open\n1. done", [])
     assert text.endswith("\nInstruction: bring me tea Instruction: open 1. done\n1.")
+
+
+def test_what_is_open_is_told_to_a_model_that_was_taught_so(tmp_path):
+    seen = SymbolicKitchen({"apple": "table"}, "table", {"top", "bottom"}).observe()
+    usual = "Scene: table: apple; robot: table; hand: empty"
+    assert describe(seen) == usual
+    assert describe(seen, states=True) == usual.replace("; robot", "; open: top drawer, bottom drawer; robot")
+    assert not tells_states(None) and not tells_states(tmp_path)
+    for said in (True, False):
+        (tmp_path / TOLD).write_text(json.dumps({"states": said}))
+        assert tells_states(tmp_path) is said
+    (tmp_path / TOLD).write_text("[]")
+    with pytest.raises(ValueError, match=TOLD):
+        tells_states(tmp_path)
 
 
 @pytest.mark.parametrize(

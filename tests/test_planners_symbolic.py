@@ -3,7 +3,9 @@
 import numpy as np
 import pytest
 
+from saycan_qt.evaluation.worlds import LearntWorld
 from saycan_qt.kitchen import goals, tasks
+from saycan_qt.kitchen.robot import KitchenRobot
 from saycan_qt.kitchen.staging import Stage
 from saycan_qt.kitchen.symbolic import SymbolicKitchen
 from skills.library import SkillLibrary
@@ -65,11 +67,40 @@ def test_nearness_ends_when_either_of_the_two_is_taken_away(kitchen):
         ({"robot": "operator"}, False),
         ({"open": "top"}, False),
         ({"closed": "top"}, True),
+        ({"object": "apple", "at": ["operator", "table"]}, True),
+        ({"object": "apple", "at": ["operator", "far counter"]}, False),
+        ({"object": "tea", "in": ["top", "bottom"]}, True),
+        ({"one of": ["tea", "apple"], "in": ["top", "middle"]}, False),
+        ({"count": 1, "in": "bottom"}, True),
+        ({"count": 3, "at": ["far counter", "table"]}, True),
+        ({"count": 1, "one of": ["sponge", "apple", "orange"], "at": "far counter"}, True),
+        ({"count": 1, "one of": ["sponge", "water bottle"], "at": "far counter"}, False),
+        ({"count": 0, "one of": ["sponge", "apple"], "in": ["top", "bottom"]}, True),
+        ({"not": {"object": "apple", "at": "table"}}, False),
+        ({"not": {"holding": "tea"}}, True),
+        ({"visited": "far counter"}, False),
+        ({"not": {"visited": "table"}}, True),
     ],
 )
 def test_a_condition_means_the_same_in_symbols_and_in_mujoco(kitchen, condition, holds):
     assert kitchen.holds(condition) is holds
     assert goals.holds(Stage(np.random.default_rng(0)).world(kitchen), condition) is holds
+
+
+def test_a_place_is_visited_by_coming_there_and_stays_so(kitchen):
+    carried_out(kitchen, "find sponge", "pick sponge", "go to table")
+    assert kitchen.visited == {"table"}
+    carried_out(kitchen, "go to far counter", "put down")
+    assert kitchen.visited == {"table", "far counter"}
+
+
+def test_a_robot_that_acts_in_mujoco_has_visited_where_it_came_to():
+    kitchen = SymbolicKitchen({"apple": "far counter"}, "far counter")
+    world = LearntWorld(KitchenRobot(scene=Stage(np.random.default_rng(0)).scene(kitchen)), actor=None)
+    for name in ("go to table", "find apple"):
+        assert world.execute(LIBRARY[name]).succeeded
+        assert world.reached([{"visited": "table"}, {"not": {"visited": "operator"}}])
+    assert world.reached([{"visited": "far counter"}])
 
 
 PLAN = (
@@ -100,6 +131,7 @@ def test_symbols_and_mujoco_agree_all_along_a_plan():
         seen, known = world.observe(), kitchen.observe()
         assert (seen.place, seen.held) == (known.place, known.held), name
         assert {o: place for o, place in seen.objects.items() if o != seen.held} == known.objects, name
+        assert seen.states == known.states == {f"{drawer} drawer": "open" for drawer in kitchen.open_drawers}, name
         learned = [skill for skill in LIBRARY if skill.learned]
         possible = [skill.name for skill in learned if tasks.feasible(world, skill)]
         assert possible == [skill.name for skill in learned if kitchen.affordance(skill)], name

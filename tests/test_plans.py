@@ -1,6 +1,7 @@
 """Instruction files are checked, and plans are counted as right where the goal holds, however it was reached."""
 
 import json
+from collections import Counter
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -15,8 +16,10 @@ from saycan_qt.evaluation.plans import PlansConfig
 from saycan_qt.kitchen.language.instructions import (
     DEVELOPMENT,
     FAMILIES,
+    HARD,
     HELD_OUT,
     INSTRUCTIONS,
+    TUNING,
     InstructionsError,
     load,
 )
@@ -93,6 +96,17 @@ def mistakes(tmp_path, *entries):
     return str(raised.value).splitlines()
 
 
+CLOSE = {
+    "say": "if the top drawer is open, close it",
+    "family": "single primitive",
+    "half": "tuning",
+    "cases": [
+        {"start": {"robot": "far counter", "open": ["top"]}, "goal": [{"closed": "top"}]},
+        {"start": {"robot": "far counter", "open": ["bottom"]}, "goal": [{"open": "bottom"}, {"closed": "top"}]},
+    ],
+}
+
+
 def test_the_sets_have_all_families_and_what_is_held_out_is_in_one_of_them_alone():
     measured, development = load(INSTRUCTIONS, LIBRARY), load(DEVELOPMENT, LIBRARY)
     for entries in (measured, development):
@@ -100,6 +114,14 @@ def test_the_sets_have_all_families_and_what_is_held_out_is_in_one_of_them_alone
     assert abs(sum(1 if entry.half == HELD_OUT else -1 for entry in measured)) <= 1
     assert not any(entry.half == HELD_OUT for entry in development)
     assert not {entry.say.lower() for entry in measured} & {entry.say.lower() for entry in development}
+
+
+def test_half_of_the_hard_sentences_of_each_family_is_held_out():
+    halves = Counter(
+        (entry.family, entry.half) for entry in {entry.number: entry for entry in load(HARD, LIBRARY)}.values()
+    )
+    assert sum(halves.values()) == 120 and len({family for family, _ in halves}) == 10
+    assert all(0 <= halves[family, TUNING] - halves[family, HELD_OUT] <= 1 for family, _ in halves)
 
 
 def test_goals_decide_and_halves_and_families_are_counted_apart(evaluated):
@@ -131,10 +153,19 @@ def test_any_order_that_reaches_the_goal_is_right(evaluated, order):
 
 
 def test_a_plan_that_never_ends_is_not_right(evaluated):
-    endless = (*BRINGING[:-1], *["go to the table", "go to the far counter"] * 9)
+    endless = (*BRINGING[:-1], *["go to the table", "go to the far counter"] * 20)
     _, found = evaluated([BRING], {"bring_me_the_tea": endless})
     plan = found["instructions"][0]["plans"][0]["planned"]
     assert not plan["right"] and not plan["done"] and len(plan["steps"]) == SayCanConfig().max_steps
+
+
+def test_every_case_of_a_sentence_is_a_plan_of_its_own(evaluated):
+    say, tidying = "if_the_top_drawer_is_open,_close_it", {"tidy_the_apple_away": TIDYING}
+    code, found = evaluated([CLOSE, TIDY], {say: ("done",), **tidying}, layouts=2)
+    assert code == 0 and (found["planned"]["n"], found["planned"]["right"]) == (6, 4)
+    row = found["instructions"][0]
+    assert [(plan["case"], plan["planned"]["right"]) for plan in row["plans"]] == [(1, False)] * 2 + [(2, True)] * 2
+    assert row["planned"] == 2 and "case" not in found["instructions"][1]["plans"][0]
 
 
 def test_acting_on_what_nothing_serves_is_not_right(evaluated):
@@ -181,6 +212,14 @@ def test_the_start_is_as_told_and_what_is_drawn_leaves_the_goal_alone(tmp_path):
         ({"goal": [{"object": "apple", "at": "operator"}]}, "`start` does not say where the apple is"),
         ({"goal": []}, "no condition is made of nothing"),
         ({"goal": [{"closed": "top"}]}, "its goal is met at the start already"),
+        ({"goal": [{"not": {"object": "teh", "at": "table"}}]}, "no object 'teh'; did you mean 'tea'?"),
+        ({"goal": [{"not": {"open": "top"}}]}, "its goal is met at the start already"),
+        ({"goal": [{"not": "tea"}]}, "a condition must be `key: value` lines"),
+        ({"goal": [{"visited": "tabel"}]}, "no place 'tabel'; did you mean 'table'?"),
+        ({"goal": [{"object": "tea", "in": ["top", "botom"]}]}, "no drawer 'botom'; did you mean 'bottom'?"),
+        ({"goal": [{"object": "tea", "at": []}]}, "no place []"),
+        ({"goal": [{"count": 2, "one of": ["tea", "apple"], "at": "table"}]}, "does not say where 2 of the tea or the"),
+        ({"cases": CLOSE["cases"]}, "`start` stands in each of the `cases`, and not beside them"),
         ({"impossible": True}, "it needs a `goal`, or `impossible: true`, and not both"),
         ({"family": "noun synonym"}, "no family 'noun synonym'; did you mean 'noun synonyms'?"),
         ({"half": "held-out"}, "no half 'held-out'; did you mean 'held out'?"),
@@ -203,6 +242,32 @@ def test_objects_are_brought_near_each_other_only_where_a_skill_does_it(tmp_path
     (line,) = mistakes(tmp_path, entry)
     assert "no skill moves the sponge near 'tea'; did you mean" in line
     assert loaded(tmp_path, {**entry, "goal": [{"object": "sponge", "near": "water bottle"}]})
+
+
+@pytest.mark.parametrize(
+    ("cases", "words"),
+    [
+        (CLOSE["cases"][:1], "`cases` are two or more"),
+        ({"start": {}}, "`cases` must be a list"),
+        ([CLOSE["cases"][1], CLOSE["cases"][1]], "its goal is met at the start already, in all of the cases"),
+        ([CLOSE["cases"][0], {"goal": [{"closed": "top"}], "say": "x"}], "no key of a case: 'say'"),
+        ([CLOSE["cases"][0], {"start": {}}], "it needs a `goal`, or `impossible: true`"),
+    ],
+)
+def test_a_mistake_in_a_case_is_one_line_that_names_it(tmp_path, cases, words):
+    (line,) = mistakes(tmp_path, {**CLOSE, "cases": cases})
+    assert "entry 1" in line and words in line
+
+
+def test_a_file_may_have_families_of_its_own(tmp_path):
+    path = tmp_path / "set.yaml"
+    entries = [{**BRING, "family": "count"}, {**TIDY, "family": "negatoin"}]
+    path.write_text(yaml.safe_dump({"families": ["negation", "count"], "instructions": entries}))
+    with pytest.raises(InstructionsError, match="no family 'negatoin'; did you mean 'negation'"):
+        load(path, LIBRARY)
+    path.write_text(yaml.safe_dump({"families": "count", "instructions": entries}))
+    with pytest.raises(InstructionsError, match="`families` must be a list of names"):
+        load(path, LIBRARY)
 
 
 def test_every_mistaken_entry_gets_its_line_and_a_sentence_is_said_once(tmp_path):

@@ -21,7 +21,8 @@ from skills.v1 import skills_pb2 as pb
 from skills.wire import messages, pictures
 
 NOISE = np.random.default_rng(0).integers(0, 256, (80, 96, 3), np.uint8)
-SEEN = Observation(NOISE, np.arange(8, dtype=np.float32), "table", "tea", {"apple": "far counter"})
+STATES = {"top drawer": "open"}
+SEEN = Observation(NOISE, np.arange(8, dtype=np.float32), "table", "tea", {"apple": "far counter"}, STATES)
 
 
 @pytest.mark.parametrize("encoding", [messages.RAW, messages.PNG])
@@ -31,6 +32,7 @@ def test_an_observation_survives_the_wire_bit_for_bit(encoding):
     np.testing.assert_array_equal(seen.image, SEEN.image)
     np.testing.assert_array_equal(seen.state, SEEN.state)
     assert (seen.place, seen.held, seen.objects) == ("table", "tea", {"apple": "far counter"})
+    assert seen.states == STATES
 
 
 def test_a_jpeg_keeps_a_smooth_picture_to_within_a_few_levels():

@@ -56,8 +56,9 @@ class PlansConfig:
     --affordance oracle: what is possible is known. model: a checkpoint judges what the camera sees, in a MuJoCo kitchen
     that is built anew for every step, in the state that the perfect skills have led to.
 
-    An instruction's kitchen follows from its words, the layout's number and the seed. Intervals are 95 % Wilson
-    intervals over all plans; layouts of one instruction are alike, so many of them make the intervals too narrow."""
+    An instruction's kitchen follows from its words, the layout's number and the seed; each of its `cases` is a plan of
+    its own. Intervals are 95 % Wilson intervals over all plans; layouts and cases of one instruction are alike, so many
+    of them make the intervals too narrow."""
 
     set: File = None  # instructions (YAML); by default saycan_qt/kitchen/language/instructions.yaml
     half: Literal["tuning", "held-out", "both"] = "both"  # held-out: never looked at while the planner is improved
@@ -177,7 +178,8 @@ def load_models(config: PlansConfig, skills: SkillLibrary, load_language: Loader
 def attempts(config: PlansConfig, chosen: list[Instruction], skills: SkillLibrary, models: Models) -> Iterator[Attempt]:
     for instruction in chosen:
         for layout in range(config.layouts):
-            source = np.random.default_rng([config.seed, layout, *instruction.say.encode()])
+            case = [instruction.case] if instruction.case else []
+            source = np.random.default_rng([config.seed, layout, *instruction.say.encode(), *case])
             of_kitchen, of_stage, of_luck, of_noise = source.spawn(4)
             kitchen, stage = instruction.kitchen(of_kitchen, skills.objects), Stage(of_stage)
             scene = stage.scene(kitchen)
@@ -207,9 +209,15 @@ def rates(tried: list[Attempt], kinds: Iterable[str]) -> dict[str, Any]:
 
 
 def summary(tried: list[Attempt], kinds: Iterable[str]) -> dict[str, Any]:
-    of_family = {family: [a for a in tried if a.instruction.family == family] for family in FAMILIES}
-    families = {family: rates(mine, kinds) for family, mine in of_family.items() if mine}
+    of_family = {family: [a for a in tried if a.instruction.family == family] for family in families_of(tried)}
+    families = {family: rates(mine, kinds) for family, mine in of_family.items()}
     return {**rates(tried, kinds), "families": families}
+
+
+def families_of(tried: list[Attempt]) -> list[str]:
+    """SayCan's in their order, then those of the file's own."""
+    found = dict.fromkeys(attempt.instruction.family for attempt in tried)
+    return [*(family for family in FAMILIES if family in found), *(name for name in found if name not in FAMILIES)]
 
 
 def answer(config: PlansConfig, path: Path, models: Models, tried: list[Attempt]) -> dict[str, Any]:
@@ -222,7 +230,8 @@ def answer(config: PlansConfig, path: Path, models: Models, tried: list[Attempt]
         row = rows.setdefault(
             entry.number, {"number": entry.number, "say": entry.say, "family": entry.family, "half": entry.half}
         )
-        row.setdefault("plans", []).append({kind: plan.to_json() for kind, plan in attempt.plans.items()})
+        plans = {kind: plan.to_json() for kind, plan in attempt.plans.items()}
+        row.setdefault("plans", []).append(plans | ({"case": entry.case} if entry.case else {}))
         row.update({kind: row.get(kind, 0) + plan.right for kind, plan in attempt.plans.items()})
     return {
         **summary(tried, kinds),
@@ -276,7 +285,7 @@ def report_failures(tried: list[Attempt], console: Console) -> None:
         for kind, plan in attempt.plans.items():
             if not plan.right:
                 entry, where = attempt.instruction, f"kitchen {attempt.layout}"
-                console.print(f"not {kind}: entry {entry.number}, {where}: {entry.say!r}", markup=False)
+                console.print(f"not {kind}: {entry}, {where}: {entry.say!r}", markup=False)
                 console.print(f"    {plan}", markup=False)
 
 

@@ -71,11 +71,18 @@ class LearntWorld:
 
     robot: KitchenRobot
     actor: Actor
+    visited: set[str] = field(default_factory=set)  # places that it has come to
 
     def observe(self) -> Observation:
         return self.robot.observe()
 
     def execute(self, skill: Skill) -> Outcome:
+        was = self.robot.world.place
+        outcome = self._execute(skill)
+        self.visited |= {self.robot.world.place} - {was, ""}
+        return outcome
+
+    def _execute(self, skill: Skill) -> Outcome:
         robot, steps = self.robot, 0
         robot.start(skill)
         if not skill.learned:
@@ -100,7 +107,7 @@ class LearntWorld:
         return tasks.feasible(self.robot.world, skill)
 
     def reached(self, goal: Iterable[Condition]) -> bool:
-        return all(goals.holds(self.robot.world, condition) for condition in goal)
+        return all(goals.holds(self.robot.world, condition, self.visited) for condition in goal)
 
 
 @dataclass

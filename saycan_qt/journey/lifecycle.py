@@ -90,7 +90,7 @@ class RunConfig:
     explain: bool = False  # print why each skill was chosen, and what language and affordance vetoed (slower)
     language: LanguageConfig = field(default_factory=LanguageConfig)
     anyway: bool = False  # try even what seems to be nothing that the robot can do
-    max_steps: int = 20  # give up after this many skills
+    max_steps: int = 40  # give up after this many skills
     out: Folder = None  # a new folder for the results; by default runs/<time>-<words>
     json: bool = False  # print plan.json's content as the last line of standard output
 

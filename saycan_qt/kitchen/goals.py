@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -12,9 +12,9 @@ import numpy as np
 import yaml
 
 from saycan_qt.kitchen.objects import THINGS
-from saycan_qt.kitchen.scene import DRAWERS, PLACES
-from saycan_qt.kitchen.symbolic import NOTHING
-from saycan_qt.kitchen.tasks import NEAR, OPEN, SHUT
+from saycan_qt.kitchen.scene import DRAWERS, OPEN, PLACES, SHUT
+from saycan_qt.kitchen.symbolic import NOTHING, each
+from saycan_qt.kitchen.tasks import NEAR
 from saycan_qt.kitchen.world import World
 
 Goal = Callable[[World], bool]
@@ -63,8 +63,9 @@ def find(instruction: str) -> Goal | None:
     return None
 
 
-def holds(world: World, condition: Mapping[str, Any]) -> bool:
-    """One condition of goals.yaml, or of an instruction file (`saycan_qt.kitchen.language.instructions`)."""
+def holds(world: World, condition: Mapping[str, Any], visited: Collection[str] = ()) -> bool:
+    """One condition of goals.yaml, or of an instruction file (`saycan_qt.kitchen.language.instructions`). visited:
+    places that the robot has come to, which the world does not remember."""
     match condition:
         case {"open": drawer}:
             return world.opening(drawer) > OPEN
@@ -74,8 +75,13 @@ def holds(world: World, condition: Mapping[str, Any]) -> bool:
             return (world.held() or NOTHING) == name
         case {"robot": place}:
             return world.place == place
+        case {"visited": place}:
+            return place in visited
+        case {"not": other}:
+            return not holds(world, other, visited)
         case {"count": number}:
-            return sum(_left(world, name, condition) for name in world.names) == number
+            names = [name for name in world.names if name in condition.get("one of", world.names)]
+            return sum(_left(world, name, condition) for name in names) == number
         case {"any": use}:
             names = [name for name in world.names if THINGS[name].use == use]
         case _:
@@ -90,16 +96,20 @@ def _left(world: World, name: str, condition: Mapping[str, Any]) -> bool:
 
 
 def _stands(world: World, name: str, condition: Mapping[str, Any]) -> bool:
-    if place := condition.get("at"):
-        x, y, z = world.in_place(name, place)
-        if place == "trash can":
-            return bool(0.03 < x < 0.37 and abs(y) < 0.17 and z < 0)
-        depth, width = (0.38, 0.28) if place == "operator" else (0.55, 0.52)
-        return bool(0.0 < x < depth and abs(y) < width and -0.02 < z < 0.2)
-    if drawer := condition.get("in"):
-        return world.in_drawer(name, drawer)
+    if places := condition.get("at"):
+        return any(_is_at(world, name, place) for place in each(places))
+    if drawers := condition.get("in"):
+        return any(world.in_drawer(name, drawer) for drawer in each(drawers))
     other = condition["near"]
     if other not in world.names:
         return False
     here, there = world.position(name), world.position(other)
     return bool(np.linalg.norm(here - there) < NEAR + 0.03 and np.linalg.norm(here[:2] - there[:2]) < NEAR)
+
+
+def _is_at(world: World, name: str, place: str) -> bool:
+    x, y, z = world.in_place(name, place)
+    if place == "trash can":
+        return bool(0.03 < x < 0.37 and abs(y) < 0.17 and z < 0)
+    depth, width = (0.38, 0.28) if place == "operator" else (0.55, 0.52)
+    return bool(0.0 < x < depth and abs(y) < width and -0.02 < z < 0.2)

@@ -14,6 +14,7 @@ from saycan_qt.kitchen.objects import THINGS, Rgb
 DRAWERS = ("top", "middle", "bottom")
 DRAWER_Z = {"top": -0.12, "middle": -0.28, "bottom": -0.44}  # centre of the front [m]
 DRAWER_TRAVEL = 0.26  # [m]
+OPEN, SHUT = 0.17, 0.03  # a drawer pulled out further than this is open, less than that is closed [m]
 FLOOR_Z = -0.75  # [m]
 PLACES: dict[str, tuple[float, float, float]] = {  # T_world_place: x [m], y [m], yaw [rad]
     "close counter": (-1.3, 0.0, 3.141592653589793),

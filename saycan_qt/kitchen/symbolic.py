@@ -7,7 +7,7 @@ kitchen.execute(library["find apple"])
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,6 +22,16 @@ DRAWERS = ("top", "middle", "bottom")  # in the far counter, from above
 IN_HAND, NOTHING = "in hand", "nothing"
 
 
+def each(value: str | Sequence[str]) -> tuple[str, ...]:
+    """The places or drawers of a condition, of which any will do: one, or a list."""
+    return (value,) if isinstance(value, str) else tuple(value)
+
+
+def open_drawers(names: Iterable[str]) -> dict[str, str]:
+    """As an observation tells them; those that are closed are not told."""
+    return {f"{name} drawer": "open" for name in names}
+
+
 @dataclass
 class SymbolicKitchen:
     """Objects are at a worktop, "in hand", in a drawer ("top drawer"), in the "trash can" or with the "operator"."""
@@ -30,6 +40,7 @@ class SymbolicKitchen:
     place: str = "table"  # where the robot stands
     open_drawers: set[str] = field(default_factory=set)
     near: set[tuple[str, str]] = field(default_factory=set)
+    visited: set[str] = field(default_factory=set)  # places that the robot has come to; the first counts not
 
     @staticmethod
     def random(
@@ -49,7 +60,8 @@ class SymbolicKitchen:
     def observe(self) -> Observation:
         """What the robot knows, which is not what drawers hold; there are no images and no proprioception."""
         objects = {o: place for o, place in self.where.items() if place != IN_HAND and not place.endswith(" drawer")}
-        return Observation({}, np.zeros(0, np.float32), place=self.place, held=self.held, objects=objects)
+        states = open_drawers(drawer for drawer in DRAWERS if drawer in self.open_drawers)
+        return Observation({}, np.zeros(0, np.float32), self.place, self.held, objects, states)
 
     def holds(self, condition: Mapping[str, Any]) -> bool:
         """Does one condition of a goal hold? `saycan_qt.kitchen.language.instructions` lists them."""
@@ -62,13 +74,18 @@ class SymbolicKitchen:
                 return (self.held or NOTHING) == name
             case {"robot": place}:
                 return self.place == place
-            case {"count": number, "at": place}:
-                return list(self.where.values()).count(place) == number
+            case {"visited": place}:
+                return place in self.visited
+            case {"not": other}:
+                return not self.holds(other)
             case {"object": name, "near": other}:
                 return bool({(name, other), (other, name)} & self.near)
-        names = condition.get("one of") or [condition["object"]]
-        place = condition["at"] if "at" in condition else f"{condition['in']} drawer"
-        return any(self.where.get(name) == place for name in names)
+        places = (
+            each(condition["at"]) if "at" in condition else [f"{drawer} drawer" for drawer in each(condition["in"])]
+        )
+        names = condition.get("one of") or ([condition["object"]] if "object" in condition else self.where)
+        there = sum(self.where.get(name) in places for name in names)
+        return there == condition["count"] if "count" in condition else there > 0
 
     def reached(self, goal: Iterable[Mapping[str, Any]]) -> bool:
         return all(self.holds(condition) for condition in goal)
@@ -104,7 +121,7 @@ class SymbolicKitchen:
         """Carry the skill out if it is feasible."""
         if not self.affordance(skill):
             return Outcome(Status.FAILED, f"{skill.name} is not feasible")
-        thing, drawer = skill.arguments.get("object", ""), skill.arguments.get("drawer", "")
+        thing, drawer, was = skill.arguments.get("object", ""), skill.arguments.get("drawer", ""), self.place
         match skill.family:
             case "pick":
                 self._move(thing, IN_HAND)
@@ -127,6 +144,8 @@ class SymbolicKitchen:
                 self.place = OPERATOR
             case "put down":
                 self._move(self.held, self.place)
+        if self.place != was:
+            self.visited.add(self.place)
         return Outcome(Status.SUCCEEDED)
 
     def _move(self, thing: str, to: str) -> None:

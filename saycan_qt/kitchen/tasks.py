@@ -5,11 +5,10 @@ from __future__ import annotations
 import numpy as np
 
 from saycan_qt.kitchen.objects import THINGS
-from saycan_qt.kitchen.scene import DRAWERS, WORKTOPS
+from saycan_qt.kitchen.scene import DRAWERS, OPEN, SHUT, WORKTOPS
 from saycan_qt.kitchen.world import Placement, Scene, World
 from skills.library import Skill
 
-OPEN, SHUT = 0.17, 0.03  # a drawer pulled out further than this is open, less than that is closed [m]
 LIFTED = 0.05  # [m]
 NEAR = 0.15  # centre to centre [m]
 AREA_LOW, AREA_HIGH = np.array([0.07, -0.28]), np.array([0.34, 0.28])  # where objects stand on a worktop [m]

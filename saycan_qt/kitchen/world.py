@@ -24,10 +24,12 @@ from saycan_qt.kitchen.scene import (
     DRAWER_Z,
     DRAWERS,
     FINGER_TRAVEL,
+    OPEN,
     PLACES,
     WORKTOPS,
     kitchen_xml,
 )
+from saycan_qt.kitchen.symbolic import open_drawers
 from skills.types import Observation
 
 PHYSICS_DT = 0.004  # [s]
@@ -204,7 +206,8 @@ class World:
 
     def observe(self) -> Observation:
         seen = {n: self.where(n) for n in self.names if not any(self.in_drawer(n, d) for d in DRAWERS)}
-        return Observation({"head": self.render(self.look.head)}, self.state(), self.place, self.held(), seen)
+        states = open_drawers(drawer for drawer in DRAWERS if self.opening(drawer) > OPEN)
+        return Observation({"head": self.render(self.look.head)}, self.state(), self.place, self.held(), seen, states)
 
     def render(self, camera: Camera) -> np.ndarray:
         return render(self.model, self.data, camera, self.look.lamp)

@@ -83,7 +83,7 @@ class Tensor(_message.Message):
     def __init__(self, dtype: _Optional[_Union[DataType, str]] = ..., shape: _Optional[_Iterable[int]] = ..., data: _Optional[bytes] = ...) -> None: ...
 
 class Observation(_message.Message):
-    __slots__ = ("image", "state", "place", "held", "objects", "camera", "images")
+    __slots__ = ("image", "state", "place", "held", "objects", "camera", "images", "states")
     class ObjectsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -98,6 +98,13 @@ class Observation(_message.Message):
         key: str
         value: Image
         def __init__(self, key: _Optional[str] = ..., value: _Optional[_Union[Image, _Mapping]] = ...) -> None: ...
+    class StatesEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
     IMAGE_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
     PLACE_FIELD_NUMBER: _ClassVar[int]
@@ -105,6 +112,7 @@ class Observation(_message.Message):
     OBJECTS_FIELD_NUMBER: _ClassVar[int]
     CAMERA_FIELD_NUMBER: _ClassVar[int]
     IMAGES_FIELD_NUMBER: _ClassVar[int]
+    STATES_FIELD_NUMBER: _ClassVar[int]
     image: Image
     state: Tensor
     place: str
@@ -112,7 +120,8 @@ class Observation(_message.Message):
     objects: _containers.ScalarMap[str, str]
     camera: str
     images: _containers.MessageMap[str, Image]
-    def __init__(self, image: _Optional[_Union[Image, _Mapping]] = ..., state: _Optional[_Union[Tensor, _Mapping]] = ..., place: _Optional[str] = ..., held: _Optional[str] = ..., objects: _Optional[_Mapping[str, str]] = ..., camera: _Optional[str] = ..., images: _Optional[_Mapping[str, Image]] = ...) -> None: ...
+    states: _containers.ScalarMap[str, str]
+    def __init__(self, image: _Optional[_Union[Image, _Mapping]] = ..., state: _Optional[_Union[Tensor, _Mapping]] = ..., place: _Optional[str] = ..., held: _Optional[str] = ..., objects: _Optional[_Mapping[str, str]] = ..., camera: _Optional[str] = ..., images: _Optional[_Mapping[str, Image]] = ..., states: _Optional[_Mapping[str, str]] = ...) -> None: ...
 
 class Camera(_message.Message):
     __slots__ = ("name", "height", "width")

@@ -85,6 +85,7 @@ def write_observation(observation: Observation, encoding: pb.ImageEncoding = RAW
         place=observation.place,
         held=observation.held,
         objects=dict(observation.objects),
+        states=dict(observation.states),
     )
     for number, (name, image) in enumerate(observation.images.items()):
         written = write_image(image, encoding)
@@ -263,13 +264,20 @@ def read_observation(
     with inside("held"):
         held = read_text(message.held, "the object held", required=False)
     with inside("objects"):
-        if len(message.objects) > MAX_OBJECTS:
-            raise InvalidRequest(f"the semantic map has {len(message.objects)} objects; at most {MAX_OBJECTS}")
-        objects = {
-            read_text(name, "an object"): read_text(where, f"the place of {name[:50]!r}", required=False)
-            for name, where in message.objects.items()
-        }
-    return Observation(images, state, place, held, objects)
+        objects = _read_map(message.objects, "the semantic map", "place")
+    with inside("states"):
+        states = _read_map(message.states, "what is told of things", "state")
+    return Observation(images, state, place, held, objects, states)
+
+
+def _read_map(given: Mapping[str, str], what: str, of: str) -> dict[str, str]:
+    """Things, each with its place or state."""
+    if len(given) > MAX_OBJECTS:
+        raise InvalidRequest(f"{what} has {len(given)} objects; at most {MAX_OBJECTS}")
+    return {
+        read_text(name, "an object"): read_text(told, f"the {of} of {name[:50]!r}", required=False)
+        for name, told in given.items()
+    }
 
 
 def read_images(
