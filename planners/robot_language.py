@@ -18,6 +18,7 @@ from skills.robot_folder import RobotFolder
 
 EXAMPLES, ADAPTER = "examples.yaml", "adapter"  # in a robot's folder
 DONE = "done"  # the skill that ends a plan
+ASKING = "asking.json"  # in a robot's folder: `python -m saycan_qt.evaluate asking --calibrate` writes it
 TOLD = "told.json"  # in an adapter's folder: what its model is told beside the usual
 
 
@@ -30,6 +31,7 @@ class RobotLanguage:
     about: str = "a robot"  # whom a chat model is told that it plans for
     adapter: Path | None = None  # of the shipped language model, fine-tuned by `python -m saycan_qt.tune`
     taught: frozenset[str] = frozenset()  # texts of the skills that the adapter was fine-tuned on
+    unsure: float | None = None  # confidence up to which a planner with the adapter asks; None: not measured
 
     @staticmethod
     def of(robot: RobotFolder) -> RobotLanguage:
@@ -48,6 +50,7 @@ class RobotLanguage:
             about=robot.about or f"a robot called {robot.name}",
             adapter=adapter if taught else None,
             taught=frozenset(skill.text for skill in library) if taught else frozenset(),
+            unsure=unsure_in(robot.path / ASKING),
         )
 
     def adapter_for(self, skills: Iterable[Skill]) -> Path | None:
@@ -57,6 +60,19 @@ class RobotLanguage:
     def prompt(self, embedder: TextEmbedder, tuned: bool = False, states: bool = False) -> Prompt:
         """tuned: for a language model with the adapter. states: for one that was taught with scenes that tell them."""
         return Prompt(embedder, self.examples, self.things, about=self.about, tuned=tuned, states=states)
+
+
+def unsure_in(file: Path) -> float | None:
+    """Confidence up to which to ask, by a file of `evaluate asking`; None where there is none. Raises ExamplesError."""
+    if not file.is_file():
+        return None
+    try:
+        found = files.read_json(file, files.SMALL)["threshold"]
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise ExamplesError(f"{file}: no threshold can be read from it: {error}") from None
+    if not (isinstance(found, int | float) and 0 <= found <= 1):
+        raise ExamplesError(f"{file}: a threshold lies within 0 to 1, not {str(found)[:50]}")
+    return float(found)
 
 
 def tells_states(adapter: Path | None) -> bool:

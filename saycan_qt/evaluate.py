@@ -10,6 +10,7 @@
     python -m saycan_qt.evaluate affordance --data data/scenes --checkpoint runs/critic/checkpoint --calibrate isotonic
     python -m saycan_qt.evaluate plans                               # does the planner reach what people ask for?
     python -m saycan_qt.evaluate plans --half held-out --affordance model --execute --out runs/plans.json
+    python -m saycan_qt.evaluate asking                              # when does it ask, and what goes wrong unasked?
 
 skills: closed loop in fresh kitchen scenes: the policy sees camera and proprioception only, and an episode counts when
 it terminates itself with the task's goal reached. Rates come with 95 % Wilson intervals.
@@ -19,6 +20,7 @@ with bootstrap intervals, and calibration. `affordance --help` says how pairs ar
 plans: the language model plans instructions that come with a start and a goal (--set, or those in
 saycan_qt/kitchen/language/instructions.yaml); its skills are carried out perfectly and, with --execute, by the learnt
 policy in MuJoCo. `plans --help` says more.
+asking: the same with a person at hand, who is asked where the planner is unsure; sets the threshold of `run --ask`.
 """
 
 from __future__ import annotations
@@ -46,8 +48,14 @@ def plans() -> Command:
     return plans.PlansConfig, plans.plans
 
 
+def asking() -> Command:
+    from saycan_qt.evaluation import asking
+
+    return asking.AskingConfig, asking.asking
+
+
 def main(arguments: list[str] | None = None) -> int:
-    commands = {"skills": skills, "affordance": affordance, "plans": plans}
+    commands = {"skills": skills, "affordance": affordance, "plans": plans, "asking": asking}
     return dispatch("python -m saycan_qt.evaluate", __doc__, commands, arguments)
 
 

@@ -15,6 +15,7 @@ from skills.robot_folder import RobotFolder
 
 KEY = "LANGUAGE_SERVER_KEY"  # environment variable
 NONE = "none"
+UNSURE = 0.6  # a guess, for what `evaluate asking` has not measured
 
 
 class LanguageError(Exception):
@@ -43,6 +44,7 @@ class Language:
     scorer: Scorer
     prompt: Prompt
     name: str
+    unsure: float = UNSURE  # confidence up to which it asks, where it may, see planners.asking
 
 
 def language_of(robot: RobotFolder) -> RobotLanguage:
@@ -78,7 +80,9 @@ def load_language(
         scorer = LanguageScorer(config.model or None, adapter, negligible=negligible)
         name = scorer.path.stem + (f" + {adapter.name}" if adapter else "")
         prompt = robot.prompt(text_embedder(), tuned=adapter is not None, states=tells_states(adapter))
-        return Language(scorer, prompt, name)
+        measured = adapter is not None and adapter == robot.adapter and not config.model
+        unsure = robot.unsure if measured and robot.unsure is not None else UNSURE
+        return Language(scorer, prompt, name, unsure)
     except (WeightsError, RemoteError, OSError, ValueError) as error:
         raise LanguageError(" ".join(str(error).split())) from error
 

@@ -149,6 +149,7 @@ class Display:
             "skill": "judged by the skill",
             "plan": "judged by the plan",
             "planner": "refused by the planner",
+            "person": "judged by you",
         }
         by = f" [dim]({judges[judge]})[/dim]" if judge in judges else ""
         self.line(f"{word}: {escape(reason)}{by}")

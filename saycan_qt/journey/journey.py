@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 from planners import saycan
+from planners.asking import Asking, Question
 from planners.named import named, verbatim
 from saycan_qt.journey.display import Display
+from saycan_qt.journey.person import Answer, Person
 from saycan_qt.journey.recording import Recorder
 from saycan_qt.journey.results import Candidate, RunFolder, Step
 from skills.client import RobotClient, SkillClient
@@ -22,9 +25,9 @@ class Verdict:
 
     success: bool | None  # None: nobody can tell
     reason: str
-    ended: str  # "done", "refused", "max steps" or "nothing possible"
+    ended: str  # "done", "refused", "max steps", "nothing possible" or "stopped"
     judge: str  # "goal": the robot's own check; "skill": the one that was asked for in its own words; "plan": it ended
-    # before its end, or some skill's last try failed; "planner": it refused; "nobody"
+    # before its end, or some skill's last try failed; "planner": it refused; "person": who ended it; "nobody"
 
 
 class Journey:
@@ -37,23 +40,38 @@ class Journey:
         recorder: Recorder,
         display: Display,
         max_control_steps: int,  # after which the robot ends a learnt skill
+        asking: Asking,
+        person: Person,
     ) -> None:
         self.skills, self.robot, self.planner = skills, robot, planner
         self.folder, self.recorder, self.display = folder, recorder, display
         self.max_control_steps = max_control_steps
+        self.asking, self.person = asking, person
         self.history: list[saycan.Step] = []
+        self._since = 0  # steps that were done for an earlier instruction
+        self._questions: list[dict[str, Any]] = []
 
     def travel(self, instruction: str, max_steps: int) -> Verdict:
-        ended, refused = "max steps", ""
-        for number in range(1, max_steps + 1):
+        ended, refused, number = "max steps", "", 1
+        while number <= max_steps:
             with self.display.thinking(number):
                 step, decision = self.decide(number, instruction)
-            if (refusal := decision.refusal) is not None:
+            if (refusal := decision.refusal) is None:
+                self.display.candidates(step)
+            if (question := self.asking.question(instruction, decision)) is not None:
+                answer = self.ask(number, question)
+                if answer.instruction:
+                    instruction, self._since = answer.instruction, len(self.history)
+                    continue
+                if answer.skill is None:
+                    ended = "stopped"
+                    break
+                step = with_choice(step, answer.skill)
+            elif refusal is not None:
                 self.folder.note(refusal=asdict(refusal))
                 ended, refused = "refused", refusal.reason
                 break
-            skill = decision.skill
-            self.display.candidates(step)
+            skill = next(one for one in self.planner.skills if one.name == step.skill)
             if step.score <= 0:
                 ended = "nothing possible"
                 break
@@ -63,11 +81,16 @@ class Journey:
                 ended = "done"
                 break
             self.history.append(saycan.Step(skill, self.execute(step, skill)))
+            number += 1
         observation, jpegs = self.look()
         observed, views = self.folder.save_pictures("final", observation, jpegs)
         self.folder.note(final={"observation": observed, "views": views})
         satisfied = None if refused and not self.history else self.robot.satisfied(instruction)
-        return verdict(instruction, satisfied, ended, self.history, self.planner.skills, refused)
+        found = verdict(instruction, satisfied, ended, self.history, self.planner.skills, refused)
+        if found.success is None and self.asking.when != "never":
+            said = self.person.content(found.reason)
+            found = found if said is None else replace(found, success=said, judge="person")
+        return found
 
     def look(self) -> tuple[Observation, dict[str, bytes]]:
         views = self.recorder.views
@@ -82,7 +105,7 @@ class Journey:
         judged = {score.skill: score for score in self.skills.score([observation]) if score.skill != saycan.DONE}
         stopwatch.lap("affordance")
         affordances = {name: score.affordance for name, score in judged.items()}
-        decision = self.planner.step(instruction, self.history, affordances, observation)
+        decision = self.planner.step(instruction, self.history[self._since :], affordances, observation)
         stopwatch.lap("language")
         rows = [
             Candidate(
@@ -120,6 +143,16 @@ class Journey:
             self.recorder.add(jpegs, f"{number}. {step.text}", f"chosen from {len(rows)} skills", seconds=0.5)
         return step, decision
 
+    def ask(self, number: int, question: Question) -> Answer:
+        """What the person wants, written down beside what was asked."""
+        answer = self.person.ask(question)
+        said = answer.skill.text if answer.skill else answer.instruction or None
+        asked = {"step": number, "instruction": question.instruction, "reason": question.reason}
+        asked |= {"confidence": short(question.confidence), "options": list(question.options), "answer": said}
+        self._questions.append(asked)
+        self.folder.note(questions=self._questions)
+        return answer
+
     def execute(self, step: Step, skill: Skill) -> Outcome:
         """Dispatch the skill; record and show it while it runs."""
         began = time.monotonic()
@@ -137,6 +170,15 @@ class Journey:
         self.folder.end(outcome, seconds)
         self.display.outcome(step, outcome, seconds)
         return outcome
+
+
+def with_choice(step: Step, skill: Skill) -> Step:
+    """The step with this of its candidates chosen."""
+    row = next(row for row in step.candidates if row.skill == skill.name)
+    scores = {
+        name: getattr(row, name) for name in ("skill", "text", "language", "affordance", "score", "lowered", "raw")
+    }
+    return replace(step, **scores, candidates=[row, *(other for other in step.candidates if other is not row)])
 
 
 def short(value: float) -> float:
@@ -172,13 +214,14 @@ def verdict(
     unfinished = {
         "max steps": f"the planner was not done after {count}",
         "nothing possible": f"after {count} no skill seemed possible",
+        "stopped": f"it was ended by you after {count}",
         "refused": f"after {count}: {refused}" if history else refused,
     }.get(ended)
     if satisfied is not None:
         goal = "the goal is met" if satisfied else "the goal is not met"
         return Verdict(satisfied, f"{goal}; {unfinished}" if unfinished else f"{goal} after {count}", ended, "goal")
     if unfinished:
-        return Verdict(False, unfinished, ended, "planner" if refused else "plan")
+        return Verdict(False, unfinished, ended, {"refused": "planner", "stopped": "person"}.get(ended, "plan"))
     last_tries = {step.skill.name: step for step in history}
     for step in last_tries.values():
         if not step.outcome.succeeded:

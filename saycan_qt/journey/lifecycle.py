@@ -19,8 +19,10 @@ from types import FrameType
 from typing import Literal, TypeVar, cast
 
 from planners import saycan
+from planners.asking import Asking, When
 from saycan_qt.journey.display import VERDICTS, Display
 from saycan_qt.journey.journey import Journey
+from saycan_qt.journey.person import Person
 from saycan_qt.journey.recording import Recorder
 from saycan_qt.journey.report import write_report
 from saycan_qt.journey.results import REPORT, VIDEO, NotWritten, RunFolder, slug
@@ -90,6 +92,9 @@ class RunConfig:
     explain: bool = False  # print why each skill was chosen, and what language and affordance vetoed (slower)
     language: LanguageConfig = field(default_factory=LanguageConfig)
     anyway: bool = False  # try even what seems to be nothing that the robot can do
+    # ask the person: never; where it is unsure, or cannot serve the instruction; always, before every skill. By default
+    # when-unsure in a terminal, and else never. With --json the question is a line of JSON, answered by a line
+    ask: When | None = None
     max_steps: int = 40  # give up after this many skills
     out: Folder = None  # a new folder for the results; by default runs/<time>-<words>
     json: bool = False  # print plan.json's content as the last line of standard output
@@ -266,7 +271,11 @@ class Run:
             raise Stopped(f"the robot at {robot.address} is stopped; when it is safe, release it with: {command}")
         planner = planner_of(self.config.planner, language, listed, settings)
         self._recorder.begin(self._views(self._robot, body), body.control_hz)
-        journey = Journey(skills, self._robot, planner, self.folder, self._recorder, self.display, body.max_steps)
+        asking = Asking(when_to_ask(self.config), language.unsure)
+        person = Person(self.display.console, self.config.json)
+        journey = Journey(
+            skills, self._robot, planner, self.folder, self._recorder, self.display, body.max_steps, asking, person
+        )
         found = journey.travel(self.config.instruction, self.config.max_steps)
         return Ending(CODES[found.success], found.ended, found.reason, found.judge)
 
@@ -361,6 +370,12 @@ def in_background(work: Callable[[], T]) -> Future[T]:
 
     threading.Thread(target=run, daemon=True).start()
     return future
+
+
+def when_to_ask(config: RunConfig) -> When:
+    if config.ask is not None:
+        return config.ask
+    return "when-unsure" if sys.stdin.isatty() and sys.stdout.isatty() and not config.json else "never"
 
 
 def saycan_config(config: RunConfig) -> saycan.SayCanConfig:

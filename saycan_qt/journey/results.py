@@ -108,7 +108,8 @@ class RunFolder:
             "success": False,  # null: nobody can tell
             "reason": GOING_ON,
             "judge": None,  # who says so, see saycan_qt.journey.journey.Verdict
-            "ended": None,  # "done", "refused", "max steps", "nothing possible", "interrupted", "died" or "error"
+            "ended": None,  # done, refused, max steps, nothing possible, stopped, interrupted, died or error
+            "questions": [],  # that the planner asked, and what was answered
             "refusal": None,  # why the planner refused, and the nearest things to ask for, see planners.saycan.Refusal
             "started": datetime.now().astimezone().isoformat(timespec="seconds"),
             "seconds": 0.0,

@@ -1,0 +1,84 @@
+"""When a planner asks the person rather than act: where its own scores say that it may be wrong.
+
+asking = Asking("when-unsure", threshold(scores, coverage=0.95))
+question = asking.question("bring me the can", decision)        # None: sure enough
+
+As in KnowNo [Ren et al. 2023] the threshold is set by conformal prediction on errands whose right steps are known, and
+it holds for whole errands. An errand's score is the confidence of its first wrong choice, 0 where none is wrong; of n
+errands the threshold is the k-th smallest score, k = ceil((n + 1) coverage). Then of errands that are exchangeable
+with those, at least the share `coverage` goes right or is asked about before its first wrong step.
+
+KnowNo wants the right option within the set that is shown, and asks wherever that set has a second one. Here the person
+may also answer in other words, so it is enough to know that the first choice is not safe, which asks less often.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from planners.saycan import Decision
+from skills.library import Skill
+
+When = Literal["never", "when-unsure", "always"]
+SHOWN = 3, 5  # options, at least and at most
+WORTH = 0.02  # share of all products from which more than the least are shown
+
+
+@dataclass(frozen=True)
+class Question:
+    """Which of these it shall be; an answer may also be in other words."""
+
+    instruction: str
+    reason: str  # why it is asked, a sentence
+    skills: tuple[Skill, ...] = ()  # what may come next, the likeliest first
+    instructions: tuple[str, ...] = ()  # or: what else could be asked for, where the instruction cannot be served
+    confidence: float = 0.0  # in [0, 1], of the first skill
+
+    @property
+    def options(self) -> tuple[str, ...]:
+        return tuple(skill.text for skill in self.skills) or self.instructions
+
+
+@dataclass(frozen=True)
+class Asking:
+    """When it is asked."""
+
+    when: When = "never"
+    threshold: float = 0.0  # confidence up to which it is
+
+    def question(self, instruction: str, decision: Decision) -> Question | None:
+        if self.when == "never":
+            return None
+        if (refusal := decision.refusal) is not None:
+            return Question(instruction, refusal.reason, instructions=refusal.nearest)
+        sure = confidence(decision)
+        if self.when == "when-unsure" and (decision.because or sure > self.threshold):
+            return None
+        total = sum(row.score for row in decision.candidates)
+        rows = [row for row in decision.candidates[: SHOWN[1]] if row.score > 0]
+        likely = [row.skill for i, row in enumerate(rows) if i < SHOWN[0] or row.score >= WORTH * total]
+        reason = f"the likeliest next step has {sure:.0%} of what all skills score together"
+        return Question(instruction, reason, tuple(likely), confidence=sure)
+
+
+def confidence(decision: Decision) -> float:
+    """The chosen skill's share of all products of likelihood and affordance, in [0, 1]."""
+    total = sum(row.score for row in decision.candidates)
+    return decision.candidates[0].score / total if total > 0 else 0.0
+
+
+def threshold(scores: Sequence[float], coverage: float) -> float:
+    """Confidence up to which to ask, so that `coverage` of all errands go right or are asked about in time.
+
+    scores: (n,) for each errand the confidence of its first wrong choice, 0 where none is wrong. Raises ValueError
+    where n is too small for that coverage: it needs coverage / (1 - coverage), which is 19 for 0.95."""
+    if not 0 < coverage < 1:
+        raise ValueError(f"a coverage of {coverage}; it lies between 0 and 1")
+    rank = math.ceil((len(scores) + 1) * coverage - 1e-9)
+    if rank > len(scores):
+        least = math.ceil(coverage / (1 - coverage) - 1e-9)
+        raise ValueError(f"{len(scores)} errands are too few for a coverage of {coverage:g}: it takes {least}")
+    return sorted(scores)[rank - 1]

@@ -1,0 +1,216 @@
+"""When must the planner ask? Measured on instructions with a goal: `python -m saycan_qt.evaluate asking`."""
+
+from __future__ import annotations
+
+import copy
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import tyro
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from planners.asking import Asking, confidence, threshold
+from planners.saycan import DONE, SayCanConfig, SayCanPlanner, Step
+from saycan_qt import atomic
+from saycan_qt.evaluation.plans import value_of
+from saycan_qt.evaluation.rates import wilson
+from saycan_qt.evaluation.worlds import PerfectWorld, Value, WorldJudge
+from saycan_qt.kitchen.language.answers import right_next
+from saycan_qt.kitchen.language.instructions import (
+    AMBIGUOUS,
+    HELD_OUT,
+    INSTRUCTIONS,
+    TUNING,
+    Instruction,
+    InstructionsError,
+    load,
+)
+from saycan_qt.kitchen.language.spoken import kitchen_language
+from saycan_qt.kitchen.staging import Stage
+from saycan_qt.language import LanguageConfig, LanguageError, load_language
+from saycan_qt.options import Checkpoint, File
+from saycan_qt.services.models import checkpoints
+from saycan_qt.services.processes import refuse
+from skills.errors import Unreadable
+from skills.library import SkillLibrary
+
+FIXED = 0.6  # the threshold that is compared with: a guess
+SPLITS = 1000  # random halves, over which coverage is averaged
+KEYS = ("covered", "helped", "planned")
+
+
+@dataclass(frozen=True)
+class AskingConfig:
+    """How often must the planner ask, so that hardly anything goes wrong unasked?
+
+    Each instruction is planned in a kitchen of symbols, where skills succeed. At each decision a person who knows the
+    goal is at hand: asked, they choose the right skill if it is among the options, and else end the errand. The
+    threshold is set on the tuning halves by conformal prediction (planners/asking.py) and tried on the held-out ones;
+    beside it stand a fixed threshold and no asking at all.
+
+    covered: the errand went right, or the person was asked before its first wrong step; what cannot be served is right
+    to be refused, and a refusal of what can be is a question, too. helped: the person was asked at least once.
+    planned: the goal was reached, with that help. With --calibrate the threshold is written into the robot's folder,
+    where `run --ask when-unsure` finds it."""
+
+    sets: Annotated[tuple[Path, ...], tyro.conf.arg(metavar="FILE")] = (INSTRUCTIONS, AMBIGUOUS)  # instructions
+    coverage: float = 0.95  # share of errands that go right or are asked about
+    affordance: Literal["oracle", "model"] = "oracle"  # who tells the planner what is possible, see `evaluate plans`
+    critic: Checkpoint = "affordance"  # which checkpoint judges, calibrated, with --affordance model
+    seed: int = 0  # decides the kitchens
+    language: LanguageConfig = field(default_factory=LanguageConfig)
+    planner: SayCanConfig = field(default_factory=SayCanConfig)
+    threads: int = 2  # that the models may use
+    calibrate: File = None  # write the threshold here, as asking.json of a robot's folder
+    json: bool = False  # print the result as JSON on standard output
+    out: File = None  # also write the JSON here
+
+
+@dataclass(frozen=True)
+class Errand:
+    """One instruction, planned while a person who knows the goal is at hand."""
+
+    instruction: Instruction
+    asked: int  # questions
+    wrong: float  # confidence of the first wrong choice that was not asked about; 0: there was none
+    reached: bool  # the goal; where nothing serves the instruction: nothing was done
+
+
+def tried(
+    instruction: Instruction, planner: SayCanPlanner, skills: SkillLibrary, value: Value | None, seed: int, ask: Asking
+) -> Errand:
+    """Plan it to its end. Asked, the person chooses the first right skill of the options, and else ends the errand."""
+    of_kitchen, of_stage, of_luck, _ = np.random.default_rng([seed, 0, *instruction.say.encode()]).spawn(4)
+    kitchen = instruction.kitchen(of_kitchen, skills.objects)
+    world = PerfectWorld(copy.deepcopy(kitchen), of_luck, stage=Stage(of_stage) if value else None)
+    judge = WorldJudge(world, skills, value)
+    history: list[Step] = []
+    asked, wrong = 0, 0.0
+
+    def ended() -> Errand:
+        reached = not history if instruction.impossible else world.reached(instruction.goal)
+        # what no choice seems to blame for could not have been asked about
+        return Errand(instruction, asked, 0.0 if reached else wrong or (0.0 if asked else 1.0), reached)
+
+    while len(history) < planner.config.max_steps:
+        seen = world.observe()
+        decision = planner.step(instruction.say, history, judge.affordances(seen), seen)
+        right = set() if instruction.impossible else right_next(world.kitchen, instruction.goal, skills)
+        if decision.refusal is not None:
+            asked += bool(right)
+            return ended()
+        skill = decision.skill
+        if (question := ask.question(instruction.say, decision)) is not None:
+            asked += 1
+            answers = [option for option in question.skills if option.name in right]
+            if not answers:
+                return ended()
+            skill = answers[0]
+        elif skill.name not in right:
+            wrong = wrong or confidence(decision)
+        if skill.name == DONE:
+            return ended()
+        history.append(Step(skill, world.execute(skill)))
+    return ended()
+
+
+def rates(errands: Sequence[Errand]) -> dict[str, Any]:
+    counts = {
+        "covered": sum(errand.wrong == 0 for errand in errands),
+        "helped": sum(errand.asked > 0 for errand in errands),
+        "planned": sum(errand.reached for errand in errands),
+    }
+    n = len(errands)
+    found = {
+        key: {"rate": k / n, "of": k, "low": wilson(k, n)[0], "high": wilson(k, n)[1]} for key, k in counts.items()
+    }
+    return {"n": n, "questions": sum(errand.asked for errand in errands), **found}
+
+
+def over_splits(scores: Sequence[float], coverage: float, splits: int = SPLITS) -> float:
+    """Mean share of errands covered in one random half, the threshold set on the other."""
+    rng, values = np.random.default_rng(0), np.array(scores)
+    shares = []
+    for _ in range(splits):
+        order = rng.permutation(len(values))
+        half, other = order[: len(order) // 2], order[len(order) // 2 :]
+        shares.append(np.mean(values[other] <= threshold(values[half].tolist(), coverage)))
+    return float(np.mean(shares))
+
+
+# -- the command --------------------------------------------------------------------------------------------------
+
+
+def table(found: dict[str, Any]) -> Table:
+    title = (
+        f"{found['models']['language']}: asked up to a confidence, {found['held_out']['never']['n']} held-out errands"
+    )
+    grid = Table(title=title)
+    grid.add_column("asks")
+    for column in ("up to", "covered", "helped", "planned", "questions"):
+        grid.add_column(column, justify="right")
+    for name, row in found["held_out"].items():
+        cells = (f"{row[key]['rate']:.2f} ({row[key]['low']:.2f} - {row[key]['high']:.2f})" for key in KEYS)
+        grid.add_row(name, f"{row['threshold']:.2f}", *cells, str(row["questions"]))
+    return grid
+
+
+def asking(config: AskingConfig) -> int:
+    import torch
+
+    skills, console = SkillLibrary.load(), Console(stderr=True)
+    torch.set_num_threads(config.threads)
+    try:
+        chosen = [instruction for path in config.sets for instruction in load(path, skills)]
+        tuning, held_out = ([i for i in chosen if i.half == half] for half in (TUNING, HELD_OUT))
+        threshold([0.0] * len(tuning), config.coverage)  # enough of them?
+        language = load_language(config.language, kitchen_language(), skills)
+        value = None
+        if config.affordance == "model":
+            hosted = checkpoints(config.critic, config.critic, True, config.threads)
+            value = value_of(hosted, hosted.load()[0], config.critic)
+    except (InstructionsError, LanguageError, Unreadable, ValueError) as error:
+        return refuse(" ".join(str(error).split()))
+    planner = SayCanPlanner(language.scorer, language.prompt, skills, config.planner)
+
+    def all_of(instructions: Sequence[Instruction], ask: Asking, what: str) -> list[Errand]:
+        shown = track(instructions, what, console=console)
+        return [tried(instruction, planner, skills, value, config.seed, ask) for instruction in shown]
+
+    alone = all_of(tuning, Asking(), "tuning halves, nobody asked")
+    set_to = threshold([errand.wrong for errand in alone], config.coverage)
+    ways = {"never": 0.0, "fixed": FIXED, "calibrated": set_to}
+    errands = {
+        name: all_of(held_out, Asking("when-unsure" if limit else "never", limit), f"held-out halves, {name}")
+        for name, limit in ways.items()
+    }
+    scores = [errand.wrong for errand in (*alone, *errands["never"])]
+    found = {
+        "coverage": config.coverage,
+        "threshold": set_to,
+        "errands": len(alone),
+        "over_splits": over_splits(scores, config.coverage),
+        "affordances": "known" if value is None else f"calibrated {config.critic}",
+        "models": {"language": language.name},
+        "sets": {path.name: atomic.sha256(path) for path in config.sets},
+        "tuning": rates(alone),
+        "held_out": {name: {"threshold": ways[name], **rates(some)} for name, some in errands.items()},
+    }
+    (Console(stderr=True) if config.json else Console()).print(table(found))
+    if config.json:
+        sys.stdout.write(atomic.to_json(found).decode())
+        sys.stdout.flush()
+    kept = {key: found[key] for key in ("coverage", "threshold", "errands", "affordances", "models")}
+    for path, content in ((config.out, found), (config.calibrate, kept)):
+        if path is not None:
+            try:
+                atomic.write(path, atomic.to_json(content))
+            except OSError as error:
+                return refuse(f"{path} cannot be written: {error.strerror}")
+    return 0

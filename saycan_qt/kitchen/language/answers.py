@@ -1,0 +1,87 @@
+"""What a person who knows the goal would answer: which skills are right next, in a kitchen of symbols.
+
+right_next(kitchen, instruction.goal, library)       # {"find coke can", "find tea"}: in any order
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from planners.saycan import DONE
+from saycan_qt.kitchen.language.errands import Unsuitable
+from saycan_qt.kitchen.language.expert import Expert
+from saycan_qt.kitchen.symbolic import NOTHING, SymbolicKitchen
+from skills.connective import OPERATOR
+from skills.library import SkillLibrary
+
+Condition = Mapping[str, Any]
+LATER = ("closed", "holding", "robot")  # conditions that bringing about others would undo
+
+
+def right_next(kitchen: SymbolicKitchen, goal: Iterable[Condition], library: SkillLibrary) -> set[str]:
+    """Names of the skills with which a shortest way of bringing about some condition that does not hold begins; "done"
+    where all hold. Conditions that others would undo come last, closing a drawer that nothing is to go into excepted.
+    What leads to the same kitchen is as right. Empty where something holds that must not, as too many of a thing."""
+    goal = list(goal)
+    unmet = [condition for condition in goal if not kitchen.holds(condition)]
+    if not unmet:
+        return {DONE}
+    first = [c for c in unmet if not any(key in c for key in LATER)]
+    early = [c for c in unmet if "closed" in c and not any(c["closed"] in _drawers(kitchen, other) for other in first)]
+    wanted = [*first, *early] or next(found for key in LATER if (found := [c for c in unmet if key in c]))
+    results = [after for condition in wanted for after in _beginnings(kitchen, condition, library)]
+    return {skill.name for skill in library if skill.name != DONE and _after(kitchen, skill.name, library) in results}
+
+
+def _drawers(kitchen: SymbolicKitchen, condition: Condition) -> set[str]:
+    """Those that must be open to bring a condition about."""
+    names = condition.get("one of") or [condition.get("object", "")]
+    inside = {place.removesuffix(" drawer") for name in names if (place := kitchen.where.get(name, ""))}
+    into = condition.get("in", [])
+    return inside | set([into] if isinstance(into, str) else into)
+
+
+def _beginnings(kitchen: SymbolicKitchen, condition: Condition, library: SkillLibrary) -> Iterator[SymbolicKitchen]:
+    """The kitchens after the first step of each way to bring a condition about."""
+    for name in condition.get("one of") or [condition.get("object", "")]:
+        for where in _places(condition):
+            expert = Expert(copy.deepcopy(kitchen), library)
+            try:
+                _carry_out(expert, condition, name, where)
+            except (Unsuitable, KeyError):
+                continue
+            if expert.plan:
+                by_text = {skill.text: skill.name for skill in library}
+                if (after := _after(kitchen, by_text[expert.plan[0]], library)) is not None:
+                    yield after
+
+
+def _places(condition: Condition) -> list[str]:
+    places = condition.get("at", condition.get("in", ""))
+    return [places] if isinstance(places, str) else list(places)
+
+
+def _carry_out(expert: Expert, condition: Condition, name: str, where: str) -> None:
+    match condition:
+        case {"open": drawer}:
+            expert.open(drawer)
+        case {"closed": drawer}:
+            expert.close(drawer)
+        case {"holding": held}:
+            expert.release() if held == NOTHING else expert.hold(held)
+        case {"robot": place} | {"visited": place}:
+            expert.do("bring it to you") if place == OPERATOR else expert.go(place)
+        case {"near": other}:
+            expert.near(name, other)
+        case {"in": _}:
+            expert.store(name, where)
+        case {"at": _} if name:
+            expert.bring(name) if where == OPERATOR else expert.put(name, where)
+
+
+def _after(kitchen: SymbolicKitchen, skill: str, library: SkillLibrary) -> SymbolicKitchen | None:
+    """None where it cannot be done."""
+    there = copy.deepcopy(kitchen)
+    return there if there.execute(library[skill]).succeeded else None

@@ -1,0 +1,136 @@
+"""When the planner asks: the guarantee of its threshold, what it asks, and a person at the other end of a pipe."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from planners.asking import Asking, Question, confidence, threshold
+from planners.saycan import WORD_FOR_WORD, Candidate, Decision, Refusal, Step
+from saycan_qt.journey.journey import verdict
+from saycan_qt.kitchen.language.answers import right_next
+from saycan_qt.kitchen.symbolic import SymbolicKitchen
+from skills.library import SkillLibrary
+from skills.types import Outcome, Status
+
+LIBRARY = SkillLibrary.load()
+SMALL = Path(__file__).with_name("small_services.py")
+SUCCEEDED, FAILED = Outcome(Status.SUCCEEDED), Outcome(Status.FAILED)
+
+
+def decision(because="", refusal=None, **scores):
+    rows = [Candidate(LIBRARY[name.replace("_", " ")], score, 1.0, 1.0, score) for name, score in scores.items()]
+    return Decision(tuple(rows), "", 0.0, refusal, because)
+
+
+# ---- the guarantee
+
+
+@pytest.mark.parametrize(("n", "coverage"), [(19, 0.95), (67, 0.95), (67, 0.8), (200, 0.9)])
+def test_of_exchangeable_errands_the_stated_share_is_covered_and_hardly_more(n, coverage):
+    rng = np.random.default_rng(0)
+    draws = rng.beta(0.4, 2.0, (4000, n + 1)) * rng.uniform(0.2, 1.0, (4000, 1))  # errands of one day are alike
+    covered = np.mean([new <= threshold(list(known), coverage) for *known, new in draws])
+    assert coverage - 0.01 <= covered <= coverage + 1 / (n + 1) + 0.01
+
+
+def test_where_few_go_wrong_nobody_need_be_asked():
+    assert threshold([0.0] * 97 + [0.4, 0.5, 0.6], 0.95) == 0.0
+
+
+@pytest.mark.parametrize(("n", "coverage", "said"), [(18, 0.95, "it takes 19"), (9, 1.0, "lies between 0 and 1")])
+def test_a_coverage_that_cannot_be_promised_is_refused(n, coverage, said):
+    with pytest.raises(ValueError, match=said):
+        threshold([0.5] * n, coverage)
+
+
+# ---- what is asked
+
+
+def test_two_skills_near_each_other_are_asked_about_and_a_sure_one_is_not():
+    near, sure = decision(find_apple=0.4, find_orange=0.35, done=0.0), decision(find_apple=0.9, done=0.01)
+    asking = Asking("when-unsure", 0.6)
+    assert asking.question("fruit", near).options == ("find the apple", "find the orange")
+    assert asking.question("fruit", near).confidence == pytest.approx(confidence(near)) == pytest.approx(0.4 / 0.75)
+    assert asking.question("fruit", sure) is None and Asking("always").question("fruit", sure).options
+    assert Asking("never", 1.0).question("fruit", near) is None
+
+
+def test_what_was_said_word_for_word_is_sure_and_a_refusal_asks_for_other_words():
+    asking = Asking("when-unsure", 1.0)
+    assert asking.question("find the apple", decision(because=WORD_FOR_WORD, find_apple=1.0)) is None
+    refusal = Refusal("no coke can here", nearest=("bring me the pepsi can",))
+    assert asking.question("coke", decision(refusal=refusal, done=0.0)) == Question(
+        "coke", "no coke can here", instructions=("bring me the pepsi can",)
+    )
+
+
+# ---- who knows the goal
+
+
+def kitchen(place="table", opened=(), **where):
+    return SymbolicKitchen({name.replace("_", " "): at for name, at in where.items()}, place, set(opened))
+
+
+@pytest.mark.parametrize(
+    ("here", "goal", "right"),
+    [
+        (kitchen(apple="table"), [{"object": "apple", "at": "operator"}], {"find apple", "pick apple"}),
+        (kitchen(apple="far counter", tea="table"), [{"one of": ["apple", "tea"], "at": "operator"}],
+         {"find apple", "go to far counter", "pick tea"}),
+        (kitchen(apple="operator"), [{"object": "apple", "at": "operator"}], {"done"}),
+        (kitchen(apple="in hand"), [{"object": "apple", "at": "operator"}], {"bring it to you"}),
+        (kitchen("far counter", ["top"], apple="far counter"), [{"object": "apple", "in": "top"}, {"closed": "top"}],
+         {"pick apple", "place apple into top drawer"}),
+        (kitchen(apple="trash can"), [{"object": "apple", "at": "operator"}], set()),
+    ],
+)  # fmt: skip
+def test_a_person_who_knows_the_goal_answers_with_what_brings_it_nearer(here, goal, right):
+    found = right_next(here, goal, LIBRARY)
+    assert found <= right and bool(found) == bool(right)
+
+
+# ---- verdicts
+
+
+def told(instruction, *steps, satisfied=None, ended="done"):
+    history = [Step(LIBRARY[name], outcome) for name, outcome in steps]
+    found = verdict(instruction, satisfied, ended, history, list(LIBRARY))
+    return found.success, found.judge, found.reason
+
+
+def test_that_every_skill_succeeded_does_not_say_that_the_person_got_what_was_asked():
+    success, judge, reason = told("the apple and the orange, in here", ("pick apple", SUCCEEDED))
+    assert (success, judge) == (None, "nobody") and "with the orange, which you named: nothing" in reason
+
+
+def test_a_verdict_is_the_robots_or_the_skills_own_where_they_know():
+    assert told("x", ("pick apple", SUCCEEDED), satisfied=True)[:2] == (True, "goal")
+    assert told("pick up the apple", ("find apple", SUCCEEDED), ("pick apple", SUCCEEDED))[:2] == (True, "skill")
+    assert told("pick up the apple", ("pick apple", FAILED))[:2] == (False, "plan")
+    assert told("x", ("pick apple", SUCCEEDED), ended="max steps")[:2] == (False, "plan")
+
+
+# ---- at the other end of a pipe
+
+
+def small_run(folder, said, *options):
+    command = [sys.executable, str(SMALL), "run", "i am hungry", "--out", folder, "--json", *options]
+    done = subprocess.run(command, input=said, capture_output=True, text=True, timeout=120)
+    *questions, plan = map(json.loads, done.stdout.splitlines())
+    return done.returncode, [line["question"] for line in questions], plan
+
+
+def test_a_person_chooses_says_it_otherwise_and_judges(tmp_path):
+    said = "2\nbring me the sponge\n1\nstop\n"
+    code, questions, plan = small_run(tmp_path / "out", said, "--ask", "always")
+    first, second, third, last = questions
+    assert plan["steps"][0]["text"] == first["options"][1] and second["instruction"] == "i am hungry"
+    assert third["instruction"] == last["instruction"] == "bring me the sponge"
+    assert [asked["answer"] for asked in plan["questions"]] == [
+        first["options"][1], "bring me the sponge", third["options"][0], None
+    ]  # fmt: skip
+    assert (code, plan["success"], plan["ended"], plan["judge"]) == (1, False, "stopped", "person")
