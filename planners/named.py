@@ -18,6 +18,11 @@ def pattern(names: Iterable[str]) -> re.Pattern[str]:
     return re.compile(rf"\b({'|'.join(map(re.escape, longest))})\b" if longest else r"(?!)")
 
 
+def renamed(text: str, name: str, other: str) -> str:
+    """The text with another name in the place of this one."""
+    return re.sub(rf"\b{re.escape(name)}(es|s)?\b", lambda found: other + (found[1] or ""), text, flags=re.IGNORECASE)
+
+
 def named(text: str, names: Iterable[str]) -> list[str]:
     """Those that a text names, each once, in its order; case does not matter, nor does a plural's ending."""
     known = {name.casefold(): name for name in names}

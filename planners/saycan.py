@@ -15,7 +15,7 @@ from typing import Any, Literal, Protocol, TypeVar, cast
 
 import numpy as np
 
-from planners.named import named, plain
+from planners.named import named, plain, renamed
 from planners.prompts import CANNOT, Prompt, one_line
 from skills.library import Skill
 from skills.rules import Known
@@ -359,17 +359,25 @@ class SayCanPlanner:
         nearer = [s for s, may in zip(self.skills, possible, strict=True) if may and about & {*s.arguments.values()}]
         if left >= self.config.within_reach or any(s.name != last for s in nearer):
             return instead, None
-        return instead, self._missing(skill, possible & instead, left, known)
+        return instead, self._missing(instruction, skill, possible & instead, left, known)
 
-    def _missing(self, skill: Skill, instead: np.ndarray, left: float, known: Known | None) -> Refusal:
-        """instead: (skills,) what could be done with other things."""
+    def _missing(
+        self, instruction: str, skill: Skill, instead: np.ndarray, left: float, known: Known | None
+    ) -> Refusal:
+        """instead: (skills,) what could be done with other things. Offered is the instruction with one of these in the
+        place of the thing that is not there, where it names it, else the skills."""
         others = np.flatnonzero(instead)
-        near = others[np.argsort(-self._similarity([skill.text], others), kind="stable")[:SUGGESTED]]
-        offers = tuple(self.skills[i].text for i in near)
+        order = others[np.argsort(-self._similarity([skill.text], others), kind="stable")]
+        near = [self.skills[i] for i in order[:SUGGESTED]]
+        offers = tuple(other.text for other in near)
         seen = {*known.objects, known.held} if known else set()
         slots = {slot for s in self.skills for slot, value in s.arguments.items() if value in seen}  # those of things
-        unseen = [value for slot, value in skill.arguments.items() if slot in slots and value not in seen]
-        reason = f"the robot knows of no {unseen[0]} here; " if unseen else ""
+        unseen = {slot: value for slot, value in skill.arguments.items() if slot in slots and value not in seen}
+        reason = ""
+        for slot, thing in list(unseen.items())[:1]:
+            reason = f"the robot knows of no {thing} here; "
+            if named(instruction, [thing]):
+                offers = tuple(dict.fromkeys(renamed(instruction, thing, other.arguments[slot]) for other in near))
         reason += f"“{skill.text}” would come next, which is not possible now"
         reason += f"; the nearest that is: {', '.join(f'“{words}”' for words in offers)}" if offers else ""
         return Refusal(reason, offers, None, left, missing=skill.text)

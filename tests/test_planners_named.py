@@ -96,7 +96,7 @@ def test_a_thing_that_is_not_there_is_said_and_not_replaced():
     scorer = Likes(grip_the_red_cube=0.8, grip_the_cube=0.15)
     decision = planner(scorer).step("give me the red cube", [], possible("grip cube", "grip ball"), seen(cube="table"))
     assert decision.done and decision.refusal.missing == "grip the red cube"
-    assert decision.refusal.nearest == ("grip the cube", "grip the ball")
+    assert decision.refusal.nearest == ("give me the cube", "give me the ball")
     assert decision.refusal.reason.startswith("the robot knows of no red cube here; “grip the red cube” would come")
 
 
