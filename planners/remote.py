@@ -60,17 +60,15 @@ class Row:
     logprobs: list[float | None]  # of each token, given those before; the first has none
 
 
-class RemoteScorer:
-    """A language model behind HTTP that scores texts, as LanguageScorer does. May be used from several threads."""
+class LanguageServer:
+    """A server of OpenAI's interface, asked until it answers or the time is up. May be used from several threads."""
 
     def __init__(
         self,
         url: str,  # "http://host:8000", with or without the "/v1" at its end
         model: str,  # as the server calls it
         api_key: str | None = None,  # sent as a bearer token, and told to nobody else
-        timeout: float = 60.0,  # [s] for one call of `score`, further tries included
-        batch: int = 128,  # texts in one request
-        negligible: float = NEGLIGIBLE,  # see `score`
+        timeout: float = 60.0,  # [s] for one answer, further tries included
     ) -> None:
         parts = urlsplit(url)
         _ = parts.port  # ValueError unless it is a number
@@ -79,12 +77,108 @@ class RemoteScorer:
             raise ValueError(f"{shown!r} is no address of a server; give http://host:port and the key as api_key")
         if api_key and not (api_key.isascii() and api_key.isprintable()):
             raise ValueError("api_key has characters that no key has (a line break at its end?)")
-        self.model, self.timeout, self.batch, self.negligible = model, timeout, batch, negligible
+        self.model, self.timeout = model, timeout
         self.server = f"{parts.scheme}://{parts.netloc}"
         self._root = url.split("?")[0].rstrip("/").removesuffix("/v1") + "/v1"
         self._key = api_key or ""
         proxies = [urllib.request.ProxyHandler({})] if is_loopback(parts.hostname) else []
         self._opener = urllib.request.build_opener(_NoRedirects, *proxies)
+
+    def models(self) -> list[str]:
+        """What the server offers; nothing where it does not say."""
+        try:
+            answer = self.ask("/models", None, time.monotonic() + self.timeout)
+            return [str(model["id"]) for model in answer["data"]]
+        except (RemoteError, KeyError, TypeError):
+            return []
+
+    def ask(self, path: str, body: dict[str, Any] | None, deadline: float) -> Any:
+        """The answer's JSON. A busy server is asked again until the deadline (of time.monotonic)."""
+        headers = {"Content-Type": "application/json", "Accept": "application/json"}
+        if self._key:
+            headers["Authorization"] = f"Bearer {self._key}"
+        data = None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(self._root + path, data, headers)
+        refused: Refused | None = None
+        pause = FIRST_PAUSE
+        while True:
+            try:
+                return json.loads(self._fetch(request, deadline))
+            except urllib.error.HTTPError as error:
+                with error:
+                    refused = self._refused(error)
+                pause = max(pause, _seconds(error.headers.get("Retry-After")))
+            except TimeoutError:
+                raise self._late("gave no answer", refused) from None
+            except urllib.error.URLError as error:
+                if isinstance(error.reason, TimeoutError):
+                    raise self._late("could not be reached", refused) from None
+                raise RemoteError(f"{self.server} cannot be reached: {self._clean(error.reason)}") from None
+            except (OSError, http.client.HTTPException) as error:
+                reason = self._clean(error) or type(error).__name__
+                raise RemoteError(f"{self.server} broke off its answer: {reason}") from None
+            except ValueError:
+                raise RemoteError(f"{self.server} does not answer with JSON; is this a language server?") from None
+            if refused.status not in TRY_AGAIN:
+                raise refused
+            if time.monotonic() + pause >= deadline:
+                raise self._late("is too busy", refused)
+            time.sleep(pause)
+            pause *= 2
+
+    def _late(self, what: str, refused: Refused | None) -> RemoteError:
+        """The deadline ran out: while the server was too busy, if it ever said so."""
+        if refused is None:
+            return RemoteError(f"{self.server} {what} within {self.timeout:g} s")
+        return RemoteError(f"{self.server} is too busy, asked for {self.timeout:g} s at most: {refused.said}")
+
+    def _fetch(self, request: urllib.request.Request, deadline: float) -> bytes:
+        """The answer's bytes. A server that trickles them is given up too."""
+        parts, size = [], 0
+        with self._opener.open(request, timeout=max(deadline - time.monotonic(), 1e-3)) as answer:
+            while part := answer.read1(1 << 20):
+                parts.append(part)
+                size += len(part)
+                if size > MAX_ANSWER:
+                    raise RemoteError(f"{self.server} answers with more than {MAX_ANSWER >> 20} MiB; lower `batch`")
+                if time.monotonic() > deadline:
+                    raise TimeoutError
+        return b"".join(parts)
+
+    def _refused(self, error: urllib.error.HTTPError) -> Refused:
+        """What the server says about it, in one line."""
+        try:
+            said = error.read(1 << 16).decode(errors="replace")
+        except (OSError, http.client.HTTPException):
+            said = ""
+        try:
+            answer = json.loads(said)
+            reason = answer.get("error", answer)  # OpenAI's and vLLM's; others have the message at the top
+            said = str(reason.get("message", reason) if isinstance(reason, dict) else reason)
+        except (ValueError, AttributeError):
+            pass
+        return Refused(self.server, error.code, f"HTTP {error.code}" + (f", {self._clean(said)}" if said else ""))
+
+    def _clean(self, said: object) -> str:
+        """One line that does not hold the key, whatever a server says."""
+        text = str(said).replace(self._key, "***") if self._key else str(said)
+        return " ".join(text.split())[:300]
+
+
+class RemoteScorer(LanguageServer):
+    """A language model behind HTTP that scores texts, as LanguageScorer does. May be used from several threads."""
+
+    def __init__(
+        self,
+        url: str,
+        model: str,
+        api_key: str | None = None,
+        timeout: float = 60.0,  # [s] for one call of `score`, further tries included
+        batch: int = 128,  # texts in one request
+        negligible: float = NEGLIGIBLE,  # see `score`
+    ) -> None:
+        super().__init__(url, model, api_key, timeout)
+        self.batch, self.negligible = batch, negligible
         self._last: tuple[tuple[str, tuple[str, ...]], list[list[float | None]]] = (("", ()), [])
         self._pieces: dict[tuple[str, str], Pieces | None] = {}  # of candidates, by what they stand behind
         self._max_tokens = 0  # 1 where a server insists on saying something itself
@@ -135,10 +229,10 @@ class RemoteScorer:
         for first in range(0, len(nodes), self.batch):
             texts = [prompt + "".join(node) for node in nodes[first : first + self.batch]]
             try:
-                answer = self._ask("/completions", request | {"prompt": texts}, deadline)
+                answer = self.ask("/completions", request | {"prompt": texts}, deadline)
                 choices = sorted(answer["choices"], key=lambda choice: choice["index"])
                 told += [dict(choice["logprobs"]["top_logprobs"][0]) for choice in choices]
-            except _Refused as refused:
+            except Refused as refused:
                 if refused.status not in (400, 422):
                     raise
                 raise _NoneTold from None
@@ -200,13 +294,13 @@ class RemoteScorer:
         """Refuse a server whose numbers would not be likelihoods."""
         try:
             likely, unlikely = self.score(PROBE, [LIKELY, UNLIKELY])
-        except _Refused as refused:
+        except Refused as refused:
             if refused.status not in (400, 422):
                 raise self._cannot(refused) from None
             self._max_tokens = 1
             try:
                 likely, unlikely = self.score(PROBE, [LIKELY, UNLIKELY])
-            except _Refused as again:
+            except Refused as again:
                 raise self._cannot(again) from None
         if likely <= unlikely or likely > 0:
             zeros = " (llama.cpp's server answers zeros)" if likely == unlikely == 0 else ""
@@ -215,13 +309,13 @@ class RemoteScorer:
                 f"{unlikely:.3g} after one, two, three{zeros}: these are not likelihoods. Use vLLM, or {INSTEAD}"
             )
 
-    def _cannot(self, refused: _Refused) -> RemoteError:
+    def _cannot(self, refused: Refused) -> RemoteError:
         match refused.status:
             case 401 | 403:
                 key = "refuses the API key" if self._key else "wants an API key (api_key)"
                 return RemoteError(f"{self.server} {key}: {refused.said}")
             case 404 | 405:
-                models = self._models()
+                models = self.models()
                 if models and self.model not in models:
                     return RemoteError(f"{self.server} has no model {self.model!r}; it has: {', '.join(models)}")
                 return CannotScore(
@@ -235,14 +329,6 @@ class RemoteScorer:
                 )
         return refused
 
-    def _models(self) -> list[str]:
-        """What the server offers; nothing where it does not say."""
-        try:
-            answer = self._ask("/models", None, time.monotonic() + self.timeout)
-            return [str(model["id"]) for model in answer["data"]]
-        except (RemoteError, KeyError, TypeError):
-            return []
-
     # -- asking it ---------------------------------------------------------------------------------------------------
 
     def _read(self, texts: list[str], deadline: float) -> list[Row]:
@@ -255,7 +341,7 @@ class RemoteScorer:
             "logprobs": 1,
             "temperature": 0,
         }
-        answer = self._ask("/completions", request, deadline)
+        answer = self.ask("/completions", request, deadline)
         try:
             choices = sorted(answer["choices"], key=lambda choice: choice["index"])
             rows = [(choice["text"], choice["logprobs"]) for choice in choices]
@@ -276,80 +362,8 @@ class RemoteScorer:
             )
         return Row(tokens[:end], [None if value is None else float(value) for value in values[:end]])
 
-    def _ask(self, path: str, body: dict[str, Any] | None, deadline: float) -> Any:
-        """The answer's JSON. A busy server is asked again until the deadline (of time.monotonic)."""
-        headers = {"Content-Type": "application/json", "Accept": "application/json"}
-        if self._key:
-            headers["Authorization"] = f"Bearer {self._key}"
-        data = None if body is None else json.dumps(body).encode()
-        request = urllib.request.Request(self._root + path, data, headers)
-        refused: _Refused | None = None
-        pause = FIRST_PAUSE
-        while True:
-            try:
-                return json.loads(self._fetch(request, deadline))
-            except urllib.error.HTTPError as error:
-                with error:
-                    refused = self._refused(error)
-                pause = max(pause, _seconds(error.headers.get("Retry-After")))
-            except TimeoutError:
-                raise self._late("gave no answer", refused) from None
-            except urllib.error.URLError as error:
-                if isinstance(error.reason, TimeoutError):
-                    raise self._late("could not be reached", refused) from None
-                raise RemoteError(f"{self.server} cannot be reached: {self._clean(error.reason)}") from None
-            except (OSError, http.client.HTTPException) as error:
-                reason = self._clean(error) or type(error).__name__
-                raise RemoteError(f"{self.server} broke off its answer: {reason}") from None
-            except ValueError:
-                raise RemoteError(f"{self.server} does not answer with JSON; is this a language server?") from None
-            if refused.status not in TRY_AGAIN:
-                raise refused
-            if time.monotonic() + pause >= deadline:
-                raise self._late("is too busy", refused)
-            time.sleep(pause)
-            pause *= 2
 
-    def _late(self, what: str, refused: _Refused | None) -> RemoteError:
-        """The deadline ran out: while the server was too busy, if it ever said so."""
-        if refused is None:
-            return RemoteError(f"{self.server} {what} within {self.timeout:g} s")
-        return RemoteError(f"{self.server} is too busy, asked for {self.timeout:g} s at most: {refused.said}")
-
-    def _fetch(self, request: urllib.request.Request, deadline: float) -> bytes:
-        """The answer's bytes. A server that trickles them is given up too."""
-        parts, size = [], 0
-        with self._opener.open(request, timeout=max(deadline - time.monotonic(), 1e-3)) as answer:
-            while part := answer.read1(1 << 20):
-                parts.append(part)
-                size += len(part)
-                if size > MAX_ANSWER:
-                    raise RemoteError(f"{self.server} answers with more than {MAX_ANSWER >> 20} MiB; lower `batch`")
-                if time.monotonic() > deadline:
-                    raise TimeoutError
-        return b"".join(parts)
-
-    def _refused(self, error: urllib.error.HTTPError) -> _Refused:
-        """What the server says about it, in one line."""
-        try:
-            said = error.read(1 << 16).decode(errors="replace")
-        except (OSError, http.client.HTTPException):
-            said = ""
-        try:
-            answer = json.loads(said)
-            reason = answer.get("error", answer)  # OpenAI's and vLLM's; others have the message at the top
-            said = str(reason.get("message", reason) if isinstance(reason, dict) else reason)
-        except (ValueError, AttributeError):
-            pass
-        return _Refused(self.server, error.code, f"HTTP {error.code}" + (f", {self._clean(said)}" if said else ""))
-
-    def _clean(self, said: object) -> str:
-        """One line that does not hold the key, whatever a server says."""
-        text = str(said).replace(self._key, "***") if self._key else str(said)
-        return " ".join(text.split())[:300]
-
-
-class _Refused(RemoteError):
+class Refused(RemoteError):
     """An HTTP status that is an error."""
 
     def __init__(self, server: str, status: int, said: str) -> None:
