@@ -137,6 +137,7 @@ class Prompt:
         tuned: bool = False,  # for a model that was fine-tuned to plan, see above
         about: str = "a robot",  # whom a chat model is told that it plans for
         states: bool = False,  # for a model that was fine-tuned with scenes that tell what is open
+        scene: bool = False,  # tell the scene beside examples, for a large model that was not fine-tuned
     ) -> None:
         self.embedder = embedder
         self.examples = list(examples)
@@ -144,7 +145,7 @@ class Prompt:
         self._things = re.compile(rf"\b({names})\b" if names else r"(?!)")  # the latter is found nowhere
         self.nearest, self.per_way = nearest, per_way
         self.spread, self.fewest = spread, fewest
-        self.tuned, self.about, self.states = tuned, about, states
+        self.tuned, self.about, self.states, self.scene = tuned, about, states, scene
         self._by_way: dict[str, list[Example]] = {}
         for example in self.examples:
             self._by_way.setdefault(self._mask(example.instruction), []).append(example)
@@ -234,7 +235,7 @@ class Prompt:
         instruction = one_line(instruction)
         if not steps_done or self._chosen[0] != instruction:
             self._chosen = (instruction, self.choose(instruction, feasible))
-            self._scene = describe(known, self.states) + "\n" if self.tuned and known else ""
+            self._scene = describe(known, self.states) + "\n" if known and (self.tuned or self.scene) else ""
         return self._write(instruction, steps_done)
 
     def content_free(self, steps_done: Sequence[str]) -> str:

@@ -190,7 +190,8 @@ def _plain(text: str) -> str:
 
 
 class ChatProposer:
-    """Proposals of any LangChain chat model, in one call. What is possible by rule is told to it."""
+    """Proposals of any LangChain chat model, in one call. What is possible by rule is told to it. Raises RemoteError
+    where it does not answer."""
 
     def __init__(self, model: BaseChatModel, prompt: Prompt) -> None:
         self.model, self.prompt = model, prompt
@@ -205,11 +206,13 @@ class ChatProposer:
     ) -> list[str]:
         from langchain_core.messages import HumanMessage, SystemMessage
 
-        shown = self.prompt.build(instruction, steps_done, feasible)
+        from planners.chat import ask, spoken
+
+        shown = self.prompt.build(instruction, steps_done, feasible, known)
         if feasible:
             shown += "\n\nAmong what is possible now: " + ", ".join(sorted(feasible))
-        answer = self.model.invoke([SystemMessage(CHAT.format(k=k, about=self.prompt.about)), HumanMessage(shown)])
-        return [line for line in str(answer.text).splitlines() if line.strip()][:k]
+        answer = ask(self.model, [SystemMessage(CHAT.format(k=k, about=self.prompt.about)), HumanMessage(shown)])
+        return [line for line in spoken(str(answer.text)).splitlines() if line.strip()][:k]
 
 
 class SampledProposer:

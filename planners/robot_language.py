@@ -57,9 +57,10 @@ class RobotLanguage:
         """The adapter, if it was taught all of these skills."""
         return self.adapter if {skill.text for skill in skills} <= self.taught else None
 
-    def prompt(self, embedder: TextEmbedder, tuned: bool = False, states: bool = False) -> Prompt:
-        """tuned: for a language model with the adapter. states: for one that was taught with scenes that tell them."""
-        return Prompt(embedder, self.examples, self.things, about=self.about, tuned=tuned, states=states)
+    def prompt(self, embedder: TextEmbedder, tuned: bool = False, states: bool = False, scene: bool = False) -> Prompt:
+        """tuned: for a language model with the adapter. states: for one that was taught with scenes that tell them.
+        scene: tell it to one that was not, too."""
+        return Prompt(embedder, self.examples, self.things, about=self.about, tuned=tuned, states=states, scene=scene)
 
 
 def unsure_in(file: Path) -> float | None:

@@ -4,16 +4,24 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING, cast
 
 from planners.prompts import ExamplesError, Prompt
 from planners.robot_language import RobotLanguage, tells_states
-from planners.saycan import Scorer
+from planners.saycan import SayCanConfig, SayCanPlanner, Scorer
 from skills.library import Skill
 from skills.robot_folder import RobotFolder
 
+if TYPE_CHECKING:
+    from langchain_core.language_models import BaseChatModel
+
+    from planners.proposal import Proposer
+
 KEY = "LANGUAGE_SERVER_KEY"  # environment variable
+CHAT_RETRIES = 2  # of LangChain's models, which know when to try again
 NONE = "none"
 UNSURE = 0.6  # a guess, for what `evaluate asking` has not measured
 
@@ -31,10 +39,20 @@ class LanguageConfig:
     # A folder that `saycan_qt.tune` left; "none": the model as published, which needs examples. By default the shipped
     # model plans with the adapter that comes with the robot's language, where it was taught all of the robot's skills
     adapter: str = ""
+    # A model that only chats: the URL of a server that does so as OpenAI's (with --language.served), or a name as
+    # LangChain's init_chat_model takes it, such as openai:gpt-5 or anthropic:claude-sonnet-4-5 (pip install
+    # langchain-openai, ...). It chooses among lettered skills where it tells how likely its letters are, else proposes
+    chat: str = ""
+    max_tokens: int = 1024  # of one answer of a chat model, what it says to itself included
+    timeout: float = 60.0  # [s] for one answer of a server or a chat model, further tries included
 
     @property
     def remote(self) -> bool:
-        return self.model.startswith(("http://", "https://"))
+        return _is_url(self.model)
+
+
+def _is_url(text: str) -> bool:
+    return text.startswith(("http://", "https://"))
 
 
 @dataclass(frozen=True)
@@ -44,6 +62,8 @@ class Language:
     scorer: Scorer
     prompt: Prompt
     name: str
+    proposer: Proposer | None = None  # which proposes steps, where it cannot score them
+    preselect: int = 0  # score only this many skills, unless told otherwise; 0: all
     unsure: float = UNSURE  # confidence up to which it asks, where it may, see planners.asking
 
 
@@ -60,6 +80,8 @@ def load_language(
 ) -> Language:
     """robot: how people speak to it. skills: those to plan with. score_hopeless: candidates that have no chance get
     their score, too. Raises LanguageError."""
+    if config.chat:
+        return _chatting(config, robot)
     from transformers.utils import logging as transformers_logging  # seconds, spent while the services start
 
     from planners.language import NEGLIGIBLE, LanguageScorer
@@ -74,7 +96,9 @@ def load_language(
                 raise LanguageError(
                     f"{config.model}: a server needs the name of its model (--language.served) and takes no adapter"
                 )
-            remote = RemoteScorer(config.model, config.served, os.environ.get(KEY))
+            remote = RemoteScorer(
+                config.model, config.served, os.environ.get(KEY), config.timeout, negligible=negligible
+            )
             return Language(remote, robot.prompt(text_embedder()), config.served)
         adapter = _adapter(config, robot, skills)
         scorer = LanguageScorer(config.model or None, adapter, negligible=negligible)
@@ -82,9 +106,83 @@ def load_language(
         prompt = robot.prompt(text_embedder(), tuned=adapter is not None, states=tells_states(adapter))
         measured = adapter is not None and adapter == robot.adapter and not config.model
         unsure = robot.unsure if measured and robot.unsure is not None else UNSURE
-        return Language(scorer, prompt, name, unsure)
+        return Language(scorer, prompt, name, unsure=unsure)
     except (WeightsError, RemoteError, OSError, ValueError) as error:
         raise LanguageError(" ".join(str(error).split())) from error
+
+
+def _chatting(config: LanguageConfig, robot: RobotLanguage) -> Language:
+    from planners.chat import OPTIONS, LetteredScorer
+    from planners.proposal import ChatProposer
+    from planners.weights import text_embedder
+
+    chat, top = try_chat(config)
+    prompt, name = robot.prompt(text_embedder(), scene=True), config.served or config.chat
+    scorer = LetteredScorer(chat, top, prompt.about)
+    if top:
+        return Language(scorer, prompt, f"{name}, by letters", preselect=OPTIONS)
+    return Language(scorer, prompt, f"{name}, by proposals", ChatProposer(chat, prompt))
+
+
+@cache
+def try_chat(config: LanguageConfig) -> tuple[BaseChatModel, int]:
+    """The chat model, and how many of an answer's likeliest tokens it tells; 0: none. It has answered a question by
+    then. Raises LanguageError."""
+    from pydantic import SecretStr
+
+    from planners.chat import ServerChat, tells_letters
+    from planners.remote import LanguageServer, RemoteError
+
+    if config.model or config.adapter not in ("", NONE):
+        raise LanguageError("--language.chat names a model of its own; leave --language.model and --language.adapter")
+    key, shown = os.environ.get(KEY), config.chat.rpartition("@")[2]  # what stands before an @ may be a password
+    if config.max_tokens < 1 or not 0 < config.timeout < float("inf"):
+        raise LanguageError("--language.max-tokens is at least 1, and --language.timeout above 0")
+    try:
+        if _is_url(config.chat):
+            if not config.served:
+                raise LanguageError(f"{shown}: a server needs the name of its model (--language.served)")
+            LanguageServer(config.chat, config.served, key)  # raises ValueError
+            chat: BaseChatModel = ServerChat(
+                url=config.chat,
+                served=config.served,
+                api_key=SecretStr(key) if key else None,
+                timeout=config.timeout,
+                max_tokens=config.max_tokens,
+            )
+        else:
+            chat = _named_chat(config)
+        return chat, tells_letters(chat)
+    except (RemoteError, ValueError) as error:
+        raise LanguageError(f"--language.chat {shown}: {' '.join(str(error).split())}") from None
+
+
+def _named_chat(config: LanguageConfig) -> BaseChatModel:
+    from langchain.chat_models import init_chat_model
+
+    try:
+        return init_chat_model(
+            config.chat, timeout=config.timeout, max_tokens=config.max_tokens, max_retries=CHAT_RETRIES
+        )
+    except ImportError as error:  # which says what to install
+        raise LanguageError(f"--language.chat {config.chat}: {' '.join(str(error).split())}") from None
+    except Exception as error:  # somebody else's library: a key that is missing, a name that it does not know
+        raise LanguageError(f"--language.chat {config.chat}: {' '.join(str(error).split())[:400]}") from None
+
+
+def planner_of(kind: str, language: Language, skills: Iterable[Skill], settings: SayCanConfig) -> SayCanPlanner:
+    """kind: "proposal" samples proposals from a local model; a chat model that cannot score proposes anyway."""
+    if kind != "proposal" and language.proposer is None:
+        settings = replace(settings, preselect=settings.preselect or language.preselect)
+        return SayCanPlanner(language.scorer, language.prompt, skills, settings)
+    from planners.chat import LetteredScorer
+    from planners.proposal import ChatProposer, LocalModel, ProposalPlanner, SampledProposer
+
+    proposer = language.proposer
+    if proposer is None and isinstance(language.scorer, LetteredScorer):
+        proposer = ChatProposer(language.scorer.chat, language.prompt)
+    proposer = proposer or SampledProposer(cast(LocalModel, language.scorer), language.prompt)
+    return ProposalPlanner(proposer, language.prompt, skills, settings)
 
 
 def _adapter(config: LanguageConfig, robot: RobotLanguage, skills: Iterable[Skill]) -> Path | None:

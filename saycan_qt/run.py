@@ -29,7 +29,7 @@ from planners import saycan
 from saycan_qt.journey.display import Display
 from saycan_qt.journey.lifecycle import Parts, Run, RunConfig
 from saycan_qt.journey.results import RunFolder, new_folder
-from saycan_qt.language import Language, LanguageConfig, language_of, load_language
+from saycan_qt.language import Language, LanguageConfig, LanguageError, language_of, load_language, try_chat
 from saycan_qt.options import parse
 from saycan_qt.services.processes import MISTAKE, refuse
 from skills.errors import SkillError
@@ -60,6 +60,8 @@ def check(config: RunConfig) -> str | None:
         return "--normalise and --explain are about likelihoods, of which --planner proposal has none"
     if config.planner == "proposal" and config.language.remote:
         return "--planner proposal samples from a local model; a server's likelihoods are for --planner saycan"
+    if config.language.chat and (config.normalise != "sum" or config.planner == "no-language"):
+        return "--normalise and --planner no-language are about likelihoods of texts, of which a chat model tells none"
     try:
         remote = [address for address in (config.server, config.robot) if address is not None]
         if not remote and (flags := config.credentials.flags()):
@@ -70,7 +72,9 @@ def check(config: RunConfig) -> str | None:
         file = config.skills or robot_of(config.robot_folder).path / SKILLS
         if config.server is None and saycan.DONE not in SkillLibrary.load(file):
             return f"{file}: a plan ends with the skill {saycan.DONE!r}, which this file lacks"
-    except SkillError as error:
+        if config.language.chat:
+            try_chat(config.language)
+    except (SkillError, LanguageError) as error:
         return str(error)
     return None
 

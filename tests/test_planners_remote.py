@@ -1,13 +1,11 @@
 """Scoring through HTTP: a server with the real model that answers as vLLM does, and servers that misbehave."""
 
-import json
 import threading
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 import pytest
 import torch
+from language_servers import serving
 
 from planners import remote
 from planners.language import LanguageScorer
@@ -21,36 +19,6 @@ CANDIDATES = [" find the apple\n", " find the orange\n", " open the top drawer\n
 @pytest.fixture(scope="module")
 def local():
     return LanguageScorer(dtype=torch.float32, negligible=0)
-
-
-@contextmanager
-def serving(answer):
-    """The address of a server; `answer(path, request, headers)` -> (status, JSON)."""
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self):
-            request = json.loads(self.rfile.read(int(self.headers.get("Content-Length", 0))) or "null")
-            status, content = answer(self.path, request, self.headers)
-            body = content if isinstance(content, bytes) else json.dumps(content).encode()
-            self.send_response(status)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-        do_GET = do_POST
-
-        def log_message(self, *_):
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_address[1]}"
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
 
 
 def vllm(scorer, change=lambda values: values, least=0):

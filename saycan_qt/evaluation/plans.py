@@ -30,7 +30,7 @@ from saycan_qt.kitchen.language.instructions import load as load_instructions
 from saycan_qt.kitchen.language.spoken import kitchen_language
 from saycan_qt.kitchen.robot import KitchenRobot
 from saycan_qt.kitchen.staging import Stage
-from saycan_qt.language import Language, LanguageConfig, LanguageError, load_language
+from saycan_qt.language import Language, LanguageConfig, LanguageError, load_language, planner_of
 from saycan_qt.options import Checkpoint, File
 from saycan_qt.services.models import Models as Hosted
 from saycan_qt.services.models import checkpoints
@@ -171,7 +171,7 @@ def load_models(config: PlansConfig, skills: SkillLibrary, load_language: Loader
         if config.execute:
             act, actor_id = actor, chosen.actor_id
     language = load_language(config.language, skills)
-    planner = SayCanPlanner(language.scorer, language.prompt, skills, config.planner)
+    planner = planner_of("saycan", language, skills, config.planner)
     return Models(planner, language.name, value, critic_id, act, actor_id)
 
 

@@ -11,22 +11,23 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future, wait
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from types import FrameType
-from typing import Literal, TypeVar, cast
+from typing import Literal, TypeVar
 
 from planners import saycan
 from planners.asking import Asking, When
+from planners.remote import RemoteError
 from saycan_qt.journey.display import VERDICTS, Display
 from saycan_qt.journey.journey import Journey
 from saycan_qt.journey.person import Person
 from saycan_qt.journey.recording import Recorder
 from saycan_qt.journey.report import write_report
 from saycan_qt.journey.results import REPORT, VIDEO, NotWritten, RunFolder, slug
-from saycan_qt.language import NONE, Language, LanguageConfig, LanguageError
+from saycan_qt.language import NONE, Language, LanguageConfig, LanguageError, planner_of
 from saycan_qt.options import Address, File, Folder, Instruction
 from saycan_qt.services.access import ClientOptions, HowToCall
 from saycan_qt.services.processes import (
@@ -240,6 +241,8 @@ class Run:
         except NotWritten as error:
             reason = f"the results cannot be written to {self.folder.path}: {error.strerror}"
             self._endings.put(Ending(NOT_DONE, "error", reason))
+        except RemoteError as error:  # a language server, or a chat model
+            self._endings.put(Ending(NOT_DONE, "error", str(error)))
         except SystemExit:  # so rich tells that the pipe it writes to was closed
             self._endings.put(Ending(NOT_DONE, "error", "nobody reads the output any more"))
         except Exception as error:
@@ -295,7 +298,7 @@ class Run:
         """The skill server tells its skills before its models are loaded."""
         self.display.begin_loading(LANGUAGE_MODEL)
         listed, config = skills.list_skills(), self.config.language
-        if self.config.planner == "proposal" and not config.adapter:
+        if self.config.planner == "proposal" and not config.adapter and not config.chat:
             config = replace(config, adapter=NONE)  # what was tuned on plans alone has one idea where eight are wanted
         language = self.parts.load_language(config, listed, self.config.explain)
         self.display.loaded(LANGUAGE_MODEL, language.name)
@@ -387,14 +390,3 @@ def saycan_config(config: RunConfig) -> saycan.SayCanConfig:
         score_all=config.explain,
         refuse=not config.anyway,
     )
-
-
-def planner_of(
-    kind: str, language: Language, skills: Sequence[Skill], settings: saycan.SayCanConfig
-) -> saycan.SayCanPlanner:
-    if kind != "proposal":
-        return saycan.SayCanPlanner(language.scorer, language.prompt, skills, settings)
-    from planners.proposal import LocalModel, ProposalPlanner, SampledProposer
-
-    proposer = SampledProposer(cast(LocalModel, language.scorer), language.prompt)
-    return ProposalPlanner(proposer, language.prompt, skills, settings)
