@@ -1,7 +1,7 @@
 """LanguageScorer: how likely a language model finds each candidate text after a prompt.
 
-The prompt's keys and values are kept and reused as it grows, and all candidates go through the model in one packed
-pass over their token trie: a shared beginning is computed once, a mask lets each token see its own ancestors only.
+The numbers are the model's own, whatever its family: when it is loaded, the ways of reading many candidates at once
+(`planners.passes`) are held against plain passes, and the fastest that agrees is used.
 Of a large library most candidates are hopeless from their first words; those are given up after a glance.
 """
 
@@ -14,7 +14,6 @@ import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from textwrap import shorten
 from typing import Any
@@ -22,9 +21,10 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from planners.model_files import fault
+from planners.passes import Reader, Unscorable, shared_beginning
 from planners.weights import WeightsError, file_sha256, language_model_path, quietly
 from skills import files
 
@@ -33,59 +33,48 @@ log = logging.getLogger(__name__)
 MANIFEST = "manifest.json"
 ADAPTER, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 MOST_ADAPTER, MOST_RANK = 2**30, 1024  # [bytes]; a larger one is no adapter
-HEAD_CHUNK = 256  # trie nodes whose logits over the whole vocabulary are held at once
-SUM_CHUNK = 2  # nodes that are normalised at once: few stay in the processor's cache, which halves the head's time
 NEGLIGIBLE = 1e-5  # no affordance makes up for so small a share of the likeliest candidate's probability
 GLANCES = (1, 4)  # tokens after which negligible candidates are given up: the verb, the object
 LOCAL: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}  # how transformers reads: nothing is run
 FEW = 16  # candidates that are scored at once without a glance at their beginnings
-
-
-@dataclass(frozen=True)
-class TokenTrie:
-    """Candidates' tokens with shared beginnings merged. Node 0 is the last token of the prompt."""
-
-    tokens: np.ndarray  # (nodes,) token ids; node 0's is unused
-    parents: np.ndarray  # (nodes,) parents[0] is -1; a parent comes before its children
-    inner: np.ndarray  # (nodes,) bool: has children, so the model must read it
-    leaves: np.ndarray  # (candidates,) the node at which each candidate ends
-
-    @staticmethod
-    def build(candidates: Sequence[Sequence[int]]) -> TokenTrie:
-        children: list[dict[int, int]] = [{}]
-        tokens, parents, leaves = [0], [-1], []
-        for candidate in candidates:
-            node = 0
-            for token in candidate:
-                if token not in children[node]:
-                    children[node][token] = len(tokens)
-                    tokens.append(token)
-                    parents.append(node)
-                    children.append({})
-                node = children[node][token]
-            leaves.append(node)
-        inner = np.array([bool(c) for c in children])
-        return TokenTrie(np.array(tokens), np.array(parents), inner, np.array(leaves))
+INSTEAD = "give a decoder such as Llama, Qwen or Mistral, or the URL of a vLLM server that runs this one"
+COUNTED = "Count: one\n1. two\n2. three\n3."
+PROBES = (  # what a model is tried with, see `Reader`
+    ("Count: one\n1. one\n2.", [" two\n"]),
+    (COUNTED, [" four\n", " four hundred\n"]),
+    (f"{COUNTED} four\n4.", [" five\n"]),
+)
 
 
 class LanguageScorer:
-    """A causal language model that scores texts. One prompt's cache is kept; not for use from two threads at once."""
+    """A causal language model that scores texts, of whatever family transformers has; see `planners.passes` for how.
+    What it has read of the prompt is kept; not for use from two threads at once."""
 
     def __init__(
         self,
-        path: str | Path | None = None,  # a model folder or a GGUF file; by default the pinned model
+        path: str | Path | None = None,  # a model folder, a GGUF file or a name on the hub; by default the pinned model
         adapter: str | Path | None = None,  # a folder in PEFT's format, as `python -m saycan_qt.tune` leaves it
         dtype: torch.dtype | None = None,  # see `fast_dtype`
         negligible: float = NEGLIGIBLE,  # see `score`
+        device: str = "cpu",  # as PyTorch calls it
     ) -> None:
+        """Raises WeightsError for what is no model, and for one that cannot be scored with."""
+        require(device)
         self.path = Path(path) if path is not None else language_model_path()
-        self.dtype = dtype or fast_dtype()
+        self.dtype = dtype or fast_dtype(device)
         self.negligible = negligible
         self.model, self.tokenizer = load(self.path, self.dtype)
         if adapter is not None:
             self.model = adapted(self.model, Path(adapter))
-        self._cache = DynamicCache(config=self.model.config)
-        self._cached: list[int] = []  # the tokens whose keys and values are in the cache
+        self.model = self.model.to(device)
+        self._first = self._special_first()
+        try:
+            self._readable()
+            with quietly():
+                self.reader = Reader(self.model, [self._tokenize(prompt, texts) for prompt, texts in PROBES])
+        except Unscorable as error:
+            kind = type(self.model).__name__
+            raise WeightsError(f"{self.path}: a {kind} that cannot be scored with: {error}; {INSTEAD}") from error
 
     def score(self, prompt: str, candidates: Sequence[str]) -> np.ndarray:
         """Log-likelihoods (N,) float32: the sum over each candidate's tokens, given the prompt.
@@ -104,100 +93,68 @@ class LanguageScorer:
         for length in GLANCES if self.negligible else ():
             if len(alive) <= FEW:
                 break
-            beginnings = self._score_tokens(prompt_ids, [candidate_ids[i][:length] for i in alive])
+            beginnings = self.reader.log_likelihoods(prompt_ids, [candidate_ids[i][:length] for i in alive])
             alive = alive[beginnings >= beginnings.max() + np.log(self.negligible)]
-        scores[alive] = self._score_tokens(prompt_ids, [candidate_ids[i] for i in alive])
+        scores[alive] = self.reader.log_likelihoods(prompt_ids, [candidate_ids[i] for i in alive])
         return scores
 
     def count_tokens(self, prompt: str, candidates: Sequence[str]) -> np.ndarray:
         """(N,) how many tokens `score` sums over for each candidate."""
         return np.array([len(ids) for ids in self._tokenize(prompt, candidates)[1]]) if candidates else np.zeros(0, int)
 
-    def _score_tokens(self, prompt_ids: list[int], candidate_ids: list[list[int]]) -> np.ndarray:
-        """Log-likelihoods (N,) float64 in one packed pass."""
-        trie = TokenTrie.build(candidate_ids)
-        with torch.inference_mode():
-            return self._log_likelihoods(self._read(prompt_ids, trie), trie)[trie.leaves]
+    # -- tokens ------------------------------------------------------------------------------------------------------
 
     def _tokenize(self, prompt: str, candidates: Sequence[str]) -> tuple[list[int], list[list[int]]]:
-        """Tokens of the prompt, and of each candidate after it, cut where a whole text's tokens would be cut."""
-        line_start = prompt.rfind("\n") + 1  # tokens do not cross the start of a line, so the head is read once
+        """Tokens of the prompt, and of each candidate after it, cut where a whole text's tokens are cut."""
+        texts = [prompt, *(prompt + candidate for candidate in candidates)]
+        line_start = prompt.rfind("\n") + 1
         head, line = prompt[:line_start], prompt[line_start:]
-        head_ids = self.tokenizer(head, add_special_tokens=True).input_ids if head else []
-        texts = [line, *(line + candidate for candidate in candidates)]
-        line_ids, *full_ids = self.tokenizer(texts, add_special_tokens=not head).input_ids
-        shared = _shared([line_ids, *full_ids])  # shorter where a candidate merges with the prompt
-        prompt_ids = head_ids + line_ids[:shared]
+        whole = self._ids([prompt, texts[-1]])
+        head_ids, lines = self._ids([head])[0], self._ids([text[line_start:] for text in texts])
+        if line and [head_ids + lines[0], head_ids + lines[-1]] == whole:  # the head is read once
+            shared = shared_beginning(lines)
+            prompt_ids, rows = self._first + head_ids + lines[0][:shared], [ids[shared:] for ids in lines[1:]]
+        else:  # a tokenizer that puts a blank before what it is given, or whose tokens cross the start of a line
+            full = self._ids(texts)
+            shared = shared_beginning(full)  # shorter where a candidate merges with the prompt
+            prompt_ids, rows = self._first + full[0][:shared], [ids[shared:] for ids in full[1:]]
         if not prompt_ids:
             raise ValueError("the prompt is empty; a candidate is scored given at least one token")
-        return prompt_ids, [ids[shared:] for ids in full_ids]
+        return prompt_ids, rows
 
-    def _read(self, prompt_ids: list[int], trie: TokenTrie) -> torch.Tensor:
-        """Last hidden states (inner nodes, width), node 0 first; leaves the prompt, less its last token, cached."""
-        kept = _shared([self._cached, prompt_ids[:-1]])
-        self._cache.crop(kept - len(self._cached))
-        new = np.array(prompt_ids[kept:])  # at least one token, the last of them being node 0
-        inner = np.flatnonzero(trie.inner)[1:] if len(trie.tokens) > 1 else np.zeros(0, int)
-        count = len(new) + len(inner)
-        row = np.full(len(trie.tokens), -1)  # node -> its row in this pass
-        row[0] = len(new) - 1
-        row[inner] = len(new) + np.arange(len(inner))
+    def _ids(self, texts: Sequence[str]) -> list[list[int]]:
+        return self.tokenizer(list(texts), add_special_tokens=False).input_ids
 
-        visible = np.zeros((count, kept + count), bool)
-        visible[:, :kept] = True
-        visible[: len(new), kept : kept + len(new)] = np.tri(len(new), dtype=bool)
-        depth = np.zeros(len(trie.tokens), int)
-        for node in inner:
-            parent = trie.parents[node]
-            depth[node] = depth[parent] + 1
-            visible[row[node]] = visible[row[parent]]
-            visible[row[node], kept + row[node]] = True
+    def _special_first(self) -> list[int]:
+        """The tokens with which the tokenizer begins every text; those with which it ends one are left away."""
+        with_special, without = self.tokenizer("1").input_ids, self._ids(["1"])[0]
+        for start in range(len(with_special) - len(without) + 1):
+            if with_special[start : start + len(without)] == without:
+                return with_special[:start]
+        return []
 
-        positions = np.concatenate([kept + np.arange(len(new)), len(prompt_ids) - 1 + depth[inner]])
-        mask = torch.zeros(visible.shape, dtype=self.dtype).masked_fill_(
-            torch.from_numpy(~visible), torch.finfo(self.dtype).min
-        )
-        self._cached = []  # what is in the cache is unknown should the pass be interrupted
-        cache, self._cache = self._cache, DynamicCache(config=self.model.config)
-        hidden = self.model.model(
-            input_ids=torch.from_numpy(np.concatenate([new, trie.tokens[inner]]))[None],
-            attention_mask=mask[None, None],
-            position_ids=torch.from_numpy(positions)[None],
-            past_key_values=cache,
-            use_cache=True,
-        ).last_hidden_state[0, len(new) - 1 :]
-        cache.crop(-(len(inner) + 1))
-        self._cache, self._cached = cache, prompt_ids[:-1]
-        return hidden
-
-    def _log_likelihoods(self, hidden: torch.Tensor, trie: TokenTrie) -> np.ndarray:
-        """(nodes,) float64: log-likelihood of the path from the prompt to each node."""
-        inner_index = np.cumsum(trie.inner) - 1  # node -> its row in hidden
-        of_parent = inner_index[trie.parents[1:]]
-        order = np.argsort(of_parent, kind="stable")
-        edge = np.zeros(len(trie.tokens))
-        bounds = np.searchsorted(of_parent[order], np.arange(0, len(hidden) + HEAD_CHUNK, HEAD_CHUNK))
-        for start, first, last in zip(range(0, len(hidden), HEAD_CHUNK), bounds, bounds[1:], strict=False):
-            logits = self.model.lm_head(hidden[start : start + HEAD_CHUNK])
-            total = torch.cat([some.float().logsumexp(dim=-1) for some in logits.split(SUM_CHUNK)])
-            nodes = order[first:last] + 1
-            rows = torch.from_numpy(of_parent[order[first:last]] - start)
-            chosen = logits[rows, torch.from_numpy(trie.tokens[nodes])]
-            edge[nodes] = (chosen.float() - total[rows]).double().numpy()
-        path = np.zeros(len(trie.tokens))
-        for node in range(1, len(path)):
-            path[node] = path[trie.parents[node]] + edge[node]
-        return path
+    def _readable(self) -> None:
+        """Raises Unscorable where lines would run into one another."""
+        one, two, apart = self._ids(["1 2", "1 2\n", "1\n2"])
+        if two == one or apart == one:
+            raise Unscorable("its tokenizer drops the ends of lines, which tell where a step ends")
 
 
-def _shared(sequences: Sequence[Sequence[int]]) -> int:
-    """How many tokens all sequences begin with in common."""
-    columns = zip(*sequences, strict=False)
-    return next((i for i, column in enumerate(columns) if len(set(column)) > 1), min(map(len, sequences)))
+def require(device: str) -> None:
+    """Raises WeightsError where PyTorch cannot use it."""
+    try:
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        why = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise WeightsError(f"the device {device!r} cannot be used here, cpu can: {why}") from None
 
 
-def fast_dtype() -> torch.dtype:
+def fast_dtype(device: str = "cpu") -> torch.dtype:
     """bfloat16 where the processor multiplies it natively, else float32."""
+    if device.startswith("cuda"):
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
+    if device != "cpu":
+        return torch.float32
     capabilities = torch.cpu.get_capabilities()
     native = capabilities.get("amx_bf16") or capabilities.get("avx512_bf16")
     return torch.bfloat16 if native else torch.float32
@@ -216,9 +173,6 @@ def load(path: Path, dtype: torch.dtype) -> tuple[Any, Any]:
     except Exception as error:  # somebody else's files in somebody else's libraries: they raise anything
         reason = shorten(str(error), 400, placeholder=" ...") or type(error).__name__
         raise WeightsError(f"{path}: cannot be read as a language model: {reason}") from error
-    if not (hasattr(model, "model") and hasattr(model, "lm_head")):
-        kind = type(model).__name__
-        raise WeightsError(f"{path}: a {kind} cannot be scored with; give a decoder such as Llama, Qwen or Mistral")
     return model, tokenizer
 
 

@@ -14,7 +14,8 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from planners import weights
-from planners.language import LanguageScorer, TokenTrie, adapted, is_whole
+from planners.language import LanguageScorer, adapted, is_whole
+from planners.passes import TokenTrie
 from planners.weights import WeightsError
 from saycan_qt.kitchen.language.spoken import kitchen_language
 
