@@ -23,8 +23,10 @@ from langchain_core.outputs import ChatGeneration, ChatResult, GenerationChunk
 from langchain_core.runnables import Runnable, RunnableConfig, RunnableGenerator, run_in_executor
 from langchain_core.tools import StructuredTool, ToolException
 from langgraph.prebuilt import ToolRuntime
+from langgraph.types import interrupt
 from pydantic import PrivateAttr
 
+from planners.asking import Asking, Question
 from planners.prompts import describe
 from planners.proposal import generate
 from planners.saycan import DONE, Decision, Judge, SayCanPlanner, Step, World
@@ -205,6 +207,7 @@ class PlannerModel(BaseChatModel):
     planner: Any  # a SayCanPlanner
     judge: Any  # a Judge
     world: Any  # a World; it is only looked at here
+    asking: Asking = Asking()  # when a person is asked, by an interrupt of LangGraph, whose value is the question
     _errands: Errands = PrivateAttr()
 
     def model_post_init(self, context: Any, /) -> None:
@@ -248,11 +251,12 @@ class PlannerModel(BaseChatModel):
         return ChatResult(generations=[ChatGeneration(message=answer)])
 
     def _decide(self, errand: Errand) -> str:
-        """The errand's next call, or its end; why it is refused, if it is. It may be broken off before it changes
-        anything, and asked again: where a person is to choose, `langgraph.types.interrupt` goes below `step`."""
+        """The errand's next call, or its end; why it is refused, if it is."""
         observation = self.world.observe()
         affordances = self.judge.affordances(observation)
         decision = self.planner.step(errand.instruction, errand.steps, affordances, observation)
+        if (question := self.asking.question(errand.instruction, decision)) is not None:
+            return self._ask(errand, question)
         if decision.refusal is not None:
             errand.end(decision.refusal.reason)
             return decision.refusal.reason
@@ -262,6 +266,23 @@ class PlannerModel(BaseChatModel):
             errand.end(f"not done after {len(errand.steps)} steps")
         else:
             errand.ask(decision.skill)
+        return ""
+
+    def _ask(self, errand: Errand, question: Question) -> str:
+        """What the person chooses is done; other words end the errand, to be said anew. The graph is broken off here,
+        before anything is changed, and comes by again with the answer: it needs a checkpointer."""
+        told = {"instruction": question.instruction, "reason": question.reason, "options": list(question.options)}
+        said = str(interrupt(told | {"confidence": question.confidence})).strip()
+        chosen = [skill for n, skill in enumerate(question.skills, 1) if said in (str(n), skill.text, skill.name)]
+        if not chosen:
+            options = ", ".join(question.options) or "what the robot can do"
+            refused = f"it was not to be any of {options}; say what it is"
+            errand.end(refused)
+            return refused
+        if chosen[0].name == DONE:
+            errand.end("done")
+        else:
+            errand.ask(chosen[0])
         return ""
 
     def _names(self) -> dict[str, str]:

@@ -36,6 +36,7 @@ from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.errors import GraphRecursionError
 from langgraph.types import Command
 
+from planners.asking import Asking
 from planners.langchain import PlannerModel, observe_tool, skill_tools
 from planners.prompts import Prompt
 from planners.saycan import SayCanConfig, SayCanPlanner
@@ -337,3 +338,24 @@ def test_an_agent_may_look_and_moves_nothing_by_it():
     assert seen.artifact == {"place": "sink", "held": "cup", "objects": {"cup": "sink"}}
     agent_of(house, tools=[observe_tool(house)]).invoke(asks())
     assert house.done == WASHED
+
+
+# ---- a person who is asked
+
+
+def asked(agent, thread, given):
+    end = agent.invoke(given, {"configurable": {"thread_id": thread}})
+    return [interruption.value for interruption in end.get("__interrupt__", [])], end["messages"][-1].text
+
+
+def test_a_person_is_asked_by_an_interrupt_and_what_they_choose_is_done():
+    house = House()
+    model = model_of(house)
+    model.asking = Asking("always")
+    agent = create_agent(model, skill_tools(SKILLS, house), checkpointer=InMemorySaver())
+    [first], _ = asked(agent, "a", {"messages": [HumanMessage("wash the cup please")]})
+    assert first["options"][0] == "take the cup" and first["instruction"] == "wash the cup please" and not house.done
+    [second], _ = asked(agent, "a", Command(resume="2"))
+    assert house.done == [first["options"][1].replace("the ", "")] and second["options"]
+    none, said = asked(agent, "a", Command(resume="the plate, of course"))
+    assert not none and said.startswith("it was not to be any of") and len(house.done) == 1

@@ -14,16 +14,17 @@ from saycan_qt.kitchen.language.errands import Unsuitable
 from saycan_qt.kitchen.language.expert import Expert
 from saycan_qt.kitchen.symbolic import NOTHING, SymbolicKitchen
 from skills.connective import OPERATOR
-from skills.library import SkillLibrary
+from skills.library import Skill, SkillLibrary
 
 Condition = Mapping[str, Any]
 LATER = ("closed", "holding", "robot")  # conditions that bringing about others would undo
 
 
 def right_next(kitchen: SymbolicKitchen, goal: Iterable[Condition], library: SkillLibrary) -> set[str]:
-    """Names of the skills with which a shortest way of bringing about some condition that does not hold begins; "done"
+    """Names of the skills that bring some condition about that does not hold, or with which a way to it begins; "done"
     where all hold. Conditions that others would undo come last, closing a drawer that nothing is to go into excepted.
-    What leads to the same kitchen is as right. Empty where something holds that must not, as too many of a thing."""
+    What leads to the same kitchen is as right, but not what is about a thing that the goal is not about: who goes to the
+    table to find the one will pick it there. Empty where something holds that must not, as too many of a thing."""
     goal = list(goal)
     unmet = [condition for condition in goal if not kitchen.holds(condition)]
     if not unmet:
@@ -32,7 +33,21 @@ def right_next(kitchen: SymbolicKitchen, goal: Iterable[Condition], library: Ski
     early = [c for c in unmet if "closed" in c and not any(c["closed"] in _drawers(kitchen, other) for other in first)]
     wanted = [*first, *early] or next(found for key in LATER if (found := [c for c in unmet if key in c]))
     results = [after for condition in wanted for after in _beginnings(kitchen, condition, library)]
-    return {skill.name for skill in library if skill.name != DONE and _after(kitchen, skill.name, library) in results}
+    about = {"", kitchen.held, *(name for condition in goal for name in _names(condition))}
+
+    def right(skill: Skill) -> bool:
+        if skill.name == DONE or not {skill.arguments.get(slot, "") for slot in ("object", "target")} <= about:
+            return False
+        after = _after(kitchen, skill.name, library)
+        return after is not None and (after in results or any(after.holds(condition) for condition in wanted))
+
+    return {skill.name for skill in library if right(skill)}
+
+
+def _names(condition: Condition) -> list[str]:
+    """The things that a condition is about; "" beside them."""
+    named = (condition.get(key, "") for key in ("object", "near", "holding"))
+    return [*named, *condition.get("one of", ()), *(_names(condition["not"]) if "not" in condition else ())]
 
 
 def _drawers(kitchen: SymbolicKitchen, condition: Condition) -> set[str]:
