@@ -23,8 +23,8 @@ LATER = ("closed", "holding", "robot")  # conditions that bringing about others 
 def right_next(kitchen: SymbolicKitchen, goal: Iterable[Condition], library: SkillLibrary) -> set[str]:
     """Names of the skills that bring some condition about that does not hold, or with which a way to it begins; "done"
     where all hold. Conditions that others would undo come last, closing a drawer that nothing is to go into excepted.
-    What leads to the same kitchen is as right, but not what is about a thing that the goal is not about: who goes to the
-    table to find the one will pick it there. Empty where something holds that must not, as too many of a thing."""
+    What leads to the same kitchen is as right, but not what is about a thing that the goal is not about: who goes to
+    the table to find the one will pick it there. Empty where something holds that must not, as too many of a thing."""
     goal = list(goal)
     unmet = [condition for condition in goal if not kitchen.holds(condition)]
     if not unmet:
