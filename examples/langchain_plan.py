@@ -3,7 +3,8 @@
 python examples/langchain_plan.py "throw away the apple"
 python examples/langchain_plan.py "I am thirsty" --propose                      # the local model talks
 python examples/langchain_plan.py "I am thirsty" --url http://gpu-box:8000 --model Qwen/Qwen3-8B-Base   # vLLM
-python examples/langchain_plan.py "I am thirsty" --chat openai:gpt-5            # pip install langchain-openai
+python examples/langchain_plan.py "I am thirsty" --chat openai:gpt-5            # pip install 'saycan-qt[chat]'
+python examples/langchain_plan.py "I am thirsty" --chat http://gpu-box:8000 --model Qwen/Qwen3-8B       # it only chats
 """
 
 from __future__ import annotations
@@ -14,14 +15,11 @@ from typing import Annotated
 
 import tyro
 from kitchen import kitchen
-from langchain.chat_models import init_chat_model
 
 from planners.langchain import runnable_plan
-from planners.proposal import ChatProposer, ProposalPlanner, SampledProposer
-from planners.saycan import Decision, SayCanPlanner
-from planners.weights import text_embedder
+from planners.saycan import Decision, SayCanConfig
 from saycan_qt.kitchen.language.spoken import kitchen_language
-from saycan_qt.language import NONE, LanguageConfig, load_language
+from saycan_qt.language import NONE, LanguageConfig, load_language, planner_of
 
 
 @dataclass(frozen=True)
@@ -33,24 +31,16 @@ class Config:
     propose: bool = False  # the local model proposes steps instead of scoring them
     url: str = ""  # a server that scores; its key, if it wants one, is taken from LANGUAGE_SERVER_KEY
     model: str = ""  # what that server calls the model
-    chat: str = ""  # a chat model that proposes, as langchain's init_chat_model names it
+    chat: str = ""  # a chat model, as langchain's init_chat_model names it, or the URL of a server that only chats
 
 
 def main(config: Config) -> int:
     here = kitchen(config.seed, config.server, config.robot)
-    if config.chat:
-        prompt = kitchen_language().prompt(text_embedder())
-        planner: SayCanPlanner = ProposalPlanner(
-            ChatProposer(init_chat_model(config.chat), prompt), prompt, here.skills
-        )
-    else:
-        adapter = NONE if config.propose else ""  # tuned on plans alone, it has one idea where eight are wanted
-        language = load_language(LanguageConfig(config.url, config.model, adapter), kitchen_language(), here.skills)
-        if config.propose:
-            proposer = SampledProposer(language.scorer, language.prompt)
-            planner = ProposalPlanner(proposer, language.prompt, here.skills)
-        else:
-            planner = SayCanPlanner(language.scorer, language.prompt, here.skills)
+    adapter = NONE if config.propose else ""  # tuned on plans alone, it has one idea where eight are wanted
+    chosen = LanguageConfig(config.url, config.model, adapter, config.chat)
+    language = load_language(chosen, kitchen_language(), here.skills)
+    kind = "proposal" if config.propose else "saycan"
+    planner = planner_of(kind, language, here.skills, SayCanConfig())
     finished = False
     for [event] in runnable_plan(planner, here, here).stream(config.instruction):
         if isinstance(event, Decision):

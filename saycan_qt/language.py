@@ -62,9 +62,9 @@ class Language:
     scorer: Scorer
     prompt: Prompt
     name: str
+    unsure: float = UNSURE  # confidence up to which it asks, where it may, see planners.asking
     proposer: Proposer | None = None  # which proposes steps, where it cannot score them
     preselect: int = 0  # score only this many skills, unless told otherwise; 0: all
-    unsure: float = UNSURE  # confidence up to which it asks, where it may, see planners.asking
 
 
 def language_of(robot: RobotFolder) -> RobotLanguage:
@@ -106,7 +106,7 @@ def load_language(
         prompt = robot.prompt(text_embedder(), tuned=adapter is not None, states=tells_states(adapter))
         measured = adapter is not None and adapter == robot.adapter and not config.model
         unsure = robot.unsure if measured and robot.unsure is not None else UNSURE
-        return Language(scorer, prompt, name, unsure=unsure)
+        return Language(scorer, prompt, name, unsure)
     except (WeightsError, RemoteError, OSError, ValueError) as error:
         raise LanguageError(" ".join(str(error).split())) from error
 
@@ -121,7 +121,7 @@ def _chatting(config: LanguageConfig, robot: RobotLanguage) -> Language:
     scorer = LetteredScorer(chat, top, prompt.about)
     if top:
         return Language(scorer, prompt, f"{name}, by letters", preselect=OPTIONS)
-    return Language(scorer, prompt, f"{name}, by proposals", ChatProposer(chat, prompt))
+    return Language(scorer, prompt, f"{name}, by proposals", proposer=ChatProposer(chat, prompt))
 
 
 @cache

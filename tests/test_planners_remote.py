@@ -9,7 +9,7 @@ from language_servers import serving
 
 from planners import remote
 from planners.language import LanguageScorer
-from planners.remote import CannotScore, RemoteError, RemoteScorer
+from planners.remote import UNTOLD, CannotScore, RemoteError, RemoteScorer, _cuts
 
 KEY = "sk-very-secret"
 PROMPT = "Instruction: bring me an apple\n1. find the apple\n2. pick up the apple\n\nInstruction: open it\n1."
@@ -23,6 +23,14 @@ def local():
 
 def vllm(scorer, change=lambda values: values, least=0):
     """Answers in vLLM's format, from the real model; `least`: the smallest max_tokens that is accepted."""
+
+    def next_token(index, text, count):
+        with torch.inference_mode():
+            logits = (
+                scorer.model(torch.tensor([scorer.tokenizer(text).input_ids])).logits[0, -1].double().log_softmax(-1)
+            )
+        top = {scorer.tokenizer.decode([i]): logits[i].item() for i in logits.topk(count).indices.tolist()}
+        return {"index": index, "text": next(iter(top)), "logprobs": {"top_logprobs": [top]}}
 
     def row(index, text, max_tokens):
         ids = scorer.tokenizer(text).input_ids
@@ -43,6 +51,8 @@ def vllm(scorer, change=lambda values: values, least=0):
         if request["max_tokens"] < least:
             return 400, {"error": {"message": "max_tokens must be at least 1"}}
         texts = enumerate(request["prompt"])
+        if not request.get("echo"):
+            return 200, {"choices": [next_token(index, text, request["logprobs"]) for index, text in texts][::-1]}
         return 200, {"choices": [row(index, text, request["max_tokens"]) for index, text in texts][::-1]}
 
     return answer
@@ -51,9 +61,54 @@ def vllm(scorer, change=lambda values: values, least=0):
 @pytest.mark.parametrize("least", [0, 1])
 def test_remote_scores_equal_local_ones_also_where_no_token_may_be_left_unsaid(local, least):
     with serving(vllm(local, least=least)) as url:
-        scorer = RemoteScorer(url, "small", batch=4)
+        scorer = RemoteScorer(url, "small", batch=4, negligible=0)
         np.testing.assert_allclose(scorer.score(PROMPT, CANDIDATES), local.score(PROMPT, CANDIDATES), atol=1e-3)
         assert (scorer.count_tokens(PROMPT, CANDIDATES) == local.count_tokens(PROMPT, CANDIDATES)).all()
+
+
+def test_the_hopeless_are_given_up_and_all_others_scored_without_reading_the_prompt_for_each(local):
+    asked, answer = [], vllm(local)
+
+    def counting(path, request, headers):
+        asked.append(request)
+        return answer(path, request, headers)
+
+    with serving(counting) as url:
+        scorer, asked[:] = RemoteScorer(url, "small"), []
+        scores, exact = scorer.score(PROMPT, CANDIDATES), local.score(PROMPT, CANDIDATES)
+        told, read = np.isfinite(scores), [request for request in asked if request.get("echo")]
+        np.testing.assert_allclose(scores[told], exact[told], atol=1e-3)
+        assert told[0] and (exact[~told] < exact.max() + np.log(UNTOLD)).all()
+        lines, *rest = read  # one text of all candidates, and those that were not among the likeliest
+        assert len(lines["prompt"]) == 1 and sum(len(request["prompt"]) for request in rest) < len(CANDIDATES)
+        assert len(asked) <= 6
+        assert (scorer.count_tokens(PROMPT, CANDIDATES) == local.count_tokens(PROMPT, CANDIDATES)).all()
+
+
+def test_a_server_that_tells_no_next_tokens_reads_every_candidate(local):
+    answer = vllm(local)
+
+    def reads(path, request, headers):
+        return answer(path, request, headers) if not request or request.get("echo") else (400, {"error": "no"})
+
+    with serving(reads) as url:
+        scores = RemoteScorer(url, "small").score(PROMPT, CANDIDATES)
+    np.testing.assert_allclose(scores, local.score(PROMPT, CANDIDATES), atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "cuts"),
+    [
+        (["1", ".", " go", "\n", "1", ".", " dance", "\n"], [("1", "."), (" go", "\n"), ("1", "."), (" dance", "\n")]),
+        (["<s>", "1.", " go\n", "1", ".", " da", "nce\n"], [("1.",), (" go\n",), ("1", "."), (" da", "nce\n")]),
+        (["1", ". go", "\n", "1", ".", " dance", "\n"], None),  # beyond the line's number
+        (["1", ".", " go", "\n1", ".", " dance", "\n"], None),  # beyond the line
+        (["1", ".", "?"], None),
+        ([], None),
+    ],
+)
+def test_tokens_of_lines_are_told_apart_or_not_at_all(tokens, cuts):
+    assert _cuts(tokens, ["1.", " go\n", "1.", " dance\n"]) == cuts
 
 
 def test_a_candidate_that_merges_with_the_prompts_last_word_is_cut_as_locally(local):
