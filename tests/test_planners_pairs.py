@@ -9,8 +9,9 @@ from planners.prompts import CANNOT
 from saycan_qt.kitchen.language import instructions
 from saycan_qt.kitchen.language.errands import Unsuitable
 from saycan_qt.kitchen.language.intricate import Asked, Part, in_view
-from saycan_qt.kitchen.language.pairs import LONGEST_PLAN, PairGenerator, text_of, with_a_slip
+from saycan_qt.kitchen.language.pairs import LONGEST_PLAN, PairGenerator, text_of
 from saycan_qt.kitchen.language.phrases import PHRASES, Phrases, is_held_out
+from saycan_qt.kitchen.language.slips import with_a_slip
 from saycan_qt.kitchen.language.sources import INTRICATE, SOURCES
 from saycan_qt.kitchen.symbolic import SymbolicKitchen
 from skills.library import SkillLibrary

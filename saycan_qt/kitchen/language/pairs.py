@@ -9,7 +9,6 @@ which of them come together, in which kitchen; the plan is an expert's, carried 
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,6 +19,7 @@ from saycan_qt.kitchen.language.expert import Expert
 from saycan_qt.kitchen.language.intricate import Asked, Intricate
 from saycan_qt.kitchen.language.phrases import Phrases
 from saycan_qt.kitchen.language.setting import kitchen_for
+from saycan_qt.kitchen.language.slips import with_a_slip
 from saycan_qt.kitchen.language.sources import INTRICATE, SOURCES, Sources
 from saycan_qt.kitchen.language.wording import Wording
 from saycan_qt.kitchen.symbolic import SymbolicKitchen
@@ -29,7 +29,6 @@ LONGEST_PLAN = 32  # steps, "done" not counted: eight deliveries
 TAUGHT, OVERLOOKED, SCENELESS = 0.04, 0.06, 0.06  # shares of pairs, see text_of
 SLIPS, SLIPPED = (1, 3), 0.1  # in how many letters, and in which share of the sentences
 LETTERS = "aabcdeefghiijklmnoopqrstuuvwxyz"
-KEYS = ("qwertyuiop", "asdfghjkl", "zxcvbnm")  # beside one another
 
 
 @dataclass(frozen=True)
@@ -133,25 +132,3 @@ def _spoken(text: str, rng: np.random.Generator) -> str:
         for _ in range(rng.integers(SLIPS[0], SLIPS[1] + 1)):
             text = with_a_slip(text, rng)
     return text
-
-
-def with_a_slip(text: str, rng: np.random.Generator) -> str:
-    """With two letters changed over, or one left out, written twice, or its key's neighbour in its place; a sentence
-    without two letters in a row stays as it is."""
-    places = [found.start() for found in re.finditer(r"(?=[a-zA-Z]{2})", text)]
-    if not places:
-        return text
-    at = int(rng.choice(places))
-    letter, following = text[at], text[at + 1]
-    match rng.integers(4):
-        case 0:
-            slip = following + letter
-        case 1:
-            slip = letter
-        case 2:
-            slip = letter + following * 2
-        case _:
-            row = next(keys for keys in KEYS if following.lower() in keys)
-            near = row.index(following.lower())
-            slip = letter + str(rng.choice([key for key in (row[near - 1 : near] + row[near + 1 : near + 2])]))
-    return text[:at] + slip + text[at + 2 :]
