@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from planners.prompts import Example, ExamplesError, Prompt, TextEmbedder, load_examples, load_words
+from planners.spelling import Spelling, words_of
 from skills import files
 from skills.library import MAX_COMPARED, Skill, SkillLibrary
 from skills.robot_folder import RobotFolder
@@ -59,7 +60,11 @@ class RobotLanguage:
 
     def prompt(self, embedder: TextEmbedder, tuned: bool = False, states: bool = False) -> Prompt:
         """tuned: for a language model with the adapter. states: for one that was taught with scenes that tell them."""
-        return Prompt(embedder, self.examples, self.things, about=self.about, tuned=tuned, states=states)
+        said = (text for example in self.examples for text in (example.instruction, *example.plan))
+        spelling = Spelling((*said, *self.things, *self.taught), words_of(embedder))
+        return Prompt(
+            embedder, self.examples, self.things, about=self.about, tuned=tuned, states=states, spelling=spelling
+        )
 
 
 def unsure_in(file: Path) -> float | None:
