@@ -20,7 +20,7 @@ from skills.robot_folder import RobotFolder
 EXAMPLES, ADAPTER = "examples.yaml", "adapter"  # in a robot's folder
 DONE = "done"  # the skill that ends a plan
 ASKING = "asking.json"  # in a robot's folder: `python -m saycan_qt.evaluate asking --calibrate` writes it
-TOLD = "told.json"  # in an adapter's folder: what its model is told beside the usual
+SCENES = "scenes.json"  # in an adapter's folder: what the scenes told that it was taught with
 
 
 @dataclass(frozen=True)
@@ -82,11 +82,11 @@ def unsure_in(file: Path) -> float | None:
 
 def tells_states(adapter: Path | None) -> bool:
     """Was this adapter taught with scenes that tell what is open? Raises ValueError for a file that cannot be read."""
-    if adapter is None or not (adapter / TOLD).is_file():
+    if adapter is None or not (adapter / SCENES).is_file():
         return False
-    told = files.read_json(adapter / TOLD, files.SMALL)
+    told = files.read_json(adapter / SCENES, files.SMALL)
     if not isinstance(told, dict) or not isinstance(told.get("states"), bool):
-        raise ValueError(f'{adapter / TOLD}: it must be {{"states": true}} or false')
+        raise ValueError(f'{adapter / SCENES}: it must be {{"states": true}} or false')
     return bool(told["states"])
 
 
