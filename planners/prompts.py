@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 import yaml
 
+from planners.spelling import Spelling
 from skills import files
 from skills.library import MAX_WORD, placeholders
 from skills.rules import Known
@@ -138,6 +139,7 @@ class Prompt:
         about: str = "a robot",  # whom a chat model is told that it plans for
         states: bool = False,  # for a model that was fine-tuned with scenes that tell what is open
         scene: bool = False,  # tell the scene beside examples, for a large model that was not fine-tuned
+        spelling: Spelling | None = None,  # reads slips of the finger as what was meant
     ) -> None:
         self.embedder = embedder
         self.examples = list(examples)
@@ -145,7 +147,7 @@ class Prompt:
         self._things = re.compile(rf"\b({names})\b" if names else r"(?!)")  # the latter is found nowhere
         self.nearest, self.per_way = nearest, per_way
         self.spread, self.fewest = spread, fewest
-        self.tuned, self.about, self.states, self.scene = tuned, about, states, scene
+        self.tuned, self.about, self.states, self.scene, self.spelling = tuned, about, states, scene, spelling
         self._by_way: dict[str, list[Example]] = {}
         for example in self.examples:
             self._by_way.setdefault(self._mask(example.instruction), []).append(example)
@@ -154,6 +156,11 @@ class Prompt:
         self._chosen: tuple[str, list[Example]] = ("", [])
         self._scene = ""
         self._last: tuple[str, np.ndarray] = ("", np.zeros(0))
+
+    def read(self, instruction: str) -> str:
+        """An instruction as it stands in prompts: in one line, and without slips of the finger."""
+        text = one_line(instruction)
+        return self.spelling.read(text) if self.spelling else text
 
     def _mask(self, text: str) -> str:
         return self._things.sub(MASK, text.lower())
@@ -232,7 +239,7 @@ class Prompt:
         Examples and scene are those of the first step of an instruction, and are kept while steps are added, so that
         the prompt's beginning stays the same.
         """
-        instruction = one_line(instruction)
+        instruction = self.read(instruction)
         if not steps_done or self._chosen[0] != instruction:
             self._chosen = (instruction, self.choose(instruction, feasible))
             self._scene = describe(known, self.states) + "\n" if known and (self.tuned or self.scene) else ""
@@ -254,13 +261,13 @@ class Prompt:
 
     def familiarity(self, instruction: str) -> float:
         """Cosine of the instruction to the nearest way to ask, things' names masked."""
-        return float(self._similarity(self._mask(one_line(instruction))).max(initial=0.0))
+        return float(self._similarity(self._mask(self.read(instruction))).max(initial=0.0))
 
     def suggestions(self, instruction: str, texts: Collection[str], feasible: Collection[str], count: int) -> list[str]:
         """Instructions near to this one whose plans need these skills alone: one for each way to ask, about things
         that are there."""
         ways = list(self._by_way.values())
-        order = np.argsort(-self._similarity(self._mask(one_line(instruction))), kind="stable")
+        order = np.argsort(-self._similarity(self._mask(self.read(instruction))), kind="stable")
         servable = ([e for e in ways[index] if set(texts).issuperset(e.plan)] for index in order)
         first = (_possible(examples, feasible)[0].instruction for examples in servable if examples)
         return list(islice(first, count))

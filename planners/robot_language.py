@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from planners.prompts import Example, ExamplesError, Prompt, TextEmbedder, load_examples, load_words
+from planners.spelling import Spelling, words_of
 from skills import files
 from skills.library import MAX_COMPARED, Skill, SkillLibrary
 from skills.robot_folder import RobotFolder
@@ -19,7 +20,7 @@ from skills.robot_folder import RobotFolder
 EXAMPLES, ADAPTER = "examples.yaml", "adapter"  # in a robot's folder
 DONE = "done"  # the skill that ends a plan
 ASKING = "asking.json"  # in a robot's folder: `python -m saycan_qt.evaluate asking --calibrate` writes it
-TOLD = "told.json"  # in an adapter's folder: what its model is told beside the usual
+SCENES = "scenes.json"  # in an adapter's folder: what the scenes told that it was taught with
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,10 @@ class RobotLanguage:
     def prompt(self, embedder: TextEmbedder, tuned: bool = False, states: bool = False, scene: bool = False) -> Prompt:
         """tuned: for a language model with the adapter. states: for one that was taught with scenes that tell them.
         scene: tell it to one that was not, too."""
-        return Prompt(embedder, self.examples, self.things, about=self.about, tuned=tuned, states=states, scene=scene)
+        said = (text for example in self.examples for text in (example.instruction, *example.plan))
+        spelling = Spelling((*said, *self.things, *self.taught), words_of(embedder))
+        told = {"tuned": tuned, "states": states, "scene": scene}
+        return Prompt(embedder, self.examples, self.things, about=self.about, spelling=spelling, **told)
 
 
 def unsure_in(file: Path) -> float | None:
@@ -78,11 +82,11 @@ def unsure_in(file: Path) -> float | None:
 
 def tells_states(adapter: Path | None) -> bool:
     """Was this adapter taught with scenes that tell what is open? Raises ValueError for a file that cannot be read."""
-    if adapter is None or not (adapter / TOLD).is_file():
+    if adapter is None or not (adapter / SCENES).is_file():
         return False
-    told = files.read_json(adapter / TOLD, files.SMALL)
+    told = files.read_json(adapter / SCENES, files.SMALL)
     if not isinstance(told, dict) or not isinstance(told.get("states"), bool):
-        raise ValueError(f'{adapter / TOLD}: it must be {{"states": true}} or false')
+        raise ValueError(f'{adapter / SCENES}: it must be {{"states": true}} or false')
     return bool(told["states"])
 
 

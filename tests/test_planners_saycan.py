@@ -11,7 +11,7 @@ import yaml
 from planners.langchain import RunnablePlanner
 from planners.language import LanguageScorer
 from planners.prompts import describe, one_line
-from planners.robot_language import TOLD, tells_states
+from planners.robot_language import SCENES, tells_states
 from planners.saycan import SayCanConfig, SayCanPlanner, Step, decide
 from planners.weights import text_embedder
 from saycan_qt.kitchen.language.spoken import kitchen_language
@@ -202,10 +202,10 @@ def test_what_is_open_is_told_to_a_model_that_was_taught_so(tmp_path):
     assert describe(seen, states=True) == usual.replace("; robot", "; open: top drawer, bottom drawer; robot")
     assert not tells_states(None) and not tells_states(tmp_path)
     for said in (True, False):
-        (tmp_path / TOLD).write_text(json.dumps({"states": said}))
+        (tmp_path / SCENES).write_text(json.dumps({"states": said}))
         assert tells_states(tmp_path) is said
-    (tmp_path / TOLD).write_text("[]")
-    with pytest.raises(ValueError, match=TOLD):
+    (tmp_path / SCENES).write_text("[]")
+    with pytest.raises(ValueError, match=SCENES):
         tells_states(tmp_path)
 
 

@@ -63,7 +63,7 @@ class Script:
     def score(self, prompt, candidates):
         *_, asked = prompt.split("Instruction: ")
         say, *done = asked.splitlines()
-        texts = self.scripts[say]
+        texts = self.scripts.get(say) or self.scripts[""]
         wanted = texts[min(len(done), len(texts)) - 1]
         return np.array([0.0 if candidate.strip() == wanted else -50.0 for candidate in candidates])
 
@@ -171,6 +171,13 @@ def test_every_case_of_a_sentence_is_a_plan_of_its_own(evaluated):
 def test_acting_on_what_nothing_serves_is_not_right(evaluated):
     _, found = evaluated([PIZZA], {"make_me_a_pizza": ("go to the table", "go to the far counter", "done")})
     assert found["planned"]["rate"] == 0
+
+
+def test_a_slip_in_each_sentence_is_drawn_with_its_seed_and_told(evaluated):
+    slips = [evaluated([BRING], {"": BRINGING}, typos=seed, layouts=3)[1] for seed in (1, 1, 2)]
+    said = [[plan["said"] for plan in found["instructions"][0]["plans"]] for found in slips]
+    assert said[0] == said[1] != said[2] and len({*said[0], *said[2], BRING["say"]}) > 4
+    assert slips[0]["typos"] == 1 and slips[0]["instructions"][0]["say"] == BRING["say"]
 
 
 def test_blurred_affordances_and_failing_picks_are_planned_around(evaluated):
@@ -288,6 +295,7 @@ def test_what_is_no_instruction_file_is_refused_in_one_line(tmp_path, text, caps
     [
         {"layouts": 0},
         {"pick_fails": 1.5},
+        {"typos": -1},
         {"only": "pizza"},
         {"half": "held-out"},
         {"noisy": True, "affordance": "model"},

@@ -27,6 +27,7 @@ from saycan_qt.kitchen.language.instructions import (
     InstructionsError,
 )
 from saycan_qt.kitchen.language.instructions import load as load_instructions
+from saycan_qt.kitchen.language.slips import with_a_slip
 from saycan_qt.kitchen.language.spoken import kitchen_language
 from saycan_qt.kitchen.robot import KitchenRobot
 from saycan_qt.kitchen.staging import Stage
@@ -71,6 +72,7 @@ class PlansConfig:
     actor: Checkpoint = "execution"  # which checkpoint acts, with --execute
     calibrated: bool = False  # the critic's values as probabilities, see `serve --help`
     noisy: bool = False  # blur the oracle: of learnt skills, possible ones score U(0.5, 1), others U(0, 0.4)
+    typos: int = 0  # put one slip of the finger into each sentence, drawn with this seed; 0: none
     pick_fails: float = 0.0  # share of the perfect picks that fail all the same
     language: LanguageConfig = field(default_factory=LanguageConfig)
     planner: SayCanConfig = field(default_factory=SayCanConfig)
@@ -106,10 +108,12 @@ class Plan:
         return {"right": self.right, "done": self.done, "refused": self.refused, "steps": steps}
 
 
-def follow(planner: SayCanPlanner, instruction: Instruction, world: World, judge: WorldJudge, must_end: bool) -> Plan:
-    """Plan and act to the end. must_end: a plan that goes on and on is not right; but a robot that has brought the
-    thing has brought it, as in `run`."""
-    events = list(planner.plan(instruction.say, judge, world))
+def follow(
+    planner: SayCanPlanner, instruction: Instruction, said: str, world: World, judge: WorldJudge, must_end: bool
+) -> Plan:
+    """Plan and act to the end. said: perhaps with a slip. must_end: a plan that goes on and on is not right; but a
+    robot that has brought the thing has brought it, as in `run`."""
+    events = list(planner.plan(said, judge, world))
     decisions = [event for event in events if isinstance(event, Decision)]
     steps = tuple(event for event in events if isinstance(event, Step))
     ended = not isinstance(events[-1], Step)  # else it was cut off
@@ -128,6 +132,7 @@ class Attempt:
 
     instruction: Instruction
     layout: int
+    said: str  # the sentence, perhaps with a slip
     plans: Mapping[str, Plan]  # by PLANNED and EXECUTED
 
 
@@ -188,11 +193,13 @@ def attempts(config: PlansConfig, chosen: list[Instruction], skills: SkillLibrar
             worlds: dict[str, World] = {PLANNED: perfect}
             if models.act:
                 worlds[EXECUTED] = LearntWorld(KitchenRobot(scene=scene), models.act)
-            plans = {}
+            plans, said = {}, instruction.say
+            if config.typos:
+                said = with_a_slip(said, np.random.default_rng([config.typos, layout, *said.encode()]))
             for kind, world in worlds.items():
                 judge = WorldJudge(world, skills, models.value, of_noise if config.noisy else None)
-                plans[kind] = follow(models.planner, instruction, world, judge, must_end=kind == PLANNED)
-            yield Attempt(instruction, layout, plans)
+                plans[kind] = follow(models.planner, instruction, said, world, judge, must_end=kind == PLANNED)
+            yield Attempt(instruction, layout, said, plans)
 
 
 # -- the answer ---------------------------------------------------------------------------------------------------
@@ -231,7 +238,9 @@ def answer(config: PlansConfig, path: Path, models: Models, tried: list[Attempt]
             entry.number, {"number": entry.number, "say": entry.say, "family": entry.family, "half": entry.half}
         )
         plans = {kind: plan.to_json() for kind, plan in attempt.plans.items()}
-        row.setdefault("plans", []).append(plans | ({"case": entry.case} if entry.case else {}))
+        beside = {"case": entry.case} if entry.case else {}
+        beside |= {"said": attempt.said} if attempt.said != entry.say else {}
+        row.setdefault("plans", []).append(plans | beside)
         row.update({kind: row.get(kind, 0) + plan.right for kind, plan in attempt.plans.items()})
     return {
         **summary(tried, kinds),
@@ -245,6 +254,7 @@ def answer(config: PlansConfig, path: Path, models: Models, tried: list[Attempt]
         "models": {"language": models.language, "affordance": models.critic, "execution": models.actor},
         "set": {"file": str(path), "sha256": atomic.sha256(path)},
         "seed": config.seed,
+        "typos": config.typos,
         "layouts": config.layouts,
         "instructions": list(rows.values()),
     }
@@ -285,7 +295,7 @@ def report_failures(tried: list[Attempt], console: Console) -> None:
         for kind, plan in attempt.plans.items():
             if not plan.right:
                 entry, where = attempt.instruction, f"kitchen {attempt.layout}"
-                console.print(f"not {kind}: {entry}, {where}: {entry.say!r}", markup=False)
+                console.print(f"not {kind}: {entry}, {where}: {attempt.said!r}", markup=False)
                 console.print(f"    {plan}", markup=False)
 
 
@@ -300,6 +310,8 @@ def check(config: PlansConfig) -> None:
         raise UseError(f"--threads is {config.threads}; at least 1 is needed")
     if config.seed < 0:
         raise UseError(f"--seed is {config.seed}; it starts at 0")
+    if config.typos < 0:
+        raise UseError(f"--typos is {config.typos}; it is a seed from 1, or 0 for none")
     if not 0 <= config.pick_fails <= 1:
         raise UseError(f"--pick-fails is {config.pick_fails}; it is a share between 0 and 1")
     if config.planner.max_steps < 1:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from planners.language import load, peft, seal
-from planners.robot_language import TOLD
+from planners.robot_language import SCENES
 from planners.weights import LANGUAGE_MODEL, language_model_path
 from saycan_qt import atomic
 from saycan_qt.learning import checkpoint
@@ -236,5 +236,5 @@ class Run:
         with atomic.replacing_folder(self.config.out / ADAPTER) as folder:
             self.tuning.peft.save_pretrained(str(folder), save_embedding_layers=False)  # "auto" asks a hub
             (folder / PROVENANCE).write_bytes(atomic.to_json(provenance))
-            (folder / TOLD).write_bytes(atomic.to_json({"states": self.data.pairs.states}))
+            (folder / SCENES).write_bytes(atomic.to_json({"states": self.data.pairs.states}))
             seal(folder)

@@ -14,23 +14,27 @@ from dataclasses import dataclass
 import numpy as np
 
 from planners.prompts import CANNOT, describe, numbered, one_line, to_learn
-from saycan_qt.kitchen.language.errands import Unsuitable, Wanted
+from saycan_qt.kitchen.language.errands import SLOTS, Task, Unsuitable, Wanted
 from saycan_qt.kitchen.language.expert import Expert
+from saycan_qt.kitchen.language.intricate import Asked, Intricate
 from saycan_qt.kitchen.language.phrases import Phrases
 from saycan_qt.kitchen.language.setting import kitchen_for
-from saycan_qt.kitchen.language.sources import SOURCES, Sources
+from saycan_qt.kitchen.language.slips import with_a_slip
+from saycan_qt.kitchen.language.sources import INTRICATE, SOURCES, Sources
 from saycan_qt.kitchen.language.wording import Wording
 from saycan_qt.kitchen.symbolic import SymbolicKitchen
 from skills.library import SkillLibrary
 
-LONGEST_PLAN = 19  # steps, "done" not counted
+LONGEST_PLAN = 32  # steps, "done" not counted: eight deliveries
 TAUGHT, OVERLOOKED, SCENELESS = 0.04, 0.06, 0.06  # shares of pairs, see text_of
+SLIPS, SLIPPED = (1, 3), 0.1  # in how many letters, and in which share of the sentences
 LETTERS = "aabcdeefghiijklmnoopqrstuuvwxyz"
 
 
 @dataclass(frozen=True)
 class Pair:
-    """An instruction in a kitchen, and the texts of the skills that carry it out, "done" last."""
+    """An instruction in a kitchen, and the texts of the skills that carry it out, "done" last; where a thing is asked
+    for that is not there, the last is to find it."""
 
     kitchen: SymbolicKitchen  # at the start
     instruction: str
@@ -45,11 +49,14 @@ class PairGenerator:
         phrases = (phrases or Phrases.load()).about(library.objects, held_out)
         self.library, self.wording = library, Wording(library, phrases)
         self.sources = Sources(library.objects, phrases, self.wording)
+        self.intricate = Intricate(library.objects, phrases, self.wording)
 
     def generate(self, rng: np.random.Generator) -> Pair:
         source = str(rng.choice(list(SOURCES), p=list(SOURCES.values())))
         while True:
             try:
+                if source in INTRICATE:
+                    return self.intricate_pair(source, rng)
                 return self._pair(self.sources.draw(source, rng), source, rng)
             except Unsuitable:
                 pass
@@ -60,8 +67,29 @@ class PairGenerator:
         plan = self._plan(wanted, kitchen) if wanted.tasks else (CANNOT,)
         return Pair(kitchen, _spoken(one_line(wanted.say.format(**wanted.words)), rng), plan, source)
 
+    def intricate_pair(self, source: str, rng: np.random.Generator) -> Pair:
+        """source: of INTRICATE. Raises Unsuitable."""
+        return self.pair_of(self.intricate.draw(source, rng), source, rng)
+
+    def pair_of(self, asked: Asked, source: str, rng: np.random.Generator) -> Pair:
+        plan, expert = (CANNOT,), self._expert(asked.kitchen)
+        if asked.serves:
+            missing = next(
+                (p for p in asked.parts if p.values.get("object", "") not in ("", *asked.kitchen.where)), None
+            )
+            for part in asked.parts[: asked.parts.index(missing) if missing else None]:
+                expert.carry_out(Task(part.kind, SLOTS[part.kind]), part.values)
+            last = self.library[f"find {missing.values['object']}"].text if missing else "done"
+            plan = (*expert.plan, last)
+            if len(expert.plan) > LONGEST_PLAN:
+                raise Unsuitable("length")
+        return Pair(asked.kitchen, _spoken(one_line(asked.say), rng), plan, source)
+
+    def _expert(self, kitchen: SymbolicKitchen) -> Expert:
+        return Expert(SymbolicKitchen(dict(kitchen.where), kitchen.place, set(kitchen.open_drawers)), self.library)
+
     def _plan(self, wanted: Wanted, kitchen: SymbolicKitchen) -> tuple[str, ...]:
-        expert = Expert(SymbolicKitchen(dict(kitchen.where), kitchen.place, set(kitchen.open_drawers)), self.library)
+        expert = self._expert(kitchen)
         for task in wanted.tasks:
             expert.carry_out(task, wanted.values)
         if not expert.plan or len(expert.plan) > LONGEST_PLAN:
@@ -72,8 +100,9 @@ class PairGenerator:
 def text_of(generator: PairGenerator, rng: np.random.Generator) -> tuple[str, list[tuple[int, int]]]:
     """A pair as the model reads it, and where the steps are: from the blank after a number to the line's end.
 
-    Now and then without a scene, as a planner may not know it; with another pair before it, to be overlooked; or with
-    one that tells what an instruction in made-up words means, as the user's own examples do.
+    The scene tells which drawers are open. Now and then there is none, as a planner may not know it; or another pair
+    stands before it, to be overlooked; or one that tells what an instruction in made-up words means, as the user's own
+    examples do.
     """
     pair, luck = generator.generate(rng), rng.random()
     instruction, before = pair.instruction, ""
@@ -85,7 +114,8 @@ def text_of(generator: PairGenerator, rng: np.random.Generator) -> tuple[str, li
     elif luck < TAUGHT + OVERLOOKED:
         other = generator.generate(rng)
         before = numbered(other.instruction, other.plan) + "\n\n"
-    scene = "" if rng.random() < SCENELESS else describe(pair.kitchen.observe()) + "\n"
+    sceneless = rng.random() < SCENELESS and pair.source not in INTRICATE  # these cannot do without
+    scene = "" if sceneless else describe(pair.kitchen.observe(), states=True) + "\n"
     return to_learn(before + scene, instruction, pair.plan)
 
 
@@ -98,7 +128,7 @@ def _spoken(text: str, rng: np.random.Generator) -> str:
         text = text.lower()
     if rng.random() < 0.25 and text[-1:].isalnum():
         text += str(rng.choice([".", "!", ".", "?"])) if rng.random() < 0.5 else "."
-    if rng.random() < 0.05 and len(text) > 12:
-        at = int(rng.integers(1, len(text) - 2))
-        text = text[:at] + text[at + 1] + text[at] + text[at + 2 :]
+    if rng.random() < SLIPPED and len(text) > 12:
+        for _ in range(rng.integers(SLIPS[0], SLIPS[1] + 1)):
+            text = with_a_slip(text, rng)
     return text

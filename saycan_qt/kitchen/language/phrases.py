@@ -27,6 +27,8 @@ class Phrases:
     situations: list[dict[str, Any]]
     compound: dict[str, Any]
     impossible: list[str]
+    intricate: dict[str, Any]
+    foreign: dict[str, dict[str, Any]]  # language -> its nouns, and ways to ask
     held_out: bool = False  # pick among those that are kept from training, in place of the others
 
     @staticmethod
@@ -35,7 +37,8 @@ class Phrases:
         def read(name: str) -> Any:
             return yaml.load((folder / f"{name}.yaml").read_text(encoding="utf-8"), yaml.CSafeLoader)
 
-        return Phrases(read("nouns"), read("tasks"), read("situations"), read("compound"), read("impossible")["say"])
+        whole = [read(name) for name in ("nouns", "tasks", "situations", "compound")]
+        return Phrases(*whole, read("impossible")["say"], read("intricate"), read("foreign"))
 
     def about(self, objects: Collection[str], held_out: bool) -> Phrases:
         """The same, with categories of these objects alone."""

@@ -13,18 +13,28 @@ from saycan_qt.kitchen.language.phrases import NUMBERS, Phrases
 from saycan_qt.kitchen.language.wording import Wording
 from saycan_qt.kitchen.symbolic import DRAWERS, WORKTOPS
 
-SOURCES = {  # each is a method of Sources, and how often it is drawn from
-    "sentence": 0.08,
-    "clause": 0.04,
-    "wish": 0.06,
-    "situation": 0.20,
-    "frame": 0.19,
-    "shared": 0.14,
-    "held": 0.11,
-    "sets": 0.10,
-    "swap": 0.03,
-    "impossible": 0.05,
+SOURCES = {  # each is a method of Sources, or of Intricate, and how often it is drawn from
+    "sentence": 0.05,
+    "clause": 0.03,
+    "wish": 0.04,
+    "situation": 0.13,
+    "frame": 0.11,
+    "shared": 0.08,
+    "held": 0.06,
+    "sets": 0.06,
+    "swap": 0.02,
+    "impossible": 0.04,
+    "count": 0.05,
+    "condition": 0.08,
+    "negation": 0.05,
+    "correction": 0.04,
+    "preference": 0.04,
+    "order": 0.02,
+    "pronoun": 0.04,
+    "foreign": 0.03,
+    "absent": 0.03,
 }
+INTRICATE = ("count", "condition", "negation", "correction", "preference", "order", "pronoun", "foreign", "absent")
 SEVERAL = 0.2  # share of errands in which one thing becomes a set of them
 UNTOUCHED = 0.05  # share in which something else must be left alone
 EVERYTHING = "everything"  # a task's name for all that stands somewhere
