@@ -17,13 +17,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from planners.saycan import Decision
 from skills.library import Skill
 
 When = Literal["never", "when-unsure", "always"]
 SHOWN = 3, 5  # options, at least and at most
+STOP = ("", "s", "stop", "q", "quit")
 WORTH = 0.02  # share of all products from which more than the least are shown
 
 
@@ -40,6 +41,35 @@ class Question:
     @property
     def options(self) -> tuple[str, ...]:
         return tuple(skill.text for skill in self.skills) or self.instructions
+
+    @property
+    def told(self) -> dict[str, Any]:
+        """As programs are asked."""
+        told = {"instruction": self.instruction, "reason": self.reason, "options": list(self.options)}
+        return {**told, "confidence": round(self.confidence, 4)}
+
+    def understand(self, said: str) -> Answer | None:
+        """What a person means by an option or its number, from 1, by other words, or by nothing; None: there is no such
+        number."""
+        if said.casefold() in STOP:
+            return Answer()
+        if chosen := next((skill for skill in self.skills if said.casefold() in (skill.text, skill.name)), None):
+            return Answer(chosen)
+        if not said.isdecimal():
+            return Answer(instruction=said)
+        if not 1 <= int(said) <= len(self.options):
+            return None
+        if self.skills:
+            return Answer(self.skills[int(said) - 1])
+        return Answer(instruction=self.instructions[int(said) - 1])
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Either of the first two, or neither: then nothing more shall be done."""
+
+    skill: Skill | None = None
+    instruction: str = ""
 
 
 @dataclass(frozen=True)

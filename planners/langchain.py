@@ -26,7 +26,7 @@ from langgraph.prebuilt import ToolRuntime
 from langgraph.types import interrupt
 from pydantic import PrivateAttr
 
-from planners.asking import Asking, Question
+from planners.asking import Answer, Asking, Question
 from planners.prompts import describe
 from planners.proposal import generate
 from planners.saycan import DONE, Decision, Judge, SayCanPlanner, Step, World
@@ -202,12 +202,16 @@ class PlannerModel(BaseChatModel):
     something else in another run. What was asked and done is remembered here, by run, thread and call (see
     `planners.transcript`), whatever becomes of the messages. Where nothing tells it any more, the answer says so, and
     calls nothing; why is then in `response_metadata["refused"]`, as is why an instruction cannot be served.
+
+    With `asking` a run is interrupted where the planner is unsure (`langgraph.types.interrupt`, which needs a
+    checkpointer): {"instruction", "reason", "options", "confidence"}. `Command(resume=...)` answers: an option, or its
+    number from 1; other words, which take the place of the instruction; or nothing, which ends it.
     """
 
     planner: Any  # a SayCanPlanner
     judge: Any  # a Judge
     world: Any  # a World; it is only looked at here
-    asking: Asking = Asking()  # when a person is asked, by an interrupt of LangGraph, whose value is the question
+    asking: Asking = Asking()  # when a person is asked
     _errands: Errands = PrivateAttr()
 
     def model_post_init(self, context: Any, /) -> None:
@@ -251,42 +255,45 @@ class PlannerModel(BaseChatModel):
         return ChatResult(generations=[ChatGeneration(message=answer)])
 
     def _decide(self, errand: Errand) -> str:
-        """The errand's next call, or its end; why it is refused, if it is."""
-        observation = self.world.observe()
-        affordances = self.judge.affordances(observation)
-        decision = self.planner.step(errand.instruction, errand.steps, affordances, observation)
-        if (question := self.asking.question(errand.instruction, decision)) is not None:
-            return self._ask(errand, question)
-        if decision.refusal is not None:
+        """The errand's next call, or its end; why it is refused, if it is. A question breaks it off before it changes
+        anything, and when it is answered LangGraph begins here again."""
+        instruction, steps = errand.instruction, list(errand.steps)
+        while True:
+            observation = self.world.observe()
+            decision = self.planner.step(instruction, steps, self.judge.affordances(observation), observation)
+            question = self.asking.question(instruction, decision)
+            if question is not None and Run.now() is None:
+                errand.end(f"{question.reason}; no graph runs here in which a person could be asked")
+                return errand.answer
+            answer = Answer(decision.skill) if question is None else _answer(question)
+            if not answer.instruction:
+                break
+            instruction, steps = answer.instruction, []
+        errand.instruction, errand.steps = instruction, steps
+        if question is None and decision.refusal is not None:
             errand.end(decision.refusal.reason)
             return decision.refusal.reason
-        if decision.done:
+        if answer.skill is None:
+            errand.end("stopped")
+        elif answer.skill.name == DONE:
             errand.end("done")
         elif len(errand.steps) >= self.planner.config.max_steps:
             errand.end(f"not done after {len(errand.steps)} steps")
         else:
-            errand.ask(decision.skill)
-        return ""
-
-    def _ask(self, errand: Errand, question: Question) -> str:
-        """What the person chooses is done; other words end the errand, to be said anew. The graph is broken off here,
-        before anything is changed, and comes by again with the answer: it needs a checkpointer."""
-        told = {"instruction": question.instruction, "reason": question.reason, "options": list(question.options)}
-        said = str(interrupt(told | {"confidence": question.confidence})).strip()
-        chosen = [skill for n, skill in enumerate(question.skills, 1) if said in (str(n), skill.text, skill.name)]
-        if not chosen:
-            options = ", ".join(question.options) or "what the robot can do"
-            refused = f"it was not to be any of {options}; say what it is"
-            errand.end(refused)
-            return refused
-        if chosen[0].name == DONE:
-            errand.end("done")
-        else:
-            errand.ask(chosen[0])
+            errand.ask(answer.skill)
         return ""
 
     def _names(self) -> dict[str, str]:
         return tool_names(dict.fromkeys(skill.family for skill in self.planner.skills if skill.name != DONE))
+
+
+def _answer(question: Question) -> Answer:
+    """What the person says who is asked by LangGraph."""
+    while True:
+        said = interrupt(question.told)
+        answer = question.understand("" if said is None else " ".join(str(said).split()))
+        if answer is not None:
+            return answer
 
 
 # -- the local model -----------------------------------------------------------------------------------------------

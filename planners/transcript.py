@@ -133,7 +133,8 @@ class Errands:
         these very messages. Raises Unreadable. thread: LangGraph's thread; "" for none."""
         run = Run.now()
         errand = self._known(messages, thread, run)
-        if errand is None or not self._speaking(errand, run):
+        seen = tuple((type(m), m.text, getattr(m, "tool_call_id", None)) for m in messages)
+        if errand is None or not (errand.seen == seen or self._speaking(errand, run)):
             words = self._new_words(messages, errand)
             if words:
                 self._let_go(errand, messages)
@@ -142,7 +143,6 @@ class Errands:
                 errand = self._read(messages)
         errand.run = run
         self._errands.put(errand.name, errand)
-        seen = tuple((type(m), m.text, getattr(m, "tool_call_id", None)) for m in messages)
         again = errand.over or (errand.asked is not None and errand.seen == seen and CARRIED.get(errand.call) is None)
         if errand.asked is not None and not again:
             errand.steps.append(self._ended(errand.call, errand.asked, messages))

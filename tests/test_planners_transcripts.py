@@ -84,9 +84,9 @@ class House:
         return Outcome(next(self.endings, Status.SUCCEEDED))
 
 
-def model_of(house, **settings):
+def model_of(house, asking=Asking(), **settings):  # noqa: B008, it is frozen
     planner = SayCanPlanner(Plans(), Prompt(Embedder(), [], []), SKILLS, SayCanConfig(refuse=False, **settings))
-    return PlannerModel(planner=planner, judge=house, world=house)
+    return PlannerModel(planner=planner, judge=house, world=house, asking=asking)
 
 
 def agent_of(house, *middleware, model=None, saver=None, tools=()):
@@ -231,6 +231,38 @@ def test_a_person_approves_edits_and_refuses_calls(around, decisions, done):
     assert house.done == done and state["messages"][-1].text == "done"
 
 
+@pytest.mark.parametrize(
+    ("answers", "done", "end"),
+    [
+        ([1, "1", 1], WASHED, "done"),
+        (["wash the cup", 1, 1], ["wash cup", "wash cup"], "done"),
+        ([9, 1, 1, 1], WASHED, "done"),
+        ([1, "wash the plate please", 1, 1, 1], ["take cup", "take plate", "wash plate"], "done"),
+        ([1, ""], ["take cup"], "stopped"),
+    ],
+)
+@pytest.mark.parametrize("around", [(), (openai_form, picture)])
+def test_where_the_planner_asks_the_run_is_interrupted_and_goes_on_as_it_is_answered(answers, done, end, around):
+    house = House()
+    agent = agent_of(house, *around, model=model_of(house, Asking("always")), saver=InMemorySaver())
+    state = agent.invoke(asks(), thread())
+    asked = state["__interrupt__"][0].value
+    assert asked["instruction"] == "wash the cup please" and asked["options"][0] == "take the cup"
+    for answer in answers:
+        assert "__interrupt__" in state
+        state = agent.invoke(Command(resume=answer), thread())
+    assert house.done == done and state["messages"][-1].text == end
+
+
+def test_a_planner_that_is_sure_does_not_ask_and_where_nobody_can_be_asked_it_says_so():
+    house = House()
+    agent = agent_of(house, model=model_of(house, Asking("when-unsure", 0.1)), saver=InMemorySaver())
+    agent.invoke(asks(), thread())
+    assert house.done == WASHED
+    answer = model_of(house, Asking("always")).invoke(asks()["messages"])
+    assert "no graph runs here" in answer.response_metadata["refused"] and not answer.tool_calls
+
+
 def test_words_that_come_with_a_refused_call_could_be_anybodys_and_move_nothing():
     house = House()
     agent = agent_of(house, HumanInTheLoopMiddleware(interrupt_on={"take": MAY}), picture, saver=InMemorySaver())
@@ -338,24 +370,3 @@ def test_an_agent_may_look_and_moves_nothing_by_it():
     assert seen.artifact == {"place": "sink", "held": "cup", "objects": {"cup": "sink"}}
     agent_of(house, tools=[observe_tool(house)]).invoke(asks())
     assert house.done == WASHED
-
-
-# ---- a person who is asked
-
-
-def asked(agent, thread, given):
-    end = agent.invoke(given, {"configurable": {"thread_id": thread}})
-    return [interruption.value for interruption in end.get("__interrupt__", [])], end["messages"][-1].text
-
-
-def test_a_person_is_asked_by_an_interrupt_and_what_they_choose_is_done():
-    house = House()
-    model = model_of(house)
-    model.asking = Asking("always")
-    agent = create_agent(model, skill_tools(SKILLS, house), checkpointer=InMemorySaver())
-    [first], _ = asked(agent, "a", {"messages": [HumanMessage("wash the cup please")]})
-    assert first["options"][0] == "take the cup" and first["instruction"] == "wash the cup please" and not house.done
-    [second], _ = asked(agent, "a", Command(resume="2"))
-    assert house.done == [first["options"][1].replace("the ", "")] and second["options"]
-    none, said = asked(agent, "a", Command(resume="the plate, of course"))
-    assert not none and said.startswith("it was not to be any of") and len(house.done) == 1

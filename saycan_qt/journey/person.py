@@ -8,25 +8,14 @@ from __future__ import annotations
 
 import json
 import sys
-from dataclasses import dataclass
 
 from rich.console import Console
 from rich.markup import escape
 
-from planners.asking import Question
-from skills.library import Skill
+from planners.asking import Answer, Question
 from skills.wire.conventions import CONTROL, plain
 
 YES, NO = "yes", "no"
-STOP = ("", "s", "stop", "q", "quit")
-
-
-@dataclass(frozen=True)
-class Answer:
-    """Either of the first two, or neither: then nothing more shall be done."""
-
-    skill: Skill | None = None
-    instruction: str = ""
 
 
 class Person:
@@ -36,16 +25,8 @@ class Person:
     def ask(self, question: Question) -> Answer:
         """Waits for as long as it takes. Whoever closes their end wants nothing more."""
         while True:
-            said = self._line(question)
-            if said.casefold() in STOP:
-                return Answer()
-            if not said.isdecimal():
-                return Answer(instruction=said)
-            if 1 <= int(said) <= len(question.options):
-                chosen = int(said) - 1
-                if question.skills:
-                    return Answer(skill=question.skills[chosen])
-                return Answer(instruction=question.instructions[chosen])
+            if (answer := question.understand(self._line(question))) is not None:
+                return answer
             self._console.print(f"  there are {len(question.options)} to choose from", highlight=False)
 
     def content(self, reason: str) -> bool | None:
@@ -55,8 +36,7 @@ class Person:
 
     def _line(self, question: Question) -> str:
         if self._piped:
-            told = {"instruction": question.instruction, "reason": question.reason, "options": list(question.options)}
-            print(json.dumps({"question": {**told, "confidence": round(question.confidence, 4)}}), flush=True)
+            print(json.dumps({"question": question.told}), flush=True)
         else:
             self._console.print(f"\n[bold]?[/bold] {escape(plain(question.reason))}", highlight=False)
             for number, option in enumerate(question.options, 1):
