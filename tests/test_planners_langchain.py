@@ -193,10 +193,10 @@ def test_decisions_asked_for_at_once_are_those_asked_for_alone(planner):
     chain, seen = RunnablePlanner(planner), here.observe()
     asked = [
         {"instruction": words, "affordances": here.affordances(seen), "observation": seen}
-        for words in ("bring me the apple", "bring me the tea", "throw away the sponge", "open the top drawer")
+        for words in ("bring me the apple", "bring me the tea", "throw away the sponge")
     ]
     alone = [chain.invoke(one).skill.name for one in asked]
-    assert [one.skill.name for one in chain.batch(asked * 3)] == alone * 3
+    assert [one.skill.name for one in chain.batch(asked * 2)] == alone * 2
 
 
 def test_the_local_model_is_an_llm_of_any_chain_and_streams_what_it_answers(scorer):
