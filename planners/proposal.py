@@ -15,6 +15,7 @@ import time
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from textwrap import shorten
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-LONGEST_LINE = 200  # letters of a proposal that are read
+LONGEST_LINE, TOLD = 200, 60  # letters of a proposal that are read, and that a refusal repeats
 UNSAID = 1e-30  # share of a skill that nobody proposed
 MARKS = re.compile(r"^\s*(?:[-*•]|\d+[.):])?\s*[\"'`]*(.*?)[\"'`.\s]*$")  # what stands around a line of a list
 CHAT = """You choose the next step of {about}. Below are examples of instructions and the steps that \
@@ -131,7 +132,8 @@ class ProposalPlanner(SayCanPlanner):
         decision = super().step(instruction, history, affordances, known)
         chosen = decision.because or self._votes.counts[decision.skill.text]
         if decision.refusal is None and not chosen:
-            words = ", ".join(f"“{text}”" for text in dict.fromkeys(proposal.text for proposal in proposals))
+            said = [text for proposal in proposals if (text := shorten(proposal.text, TOLD, placeholder=" ..."))]
+            words = ", ".join(f"“{text}”" for text in dict.fromkeys(said))
             refusal = Refusal(f"nothing that the language model proposes is possible now: {words or 'it is silent'}")
             rows = [replace(row, language_score=None, score=0.0) for row in decision.candidates]
             rows.sort(key=lambda row: not _is_done(row.skill))
