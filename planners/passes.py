@@ -176,9 +176,9 @@ class Packed:
     """One pass over the candidates' token trie: a shared beginning is computed once, a mask lets each token see its own
     ancestors only.
 
-    In bfloat16 the likelihood of a token moves by up to about .1 nats with what is packed beside it, as far as it is
-    from float32's: matrix products of another shape add in another order, and each of a model's layers rounds. float32
-    holds it to 1e-5, in 2.7 times the time.
+    In bfloat16 a likelihood depends on what else is in the pass: matrix products of another shape add in another order,
+    and every layer rounds. It moves as far as it is from float32's: .1 nats a token, and a probability of .4 by .04 at
+    most, among 16 sentences and ten packings of the shipped model. float32 holds it to 3e-6 and takes 2.7 times as long.
     """
 
     def __init__(self, model: Any, plain_head: bool, window: float = inf) -> None:
