@@ -25,7 +25,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from planners.model_files import fault
 from planners.passes import Reader, Unscorable, shared_beginning
-from planners.weights import WeightsError, file_sha256, language_model_path, quietly
+from planners.weights import WeightsError, file_sha256, from_hub, language_model_path, quietly
 from skills import files
 
 log = logging.getLogger(__name__)
@@ -41,7 +41,15 @@ INSTEAD = "give a decoder such as Llama, Qwen or Mistral, or the URL of a vLLM s
 COUNTED = "Count: one\n1. two\n2. three\n3."
 PROBES = (  # what a model is tried with, see `Reader`
     ("Count: one\n1. one\n2.", [" two\n"]),
-    (COUNTED, [" four\n", " four hundred\n"]),
+    (
+        COUNTED,
+        [
+            " one, two, three, four, five, six, seven, eight, nine, ten, eleven, twelve, thirteen, fourteen\n",
+            " twelve, eleven, ten, nine, eight, seven, six, five, four, three, two, one, none at all\n",
+            " four hundred\n",
+            " four thousand and one\n",
+        ],
+    ),
     (f"{COUNTED} four\n4.", [" five\n"]),
 )
 
@@ -60,14 +68,16 @@ class LanguageScorer:
     ) -> None:
         """Raises WeightsError for what is no model, and for one that cannot be scored with."""
         require(device)
-        self.path = Path(path) if path is not None else language_model_path()
+        fetched = from_hub(str(path)) if path is not None else None
+        self.path = language_model_path() if path is None else fetched or Path(path)
+        self.name = str(path) if fetched else self.path.stem if self.path.is_file() else self.path.name
         self.dtype = dtype or fast_dtype(device)
         self.negligible = negligible
         self.model, self.tokenizer = load(self.path, self.dtype)
         if adapter is not None:
             self.model = adapted(self.model, Path(adapter))
         self.model = self.model.to(device)
-        self._first = self._special_first()
+        self._first = special_first(self.tokenizer)
         try:
             self._readable()
             with quietly():
@@ -125,19 +135,20 @@ class LanguageScorer:
     def _ids(self, texts: Sequence[str]) -> list[list[int]]:
         return self.tokenizer(list(texts), add_special_tokens=False).input_ids
 
-    def _special_first(self) -> list[int]:
-        """The tokens with which the tokenizer begins every text; those with which it ends one are left away."""
-        with_special, without = self.tokenizer("1").input_ids, self._ids(["1"])[0]
-        for start in range(len(with_special) - len(without) + 1):
-            if with_special[start : start + len(without)] == without:
-                return with_special[:start]
-        return []
-
     def _readable(self) -> None:
         """Raises Unscorable where lines would run into one another."""
         one, two, apart = self._ids(["1 2", "1 2\n", "1\n2"])
         if two == one or apart == one:
             raise Unscorable("its tokenizer drops the ends of lines, which tell where a step ends")
+
+
+def special_first(tokenizer: Any) -> list[int]:
+    """The tokens with which a tokenizer begins every text. Those with which some end one are never wanted."""
+    with_special, without = (tokenizer("1", add_special_tokens=special).input_ids for special in (True, False))
+    for start in range(len(with_special) - len(without) + 1):
+        if with_special[start : start + len(without)] == without:
+            return list(with_special[:start])
+    return []
 
 
 def require(device: str) -> None:

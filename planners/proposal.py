@@ -265,20 +265,17 @@ def generate(
 ) -> Iterator[list[str]]:
     """Continue a prompt: yields all `count` texts as far as they are, after each token."""
     import torch  # seconds, and a chat model needs none of it
-    from transformers import DynamicCache
 
-    def step(tokens: Any) -> Any:
-        with torch.inference_mode():
-            return local.model(input_ids=tokens, past_key_values=cache, use_cache=True, logits_to_keep=1).logits[:, -1]
+    from planners.continuing import Continuation
+    from planners.language import special_first
 
-    ids = local.tokenizer(prompt, return_tensors="pt").input_ids.to(local.model.device)
-    if not ids.shape[1]:
+    ids = special_first(local.tokenizer) + local.tokenizer(prompt, add_special_tokens=False).input_ids
+    if not ids:
         raise ValueError("the prompt is empty; there must be at least one token to continue")
     ends = local.model.generation_config.eos_token_id
     ends = set(ends if isinstance(ends, list) else [ends]) | {local.tokenizer.eos_token_id}
-    cache = DynamicCache(config=local.model.config)
-    logits = step(ids).repeat_interleave(count, dim=0)
-    cache.batch_repeat_interleave(count)
+    continuation = Continuation(local.model, ids, count)
+    logits = continuation.begin()
     said: list[list[int]] = [[] for _ in range(count)]
     over = [False] * count
     texts = [""] * count
@@ -300,4 +297,4 @@ def generate(
         yield list(texts)
         if all(over) or number == max_tokens - 1:
             return
-        logits = step(chosen[:, None].to(ids.device))
+        logits = continuation.go_on(chosen.tolist())

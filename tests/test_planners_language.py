@@ -6,6 +6,8 @@ import re
 import shlex
 import shutil
 import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +20,7 @@ from planners.language import LanguageScorer, adapted, is_whole
 from planners.passes import TokenTrie
 from planners.weights import WeightsError
 from saycan_qt.kitchen.language.spoken import kitchen_language
+from saycan_qt.language import LanguageConfig, LanguageError, load_language
 
 PROMPT = "Instruction: bring me an apple\n1. find the apple\n2. pick up the apple\n\nInstruction: "
 CANDIDATES = [
@@ -238,3 +241,95 @@ def test_what_is_no_model_is_refused_in_one_line(tmp_path, make, reason):
     with pytest.raises(WeightsError, match=f"{path}: .*{reason}") as refusal:
         LanguageScorer(path)
     assert "\n" not in str(refusal.value)
+
+
+def test_a_device_that_there_is_not_is_refused_in_one_line(model_folder):
+    assert str(LanguageScorer(model_folder, device="cpu").model.device) == "cpu"
+    for device in ("abacus", *(() if torch.cuda.is_available() else ("cuda",))):
+        with pytest.raises(LanguageError, match=f"the device '{device}' cannot be used here, cpu can: ") as refusal:
+            load_language(LanguageConfig(str(model_folder), device=device), kitchen_language(), [])
+        assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.gpu
+def test_a_gpu_scores_as_the_processor_does(scorer):
+    prompt = PROMPT + "open the top drawer\n1."
+    on_gpu = LanguageScorer(dtype=torch.float32, negligible=0, device="cuda").score(prompt, CANDIDATES)
+    np.testing.assert_allclose(on_gpu, scorer.score(prompt, CANDIDATES), atol=1e-2, rtol=0)
+
+
+SHA = "a" * 40
+
+
+class Hub(BaseHTTPRequestHandler):
+    """The Hugging Face hub, as far as it is asked for a model; it has one, with a pickle and code besides."""
+
+    def do_GET(self):
+        match self.path.split("?")[0].split("/")[1:]:
+            case ["api", "models", "own", "tiny", "revision", "main"]:
+                self.answer(json.dumps({"id": "own/tiny", "sha": SHA, "siblings": []}).encode())
+            case ["api", "models", "own", "tiny", "tree", _]:
+                sizes = {file.name: file.stat().st_size for file in self.server.folder.iterdir()}
+                sizes |= {"pytorch_model.bin": 9, "model.py": 9, "original/consolidated.safetensors": 9}
+                rows = [{"type": "file", "path": path, "size": size, "oid": SHA} for path, size in sizes.items()]
+                self.answer(json.dumps(rows).encode())
+            case ["own", "tiny", "resolve", _, name]:
+                self.server.asked.add(name)
+                self.answer((self.server.folder / name).read_bytes(), ("X-Repo-Commit", SHA), ("ETag", f'"{name}"'))
+            case _:
+                self.send_response(404)
+                self.send_header("X-Error-Code", "RepoNotFound")
+                self.end_headers()
+
+    do_HEAD = do_GET
+
+    def answer(self, body, *headers):
+        self.send_response(200)
+        for name, value in (*headers, ("Content-Length", str(len(body)))):
+            self.send_header(name, value)
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(body)
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def hub(model_folder, tmp_path, monkeypatch):
+    with ThreadingHTTPServer(("127.0.0.1", 0), Hub) as server:
+        server.folder, server.asked = model_folder, set()
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        address = f"http://127.0.0.1:{server.server_port}"
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", address)
+        template = address + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+def test_a_name_on_the_hub_is_fetched_without_pickles_or_code_and_found_again_offline(hub, monkeypatch):
+    fetched = LanguageScorer("own/tiny")
+    assert fetched.name == "own/tiny" and "model.safetensors" in hub.asked
+    assert not {"pytorch_model.bin", "model.py", "consolidated.safetensors"} & hub.asked
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert weights.from_hub("own/tiny") == fetched.path
+
+
+def test_a_name_that_is_not_to_be_had_says_in_one_line_what_to_do(hub, monkeypatch):
+    with pytest.raises(WeightsError, match="own/other: no such folder or file here; no model of that name on the hub"):
+        LanguageScorer("own/other")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(
+        LanguageError, match=r"cannot be reached .* a folder or a .gguf file, or set HF_HOME"
+    ) as refusal:
+        load_language(LanguageConfig("own/tiny"), kitchen_language(), [])
+    assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("path", ["./own/tiny", "/own/tiny", "tiny", "runs/own/tiny", "../tiny", "own/"])
+def test_what_looks_like_a_path_is_not_looked_for_on_the_hub(path):
+    assert weights.from_hub(path) is None
