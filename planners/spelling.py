@@ -16,7 +16,7 @@ FOREIGN = 0.4  # a sentence of which more words than this are unknown is in anot
 
 def words_of(embedder: object) -> frozenset[str]:
     """The whole words that a sentence model was taught; none where its tokenizer does not tell them apart."""
-    vocabulary = getattr(getattr(embedder, "tokenizer", None), "get_vocab", dict)()
+    vocabulary: dict[str, int] = getattr(getattr(embedder, "tokenizer", None), "get_vocab", dict)()
     return frozenset(word for word in vocabulary if word.isalpha())
 
 

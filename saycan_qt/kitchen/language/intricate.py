@@ -221,13 +221,13 @@ class Intricate:
                 place = kitchen.where[thing]
                 texts["place"] = self.wording.place(place, rng)
             texts |= {"thing": self.noun(thing, rng), "a thing": self.a(thing, rng), "bare": self.bare(thing, rng)}
-            truth = {
+            truths = {
                 "thing at": kitchen.where.get(thing) == place,
                 "thing": thing in here,
                 "holding thing": thing == held,
             }
             about = {"object": thing, "place": place} if kind == "thing at" else {"object": thing}
-            return texts, truth[kind], about
+            return texts, truths[kind], about
         if kind in ("some", "some at", "several"):
             category = str(rng.choice([name for name in self.said["many"] if name != THING]))
             if kitchen.held in self.members(category):
@@ -301,9 +301,7 @@ class Intricate:
         if not second:
             raise Unsuitable("few")
         part = self.part(kitchen, rng, OF_ONE, thing=first)
-        other = self.part(
-            kitchen, rng, {part.kind: 1.0}, thing=second, **{k: v for k, v in part.values.items() if k != "object"}
-        )
+        other = self.same(kitchen, part, second, rng)
         a, b = self.noun(first, rng), self.noun(second, rng)
         texts = {"A": part.said(object=a), "A:it": part.said(object="it"), "B": part.said(object=b)}
         texts |= {"a": self.a(first, rng), "b": b, "bare a": self.bare(first, rng)}
@@ -472,8 +470,7 @@ class Intricate:
                 texts["A"] = parts[0].said(object=str(rng.choice(names)))
             case "both" | "same":
                 first = self.part(kitchen, rng, OF_ONE, thing=thing)
-                rest = {slot: value for slot, value in first.values.items() if slot != "object"}
-                parts = [first, self.part(kitchen, rng, {first.kind: 1.0}, thing=other, **rest)]
+                parts = [first, self.same(kitchen, first, other, rng)]
                 both = str(rng.choice(["them", "both", "both of them", "the two of them", "them both"]))
                 texts["A"] = first.said(object=both if how == "both" else a)
             case "drawer":
@@ -620,8 +617,12 @@ class Intricate:
     ) -> list[Part]:
         """The same for each of these things."""
         first = self.part(kitchen, rng, {kind: 1.0}, thing=things[0], place=place)
-        rest = {slot: value for slot, value in first.values.items() if slot != "object"}
-        return [first, *(self.part(kitchen, rng, {kind: 1.0}, thing=thing, **rest) for thing in things[1:])]
+        return [first, *(self.same(kitchen, first, thing, rng) for thing in things[1:])]
+
+    def same(self, kitchen: SymbolicKitchen, part: Part, thing: str, rng: np.random.Generator) -> Part:
+        """As this one, about another thing."""
+        place, drawer = part.values.get("place", ""), part.values.get("drawer", "")
+        return self.part(kitchen, rng, {part.kind: 1.0}, thing=thing, place=place, drawer=drawer)
 
     def pick(self, ways: Sequence[str], rng: np.random.Generator) -> str:
         return self.phrases.pick(ways, rng)
