@@ -1,6 +1,6 @@
 """Slips of the finger, read as what was meant: a word that nobody knows, a slip away from just one of the robot's own.
 
-Spelling(["bring me the apple"], english).read("bring me the appel")     # "bring me the apple"
+Spelling(["bring me the bottle"], english).read("bring me the botlte")     # "bring me the bottle"
 """
 
 from __future__ import annotations
