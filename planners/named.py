@@ -1,7 +1,7 @@
 """What a sentence names of what a robot knows: a whole skill, word for word, or things.
 
 verbatim("Push the cube to the left!", skills)      # the skill of that text
-named("the apple and two oranges", ["apple", "orange", "orange can"])      # ["apple", "orange"]
+named("the cup and two plates", ["cup", "plate", "plate rack"])      # ["cup", "plate"]
 """
 
 from __future__ import annotations

@@ -202,6 +202,7 @@ class SayCanPlanner:
         if config.refuse and len(instruction) > LONGEST:
             too_long = Refusal(f"an instruction has at most {LONGEST:,} letters, this one has {len(instruction):,}")
             return self._refused(too_long, "", affordances, started)
+        instruction = self.prompt.read(instruction)  # slips of the finger apart
         affordance = np.array([affordances.get(skill.name, 0.0) for skill in self.skills])
         affordance[self._done] = config.done_affordance
         weight = np.ones(len(self.skills)) if config.without == "affordance" else affordance

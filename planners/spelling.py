@@ -1,6 +1,6 @@
 """Slips of the finger, read as what was meant: a word that nobody knows, a slip away from just one of the robot's own.
 
-Spelling(["bring me the apple"], english).read("bring me the appel")     # "bring me the apple"
+Spelling(["bring me the bottle"], english).read("bring me the botlte")     # "bring me the bottle"
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ FOREIGN = 0.4  # a sentence of which more words than this are unknown is in anot
 
 def words_of(embedder: object) -> frozenset[str]:
     """The whole words that a sentence model was taught; none where its tokenizer does not tell them apart."""
-    vocabulary = getattr(getattr(embedder, "tokenizer", None), "get_vocab", dict)()
+    vocabulary: dict[str, int] = getattr(getattr(embedder, "tokenizer", None), "get_vocab", dict)()
     return frozenset(word for word in vocabulary if word.isalpha())
 
 

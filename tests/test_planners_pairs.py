@@ -5,7 +5,7 @@ import re
 import numpy as np
 import pytest
 
-from planners.prompts import CANNOT
+from planners.prompts import CANNOT, describe
 from saycan_qt.kitchen.language import instructions
 from saycan_qt.kitchen.language.errands import Unsuitable
 from saycan_qt.kitchen.language.intricate import Asked, Part, in_view
@@ -112,22 +112,10 @@ def test_what_is_not_there_is_looked_for_after_what_comes_before(generator):
     )  # fmt: skip
 
 
-def test_of_several_that_would_do_the_first_in_the_scenes_line_are_taken(generator):
-    rng = np.random.default_rng(5)
-    pairs = [pair for pair in (drawn(generator, "count", rng) for _ in range(100)) if " two cans" in pair.instruction]
-    assert pairs
-    for pair in pairs:
-        cans = [thing for thing in in_view(pair.kitchen) if thing.endswith(" can")]
-        named = [BY_TEXT[step].arguments["object"] for step in pair.plan if step.startswith("pick up")]
-        assert named == cans[:2], pair
-
-
-def drawn(generator, source, rng):
-    while True:
-        try:
-            return generator.intricate_pair(source, rng)
-        except Unsuitable:
-            pass
+def test_things_are_taken_in_the_order_of_the_scenes_line(generator):
+    kitchen = SymbolicKitchen({"tea": "table", "apple": "close counter", "coke can": "table", "orange": "top drawer"})
+    assert in_view(kitchen) == ["tea", "coke can", "apple"]
+    assert describe(kitchen.observe()).startswith("Scene: table: tea, coke can; close counter: apple; robot")
 
 
 def test_a_slip_changes_a_letter_or_two():

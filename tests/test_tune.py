@@ -8,7 +8,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from planners.language import LanguageScorer, is_whole, load
-from planners.robot_language import RobotLanguage
+from planners.robot_language import RobotLanguage, tells_states
 from planners.weights import language_model_path
 from saycan_qt import new
 from saycan_qt.kitchen.language.pairs import PairGenerator, text_of
@@ -78,6 +78,7 @@ def test_an_interrupted_run_ends_as_one_that_was_not(whole, tmp_path):
 def test_the_adapter_says_what_made_it_and_has_learnt(model, whole):
     folder = whole.config.out / ADAPTER
     assert is_whole(folder) and json.loads((folder / "provenance.json").read_text())["step"] == STEPS
+    assert tells_states(folder)
     pairs, rng = PairGenerator(SkillLibrary.load()), np.random.default_rng(1)
     texts = [text_of(pairs, rng) for _ in range(8)]
     before, after = (
@@ -112,6 +113,7 @@ def test_an_adapter_is_trained_from_a_robots_own_folder_and_then_plans_for_it(mo
     assert RobotLanguage.of(robot).adapter_for(robot.library) is None
     trained.resolve().rename(robot.path / "adapter")
     assert is_whole(RobotLanguage.of(robot).adapter_for(robot.library))
+    assert not tells_states(robot.path / "adapter")
 
 
 def test_pairs_are_of_the_robots_own_words_alone(robot, tmp_path):

@@ -238,7 +238,7 @@ def answer(config: PlansConfig, path: Path, models: Models, tried: list[Attempt]
             entry.number, {"number": entry.number, "say": entry.say, "family": entry.family, "half": entry.half}
         )
         plans = {kind: plan.to_json() for kind, plan in attempt.plans.items()}
-        beside = {"case": entry.case} if entry.case else {}
+        beside: dict[str, Any] = {"case": entry.case} if entry.case else {}
         beside |= {"said": attempt.said} if attempt.said != entry.say else {}
         row.setdefault("plans", []).append(plans | beside)
         row.update({kind: row.get(kind, 0) + plan.right for kind, plan in attempt.plans.items()})

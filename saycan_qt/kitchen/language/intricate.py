@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -107,8 +107,12 @@ class Intricate:
         kitchen = self.kitchen(rng, present, without=members, hand=False)
         texts = {"many": many, "n": self.number(number, rng), "people": NUMBERS[number]}
         luck, kind = rng.random(), self.kind(OF_ONE, rng)
-        if luck < 0.12 and extra:
+        if luck < 0.1 and extra:
             return self._count_and_rest(kitchen, present, number, texts, rng)
+        if luck < 0.15 and extra:
+            return self._keep(kitchen, present, number, texts, rng)
+        if luck < 0.18 and number + extra > 1:
+            return self._double(kitchen, category, present, many, rng)
         if luck < 0.24:
             return self._two_counts(kitchen, category, present, number, texts, rng)
         things = [o for o in in_view(kitchen) if o in present]
@@ -142,6 +146,28 @@ class Intricate:
         )
         parts = self.alike(kitchen, "bring", things[:number], rng)
         return Asked(kitchen, say, parts + self.alike(kitchen, "put", things[number:], rng, place))
+
+    def _keep(
+        self, kitchen: SymbolicKitchen, present: list[str], number: int, texts: Texts, rng: np.random.Generator
+    ) -> Asked:
+        things = [o for o in in_view(kitchen) if o in present]
+        parts = self.alike(
+            kitchen, self.kind({"trash": 0.6, "bring": 0.2, "put": 0.2}, rng), things[: len(things) - number], rng
+        )
+        clause = parts[0].said(object=str(rng.choice(["the others", "the rest", "the other ones", "all the rest"])))
+        return Asked(kitchen, fill(self.pick(self.said["count"]["keep"], rng), {**texts, "A": clause}), parts)
+
+    def _double(
+        self, kitchen: SymbolicKitchen, category: str, present: list[str], many: str, rng: np.random.Generator
+    ) -> Asked:
+        other = str(rng.choice([name for name in self.said["many"] if name != THING]))
+        others = [o for o in in_view(kitchen) if o in self.members(other)]
+        if category == THING or not others or set(self.members(other)) & set(self.members(category)):
+            raise Unsuitable("overlap")
+        first = [o for o in in_view(kitchen) if o in present][:2]
+        parts = self.alike(kitchen, "bring", [*first, others[0]], rng)
+        texts = {"many": many, "others": self.pick(self.said["many"][other], rng)}
+        return Asked(kitchen, fill(self.pick(self.said["count"]["double"], rng), texts), parts)
 
     def _two_counts(
         self,
@@ -183,10 +209,12 @@ class Intricate:
                 break
         else:
             raise Unsuitable("condition")
-        said = fill(self.pick(self.said["conditions"][kind]["so" if affirmed else "not so"], rng), texts)
         luck, used = rng.random(), set(about.values())
-        holds = truth is affirmed
-        frames, how = self.said["if"], "then" if luck < 0.45 else "unless" if luck < 0.58 else "else"
+        holds, asking = truth is affirmed, affirmed and rng.random() < 0.25
+        said = fill(
+            self.pick(self.said["conditions"][kind]["ask" if asking else "so" if affirmed else "not so"], rng), texts
+        )
+        frames, how = self.said["if"], "then" if luck < 0.45 else "unless" if luck < 0.58 and not asking else "else"
         first = None
         if how != "unless" and rng.random() < 0.65:
             first = self._about(kind, affirmed, kitchen, texts, about, rng)
@@ -196,7 +224,7 @@ class Intricate:
         if how == "else":
             other, clauses["B"] = self._free(kitchen, rng, used | set(then.values.values()))
             parts = parts or [other]
-        say = fill(self.pick(frames[how], rng), clauses)
+        say = fill(self.pick(frames[f"ask {how}" if asking else how], rng), clauses)
         if rng.random() < 0.1:
             last, text = self._free(kitchen, rng, used | {v for part in (then, *parts) for v in part.values.values()})
             say, parts = fill(self.pick(frames["besides"], rng), {"0": say.rstrip("."), "C": text}), [*parts, last]
@@ -221,13 +249,13 @@ class Intricate:
                 place = kitchen.where[thing]
                 texts["place"] = self.wording.place(place, rng)
             texts |= {"thing": self.noun(thing, rng), "a thing": self.a(thing, rng), "bare": self.bare(thing, rng)}
-            truth = {
+            truths = {
                 "thing at": kitchen.where.get(thing) == place,
                 "thing": thing in here,
                 "holding thing": thing == held,
             }
             about = {"object": thing, "place": place} if kind == "thing at" else {"object": thing}
-            return texts, truth[kind], about
+            return texts, truths[kind], about
         if kind in ("some", "some at", "several"):
             category = str(rng.choice([name for name in self.said["many"] if name != THING]))
             if kitchen.held in self.members(category):
@@ -239,6 +267,12 @@ class Intricate:
             thing = there[0] if there else str(rng.choice(self.members(category)))
             about = {"object": thing, "place": place} if kind == "some at" else {"object": thing}
             return texts, len(there) > (kind == "several"), about
+        if kind == "together":
+            if len(here) < 2:
+                raise Unsuitable("few")
+            thing, other = (str(o) for o in rng.permutation(here)[:2])
+            texts |= {"thing": self.noun(thing, rng), "other": self.noun(other, rng), "to": kitchen.where[other]}
+            return texts, kitchen.where[thing] == kitchen.where[other], {"object": thing, "target": other}
         if kind in ("open", "any open"):
             drawer = str(rng.choice(DRAWERS))
             truth = drawer in kitchen.open_drawers if kind == "open" else bool(kitchen.open_drawers)
@@ -269,6 +303,13 @@ class Intricate:
         if kind == "thing at" and about["object"] in kitchen.where:
             part = self.part(kitchen, rng, {"put": 1.0}, thing=about["object"], place=about["place"], anyway=True)
             return part, part.said(object=it)
+        if kind == "together":
+            if affirmed:
+                return None
+            part = self.part(kitchen, rng, {"put": 1.0}, thing=about["object"], place=texts["to"], anyway=True)
+            where = str(rng.choice(["there", "to the other one", f"to where {texts['other']} is"]))
+            clause = str(rng.choice(["bring {object} {place}", "take {object} {place}", "carry {object} {place}"]))
+            return replace(part, clause=clause), clause.format(object=it, place=where)
         if kind in ("open", "any open"):
             if kind == "any open" and affirmed:
                 part = Part("close_all", {}, {}, self.pick(["close it", "shut it", "close whatever is open"], rng))
@@ -301,9 +342,7 @@ class Intricate:
         if not second:
             raise Unsuitable("few")
         part = self.part(kitchen, rng, OF_ONE, thing=first)
-        other = self.part(
-            kitchen, rng, {part.kind: 1.0}, thing=second, **{k: v for k, v in part.values.items() if k != "object"}
-        )
+        other = self.same(kitchen, part, second, rng)
         a, b = self.noun(first, rng), self.noun(second, rng)
         texts = {"A": part.said(object=a), "A:it": part.said(object="it"), "B": part.said(object=b)}
         texts |= {"a": self.a(first, rng), "b": b, "bare a": self.bare(first, rng)}
@@ -386,7 +425,18 @@ class Intricate:
             "one": self.one(category, rng),
             "said": self.pick(about["said"], rng),
         }
-        if rng.random() < 0.3:
+        here = [o for o in in_view(kitchen) if o in members]
+        if (
+            serves
+            and part.kind == "bring"
+            and 2 <= len(here) <= 4
+            and sum(o in fits for o in here) == 1
+            and rng.random() < 0.4
+        ):
+            *names, last = (self.noun(o, rng) for o in rng.permutation(here))
+            texts["list"] = f"{', '.join(names)} and {last}"
+            say = fill(self.pick(self.said["avoid among"], rng), texts)
+        elif rng.random() < 0.3:
             say = part.said(object=fill(self.pick(self.said["avoid objects"], rng), texts))
         else:
             one = fill(self.pick(self.said["avoid objects"], rng), texts) if rng.random() < 0.15 else texts["one"]
@@ -425,14 +475,52 @@ class Intricate:
         if luck < 0.75:
             wrong_part, right = self.two(kitchen, rng)
             return Asked(kitchen, fill(self.pick(said["clause"], rng), {"A": wrong_part[1], "B": right[1]}), [right[0]])
+        if luck < 0.84:
+            return self._correct_list(kitchen, rng)
         first, second = self.several(kitchen, 2, rng)
         texts = {"A": first.said(), "B": second.said()}
+        luck = 0.75 + (luck - 0.84) * 0.25 / 0.16
         how = "add" if luck < 0.84 else "drop first" if luck < 0.9 else "drop last" if luck < 0.96 else "drop all"
         parts = {"add": [first, second], "drop first": [second], "drop last": [first], "drop all": []}[how]
         return Asked(kitchen, fill(self.pick(said[how], rng), texts), parts)
 
+    def _correct_list(self, kitchen: SymbolicKitchen, rng: np.random.Generator) -> Asked:
+        """Of two things one is replaced, or struck out; or a single one stays, and something else is done."""
+        said, here = self.said["corrections"], [str(o) for o in rng.permutation(in_view(kitchen))]
+        if len(here) < 3:
+            raise Unsuitable("few")
+        first, second, third = here[:3]
+        part = self.part(kitchen, rng, OF_ONE, thing=first)
+        a, b = self.noun(first, rng), self.noun(second, rng)
+        if rng.random() < 0.3:
+            other, text = self._free(kitchen, rng, {first})
+            return Asked(kitchen, fill(self.pick(said["keep"], rng), {"A": part.said(object=a), "B": text}), [other])
+        listed = f"{a} and {b}" if rng.random() < 0.7 else f"both {a} and {b}"
+        texts = {"A": part.said(object=listed), "a": a, "b": b, "right": self.noun(third, rng)}
+        if rng.random() < 0.5:
+            return Asked(kitchen, fill(self.pick(said["strike"], rng), texts), [part])
+        return Asked(
+            kitchen, fill(self.pick(said["replace"], rng), texts), [part, self.same(kitchen, part, third, rng)]
+        )
+
+    def _on_the_way(self, kitchen: SymbolicKitchen, rng: np.random.Generator) -> Asked:
+        """To places before, or with the thing in hand."""
+        said, thing = self.said["order"], self.choose(in_view(kitchen), rng)
+        bring = self.part(kitchen, rng, {"bring": 1.0}, thing=thing)
+        places = [str(p) for p in rng.permutation([p for p in (*WORKTOPS, TRASH) if p != kitchen.place])[:2]]
+        visits = [
+            Part("go", {"place": place}, {"place": self.word("place", place, rng)}, "go to {place}") for place in places
+        ]
+        texts = {"thing": bring.words["object"], "place": visits[0].words["place"], "place2": visits[1].words["place"]}
+        if rng.random() < 0.5 and places[0] != kitchen.where[thing]:
+            hold = replace(bring, kind="hold")
+            return Asked(kitchen, fill(self.pick(said["past"], rng), texts), [hold, visits[0], bring])
+        return Asked(kitchen, fill(self.pick(said["round"], rng), texts | {"A": bring.said()}), [*visits, bring])
+
     def order(self, rng: np.random.Generator) -> Asked:
         kitchen = self.kitchen(rng)
+        if rng.random() < 0.15:
+            return self._on_the_way(kitchen, rng)
         count = 2 if rng.random() < 0.6 else 3
         parts = self.several(kitchen, count, rng)
         texts = {str(number): part.said() for number, part in enumerate(parts, 1)}
@@ -452,7 +540,7 @@ class Intricate:
         a, b = self.noun(thing, rng), self.noun(other, rng)
         texts = {"a": a, "b": b, "thing": a, "a thing": self.a(thing, rng)}
         texts["place"] = self.wording.place(kitchen.where[thing], rng)
-        about_one = OF_ONE | {"hold": 0.05, "store_close": 0.05}
+        about_one = OF_ONE | {"hold": 0.05, "store_close": 0.05, "near": 0.12}
         parts: list[Part]
         match how:
             case "it":
@@ -472,8 +560,7 @@ class Intricate:
                 texts["A"] = parts[0].said(object=str(rng.choice(names)))
             case "both" | "same":
                 first = self.part(kitchen, rng, OF_ONE, thing=thing)
-                rest = {slot: value for slot, value in first.values.items() if slot != "object"}
-                parts = [first, self.part(kitchen, rng, {first.kind: 1.0}, thing=other, **rest)]
+                parts = [first, self.same(kitchen, first, other, rng)]
                 both = str(rng.choice(["them", "both", "both of them", "the two of them", "them both"]))
                 texts["A"] = first.said(object=both if how == "both" else a)
             case "drawer":
@@ -503,10 +590,14 @@ class Intricate:
             return Asked(kitchen, self.pick(language["wish"][category], rng), [part])
         kinds = {kind: 0.5 if kind == "bring_from" else KINDS.get(kind, 0.02) for kind in language["say"]}
         kinds["bring_from"] = 0.06
-        count = 2 if luck > 0.72 else 1
+        count = 3 if luck > 0.9 else 2 if luck > 0.7 else 1
         parts = self.several(kitchen, count, rng, kinds)
-        said = [self._in(language, part, rng) for part in parts]
-        say = said[0] if count == 1 else fill(self.pick(language["join"], rng), {"1": said[0], "2": said[1]})
+        said = {str(number): self._in(kitchen, language, part, rng) for number, part in enumerate(parts, 1)}
+        say = fill(self.pick({1: ["{1}"], 2: language["join"], 3: language["three"]}[count], rng), said)
+        if count == 1 and parts[0].kind in ("bring_from", "store") and rng.random() < 0.4:
+            drawer = parts[0].values["drawer"]
+            parts.append(Part("close", {"drawer": drawer}, {}, ""))
+            return Asked(kitchen, fill(self.pick(language["shut"], rng), {"1": say}), parts)
         if count == 1 and luck < 0.2 and parts[0].kind in OF_ONE:
             others = [o for o in in_view(kitchen) if o not in parts[0].values.values()]
             if others:
@@ -514,8 +605,11 @@ class Intricate:
                 say = fill(self.pick(language["not"], rng), {"1": say, "x": x})
         return Asked(kitchen, self.pick(language["polite"], rng).format(say.rstrip(".。")), parts)
 
-    def _in(self, language: Mapping[str, Any], part: Part, rng: np.random.Generator) -> str:
+    def _in(self, kitchen: SymbolicKitchen, language: Mapping[str, Any], part: Part, rng: np.random.Generator) -> str:
         words = {s: self.pick(language["objects"][v], rng) for s, v in part.values.items() if s in ("object", "target")}
+        standing = language["standing"].get(kitchen.where.get(part.values.get("object", "")))
+        if standing and rng.random() < 0.2:
+            words["object"] = standing.format(object=words["object"])
         if place := part.values.get("place"):
             words |= {"to": language["to"].get(place, ""), "go": language["go"].get(place, "")}
         if drawer := part.values.get("drawer"):
@@ -620,8 +714,12 @@ class Intricate:
     ) -> list[Part]:
         """The same for each of these things."""
         first = self.part(kitchen, rng, {kind: 1.0}, thing=things[0], place=place)
-        rest = {slot: value for slot, value in first.values.items() if slot != "object"}
-        return [first, *(self.part(kitchen, rng, {kind: 1.0}, thing=thing, **rest) for thing in things[1:])]
+        return [first, *(self.same(kitchen, first, thing, rng) for thing in things[1:])]
+
+    def same(self, kitchen: SymbolicKitchen, part: Part, thing: str, rng: np.random.Generator) -> Part:
+        """As this one, about another thing."""
+        place, drawer = part.values.get("place", ""), part.values.get("drawer", "")
+        return self.part(kitchen, rng, {part.kind: 1.0}, thing=thing, place=place, drawer=drawer)
 
     def pick(self, ways: Sequence[str], rng: np.random.Generator) -> str:
         return self.phrases.pick(ways, rng)

@@ -72,8 +72,9 @@ class PairGenerator:
         return self.pair_of(self.intricate.draw(source, rng), source, rng)
 
     def pair_of(self, asked: Asked, source: str, rng: np.random.Generator) -> Pair:
-        plan, expert = (CANNOT,), self._expert(asked.kitchen)
+        plan: tuple[str, ...] = (CANNOT,)
         if asked.serves:
+            expert = self._expert(asked.kitchen)
             missing = next(
                 (p for p in asked.parts if p.values.get("object", "") not in ("", *asked.kitchen.where)), None
             )

@@ -37,8 +37,9 @@ class Phrases:
         def read(name: str) -> Any:
             return yaml.load((folder / f"{name}.yaml").read_text(encoding="utf-8"), yaml.CSafeLoader)
 
-        whole = [read(name) for name in ("nouns", "tasks", "situations", "compound")]
-        return Phrases(*whole, read("impossible")["say"], read("intricate"), read("foreign"))
+        nouns, tasks, situations, compound = map(read, ("nouns", "tasks", "situations", "compound"))
+        impossible, intricate, foreign = read("impossible")["say"], read("intricate"), read("foreign")
+        return Phrases(nouns, tasks, situations, compound, impossible, intricate, foreign)
 
     def about(self, objects: Collection[str], held_out: bool) -> Phrases:
         """The same, with categories of these objects alone."""
