@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import threading
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice, product
@@ -142,6 +143,7 @@ class Prompt:
         spelling: Spelling | None = None,  # reads slips of the finger as what was meant
     ) -> None:
         self.embedder = embedder
+        self.turn = threading.RLock()  # held by the decision that is being made, as the last ones are remembered here
         self.examples = list(examples)
         names = "|".join(map(re.escape, sorted(things, key=len, reverse=True)))
         self._things = re.compile(rf"\b({names})\b" if names else r"(?!)")  # the latter is found nowhere

@@ -6,7 +6,6 @@ decision = planner.step("bring me the red block", history=[], affordances={"find
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -157,11 +156,12 @@ def decide(language: np.ndarray, affordance: np.ndarray) -> tuple[np.ndarray, np
 
 
 def one_at_a_time(decide: Decide) -> Decide:
-    """Of a planner's method: scorer and prompt remember what they were last asked, so that decisions take turns."""
+    """Of a planner's method: scorer and prompt remember what they were last asked, so that decisions take turns, also
+    those of planners that share them."""
 
     @wraps(decide)
     def in_turn(self: SayCanPlanner, *given: Any, **named: Any) -> Decision:
-        with self.turn:
+        with self.prompt.turn:
             return decide(self, *given, **named)
 
     return cast(Decide, in_turn)
@@ -175,7 +175,6 @@ class SayCanPlanner:
     ) -> None:
         self.scorer, self.prompt, self.config = scorer, prompt, config or SayCanConfig()
         self.skills = tuple(skills)
-        self.turn = threading.RLock()  # held by the decision that is being made
         if DONE not in {skill.name for skill in self.skills}:
             raise ValueError(f"a plan ends with the skill {DONE!r}, which this library lacks")
         if self.config.normalise == "mean" and not hasattr(scorer, "count_tokens"):

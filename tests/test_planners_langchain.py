@@ -8,6 +8,7 @@ import pytest
 from langchain.agents import create_agent
 from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
 from langchain_core.prompts import PromptTemplate
+from langchain_core.runnables import RunnableParallel
 from langchain_core.utils.function_calling import convert_to_openai_tool
 
 from planners.langchain import LocalLLM, PlannerModel, RunnablePlanner, runnable_plan, skill_tools, tool_names
@@ -197,6 +198,9 @@ def test_decisions_asked_for_at_once_are_those_asked_for_alone(planner):
     ]
     alone = [chain.invoke(one).skill.name for one in asked]
     assert [one.skill.name for one in chain.batch(asked * 2)] == alone * 2
+    other = RunnablePlanner(SayCanPlanner(planner.scorer, planner.prompt, LIBRARY))
+    both = RunnableParallel(here=chain, there=other).batch(asked)
+    assert [(one["here"].skill.name, one["there"].skill.name) for one in both] == [(name, name) for name in alone]
 
 
 def test_the_local_model_is_an_llm_of_any_chain_and_streams_what_it_answers(scorer):
