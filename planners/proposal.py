@@ -208,7 +208,7 @@ class ChatProposer:
     ) -> list[str]:
         from langchain_core.messages import HumanMessage, SystemMessage
 
-        from planners.chat import ask, spoken
+        from planners.servers.chat import ask, spoken
 
         shown = self.prompt.build(instruction, steps_done, feasible, known)
         if feasible:

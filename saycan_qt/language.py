@@ -88,7 +88,7 @@ def load_language(
     from transformers.utils import logging as transformers_logging  # seconds, spent while the services start
 
     from planners.language import NEGLIGIBLE, LanguageScorer
-    from planners.remote import RemoteError, RemoteScorer
+    from planners.servers.remote import RemoteError, RemoteScorer
     from planners.weights import WeightsError, text_embedder
 
     transformers_logging.disable_progress_bar()  # we have our own
@@ -116,8 +116,8 @@ def load_language(
 
 
 def _chatting(config: LanguageConfig, robot: RobotLanguage) -> Language:
-    from planners.chat import OPTIONS, LetteredScorer
     from planners.proposal import ChatProposer
+    from planners.servers.chat import OPTIONS, LetteredScorer
     from planners.weights import text_embedder
 
     chat, top = try_chat(config)
@@ -134,8 +134,8 @@ def try_chat(config: LanguageConfig) -> tuple[BaseChatModel, int]:
     then. Raises LanguageError."""
     from pydantic import SecretStr
 
-    from planners.chat import ServerChat, tells_letters
-    from planners.remote import LanguageServer, RemoteError
+    from planners.servers.chat import ServerChat, tells_letters
+    from planners.servers.remote import LanguageServer, RemoteError
 
     if config.model or config.adapter not in ("", NONE):
         raise LanguageError("--language.chat names a model of its own; leave --language.model and --language.adapter")
@@ -179,8 +179,8 @@ def planner_of(kind: str, language: Language, skills: Iterable[Skill], settings:
     if kind != "proposal" and language.proposer is None:
         settings = replace(settings, preselect=settings.preselect or language.preselect)
         return SayCanPlanner(language.scorer, language.prompt, skills, settings)
-    from planners.chat import LetteredScorer
     from planners.proposal import ChatProposer, LocalModel, ProposalPlanner, SampledProposer
+    from planners.servers.chat import LetteredScorer
 
     proposer = language.proposer
     if proposer is None and isinstance(language.scorer, LetteredScorer):

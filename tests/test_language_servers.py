@@ -16,10 +16,10 @@ import numpy as np
 import pytest
 import torch
 
-from planners.chat import LetteredScorer, ServerChat, tells_letters
 from planners.language import LanguageScorer
-from planners.remote import RemoteError, RemoteScorer
 from planners.saycan import SayCanConfig, SayCanPlanner, Step
+from planners.servers.chat import LetteredScorer, ServerChat, tells_letters
+from planners.servers.remote import RemoteError, RemoteScorer
 from planners.weights import text_embedder
 from saycan_qt.kitchen.language.spoken import kitchen_language
 from saycan_qt.kitchen.symbolic import SymbolicKitchen

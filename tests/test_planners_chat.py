@@ -10,13 +10,13 @@ from langchain_core.messages import AIMessage, HumanMessage
 from langchain_core.outputs import ChatGeneration, ChatResult
 from language_servers import serving
 
-from planners import remote
-from planners.chat import OPTIONS, ChatError, LetteredScorer, ServerChat, ask, letter_logprobs, tells_letters
 from planners.prompts import Example, Prompt
 from planners.proposal import ProposalPlanner
-from planners.remote import RemoteError
 from planners.robot_language import RobotLanguage
 from planners.saycan import SayCanConfig, SayCanPlanner, Step
+from planners.servers import remote
+from planners.servers.chat import OPTIONS, ChatError, LetteredScorer, ServerChat, ask, letter_logprobs, tells_letters
+from planners.servers.remote import RemoteError
 from saycan_qt import run
 from saycan_qt.journey.lifecycle import RunConfig
 from saycan_qt.language import LanguageConfig, LanguageError, load_language, planner_of

@@ -7,9 +7,9 @@ import pytest
 import torch
 from language_servers import serving
 
-from planners import remote
 from planners.language import LanguageScorer
-from planners.remote import UNTOLD, CannotScore, RemoteError, RemoteScorer, _cuts
+from planners.servers import remote
+from planners.servers.remote import UNTOLD, CannotScore, RemoteError, RemoteScorer, _cuts
 
 KEY = "sk-very-secret"
 PROMPT = "Instruction: bring me an apple\n1. find the apple\n2. pick up the apple\n\nInstruction: open it\n1."

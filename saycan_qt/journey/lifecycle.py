@@ -20,7 +20,7 @@ from typing import Literal, TypeVar
 
 from planners import saycan
 from planners.asking import Asking, When
-from planners.remote import RemoteError
+from planners.servers.remote import RemoteError
 from saycan_qt.journey.display import VERDICTS, Display
 from saycan_qt.journey.journey import Journey
 from saycan_qt.journey.person import Person

@@ -23,7 +23,7 @@ from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, System
 from langchain_core.outputs import ChatGeneration, ChatResult
 from pydantic import PrivateAttr, SecretStr
 
-from planners.remote import LanguageServer, Refused, RemoteError
+from planners.servers.remote import LanguageServer, Refused, RemoteError
 
 OPTIONS = 20  # candidates in one question; their letters and that of "none of these" are told apart well
 TOPS = (20, 5)  # likeliest first tokens that are asked for; some servers tell five at most
