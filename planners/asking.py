@@ -15,6 +15,8 @@ may also answer in other words, so it is enough to know that the first choice is
 from __future__ import annotations
 
 import math
+import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -26,6 +28,7 @@ When = Literal["never", "when-unsure", "always"]
 SHOWN = 3, 5  # options, at least and at most
 STOP = ("", "s", "stop", "q", "quit")
 WORTH = 0.02  # share of all products from which more than the least are shown
+NOTICED = 0.01  # ... from which a skill is another thing that may be meant
 
 
 @dataclass(frozen=True)
@@ -84,20 +87,45 @@ class Asking:
             return None
         if (refusal := decision.refusal) is not None:
             return Question(instruction, refusal.reason, instructions=refusal.nearest)
-        sure = confidence(decision)
+        sure, rivals = confidence(instruction, decision), equally_named(instruction, decision)
         if self.when == "when-unsure" and (decision.because or sure > self.threshold):
             return None
         total = sum(row.score for row in decision.candidates)
         rows = [row for row in decision.candidates[: SHOWN[1]] if row.score > 0]
         likely = [row.skill for i, row in enumerate(rows) if i < SHOWN[0] or row.score >= WORTH * total]
-        reason = f"the likeliest next step has {sure:.0%} of what all skills score together"
+        reason = (
+            f"“{rows[0].skill.text}” seems likeliest, with a confidence of {sure:.0%}" if rows else "nothing is likely"
+        )
+        reason += f"; what you said fits “{rivals[0].text}” as well" if rivals else ""
         return Question(instruction, reason, tuple(likely), confidence=sure)
 
 
-def confidence(decision: Decision) -> float:
-    """The chosen skill's share of all products of likelihood and affordance, in [0, 1]."""
-    total = sum(row.score for row in decision.candidates)
-    return decision.candidates[0].score / total if total > 0 else 0.0
+def confidence(instruction: str, decision: Decision) -> float:
+    """In [0, 1]: the share of all products of likelihood and affordance that falls on the chosen skill and those about
+    the same things; half of it where the words fit other things as well."""
+    chosen, total = decision.candidates[0], sum(row.score for row in decision.candidates)
+    about = {*chosen.skill.arguments.values()}
+    same = sum(row.score for row in decision.candidates[1:] if about & {*row.skill.arguments.values()})
+    share = (chosen.score + same) / total if total > 0 else 0.0
+    return share / 2 if equally_named(instruction, decision) else share
+
+
+def equally_named(instruction: str, decision: Decision) -> list[Skill]:
+    """Possible skills of the chosen one's family with as much in common with the instruction's words, where that is
+    something: of "the can" both the coke can and the pepsi can have the can. Words of most skills do not count."""
+    chosen, *others = decision.candidates
+    texts = [_words(row.skill.text) for row in decision.candidates]
+    count = Counter(word for text in texts for word in text)
+    said = {word for word in _words(instruction) if 2 * count[word] <= len(texts)}
+    if not (mine := said & texts[0]):
+        return []
+    likely = NOTICED * sum(row.score for row in decision.candidates)
+    rivals = [row.skill for row in others if row.skill.family == chosen.skill.family and row.score > likely]
+    return [skill for skill in rivals if said & _words(skill.text) == mine]
+
+
+def _words(text: str) -> set[str]:
+    return set(re.findall(r"\w+", text.casefold()))
 
 
 def threshold(scores: Sequence[float], coverage: float) -> float:

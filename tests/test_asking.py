@@ -54,9 +54,18 @@ def test_two_skills_near_each_other_are_asked_about_and_a_sure_one_is_not():
     near, sure = decision(find_apple=0.4, find_orange=0.35, done=0.0), decision(find_apple=0.9, done=0.01)
     asking = Asking("when-unsure", 0.6)
     assert asking.question("fruit", near).options == ("find the apple", "find the orange")
-    assert asking.question("fruit", near).confidence == pytest.approx(confidence(near)) == pytest.approx(0.4 / 0.75)
+    assert asking.question("fruit", near).confidence == pytest.approx(0.4 / 0.75)
     assert asking.question("fruit", sure) is None and Asking("always").question("fruit", sure).options
     assert Asking("never", 1.0).question("fruit", near) is None
+
+
+def test_what_is_about_the_same_thing_is_no_doubt_and_words_that_fit_two_things_are():
+    same = decision(find_apple=0.4, pick_apple=0.4, find_orange=0.2)
+    assert confidence("fruit", same) == pytest.approx(0.8)
+    cans = decision(find_coke_can=0.8, find_pepsi_can=0.2, find_apple=0.0, open_top_drawer=0.0, done=0.0)
+    assert confidence("bring me the can", cans) == pytest.approx(0.4)
+    assert confidence("bring me the coke can", cans) == pytest.approx(0.8)
+    assert "fits “find the pepsi can” as well" in Asking("when-unsure", 0.6).question("a can", cans).reason
 
 
 def test_what_was_said_word_for_word_is_sure_and_a_refusal_asks_for_other_words():
