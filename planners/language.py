@@ -1,7 +1,7 @@
 """LanguageScorer: how likely a language model finds each candidate text after a prompt.
 
 The numbers are the model's own, whatever its family: when it is loaded, the ways of reading many candidates at once
-(`planners.passes`) are held against plain passes, and the fastest that agrees is used.
+(`planners.reading.passes`) are held against plain passes, and the fastest that agrees is used.
 Of a large library most candidates are hopeless from their first words; those are given up after a glance.
 """
 
@@ -24,7 +24,7 @@ from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from planners.model_files import fault
-from planners.passes import Reader, Unscorable, shared_beginning
+from planners.reading.passes import Reader, Unscorable, shared_beginning
 from planners.weights import WeightsError, file_sha256, from_hub, language_model_path, quietly
 from skills import files
 
@@ -55,8 +55,8 @@ PROBES = (  # what a model is tried with, see `Reader`
 
 
 class LanguageScorer:
-    """A causal language model that scores texts, of whatever family transformers has; see `planners.passes` for how.
-    What it has read of the prompt is kept; not for use from two threads at once."""
+    """A causal language model of any family that scores texts. What it has read of the prompt is kept; not for use from
+    two threads at once."""
 
     def __init__(
         self,

@@ -266,8 +266,8 @@ def generate(
     """Continue a prompt: yields all `count` texts as far as they are, after each token."""
     import torch  # seconds, and a chat model needs none of it
 
-    from planners.continuing import Continuation
     from planners.language import special_first
+    from planners.reading.continuing import Continuation
 
     ids = special_first(local.tokenizer) + local.tokenizer(prompt, add_special_tokens=False).input_ids
     if not ids:

@@ -137,8 +137,11 @@ def try_chat(config: LanguageConfig) -> tuple[BaseChatModel, int]:
     from planners.servers.chat import ServerChat, tells_letters
     from planners.servers.remote import LanguageServer, RemoteError
 
-    if config.model or config.adapter not in ("", NONE):
-        raise LanguageError("--language.chat names a model of its own; leave --language.model and --language.adapter")
+    if config.model or config.adapter not in ("", NONE) or config.device != CPU:
+        raise LanguageError(
+            "--language.chat names a model of its own, which runs elsewhere; leave --language.model, "
+            "--language.adapter and --language.device"
+        )
     key, shown = os.environ.get(KEY), config.chat.rpartition("@")[2]  # what stands before an @ may be a password
     if config.max_tokens < 1 or not 0 < config.timeout < float("inf"):
         raise LanguageError("--language.max-tokens is at least 1, and --language.timeout above 0")

@@ -11,8 +11,8 @@ from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedTokeniz
 
 from planners import language
 from planners.language import LanguageScorer
-from planners.passes import NEAR, Packed, Reader, Shared, Whole
 from planners.proposal import generate
+from planners.reading.passes import NEAR, Packed, Reader, Shared, Whole
 from planners.weights import WeightsError, quietly
 
 PROMPT = "Instruction: bring me the tea\n1. find the tea\n2."
@@ -251,7 +251,7 @@ def test_batches_are_bounded_and_change_nothing(monkeypatch):
     prompt, candidates = tokenizer()(PROMPT).input_ids, [tokenizer()(step).input_ids for step in STEPS]
     for way in (Whole, Shared, lambda model: Packed(model, False)):
         expected = Reader(tiny("gpt2"), probes(tokenizer())).log_likelihoods(prompt, candidates)
-        monkeypatch.setattr("planners.passes.MOST_LOGITS", 3000)  # not ten tokens of this vocabulary
+        monkeypatch.setattr("planners.reading.passes.MOST_LOGITS", 3000)  # not ten tokens of this vocabulary
         with torch.inference_mode():
             np.testing.assert_allclose(way(tiny("gpt2"))(prompt, candidates), expected, atol=1e-4, rtol=0)
         monkeypatch.undo()

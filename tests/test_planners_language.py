@@ -17,7 +17,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from planners import weights
 from planners.language import LanguageScorer, adapted, is_whole
-from planners.passes import TokenTrie
+from planners.reading.passes import TokenTrie
 from planners.weights import WeightsError
 from saycan_qt.kitchen.language.spoken import kitchen_language
 from saycan_qt.language import LanguageConfig, LanguageError, load_language

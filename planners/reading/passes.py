@@ -177,8 +177,8 @@ class Packed:
     ancestors only.
 
     In bfloat16 a likelihood depends on what else is in the pass: matrix products of another shape add in another order,
-    and every layer rounds. It moves as far as it is from float32's: .1 nats a token, and a probability of .4 by .04 at
-    most, among 16 sentences and ten packings of the shipped model. float32 holds it to 3e-6 and takes 2.7 times as long.
+    and every layer rounds. It moves as far as it is from float32's: by .1 nats a token, or a probability of .4 by .04
+    (the most seen in 16 sentences and ten packings, shipped model). float32 holds it to 3e-6, in 2.7 times the time.
     """
 
     def __init__(self, model: Any, plain_head: bool, window: float = inf) -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache
 
-from planners.passes import spread
+from planners.reading.passes import spread
 
 log = logging.getLogger(__name__)
 
