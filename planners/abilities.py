@@ -1,7 +1,7 @@
 """What a robot can do, in a few lines: what a language model is told that plans for robots it was not taught.
 
-    Skills: fill the tank; water the {plant}; done
-    plant: fern, cactus, basil
+Skills: fill the tank; water the {plant}; done
+plant: fern, cactus, basil
 """
 
 from __future__ import annotations
@@ -32,15 +32,15 @@ def abilities(skills: Iterable[Skill]) -> str:
     alike: dict[tuple[str, ...], list[str]] = {}  # placeholders that take the same things share a line
     for slot, found in values.items():
         alike.setdefault(tuple(found), []).append(slot)
-    for found, slots in alike.items():
-        more = ["..."] if len(found) > MOST_VALUES else []
-        lines.append(f"{', '.join(slots)}: {', '.join([*found[:MOST_VALUES], *more])}")
+    for taken, slots in alike.items():
+        more = ["..."] if len(taken) > MOST_VALUES else []
+        lines.append(f"{', '.join(slots)}: {', '.join([*taken[:MOST_VALUES], *more])}")
     return "\n".join(lines) + "\n"
 
 
 def template(family: list[Skill]) -> str:
-    """How the texts of a family's skills are made: the arguments of one of them replaced by their slots. That which most
-    skills agree on, as an argument may also stand in the text by chance."""
+    """How the texts of a family's skills are made: one of them, with slots in the place of its arguments. That which
+    most of the skills agree on, as an argument may also stand in a text by chance."""
     return Counter(map(_template, family[:COMPARED])).most_common(1)[0][0]
 
 

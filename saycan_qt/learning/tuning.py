@@ -25,7 +25,7 @@ from saycan_qt.learning.metrics import MetricsLog
 
 STATE, ADAPTER, PROVENANCE = "state", "adapter", "provenance.json"  # folders in a run's folder, a file in the second
 MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-LENGTHS = (64, 96, 128, 192, 256, 320, 448)  # tokens that a batch's rows are padded to; few, so that few shapes are compiled
+LENGTHS = (64, 96, 128, 192, 256, 320, 448)  # tokens that a batch's rows are padded to; few, as each is compiled
 VALIDATION = 400  # pairs with ways to say things that are kept from training
 POOL = 1024  # pairs that are drawn, sorted by length and cut into batches at a time; a run resumes between pools
 IGNORED = -100
@@ -57,6 +57,7 @@ class Pairs:
     training: Draw
     held_out: Draw  # with the ways to say things that are kept from training
     states: bool = False  # do the scenes tell what is open?
+    told: bool = False  # do they begin with what the robot can do?
     pool: int | None = None  # how many are drawn at a time, in place of POOL; few, where a step is long
 
 
@@ -185,7 +186,9 @@ class Run:
             self.tuning.copy_masters()
         self.begun = time.monotonic()
         self.log = MetricsLog(config.out, self.step)
-        self.held_out = self.data.batches(pairs.held_out, [config.seed, 1, 0], VALIDATION)
+        self.held_out = self.data.batches(
+            pairs.held_out, [config.seed, 1, 0], min(VALIDATION, pairs.pool or VALIDATION)
+        )
 
     @property
     def seconds(self) -> float:
@@ -252,5 +255,5 @@ class Run:
         with atomic.replacing_folder(self.config.out / ADAPTER) as folder:
             self.tuning.peft.save_pretrained(str(folder), save_embedding_layers=False)  # "auto" asks a hub
             (folder / PROVENANCE).write_bytes(atomic.to_json(provenance))
-            (folder / SCENES).write_bytes(atomic.to_json({"states": self.data.pairs.states}))
+            (folder / SCENES).write_bytes(atomic.to_json({"states": self.data.pairs.states, "skills": self.data.pairs.told}))
             seal(folder)

@@ -16,9 +16,9 @@ from skills.library import Skill, placeholders
 MOST_SKILLS = 250
 DONE = "done"
 BARE = 0.25  # share of robots whose skills' texts have no articles
-FIXED = frozenset(  # kinds that no robot carries
-    "surface star planet wall animal fish exhibit child actor server flight engine car vehicle panel bike machine scenery "
-    "crop wagon cart".split()
+FIXED = (  # kinds that no robot carries
+    *("surface", "star", "planet", "wall", "animal", "fish", "exhibit", "child", "actor", "server", "flight", "engine"),
+    *("car", "vehicle", "panel", "bike", "machine", "scenery", "crop", "wagon", "cart"),
 )
 Action = tuple[str, tuple[str, ...]]  # a family of a robot's skills, and their arguments in the order of its slots
 # Ways to handle things: which skills a robot has for it
@@ -148,7 +148,8 @@ class _Drawing:
         rng, domain = self.rng, self.domain
         handling = str(rng.choice(list(HANDLING), p=list(HANDLING.values()))).split()
         kinds = self._some([kind for kind in domain.things if kind not in FIXED], 1, 3)
-        movable = tuple(thing for kind in kinds for thing in self.things[kind]) if {"pick", "move", "fetch"} & set(handling) else ()
+        handles = not {"pick", "move", "fetch"}.isdisjoint(handling)
+        movable = tuple(thing for kind in kinds for thing in self.things[kind]) if handles else ()
         if len(kinds) == 1:
             self.names["thing"] = kinds[0].replace(" ", "_")
         for key in handling:
@@ -244,4 +245,3 @@ class _Drawing:
         options = {"thing": things, "direction": tuple(d.strip() for d in directions.split(","))}
         self._add(template, template, slots, list(product(*(options[slot] for slot in slots))))
         return template, tuple(ways)
-

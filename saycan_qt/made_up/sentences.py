@@ -5,15 +5,16 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
 from planners.prompts import CANNOT
+from saycan_qt.made_up import world as worlds
 from saycan_qt.made_up.domains import Act, Domain, frames
 from saycan_qt.made_up.robots import DONE, Robot
 from saycan_qt.made_up.wording import Wording
 from saycan_qt.made_up.world import Expert, Task, Unsuitable, World
-from saycan_qt.made_up import world as worlds
 
 KINDS = {  # each is a method of Sentences, and how often it is drawn
     "single": 0.24,
@@ -31,6 +32,7 @@ KINDS = {  # each is a method of Sentences, and how often it is drawn
     "foreign": 0.05,
     "impossible": 0.11,
 }
+IMPOSSIBLE = {"general": 0.2, "other": 0.25, "own": 0.2, "absent": 0.15, "handling": 0.12, "place": 0.08}
 NONE_THERE = 0.3  # of conditions without an "otherwise", the share that do not hold
 NAMES = ("a", "b", "c")
 SMALL = re.compile(r"\b(the|a|an|to|of|in|on|at|me|my|for|and|with|is|are|it|up|off|out|for)\b")
@@ -117,7 +119,8 @@ class Sentences:
         kind = str(self.rng.choice(list(options), p=share / share.sum()))
         if kind == "act":
             act = self.pick(self.robot.acts)
-            thing, other, *_ = (*self.pick(self.robot.families[act.text].values), "", "")
+            values = self.pick(self.robot.families[act.text].values)
+            thing, other = (*values, "", "")[:2]
             place = ""
             if not act.slot and any("{p}" in way or "{on}" in way for way in act.ways) and self.robot.can("go"):
                 place = self.pick(self.robot.places) if self.rng.random() < 0.6 else ""
@@ -148,7 +151,7 @@ class Sentences:
                 return "", self.pick(self.robot.families["go"].values)[0]
         return self.pick(self.robot.families[kind].values)[0], ""
 
-    def pick(self, options: Sequence) -> object:
+    def pick(self, options: Sequence[Any]) -> Any:
         if not len(options):
             raise Unsuitable("nothing to choose from")
         return options[int(self.rng.integers(len(options)))]
@@ -175,14 +178,14 @@ class Sentences:
         if task.kind == "act":
             assert task.act is not None
             ways = [*task.act.ways, *([] if joined else task.act.sentences)]
-            placed = [w for w in (*ways, *([] if joined else task.act.sentences)) if "{p}" in w or "{on}" in w]
+            placed = [way for way in ways if "{p}" in way or "{on}" in way]
             ways = placed if task.place else [w for w in ways if w not in placed]
             weights = np.array([2.0, *[1.0] * (len(ways) - 1)]) if ways else np.zeros(0)
             if not ways:
                 raise Unsuitable("ways")
             return str(self.rng.choice(ways, p=weights / weights.sum()))
         if task.kind == "directed":
-            ways = dict(self.robot.directed)[task.template]
+            ways = list(dict(self.robot.directed)[task.template])
             direction = str(self.pick(frames()["directions"][task.place]))
             return str(self.pick(ways)).replace("{dir}", direction)
         entry = frames()["tasks"][task.kind]
@@ -200,7 +203,7 @@ class Sentences:
 
     def verbatim(self) -> tuple[str, list[Task] | None]:
         """A skill's own text; what it needs comes first all the same."""
-        task = self.task([kind for kind in self.kinds if kind in ("act", "go", "open", "close", "on", "off", "directed")])
+        task = self.task(["act", "go", "open", "close", "on", "off", "directed"])
         if task.place and task.kind == "act":
             raise Unsuitable("placed")
         plan = self.plan([task])
@@ -317,7 +320,7 @@ class Sentences:
 
     def times(self) -> tuple[str, list[Task] | None]:
         task = self.task(["act", "directed"])
-        if task.thing or task.place and task.kind == "act":
+        if task.thing or (task.place and task.kind == "act"):
             raise Unsuitable("thing")
         count = int(self.rng.integers(2, 4))
         return f"{self.clause(task)} {self.pick(frames()['times'][count])}", [task] * count
@@ -347,7 +350,7 @@ class Sentences:
 
     def untouched(self) -> tuple[str, list[Task] | None]:
         task = self.task()
-        others = [thing for thing in (self._like(task) or self.world.objects) if thing != task.thing] if task.thing else []
+        others = [thing for thing in self._like(task) if thing != task.thing] if task.thing else []
         frame = str(self.pick(frames()["untouched"]))
         other = self.wording.noun(str(self.pick(others)))
         return frame.format(clause=self.clause(task), o=other), [task]
@@ -449,7 +452,8 @@ class Sentences:
         if self.rng.random() < 0.2:
             tasks.append(self.task(["fetch", "hold", "open", "close", "on", "off", "act"]))
         said = [self._in(language, number, task) for task in tasks]
-        text = said[0] if len(said) == 1 else str(self.pick(language["two"])).replace("{1}", said[0]).replace("{2}", said[1])
+        frame = str(self.pick(language["two"])) if len(said) > 1 else "{1}"
+        text = frame.replace("{1}", said[0]).replace("{2}", said[-1])
         return str(self.pick(language["polite"])).replace("{}", text), tasks
 
     def _in(self, language: dict, number: int, task: Task) -> str:
@@ -467,7 +471,7 @@ class Sentences:
     # -- what it cannot do -------------------------------------------------------------------------------------------
 
     def impossible(self) -> tuple[str, list[Task] | None]:
-        kind = str(self.rng.choice(["general", "other", "own", "absent", "handling", "place"], p=[0.2, 0.25, 0.2, 0.15, 0.12, 0.08]))
+        kind = str(self.rng.choice(list(IMPOSSIBLE), p=list(IMPOSSIBLE.values())))
         text: str = getattr(self, f"_impossible_{kind}")()
         return text, None
 
@@ -550,4 +554,3 @@ class Sentences:
         if set(place.split()) & self._words():
             raise Unsuitable("alike")
         return self.clause(replace(task, place=place))
-

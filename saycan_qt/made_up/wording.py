@@ -52,7 +52,7 @@ class Wording:
 
     def fill(self, frame: str, thing: str = "", place: str = "", slot: str = "") -> str:
         """A frame of `frames.yaml`, or an act's with `the {slot}`."""
-        words = {}
+        words: dict[str, str] = {}
         if slot:
             noun = self.noun(thing)
             frame = re.sub(rf"(?:the )?\{{{slot}\}}", lambda _: noun, frame)

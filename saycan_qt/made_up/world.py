@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -253,5 +252,3 @@ def draw(robot: Robot, rng: np.random.Generator, absent: tuple[str, ...] = ()) -
     held = things.pop() if things and robot.can("pick") and rng.random() < 0.12 else ""
     here = str(rng.choice(robot.places)) if robot.can("go") else ""
     return World(robot, here, held, {thing: str(rng.choice(where)) for thing in things})
-
-
