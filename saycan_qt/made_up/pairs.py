@@ -12,6 +12,7 @@ from saycan_qt.learning.tuning import Draw, Pairs
 from saycan_qt.made_up import robots
 from saycan_qt.made_up.domains import Domain, load
 from saycan_qt.made_up.sentences import Said, Sentences
+from saycan_qt.made_up.world import World
 
 # Domains that are kept from training, and validated on: those near to a robot of benchmarks/unseen_robots.py
 HELD_OUT = ("chemistry laboratory", "farm", "library", "observatory", "theatre", "warehouse")
@@ -68,9 +69,10 @@ def text_of(
 
 def _block(said: Said, rng: np.random.Generator, scene: bool, words: str = "") -> tuple[str, list[tuple[int, int]]]:
     hidden = not scene or (not said.needs_scene and rng.random() < SCENELESS)
-    if not said.world.robot.sees:
-        hidden = hidden or rng.random() < 0.7
-    before = "" if hidden else describe(said.world) + "\n"
+    world = said.world
+    if not world.robot.sees:
+        world, hidden = World(world.robot, "", "", {}), hidden or rng.random() < 0.7
+    before = "" if hidden else describe(world) + "\n"
     return to_learn(before, words or said.instruction, said.plan)
 
 

@@ -177,7 +177,7 @@ class _Drawing:
             tuple(entry for entry in directed if entry),
             movable,
             self.places,
-            sees=bool(movable) or ("go" in handling and rng.random() < 0.6) or rng.random() < 0.25,
+            sees=rng.random() < (0.65 if movable else 0.6 if "go" in handling else 0.25),
             skills=(*skills, Skill(DONE, DONE)),
         )
 

@@ -29,6 +29,7 @@ KINDS = {  # each is a method of Sentences, and how often it is drawn
     "condition": 0.07,
     "held": 0.025,
     "referred": 0.045,
+    "fetched": 0.05,
     "foreign": 0.05,
     "impossible": 0.11,
 }
@@ -63,16 +64,15 @@ class Sentences:
         for _ in range(400):
             chosen = kind or str(self.rng.choice(list(KINDS), p=np.array(list(KINDS.values())) / sum(KINDS.values())))
             self.world, self.by_scene = worlds.draw(self.robot, self.rng), False
-            start = self.world.copy()
             try:
                 text, tasks = getattr(self, chosen)()
                 plan = self.plan(tasks) if tasks is not None else (CANNOT,)
             except Unsuitable:
                 continue
-            start = self.world.copy() if self.by_scene else start
             text = self.wording.spoken(text, plain=chosen in ("foreign", "verbatim"))
-            needs = self.by_scene or (self.robot.can("go") and bool(self.robot.movable) and plan != (CANNOT,))
-            return Said(text, plan, start, needs, chosen)
+            goes = self.robot.can("go") and bool(self.robot.movable) and chosen != "fetched" and plan != (CANNOT,)
+            needs = self.robot.sees and (self.by_scene or goes)
+            return Said(text, plan, self.world.copy(), needs, chosen)
         return self.draw("impossible" if kind != "impossible" else "single")
 
     def plan(self, tasks: Sequence[Task]) -> tuple[str, ...]:
@@ -265,7 +265,8 @@ class Sentences:
         task, sets = self.task(["deliver", "fetch", "act", "act", "close", "open"]), frames()["sets"]
         if not task.thing:
             raise Unsuitable("thing")
-        luck, moved = self.rng.random(), task.kind in ("deliver", "fetch")
+        moved = task.kind in ("deliver", "fetch")
+        luck = self.rng.random() if self.robot.sees else self.rng.uniform(0.3, 1)
         kind, things = "", list(self.world.objects)
         if not (moved and luck < 0.45):
             kind, things = self._of_kind(task)
@@ -276,7 +277,7 @@ class Sentences:
             said = str(self.pick(sets["there"]))
         elif moved and luck < 0.45:
             said = str(self.pick(sets["everywhere"]))
-        elif moved and luck < 0.65:
+        elif moved and luck < 0.65 and self.robot.sees:
             at = self.world.objects[task.thing]
             said = str(self.pick(sets["kind there"]))
         elif len(things) == 2 and self.rng.random() < 0.4:
@@ -408,7 +409,7 @@ class Sentences:
 
     def held(self) -> tuple[str, list[Task] | None]:
         """About what is in the hand."""
-        if not self.robot.can("pick"):
+        if not self.robot.can("pick") or not self.robot.sees:
             raise Unsuitable("no hand")
         if not self.world.held:
             thing = str(self.pick(list(self.world.objects)))
@@ -426,6 +427,8 @@ class Sentences:
 
     def referred(self) -> tuple[str, list[Task] | None]:
         """A thing by where it is, a place by what is there."""
+        if not self.robot.sees:
+            raise Unsuitable("blind")
         task, references = self.task(["deliver", "fetch", "hold"]), frames()["references"]
         place = self.world.objects[task.thing]
         self.by_scene = True
@@ -443,6 +446,19 @@ class Sentences:
             raise Unsuitable("several")
         frame = str(self.pick(references["only there"])).format(kind=kind.replace("_", " "), on="{on}")
         return self.clause(task, noun=self.wording.fill(frame, "", place)), [task]
+
+    def fetched(self) -> tuple[str, list[Task] | None]:
+        """With the place where a thing is, which the robot may not know."""
+        task = self.task(["deliver", "fetch", "hold"])
+        if not self.robot.sees:
+            self.world.objects[task.thing] = str(
+                self.pick([place for place in self.robot.places if place != task.place])
+            )
+        place = self.world.objects[task.thing]
+        source = self.wording.noun(place)
+        frame = str(self.pick(frames()["fetched"][task.kind])).replace("{from}", f"from {source}")
+        frame = frame.replace("{there}", self.wording.at(place))
+        return self.wording.fill(frame, task.thing, task.place), [task]
 
     # -- other languages ---------------------------------------------------------------------------------------------
 

@@ -10,6 +10,7 @@ from saycan_qt.made_up.domains import Act
 from saycan_qt.made_up.robots import Action, Robot
 
 PERSON = "person"  # where things are that were handed over
+UNKNOWN = ""  # where the robot is and all things are, if it does not know; it then takes them to be at hand
 
 
 class Unsuitable(Exception):
@@ -245,7 +246,7 @@ class Expert:
 def draw(robot: Robot, rng: np.random.Generator, absent: tuple[str, ...] = ()) -> World:
     """How things may be. absent: what is not there."""
     if not robot.sees:
-        return World(robot, "", "", {})
+        return World(robot, "", "", dict.fromkeys(robot.movable, UNKNOWN))
     where = robot.places if len(robot.places) > 1 else tuple(robot.domain.places)
     share = float(rng.choice([0.6, 0.85, 1.0]))
     things = [str(thing) for thing in rng.permutation(robot.movable) if rng.random() < share and thing not in absent]
