@@ -15,6 +15,7 @@ from skills.library import Skill, placeholders
 
 MOST_SKILLS = 250
 DONE = "done"
+FLAT, MOST_FLAT = 0.15, 25  # share of small libraries without placeholders; skills of a small one
 BARE = 0.25  # share of robots whose skills' texts have no articles
 FIXED = (  # kinds that no robot carries
     *("surface", "star", "planet", "wall", "animal", "fish", "exhibit", "child", "actor", "server", "flight", "engine"),
@@ -170,6 +171,8 @@ class _Drawing:
             for text in [family.text(values)]
         ]
         skills = list({skill.name: skill for skill in skills}.values())
+        if len(skills) < MOST_FLAT and rng.random() < FLAT:
+            skills = [Skill(skill.text, skill.text) for skill in skills]
         return Robot(
             domain,
             self.families,

@@ -15,6 +15,7 @@ from saycan_qt.made_up.domains import Act, Domain, frames
 from saycan_qt.made_up.robots import DONE, Robot
 from saycan_qt.made_up.wording import Wording
 from saycan_qt.made_up.world import Expert, Task, Unsuitable, World
+from skills.library import placeholders
 
 KINDS = {  # each is a method of Sentences, and how often it is drawn
     "single": 0.24,
@@ -161,7 +162,11 @@ class Sentences:
     def clause(self, task: Task, joined: bool = True, noun: str = "") -> str:
         """joined: only what can be joined to other clauses. noun: what the thing is called."""
         said = self._frame(task, joined)
-        if noun:
+        if noun and task.kind == "go":
+            if "{p}" not in said:
+                raise Unsuitable(said)
+            said = said.replace("{p}", noun)
+        elif noun:
             slot = task.act.slot if task.act else ""
             said = re.sub(rf"(?:the )?\{{{slot}\}}", lambda _: noun, said) if slot else said
             said = re.sub(r"\{[tds]\}", lambda _: noun, said)
@@ -224,15 +229,15 @@ class Sentences:
 
     def shared(self) -> tuple[str, list[Task] | None]:
         """The same with two or three things."""
-        task = self.task(["deliver", "fetch", "act", "open", "close", "on", "off"])
+        task = self.task(["deliver", "fetch", "act", "open", "close", "on", "off", "go", "directed"])
         late = self.rng.random() < 0.25
         count = 2 if late or self.rng.random() < 0.65 else 3
-        options = [thing for thing in self._like(task) if thing != task.thing]
-        if not task.thing or len(options) < count - 1:
+        options = [thing for thing in self._like(task) if thing != task.about]
+        if not task.about or len(options) < count - 1:
             raise Unsuitable("things")
-        things = [task.thing, *(options[int(i)] for i in self.rng.permutation(len(options))[: count - 1])]
+        things = [task.about, *(options[int(i)] for i in self.rng.permutation(len(options))[: count - 1])]
         nouns = dict(zip(NAMES, map(self.wording.noun, things), strict=False))
-        tasks = [replace(task, thing=thing) for thing in things]
+        tasks = [task.with_(thing) for thing in things]
         frame = str(self.pick(frames()["shared"]["late" if late else "list" if count == 2 else "long"]))
         if late:
             return frame.format(clause=self.clause(task, noun=nouns["a"]), **nouns), tasks
@@ -242,19 +247,18 @@ class Sentences:
         """What this can be done to."""
         if task.kind in ("deliver", "fetch", "hold", "find"):
             return list(self.world.objects)
-        family = self.robot.families[task.act.text if task.act else task.template or task.kind]
+        family = self.robot.families[task.family]
         return list(dict.fromkeys(values[0] for values in family.values)) if family.slots else []
 
     def _of_kind(self, task: Task) -> tuple[str, list[str]]:
         """The kind of its thing, and all of the kind there are, in the order in which the robot knows of them."""
-        kind = next((k for k, names in self.robot.domain.things.items() if task.thing in names), "")
+        kind = next((k for k, names in self.robot.domain.things.items() if task.about in names), "")
         if not kind:
-            kind = {"open": "door", "close": "door", "place": "place"}.get(task.kind, "")
-            if not kind:
+            slots = placeholders(self.robot.families[task.family].template)
+            if not slots:
                 raise Unsuitable("kind")
+            return slots[0], self._like(task)
         like = self._like(task)
-        if kind == "door":
-            return kind, like
         things = [thing for thing in like if thing in self.robot.domain.things[kind]]
         if task.kind in ("deliver", "fetch"):
             return kind, things
@@ -262,8 +266,8 @@ class Sentences:
         return kind, seen if seen else things
 
     def sets(self) -> tuple[str, list[Task] | None]:
-        task, sets = self.task(["deliver", "fetch", "act", "act", "close", "open"]), frames()["sets"]
-        if not task.thing:
+        task, sets = self.task(["deliver", "fetch", "act", "close", "open", "on", "off", "go"]), frames()["sets"]
+        if not task.about:
             raise Unsuitable("thing")
         moved = task.kind in ("deliver", "fetch")
         luck = self.rng.random() if self.robot.sees else self.rng.uniform(0.3, 1)
@@ -300,7 +304,9 @@ class Sentences:
             said = str(self.pick(sets["but"])).format(these=said, t=self.wording.noun(left))
         if not 1 <= len(things) <= 6 or (len(things) == 1 and not at):
             raise Unsuitable("how many")
-        return self.clause(task, noun=said), [replace(task, thing=thing) for thing in things]
+        if task.kind == "go" and things[0] == self.world.place:
+            raise Unsuitable("there")
+        return self.clause(task, noun=said), [task.with_(thing) for thing in things]
 
     def counts(self) -> tuple[str, list[Task] | None]:
         """Some of a kind: those that come first."""
@@ -329,11 +335,19 @@ class Sentences:
     def corrected(self) -> tuple[str, list[Task] | None]:
         if self.rng.random() < 0.55:
             task = self.task()
-            wrong = self.pick([thing for thing in self._like(task) if thing != task.thing]) if task.thing else ""
-            if not wrong:
+            if task.kind == "deliver" and self.rng.random() < 0.3:
+                wrong = str(self.pick([place for place in self.robot.places if place != task.place]))
+                said = str(self.pick(frames()["corrected"]))
+                said = said.format(wrong=self.wording.noun(wrong), right=self.wording.noun(task.place))
+                frame = self._frame(task, joined=True)
+                if "{p}" not in frame:
+                    raise Unsuitable(frame)
+                return self.wording.fill(frame.replace("{p}", said), task.thing), [task]
+            if not task.about:
                 raise Unsuitable("thing")
-            right, said_wrong = self.wording.noun(task.thing), self.wording.noun(str(wrong))
-            if (short := self._short(task.thing, str(wrong))) and self.rng.random() < 0.6:
+            wrong = str(self.pick([thing for thing in self._like(task) if thing != task.about]))
+            right, said_wrong = self.wording.noun(task.about), self.wording.noun(wrong)
+            if (short := self._short(task.about, wrong)) and self.rng.random() < 0.6:
                 right = short
             said = str(self.pick(frames()["corrected"])).format(wrong=said_wrong, right=right)
             return self.clause(task, noun=said), [task]

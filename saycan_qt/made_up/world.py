@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -101,6 +101,18 @@ class Task:
     act: Act | None = None
     template: str = ""  # of what is directed; thing and place are its arguments then
     other: str = ""  # what an act does it with
+
+    @property
+    def family(self) -> str:
+        """Of the skill that does it, where it is one skill."""
+        return self.act.text if self.act else self.template or self.kind
+
+    @property
+    def about(self) -> str:
+        return self.place if self.kind == "go" else self.thing
+
+    def with_(self, about: str) -> Task:
+        return replace(self, place=about) if self.kind == "go" else replace(self, thing=about)
 
 
 class Expert:
