@@ -16,7 +16,7 @@ from saycan_qt.made_up.world import World
 
 # Domains that are kept from training, and validated on: those near to a robot of benchmarks/unseen_robots.py
 HELD_OUT = ("chemistry laboratory", "farm", "library", "observatory", "theatre", "warehouse")
-BLOCKS = (0.4, 0.25, 0.2, 0.15)  # shares of rows with one thing said, two, ...
+BLOCKS = (0.2, 0.25, 0.25, 0.2, 0.1)  # shares of rows with one thing said, two, ...
 TAUGHT, AGAIN = 0.05, 0.05  # shares of rows in which made-up words are explained before; in which the same was said
 SCENELESS = 0.25  # share of plans that follow from no scene, and are shown none
 UNSEEN = 0.5  # share of things said earlier that are shown without their scene, as examples are; they are not learnt

@@ -18,21 +18,21 @@ from saycan_qt.made_up.world import Expert, Task, Unsuitable, World
 from skills.library import placeholders
 
 KINDS = {  # each is a method of Sentences, and how often it is drawn
-    "single": 0.24,
-    "verbatim": 0.04,
-    "several": 0.14,
-    "shared": 0.09,
+    "single": 0.16,
+    "verbatim": 0.03,
+    "several": 0.22,
+    "shared": 0.11,
     "sets": 0.12,
     "counts": 0.04,
-    "times": 0.015,
-    "corrected": 0.075,
+    "times": 0.02,
+    "corrected": 0.08,
     "untouched": 0.04,
-    "condition": 0.07,
-    "held": 0.025,
-    "referred": 0.045,
-    "fetched": 0.05,
-    "foreign": 0.05,
-    "impossible": 0.11,
+    "condition": 0.06,
+    "held": 0.02,
+    "referred": 0.03,
+    "fetched": 0.04,
+    "foreign": 0.03,
+    "impossible": 0.09,
 }
 IMPOSSIBLE = {"general": 0.2, "other": 0.25, "own": 0.2, "absent": 0.15, "handling": 0.12, "place": 0.08}
 NONE_THERE = 0.3  # of conditions without an "otherwise", the share that do not hold
