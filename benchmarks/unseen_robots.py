@@ -60,6 +60,7 @@ class Scene:
     place: str = ""
     held: str = ""
     objects: Mapping[str, str] = field(default_factory=dict)
+    states: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

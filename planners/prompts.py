@@ -125,8 +125,8 @@ class Prompt:
 
     A model that was fine-tuned to plan (saycan_qt.tune) is told the scene instead. Of the examples it only gets one
     that says nearly what the instruction says, so that those which users add teach it, too. What is open is told only
-    to a model that was fine-tuned with it (`states`); to another it would be noise. One that was not taught the robot is
-    told its skills before all else, and gets the few nearest examples.
+    to a model that was fine-tuned with it (`states`); to another it would be noise. One that was fine-tuned to be told
+    what a robot can do (`skills`) is told that before all else, and gets the few nearest examples.
     """
 
     def __init__(

@@ -255,5 +255,6 @@ class Run:
         with atomic.replacing_folder(self.config.out / ADAPTER) as folder:
             self.tuning.peft.save_pretrained(str(folder), save_embedding_layers=False)  # "auto" asks a hub
             (folder / PROVENANCE).write_bytes(atomic.to_json(provenance))
-            (folder / SCENES).write_bytes(atomic.to_json({"states": self.data.pairs.states, "skills": self.data.pairs.told}))
+            told = {"states": self.data.pairs.states, "skills": self.data.pairs.told}
+            (folder / SCENES).write_bytes(atomic.to_json(told))
             seal(folder)

@@ -25,11 +25,12 @@ class World:
     place: str
     held: str
     objects: dict[str, str]  # thing -> place
+    states: dict[str, str] = field(default_factory=dict)  # none is known; see skills.rules.Known
     opened: set[str] = field(default_factory=set)
     done: set[str] = field(default_factory=set)  # acts
 
     def copy(self) -> World:
-        return World(self.robot, self.place, self.held, dict(self.objects), set(self.opened), set(self.done))
+        return World(self.robot, self.place, self.held, dict(self.objects), {}, set(self.opened), set(self.done))
 
     def do(self, action: Action) -> None:
         """Raises Unsuitable where it is not possible."""
