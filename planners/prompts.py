@@ -143,7 +143,7 @@ class Prompt:
         states: bool = False,  # for a model that was fine-tuned with scenes that tell what is open
         scene: bool = False,  # tell the scene beside examples, for a large model that was not fine-tuned
         spelling: Spelling | None = None,  # reads slips of the finger as what was meant
-        skills: str = "",  # what the robot can do (planners.abilities), for a model that was tuned to be told so
+        skills: str = "",  # what the robot can do (RobotLanguage.skills), for a model that was tuned to be told so
     ) -> None:
         self.embedder = embedder
         self.turn = threading.RLock()  # held by the decision that is being made, as the last ones are remembered here

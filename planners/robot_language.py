@@ -7,11 +7,13 @@ language.prompt(text_embedder()).build("bring me the red block", steps_done=[])
 from __future__ import annotations
 
 import difflib
+import re
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 
-from planners.abilities import abilities
 from planners.prompts import Example, ExamplesError, Prompt, TextEmbedder, load_examples, load_words
 from planners.spelling import Spelling, words_of
 from skills import files
@@ -23,6 +25,8 @@ GENERAL = Path(__file__).with_name("general")  # the shipped language model's ad
 DONE = "done"  # the skill that ends a plan
 ASKING = "asking.json"  # in a robot's folder: `python -m saycan_qt.evaluate asking --calibrate` writes it
 SCENES = "scenes.json"  # in an adapter's folder: what the prompts told that it was taught with
+MOST_FAMILIES, MOST_VALUES = 60, 40  # that are told; of a larger library the rest is left out
+COMPARED = 30  # skills of a family from which its template is found
 
 
 @dataclass(frozen=True)
@@ -36,7 +40,7 @@ class RobotLanguage:
     taught: frozenset[str] = frozenset()  # texts of the skills that the adapter was fine-tuned on
     unsure: float | None = None  # confidence up to which a planner with the adapter asks; None: not measured
     by_text: tuple[Example, ...] = ()  # skills that no example shows, asked for by their own text
-    skills: str = ""  # what it can do, in a few lines (planners.abilities)
+    skills: str = ""  # what it can do, in a few lines
 
     @staticmethod
     def of(robot: RobotFolder) -> RobotLanguage:
@@ -150,3 +154,42 @@ def by_their_texts(library: SkillLibrary, examples: Iterable[Example] = ()) -> l
 def named_in(library: SkillLibrary) -> tuple[str, ...]:
     """Whatever fills a placeholder of some skill, each once."""
     return tuple(dict.fromkeys(value for skill in library for value in skill.arguments.values()))
+
+
+def abilities(skills: Iterable[Skill]) -> str:
+    """What a robot can do, in a few lines, for a language model that was not taught it; "" without skills.
+
+    Skills: fill the tank; water the {plant}; done
+    plant: fern, cactus, basil
+    """
+    families: dict[str, list[Skill]] = {}
+    values: dict[str, dict[str, None]] = {}
+    for skill in skills:
+        families.setdefault(skill.family, []).append(skill)
+        for slot, value in skill.arguments.items():
+            values.setdefault(slot, {})[value] = None
+    if not families:
+        return ""
+    told = [template(family) for family in islice(families.values(), MOST_FAMILIES)]
+    lines = ["Skills: " + "; ".join([*told, *(["..."] if len(families) > MOST_FAMILIES else [])])]
+    alike: dict[tuple[str, ...], list[str]] = {}  # placeholders that take the same things share a line
+    for slot, found in values.items():
+        alike.setdefault(tuple(found), []).append(slot)
+    for taken, slots in alike.items():
+        more = ["..."] if len(taken) > MOST_VALUES else []
+        lines.append(f"{', '.join(slots)}: {', '.join([*taken[:MOST_VALUES], *more])}")
+    return "\n".join(lines) + "\n"
+
+
+def template(family: list[Skill]) -> str:
+    """How the texts of a family's skills are made: one of them, with slots in the place of its arguments. That which
+    most of the skills agree on, as an argument may also stand in a text by chance."""
+    return Counter(map(_template, family[:COMPARED])).most_common(1)[0][0]
+
+
+def _template(skill: Skill) -> str:
+    slots = {value: slot for slot, value in skill.arguments.items()}
+    if not slots:
+        return skill.text
+    names = "|".join(re.escape(value) for value in sorted(slots, key=len, reverse=True))
+    return re.sub(rf"(?<!\w)({names})(?!\w)", lambda found: f"{{{slots[found[0]]}}}", skill.text)

@@ -8,9 +8,8 @@ import pytest
 import yaml
 from unseen_robots import ROBOTS, Sentence, plan
 
-from planners.abilities import abilities
 from planners.prompts import CANNOT, Example, Prompt
-from planners.robot_language import RobotLanguage
+from planners.robot_language import RobotLanguage, abilities
 from saycan_qt.kitchen.language import instructions
 from saycan_qt.made_up import robots
 from saycan_qt.made_up.domains import load

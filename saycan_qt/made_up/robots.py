@@ -9,7 +9,7 @@ from itertools import product
 
 import numpy as np
 
-from planners.abilities import abilities
+from planners.robot_language import abilities
 from saycan_qt.made_up.domains import Act, Domain, frames
 from skills.library import Skill, placeholders
 
