@@ -24,6 +24,7 @@ MASK = "thing"
 NOTHING_SAID = "N/A"
 SAME = 0.93  # cosine from which an example says what the instruction says
 CANNOT = "cannot"  # what a tuned model plans where nothing serves the instruction
+SHOWN, LIKE = 3, 0.5  # examples shown to a model that is told the robot's skills, and their least cosine
 OTHER_COUNT = 0.15  # taken off an example's similarity for each thing that it names more or less than the instruction
 
 
@@ -124,7 +125,8 @@ class Prompt:
 
     A model that was fine-tuned to plan (saycan_qt.tune) is told the scene instead. Of the examples it only gets one
     that says nearly what the instruction says, so that those which users add teach it, too. What is open is told only
-    to a model that was fine-tuned with it (`states`); to another it would be noise.
+    to a model that was fine-tuned with it (`states`); to another it would be noise. One that was fine-tuned to be told
+    what a robot can do (`skills`) is told that before all else, and gets the few nearest examples.
     """
 
     def __init__(
@@ -141,6 +143,7 @@ class Prompt:
         states: bool = False,  # for a model that was fine-tuned with scenes that tell what is open
         scene: bool = False,  # tell the scene beside examples, for a large model that was not fine-tuned
         spelling: Spelling | None = None,  # reads slips of the finger as what was meant
+        skills: str = "",  # what the robot can do (RobotLanguage.skills), for a model that was tuned to be told so
     ) -> None:
         self.embedder = embedder
         self.turn = threading.RLock()  # held by the decision that is being made, as the last ones are remembered here
@@ -150,6 +153,7 @@ class Prompt:
         self.nearest, self.per_way = nearest, per_way
         self.spread, self.fewest = spread, fewest
         self.tuned, self.about, self.states, self.scene, self.spelling = tuned, about, states, scene, spelling
+        self.head = skills + "\n" if skills else ""
         self._by_way: dict[str, list[Example]] = {}
         for example in self.examples:
             self._by_way.setdefault(self._mask(example.instruction), []).append(example)
@@ -193,6 +197,10 @@ class Prompt:
         def shared(example: Example) -> int:
             return len(words.intersection(_words(example.instruction)))
 
+        if self.tuned and self.head:
+            near = [int(i) for i in np.argsort(-similarity, kind="stable")[:SHOWN] if similarity[i] >= LIKE]
+            ways = list(self._by_way.values())
+            return [self._about(_most(ways[index], shared)[0], things) for index in reversed(near)]
         if self.tuned:
             best = int(similarity.argmax())
             (example, *_) = _most(list(self._by_way.values())[best], shared)
@@ -254,7 +262,8 @@ class Prompt:
 
     def _write(self, instruction: str, steps_done: Sequence[str]) -> str:
         shown = [numbered(e.instruction, e.plan) + "\n\n" for e in self._chosen[1]]
-        return "".join(shown) + self._scene + numbered(instruction, steps_done) + f"\n{len(steps_done) + 1}."
+        before = self.head + "".join(shown) + self._scene
+        return before + numbered(instruction, steps_done) + f"\n{len(steps_done) + 1}."
 
     @property
     def example_steps(self) -> list[str]:

@@ -7,8 +7,11 @@ language.prompt(text_embedder()).build("bring me the red block", steps_done=[])
 from __future__ import annotations
 
 import difflib
+import re
+from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 
 from planners.prompts import Example, ExamplesError, Prompt, TextEmbedder, load_examples, load_words
@@ -18,9 +21,12 @@ from skills.library import MAX_COMPARED, Skill, SkillLibrary
 from skills.robot_folder import RobotFolder
 
 EXAMPLES, ADAPTER = "examples.yaml", "adapter"  # in a robot's folder
+GENERAL = Path(__file__).with_name("general")  # the shipped language model's adapter for robots that none was taught
 DONE = "done"  # the skill that ends a plan
 ASKING = "asking.json"  # in a robot's folder: `python -m saycan_qt.evaluate asking --calibrate` writes it
-SCENES = "scenes.json"  # in an adapter's folder: what the scenes told that it was taught with
+SCENES = "scenes.json"  # in an adapter's folder: what the prompts told that it was taught with
+MOST_FAMILIES, MOST_VALUES = 60, 40  # that are told; of a larger library the rest is left out
+COMPARED = 30  # skills of a family from which its template is found
 
 
 @dataclass(frozen=True)
@@ -33,6 +39,8 @@ class RobotLanguage:
     adapter: Path | None = None  # of the shipped language model, fine-tuned by `python -m saycan_qt.tune`
     taught: frozenset[str] = frozenset()  # texts of the skills that the adapter was fine-tuned on
     unsure: float | None = None  # confidence up to which a planner with the adapter asks; None: not measured
+    by_text: tuple[Example, ...] = ()  # skills that no example shows, asked for by their own text
+    skills: str = ""  # what it can do, in a few lines
 
     @staticmethod
     def of(robot: RobotFolder) -> RobotLanguage:
@@ -40,31 +48,56 @@ class RobotLanguage:
 
         examples.yaml may be short, or absent: unless an adapter was taught them, skills that no example shows get one
         in which they are asked for by their own text."""
-        file, adapter, library = robot.path / EXAMPLES, robot.path / ADAPTER, robot.library
-        examples = load_examples(file) if file.exists() else []
-        _check(examples, [skill.text for skill in library], file)
-        words = load_words(file) if file.exists() else {}
-        taught = adapter.is_dir()
+        file, adapter = robot.path / EXAMPLES, robot.path / ADAPTER
+        about = robot.about or f"a robot called {robot.name}"
+        given = file if file.exists() else None
+        language = RobotLanguage.read(robot.library, given, adapter if adapter.is_dir() else None, about)
+        return replace(language, unsure=unsure_in(robot.path / ASKING))
+
+    @staticmethod
+    def read(
+        library: SkillLibrary, file: Path | None = None, adapter: Path | None = None, about: str = "a robot"
+    ) -> RobotLanguage:
+        """file: of examples. Raises ExamplesError."""
+        examples = load_examples(file) if file else []
+        if file:
+            _check(examples, [skill.text for skill in library], file)
+        words = load_words(file) if file else {}
         return RobotLanguage(
-            examples=(*examples, *([] if taught else by_their_texts(library, examples))),
+            examples=tuple(examples),
             things=tuple(words["thing"]) if "thing" in words else named_in(library),
-            about=robot.about or f"a robot called {robot.name}",
-            adapter=adapter if taught else None,
-            taught=frozenset(skill.text for skill in library) if taught else frozenset(),
-            unsure=unsure_in(robot.path / ASKING),
+            about=about,
+            adapter=adapter,
+            taught=frozenset(skill.text for skill in library) if adapter else frozenset(),
+            by_text=() if adapter else tuple(by_their_texts(library, examples)),
+            skills=abilities(library),
         )
 
     def adapter_for(self, skills: Iterable[Skill]) -> Path | None:
         """The adapter, if it was taught all of these skills."""
         return self.adapter if {skill.text for skill in skills} <= self.taught else None
 
-    def prompt(self, embedder: TextEmbedder, tuned: bool = False, states: bool = False, scene: bool = False) -> Prompt:
-        """tuned: for a language model with the adapter. states: for one that was taught with scenes that tell them.
-        scene: tell it to one that was not, too."""
-        said = (text for example in self.examples for text in (example.instruction, *example.plan))
-        spelling = Spelling((*said, *self.things, *self.taught), words_of(embedder))
-        told = {"tuned": tuned, "states": states, "scene": scene}
-        return Prompt(embedder, self.examples, self.things, about=self.about, spelling=spelling, **told)
+    def prompt(
+        self,
+        embedder: TextEmbedder,
+        tuned: bool = False,  # for a language model with an adapter
+        states: bool = False,  # for one that was taught with scenes that tell them
+        scene: bool = False,  # tell it to one that was not, too
+        told: bool = False,  # for one that was taught to be told what the robot can do
+    ) -> Prompt:
+        examples = self.examples if told else (*self.examples, *self.by_text)
+        said = (text for e in (*self.examples, *self.by_text) for text in (e.instruction, *e.plan))
+        return Prompt(
+            embedder,
+            examples,
+            self.things,
+            about=self.about,
+            spelling=Spelling((*said, *self.things, *self.taught), words_of(embedder)),
+            tuned=tuned or told,
+            states=states,
+            scene=scene,
+            skills=self.skills if told else "",
+        )
 
 
 def unsure_in(file: Path) -> float | None:
@@ -82,12 +115,22 @@ def unsure_in(file: Path) -> float | None:
 
 def tells_states(adapter: Path | None) -> bool:
     """Was this adapter taught with scenes that tell what is open? Raises ValueError for a file that cannot be read."""
+    return _taught_with(adapter, "states")
+
+
+def tells_skills(adapter: Path | None) -> bool:
+    """Was it taught with prompts that tell what the robot can do, so that it plans for robots that it never met? Raises
+    ValueError for a file that cannot be read."""
+    return _taught_with(adapter, "skills")
+
+
+def _taught_with(adapter: Path | None, what: str) -> bool:
     if adapter is None or not (adapter / SCENES).is_file():
         return False
     told = files.read_json(adapter / SCENES, files.SMALL)
-    if not isinstance(told, dict) or not isinstance(told.get("states"), bool):
-        raise ValueError(f'{adapter / SCENES}: it must be {{"states": true}} or false')
-    return bool(told["states"])
+    if not isinstance(told, dict) or not isinstance(told.get(what, False), bool):
+        raise ValueError(f'{adapter / SCENES}: it must be {{"{what}": true}} or false')
+    return bool(told.get(what, False))
 
 
 def _check(examples: Iterable[Example], texts: list[str], file: Path) -> None:
@@ -111,3 +154,42 @@ def by_their_texts(library: SkillLibrary, examples: Iterable[Example] = ()) -> l
 def named_in(library: SkillLibrary) -> tuple[str, ...]:
     """Whatever fills a placeholder of some skill, each once."""
     return tuple(dict.fromkeys(value for skill in library for value in skill.arguments.values()))
+
+
+def abilities(skills: Iterable[Skill]) -> str:
+    """What a robot can do, in a few lines, for a language model that was not taught it; "" without skills.
+
+    Skills: fill the tank; water the {plant}; done
+    plant: fern, cactus, basil
+    """
+    families: dict[str, list[Skill]] = {}
+    values: dict[str, dict[str, None]] = {}
+    for skill in skills:
+        families.setdefault(skill.family, []).append(skill)
+        for slot, value in skill.arguments.items():
+            values.setdefault(slot, {})[value] = None
+    if not families:
+        return ""
+    told = [template(family) for family in islice(families.values(), MOST_FAMILIES)]
+    lines = ["Skills: " + "; ".join([*told, *(["..."] if len(families) > MOST_FAMILIES else [])])]
+    alike: dict[tuple[str, ...], list[str]] = {}  # placeholders that take the same things share a line
+    for slot, found in values.items():
+        alike.setdefault(tuple(found), []).append(slot)
+    for taken, slots in alike.items():
+        more = ["..."] if len(taken) > MOST_VALUES else []
+        lines.append(f"{', '.join(slots)}: {', '.join([*taken[:MOST_VALUES], *more])}")
+    return "\n".join(lines) + "\n"
+
+
+def template(family: list[Skill]) -> str:
+    """How the texts of a family's skills are made: one of them, with slots in the place of its arguments. That which
+    most of the skills agree on, as an argument may also stand in a text by chance."""
+    return Counter(map(_template, family[:COMPARED])).most_common(1)[0][0]
+
+
+def _template(skill: Skill) -> str:
+    slots = {value: slot for slot, value in skill.arguments.items()}
+    if not slots:
+        return skill.text
+    names = "|".join(re.escape(value) for value in sorted(slots, key=len, reverse=True))
+    return re.sub(rf"(?<!\w)({names})(?!\w)", lambda found: f"{{{slots[found[0]]}}}", skill.text)

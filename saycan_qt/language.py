@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from planners.prompts import ExamplesError, Prompt
-from planners.robot_language import RobotLanguage, tells_states
+from planners.robot_language import GENERAL, RobotLanguage, tells_skills, tells_states
 from planners.saycan import SayCanConfig, SayCanPlanner, Scorer
 from skills.library import Skill
 from skills.robot_folder import RobotFolder
@@ -39,7 +39,8 @@ class LanguageConfig:
     model: str = ""
     served: str = ""  # what that server calls the model; the server's key is taken from LANGUAGE_SERVER_KEY
     # A folder that `saycan_qt.tune` left; "none": the model as published, which needs examples. By default the shipped
-    # model plans with the adapter that comes with the robot's language, where it was taught all of the robot's skills
+    # model plans with the adapter that comes with the robot's language, where it was taught all of the robot's skills,
+    # and for other robots with one that is told what they can do
     adapter: str = ""
     device: str = CPU  # where it computes, as PyTorch says: cpu, cuda, cuda:1
     # A model that only chats: the URL of a server that does so as OpenAI's (with --language.served), or a name as
@@ -107,7 +108,8 @@ def load_language(
         adapter = _adapter(config, robot, skills)
         scorer = LanguageScorer(config.model or None, adapter, negligible=negligible, device=config.device)
         name = scorer.name + (f" + {adapter.name}" if adapter else "")
-        prompt = robot.prompt(text_embedder(), tuned=adapter is not None, states=tells_states(adapter))
+        tells = {"states": tells_states(adapter), "told": tells_skills(adapter)}
+        prompt = robot.prompt(text_embedder(), tuned=adapter is not None, **tells)
         measured = adapter is not None and adapter == robot.adapter and not config.model
         unsure = robot.unsure if measured and robot.unsure is not None else UNSURE
         return Language(scorer, prompt, name, unsure)
@@ -195,4 +197,4 @@ def planner_of(kind: str, language: Language, skills: Iterable[Skill], settings:
 def _adapter(config: LanguageConfig, robot: RobotLanguage, skills: Iterable[Skill]) -> Path | None:
     if config.adapter:
         return None if config.adapter == NONE else Path(config.adapter)
-    return None if config.model else robot.adapter_for(skills)
+    return None if config.model else robot.adapter_for(skills) or (GENERAL if GENERAL.is_dir() else None)

@@ -3,6 +3,7 @@
     python -m saycan_qt.tune --out runs/adapter         # hours on two cores
     python -m saycan_qt.tune --out runs/adapter --steps 100
     python -m saycan_qt.tune --robot-folder my_robot --pairs more.yaml --out runs/words      # for your own robot
+    python -m saycan_qt.tune --made-up --init skills/kitchen/adapter --out runs/general      # for robots never met
 
 Killed and started again with the same command, it continues from its last state. OUT/adapter is the adapter in PEFT's
 format, for `--language.adapter OUT/adapter` of `saycan_qt.run` and `saycan_qt.evaluate plans`; OUT/metrics.jsonl holds
@@ -12,6 +13,9 @@ skills/kitchen/adapter/MODEL_CARD.md says how the shipped one was made.
 For a robot of your own the instructions are those of its folder's examples.yaml, its skills by their own texts, and the
 pairs of a file (saycan_qt/learning/pairs.py says how one is written): the more, the better. `cp -rL OUT/adapter/.
 my_robot/adapter`, and plans for that robot are made with it.
+
+--made-up learns from robots that do not exist (saycan_qt/made_up), whose skills stand in the prompt, and from the
+kitchen's pairs among them: such an adapter plans for robots that it was not taught.
 """
 
 from __future__ import annotations
@@ -40,6 +44,8 @@ class RobotTuneConfig(TuneConfig):
 
     robot_folder: Folder = None  # your own robot, whose words are learnt; by default the kitchen's, generated
     pairs: File = None  # more instructions with their plans, YAML or JSON lines; for a robot's folder
+    made_up: bool = False  # made-up robots in the place of one, whose skills stand in the prompt
+    kitchen: float = 0.1  # with made-up robots, the share of pairs that are the kitchen's
 
 
 def kitchen_pairs() -> Pairs:
@@ -52,8 +58,14 @@ def kitchen_pairs() -> Pairs:
 
 def pairs(config: RobotTuneConfig) -> Pairs:
     """Raises SkillError or ExamplesError."""
+    if config.made_up and (config.robot_folder is not None or config.pairs is not None):
+        raise SkillError("--made-up draws its robots and their pairs; leave --robot-folder and --pairs away")
     if config.robot_folder is not None:
         return pairs_of(RobotFolder.load(config.robot_folder), config.pairs)
+    if config.made_up:
+        from saycan_qt.made_up.pairs import made_up_pairs
+
+        return made_up_pairs(kitchen_pairs() if config.kitchen else None, config.kitchen)
     if config.pairs is not None:
         raise SkillError("--pairs is for a robot of your own; name its folder with --robot-folder")
     return kitchen_pairs()
@@ -63,6 +75,8 @@ def main() -> int:
     config = parse(RobotTuneConfig, "python -m saycan_qt.tune", __doc__)
     try:
         require(config, steps=1, minutes=0, rank=1, tokens=LENGTHS[-1], warmup=0, seed=0, threads=1)
+        if not 0 <= config.kitchen <= 1:
+            raise ValueError(f"--kitchen {config.kitchen}: a share is from 0 to 1")
         if not 0 < config.learning_rate < math.inf:
             raise ValueError(f"--learning-rate {config.learning_rate}: it must be above 0")
         drawn = pairs(config)

@@ -20,6 +20,7 @@ ROOMS = {  # of saycan_qt, from the ground up: room -> the rooms that it may imp
     "data": {"atomic"},
     "networks": set(),
     "learning": {"atomic", "data", "networks"},
+    "made_up": {"learning"},
     "kitchen": {"atomic", "data"},
     "services": {"atomic", "data", "learning", "options"},
     "journey": {"language", "options", "services"},

@@ -1,20 +1,23 @@
 """Fine-tuning a language model to plan: a small one of random weights, with the real one's tokenizer."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from planners.language import LanguageScorer, is_whole, load
-from planners.robot_language import RobotLanguage, tells_states
+from planners.robot_language import RobotLanguage, tells_skills, tells_states
 from planners.weights import language_model_path
 from saycan_qt import new
 from saycan_qt.kitchen.language.pairs import PairGenerator, text_of
 from saycan_qt.learning import tuning
 from saycan_qt.learning.pairs import PairsError, pairs_of
 from saycan_qt.learning.tuning import ADAPTER, Run, TuneConfig, encode
+from saycan_qt.made_up.pairs import made_up_pairs
 from saycan_qt.tune import kitchen_pairs
 from skills.library import SkillLibrary
 from skills.robot_folder import RobotFolder
@@ -114,6 +117,22 @@ def test_an_adapter_is_trained_from_a_robots_own_folder_and_then_plans_for_it(mo
     trained.resolve().rename(robot.path / "adapter")
     assert is_whole(RobotLanguage.of(robot).adapter_for(robot.library))
     assert not tells_states(robot.path / "adapter")
+
+
+def test_a_run_with_made_up_robots_is_told_their_skills_and_another_goes_on_from_it(model, robot, tmp_path):
+    small = dict(tokens=512, warmup=1, compile=False)
+    pairs = replace(made_up_pairs(kitchen_pairs(), 0.5), pool=24)
+    Run(TuneConfig(tmp_path / "first", steps=2, **small), pairs).train()
+    adapter = tmp_path / "first" / ADAPTER
+    assert tells_skills(adapter) and not tells_skills(robot.path)
+    begun = Run(TuneConfig(tmp_path / "second", init=adapter, **small), pairs).tuning.working
+    plain = Run(TuneConfig(tmp_path / "third", **small), pairs).tuning.working
+    saved = load_file(str(adapter / "adapter_model.safetensors"))
+    given = sorted(weight.float().sum().item() for weight in saved.values())
+    assert given == sorted(weight.float().sum().item() for weight in begun)
+    assert not all(torch.equal(one, other) for one, other in zip(begun, plain, strict=True))
+    with pytest.raises(ValueError, match="another rank"):
+        Run(TuneConfig(tmp_path / "fourth", init=adapter, rank=8, **small), pairs)
 
 
 def test_pairs_are_of_the_robots_own_words_alone(robot, tmp_path):

@@ -12,9 +12,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from planners.language import load, peft, seal
+from planners.language import WEIGHTS, is_whole, load, peft, seal
 from planners.robot_language import SCENES
 from planners.weights import LANGUAGE_MODEL, language_model_path
 from saycan_qt import atomic
@@ -24,7 +25,7 @@ from saycan_qt.learning.metrics import MetricsLog
 
 STATE, ADAPTER, PROVENANCE = "state", "adapter", "provenance.json"  # folders in a run's folder, a file in the second
 MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-LENGTHS = (64, 96, 128, 192, 320, 448)  # tokens that a batch's rows are padded to; few, so that few shapes are compiled
+LENGTHS = (64, 96, 128, 192, 256, 320, 448)  # tokens that a batch's rows are padded to; few, as each is compiled
 VALIDATION = 400  # pairs with ways to say things that are kept from training
 POOL = 1024  # pairs that are drawn, sorted by length and cut into batches at a time; a run resumes between pools
 IGNORED = -100
@@ -45,6 +46,7 @@ class TuneConfig:
     warmup: int = 40  # steps; 0: none
     seed: int = 0  # of the pairs
     threads: int = 2
+    init: Path | None = None  # an adapter to start from: a folder that such a run left; of the same rank
     compile: bool = True  # torch.compile: a few minutes at first, then twice as fast; needs a C++ compiler
 
 
@@ -55,6 +57,8 @@ class Pairs:
     training: Draw
     held_out: Draw  # with the ways to say things that are kept from training
     states: bool = False  # do the scenes tell what is open?
+    told: bool = False  # do they begin with what the robot can do?
+    pool: int | None = None  # how many are drawn at a time, in place of POOL; few, where a step is long
 
 
 @dataclass(frozen=True)
@@ -107,7 +111,7 @@ class Data:
         return [found[i] for i in rng.permutation(len(found))]
 
     def pool(self, number: int) -> list[tuple[Tensor, Tensor]]:
-        return self.batches(self.pairs.training, [self.config.seed, number], POOL)
+        return self.batches(self.pairs.training, [self.config.seed, number], self.pairs.pool or POOL)
 
 
 class Tuning(nn.Module):
@@ -122,6 +126,8 @@ class Tuning(nn.Module):
         with peft() as package:
             lora = package.LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=modules, task_type="CAUSAL_LM")
             self.peft = package.get_peft_model(model, lora, autocast_adapter_dtype=False)
+            if config.init is not None:
+                begin_from(config.init, self.peft, package)
         self.peft.peft_config["default"].base_model_name_or_path = LANGUAGE_MODEL.hub_name  # no folder of this machine
         self.head = model.lm_head
         self.working = [p for p in self.peft.parameters() if p.requires_grad]
@@ -153,6 +159,17 @@ class Tuning(nn.Module):
             working.grad = None
 
 
+def begin_from(folder: Path, model: nn.Module, package: Any) -> None:
+    """Give the model's adapter the weights of another. Raises ValueError where they do not fit."""
+    file = folder / WEIGHTS
+    if not (file.is_file() and is_whole(folder)):
+        raise ValueError(f"--init {folder}: no whole adapter in it; give the folder `adapter` of a run")
+    given, own = load_file(str(file)), package.get_peft_model_state_dict(model)
+    if {name: tensor.shape for name, tensor in given.items()} != {name: tensor.shape for name, tensor in own.items()}:
+        raise ValueError(f"--init {folder}: an adapter of another rank or model than this run's")
+    package.set_peft_model_state_dict(model, given)
+
+
 class Run:
     """One tuning run and where it stands."""
 
@@ -169,7 +186,9 @@ class Run:
             self.tuning.copy_masters()
         self.begun = time.monotonic()
         self.log = MetricsLog(config.out, self.step)
-        self.held_out = self.data.batches(pairs.held_out, [config.seed, 1, 0], VALIDATION)
+        self.held_out = self.data.batches(
+            pairs.held_out, [config.seed, 1, 0], min(VALIDATION, pairs.pool or VALIDATION)
+        )
 
     @property
     def seconds(self) -> float:
@@ -236,5 +255,6 @@ class Run:
         with atomic.replacing_folder(self.config.out / ADAPTER) as folder:
             self.tuning.peft.save_pretrained(str(folder), save_embedding_layers=False)  # "auto" asks a hub
             (folder / PROVENANCE).write_bytes(atomic.to_json(provenance))
-            (folder / SCENES).write_bytes(atomic.to_json({"states": self.data.pairs.states}))
+            told = {"states": self.data.pairs.states, "skills": self.data.pairs.told}
+            (folder / SCENES).write_bytes(atomic.to_json(told))
             seal(folder)

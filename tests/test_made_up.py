@@ -1,0 +1,138 @@
+"""Made-up robots, from which a language model learns to plan for robots that it never met."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from unseen_robots import ROBOTS, Sentence, plan
+
+from planners.prompts import CANNOT, Example, Prompt
+from planners.robot_language import RobotLanguage, abilities
+from saycan_qt.kitchen.language import instructions
+from saycan_qt.made_up import robots
+from saycan_qt.made_up.domains import load
+from saycan_qt.made_up.pairs import HELD_OUT, made_up_pairs
+from saycan_qt.made_up.sentences import KINDS, Sentences
+from saycan_qt.made_up.world import Unsuitable
+from skills.library import Skill, SkillLibrary
+
+
+@pytest.fixture(scope="module")
+def drawn():
+    """Robots, each with things said to it."""
+    rng = np.random.default_rng(0)
+    found = [robots.draw(load(), rng) for _ in range(60)]
+    return [(robot, [Sentences(robot, load(), rng).draw() for _ in range(8)]) for robot in found]
+
+
+def test_the_same_seed_draws_the_same_rows():
+    first, second = ([made_up_pairs().training(np.random.default_rng(7)) for _ in range(3)] for _ in range(2))
+    assert first == second != [made_up_pairs().training(np.random.default_rng(8)) for _ in range(3)]
+
+
+def test_a_plan_is_made_of_the_robots_skills_and_ends(drawn):
+    for robot, said in drawn:
+        texts = {skill.text for skill in robot.skills}
+        assert all(one.plan == (CANNOT,) or (texts >= {*one.plan} and one.plan[-1] == robots.DONE) for one in said)
+
+
+def test_a_plan_can_be_carried_out_in_the_scene_that_is_told(drawn):
+    for robot, said in drawn:
+        actions = {
+            robot.text((family, values)): (family, values)
+            for family, f in robot.families.items()
+            for values in f.values
+        }
+        for one in said:
+            world = one.world.copy()
+            for step in one.plan[:-1]:
+                world.do(actions[step])
+
+
+def test_a_thing_that_is_elsewhere_cannot_be_picked(drawn):
+    robot = next(robot for robot, _ in drawn if robot.can("go", "pick") and robot.sees)
+    world = Sentences(robot, load(), np.random.default_rng(0)).draw("single").world
+    world.held, world.place = "", robot.places[0]
+    world.objects = {robot.movable[0]: robot.places[1]}
+    with pytest.raises(Unsuitable):
+        world.do(("pick", (robot.movable[0],)))
+
+
+def test_robots_differ_in_size_and_all_kinds_of_things_are_said(drawn):
+    sizes = [len(robot.skills) for robot, _ in drawn]
+    assert min(sizes) < 10 and max(sizes) > 60 and max(sizes) <= robots.MOST_SKILLS
+    assert len({one.kind for _, said in drawn for one in said}) > 0.7 * len(KINDS)
+    assert 0.03 < np.mean([one.plan == (CANNOT,) for _, said in drawn for one in said]) < 0.3
+
+
+def test_nothing_is_said_that_is_measured_with(drawn):
+    """Neither in the kitchen's sets nor to the robots of benchmarks/unseen_robots.py."""
+    kitchen, folder = SkillLibrary.load(), Path(instructions.__file__).parent
+    sets = [folder / name for name in ("instructions.yaml", "development.yaml")]
+    measured = {one.say for file in sets for one in instructions.load(file, kitchen)}
+    for file in ROBOTS.glob("*/sentences.yaml"):
+        measured |= {entry["say"] for entry in yaml.safe_load(file.read_text())}
+    assert len(measured) > 50
+    plain = {" ".join(re.findall(r"\w+", text.lower())) for text in measured}
+    said = {" ".join(re.findall(r"\w+", one.instruction.lower())) for _, ones in drawn for one in ones}
+    assert not plain & said
+
+
+def test_the_domains_near_to_measured_robots_are_kept_from_training():
+    assert {domain.name for domain in load()} > set(HELD_OUT) and len(load()) >= 40
+
+
+# -- what a prompt tells ----------------------------------------------------------------------------------------------
+
+
+def test_what_a_robot_can_do_is_told_in_a_few_lines():
+    skills = [Skill(f"water {p}", "water", f"water the {p}", {"plant": p}) for p in ("fern", "wall fern")]
+    told = "Skills: water the {plant}; fill the tank; done\nplant: fern, wall fern\n"
+    assert abilities([*skills, Skill("fill the tank", "fill"), Skill("done", "done")]) == told
+    assert abilities([]) == ""
+
+
+class Letters:
+    """Embeds a text by its letters."""
+
+    def encode(self, inputs, **options):
+        counts = np.array([[text.count(letter) + 0.01 for letter in "abcdefghijklmnopqrstuvwxyz"] for text in inputs])
+        return counts / np.linalg.norm(counts, axis=1, keepdims=True)
+
+
+def test_a_model_that_is_told_gets_the_skills_first_and_the_nearest_examples():
+    examples = [Example("go to the sink", ("go to sink", "done")), Example("be quiet", ("done",))]
+    prompt = Prompt(Letters(), examples, ["sink", "tub"], tuned=True, skills="Skills: go to {place}; done\n")
+    built = prompt.build("go to the tub", [])
+    assert built.startswith("Skills: go to {place}; done\n\nInstruction: ")
+    assert "Instruction: go to the tub\n1. go to tub\n2. done\n\n" in built  # the example, about the same thing
+    assert built.endswith("Instruction: go to the tub\n1.")
+
+
+# -- the benchmark ----------------------------------------------------------------------------------------------------
+
+
+class Listener:
+    """Finds likeliest what the instruction names next."""
+
+    def score(self, prompt, candidates):
+        if candidates == [f" {CANNOT}\n"]:
+            return np.array([-0.01 if "sing" in prompt else -10.0])
+        said = prompt.rsplit("Instruction: ", 1)[1]
+        left = said.split("\n")[0] if said.count("\n") == 1 else ""
+        return np.array([0.0 if text.strip() in left or (not left and "done" in text) else -5.0 for text in candidates])
+
+
+def test_the_benchmark_carries_a_plan_to_its_end_and_takes_a_refusal_for_one(tmp_path):
+    from planners.saycan import SayCanPlanner
+
+    library = SkillLibrary([Skill("go home", "go"), Skill("beep", "beep"), Skill("done", "done")])
+    planner = SayCanPlanner(Listener(), RobotLanguage.read(library).prompt(Letters(), told=True), library)
+    texts = {skill.text for skill in library}
+    right = Sentence.parse({"say": "please beep", "plans": [["beep", "done"]]}, texts, tmp_path)
+    never = Sentence.parse({"say": "sing", "impossible": True}, texts, tmp_path)
+    assert plan(planner, right) in right.plans and plan(planner, never) in never.plans
+    with pytest.raises(ValueError, match="'bep' is no skill's text"):
+        Sentence.parse({"say": "please beep", "plans": [["bep", "done"]]}, texts, tmp_path)
