@@ -112,7 +112,7 @@ def confidence(instruction: str, decision: Decision) -> float:
 
 def equally_named(instruction: str, decision: Decision) -> list[Skill]:
     """Possible skills of the chosen one's family with as much in common with the instruction's words, where that is
-    something: of "the can" both the coke can and the pepsi can have the can. Words of most skills do not count."""
+    something: of "the cup" both the red cup and the blue cup have the cup. Words of most skills do not count."""
     chosen, *others = decision.candidates
     texts = [_words(row.skill.text) for row in decision.candidates]
     count = Counter(word for text in texts for word in text)
