@@ -271,6 +271,21 @@ def test_few_sentences_are_refused_wrongly(planner, part, tuned, wrongly, rightl
     assert share["can"] <= wrongly and share["cannot"] >= rightly, share
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("sentence", ["bring me the {}", "throw away the {}"])
+def test_a_thing_that_is_not_there_is_never_replaced_in_silence(sentence):
+    """Measured: see docs/planning.md."""
+    language = kitchen_language()
+    prompt = language.prompt(text_embedder(), tuned=True)
+    planner = SayCanPlanner(LanguageScorer(adapter=language.adapter), prompt, LIBRARY)
+    for number, thing in enumerate(LIBRARY.objects):
+        others = [name for name in LIBRARY.objects if name != thing]
+        here = Here(SymbolicKitchen.random(np.random.default_rng(number), others, count=6))
+        seen = here.observe()
+        refusal = planner.step(sentence.format(thing), [], here.affordances(seen), seen).refusal
+        assert thing in refusal.missing and f"knows of no {thing} here" in refusal.reason, (thing, refusal)
+
+
 @pytest.mark.parametrize(
     "said",
     [
