@@ -213,11 +213,12 @@ def test_beyond_a_window_the_models_own_masks_are_used(window, ways):
     assert Reader(model, probes(tokenizer())).ways == ways
 
 
-def test_what_is_no_causal_model_is_refused_in_one_line(loaded):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_is_no_causal_model_is_refused_in_one_line(loaded, dtype):
     with pytest.raises(
         WeightsError, match=r"tiny: a BertLMHeadModel .* no causal model's are .* Llama, .* vLLM"
     ) as refusal:
-        loaded(tiny("bert"))
+        loaded(copy.deepcopy(tiny("bert")), dtype=dtype)
     assert "\n" not in str(refusal.value)
 
 
