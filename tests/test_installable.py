@@ -71,6 +71,7 @@ def test_a_wheel_holds_every_file_of_the_packages_and_nothing_else(wheel):
     assert wheel.stat().st_size < 50e6
 
 
+@pytest.mark.slow  # as .ci/run does with a whole run
 def test_a_wheel_finds_what_it_ships_from_an_empty_folder(outside):
     code = """
 import planners.weights, saycan_qt, skills
@@ -172,6 +173,7 @@ sys.meta_path.insert(0, Hidden())
     return run
 
 
+@pytest.mark.slow  # as .ci/run does with a whole skill
 def test_a_robot_drives_without_the_heavy_packages(light):
     ran = light(str(ROOT / "examples/own_robot.py"))
     assert ran.returncode == 0 and ran.stdout.count("succeeded") == 3, ran.stderr

@@ -70,7 +70,7 @@ def test_a_stock_server_may_be_silent_for_longer_than_it_bears_pings():
         assert client.info().name == "theirs"
 
 
-@pytest.mark.parametrize("robot_process", ROBOTS, indirect=True)
+@pytest.mark.parametrize("robot_process", ["ours", pytest.param("stock", marks=pytest.mark.slow)], indirect=True)
 def test_a_robot_that_freezes_in_silence_is_noticed(robot_process):
     process, address = robot_process
     with RobotClient(address) as client:

@@ -200,7 +200,9 @@ def test_max_steps_ends_a_run_without_success(tmp_path):
     assert "Not carried out" in out
 
 
-@pytest.mark.parametrize("victim, name", [("serve", "skill server"), ("robot", "kitchen robot")])
+@pytest.mark.parametrize(
+    "victim, name", [("serve", "skill server"), pytest.param("robot", "kitchen robot", marks=pytest.mark.slow)]
+)
 def test_a_killed_service_ends_the_run_within_two_seconds_and_is_named(tmp_path, victim, name):
     folder = tmp_path / "out"
     process = start("run", INSTRUCTION, "--out", folder, SMALL_PERIOD="3", SMALL_LOG=str(tmp_path / "stopped"))
@@ -324,6 +326,7 @@ def test_services_end_when_the_run_is_killed(tmp_path):
     assert plan_of(folder)["steps"][0]["skill"] == "find apple"
 
 
+@pytest.mark.slow
 def test_running_services_are_used_and_left_running(tmp_path):
     server, where = service("serve", "--skills", SKILLS)
     robot, at = service("robot", "--skill-server", where)
@@ -465,6 +468,7 @@ def test_a_service_that_breaks_while_starting_is_named_with_its_log(tmp_path):
     assert "broken on purpose" in Path(log).read_text()
 
 
+@pytest.mark.slow
 def test_a_stopped_robot_has_to_be_released_first(tmp_path):
     _, where = service("serve", "--skills", SKILLS)
     _, at = service("robot", "--skill-server", where)
