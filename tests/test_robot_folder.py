@@ -272,7 +272,7 @@ from skills.robot_folder import RobotFolder
 body = RobotFolder.load(Path({folder!r}))
 def load(config, skills, hopeless):
     return Language(ScriptedScorer(), language_of(body).prompt(WordsEmbedder()), "scripted")
-code = run.run(RunConfig("go to the door", robot_folder=body.path, out=Path({out!r})), run.Parts(load))
+code = run.run(RunConfig("look around at the door", robot_folder=body.path, out=Path({out!r})), run.Parts(load))
 mine = {{name for name in sys.modules if name.startswith(("mujoco", "saycan_qt.kitchen"))}}
 print("foreign:", sorted(mine - {{"saycan_qt.kitchen.symbolic", "saycan_qt.kitchen"}}))  # which small_services imports
 run.leave(code)
@@ -285,7 +285,7 @@ def test_a_sentence_is_carried_out_by_a_robot_of_ones_own(robot, tmp_path):
     found = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=200, env={**os.environ, **environment}
     )
-    assert found.returncode == 0, found.stdout + found.stderr
+    assert found.returncode == 3, found.stdout + found.stderr  # it knows no goals of whole instructions
     assert "my robot" in found.stdout and "foreign: []" in found.stdout
     plan = json.loads((tmp_path / "out" / "plan.json").read_text())
     assert [step["skill"] for step in plan["steps"]] == ["go to door", "look around", "done"]
