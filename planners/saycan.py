@@ -338,10 +338,11 @@ class SayCanPlanner:
         history: Sequence[Step],
         known: Known | None,
     ) -> tuple[np.ndarray, Refusal | None]:
-        """Where the language model likes something best that is not possible: which skills (all,) would do that with
-        another thing, and why it goes no further, if so.
+        """Where the language model likes something best that is not possible, for a thing that is not there: which
+        skills (all,) would do that with another thing, and why it goes no further, if so.
 
-        Whoever neither names the thing nor has a language model that was told the scene means any such thing.
+        Whoever neither names the thing nor has a language model that was told the scene means any such thing. What is
+        not possible for another reason (a full hand, a shut door) may be brought about, by whatever is likely next.
         """
         nothing = np.zeros(len(self.skills), bool)
         rest = np.setdiff1d(self._preselected(instruction, ~possible), np.flatnonzero(np.isfinite(language)))
@@ -349,7 +350,8 @@ class SayCanPlanner:
         favourite = int(language.argmax())
         skill = self.skills[favourite]
         names = named(instruction, skill.arguments.values())
-        if possible[favourite] or not (names or (self.prompt.tuned and known)):
+        missing = self._not_there(skill, known) if known and known.objects else names[: not history]
+        if possible[favourite] or not missing or not (names or (self.prompt.tuned and known)):
             return nothing, None
         meant = {slot: value for slot, value in skill.arguments.items() if value in names or not names}
         instead = np.array([s.family == skill.family and not meant.items() <= s.arguments.items() for s in self.skills])
@@ -359,26 +361,28 @@ class SayCanPlanner:
         nearer = [s for s, may in zip(self.skills, possible, strict=True) if may and about & {*s.arguments.values()}]
         if left >= self.config.within_reach or any(s.name != last for s in nearer):
             return instead, None
-        return instead, self._missing(instruction, skill, possible & instead, left, known)
+        return instead, self._missing(instruction, skill, missing[0], possible & instead, left)
 
-    def _missing(
-        self, instruction: str, skill: Skill, instead: np.ndarray, left: float, known: Known | None
-    ) -> Refusal:
+    def _not_there(self, skill: Skill, known: Known) -> list[str]:
+        """Things that a skill is about and the robot does not know of; what is taken from a place may yet be found
+        there."""
+        seen = {*known.objects, known.held}
+        slots = {slot for s in self.skills for slot, value in s.arguments.items() if value in seen}  # those of things
+        if not slots.issuperset(skill.arguments):
+            return []
+        return [value for value in skill.arguments.values() if value not in seen]
+
+    def _missing(self, instruction: str, skill: Skill, thing: str, instead: np.ndarray, left: float) -> Refusal:
         """instead: (skills,) what could be done with other things. Offered is the instruction with one of these in the
         place of the thing that is not there, where it names it, else the skills."""
         others = np.flatnonzero(instead)
         order = others[np.argsort(-self._similarity([skill.text], others), kind="stable")]
         near = [self.skills[i] for i in order[:SUGGESTED]]
         offers = tuple(other.text for other in near)
-        seen = {*known.objects, known.held} if known else set()
-        slots = {slot for s in self.skills for slot, value in s.arguments.items() if value in seen}  # those of things
-        unseen = {slot: value for slot, value in skill.arguments.items() if slot in slots and value not in seen}
-        reason = ""
-        for slot, thing in list(unseen.items())[:1]:
-            reason = f"the robot knows of no {thing} here; "
-            if named(instruction, [thing]):
-                offers = tuple(dict.fromkeys(renamed(instruction, thing, other.arguments[slot]) for other in near))
-        reason += f"“{skill.text}” would come next, which is not possible now"
+        if named(instruction, [thing]):
+            slot = next(slot for slot, value in skill.arguments.items() if value == thing)
+            offers = tuple(dict.fromkeys(renamed(instruction, thing, other.arguments[slot]) for other in near))
+        reason = f"the robot knows of no {thing} here; “{skill.text}” would come next, which is not possible now"
         reason += f"; the nearest that is: {', '.join(f'“{words}”' for words in offers)}" if offers else ""
         return Refusal(reason, offers, None, left, missing=skill.text)
 

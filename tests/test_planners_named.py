@@ -109,16 +109,24 @@ def test_what_the_model_does_not_name_any_thing_may_serve():
 
 
 def test_what_brings_the_thing_nearer_is_done_first_and_not_twice():
-    scorer, can = Likes(grip_the_ball=0.9), possible("push ball left", "grip cone")
-    decision = planner(scorer).step("grab the ball", [], can)
+    scorer, can, here = Likes(grip_the_ball=0.9), possible("push ball left", "grip cone"), seen(cone="table")
+    decision = planner(scorer).step("grab the ball", [], can, here)
     assert decision.refusal is None and decision.skill.name == "push ball left"
-    assert planner(scorer).step("grab the ball", [Step(decision.skill, SUCCEEDED)], can).refusal is not None
+    assert planner(scorer).step("grab the ball", [Step(decision.skill, SUCCEEDED)], can, here).refusal is not None
 
 
 def test_after_something_was_done_the_rest_is_refused_too():
-    done = [Step(LIBRARY["grip cube"], SUCCEEDED)]
-    decision = planner(Likes(grip_the_cone=0.99)).step("the cube and the cone", done, possible("grip ball"))
+    done, scorer = [Step(LIBRARY["grip cube"], SUCCEEDED)], Likes(grip_the_cone=0.99)
+    decision = planner(scorer).step("the cube and the cone", done, possible("grip ball"), seen(cube="table"))
     assert decision.refusal.missing == "grip the cone"
+
+
+@pytest.mark.parametrize("known", [seen(cone="shelf"), None])
+def test_what_is_there_and_not_possible_just_now_is_worked_towards(known):
+    """A robot that knows nothing of where things are cannot tell the one from the other once something was done."""
+    done, scorer = [Step(LIBRARY["grip cube"], SUCCEEDED)], Likes(grip_the_cone=0.99, go_to_the_shelf=0.01)
+    decision = planner(scorer).step("the cube and the cone", done, possible("go to shelf"), known)
+    assert decision.refusal is None and decision.skill.name == "go to shelf"
 
 
 def test_where_refusing_is_off_the_next_best_is_tried():
