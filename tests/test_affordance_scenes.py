@@ -64,6 +64,7 @@ def test_afterwards_the_arm_is_back_where_the_planner_looks_from():
             assert np.abs(world.tip() - CARRY).max() < 0.03
 
 
+@pytest.mark.slow
 def test_a_scene_follows_from_seed_and_number():
     one, again, other = (labelled_scene(0, number, LIBRARY) for number in (4, 4, 5))
     assert (one.images == again.images).all() and (one.succeeds == again.succeeds).all() and one.kind == again.kind

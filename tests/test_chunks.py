@@ -259,6 +259,7 @@ def test_what_is_reported_is_what_was_carried_out():
     assert [event.step for event in events] == list(range(1, 21))
 
 
+@pytest.mark.slow
 def test_a_driver_that_takes_its_periods_itself_leaves_out_no_row():
     slow = body(10)  # in which what a busy machine takes beside is little
     robot, actor = Driver(slow, takes=0.1), Marker(seconds=0.05, embodiment=slow)
@@ -397,9 +398,9 @@ def test_each_fault_alone_is_lived_through(faults):
 def test_the_witness_sees_what_is_stale():
     robot = Driver()
     robot.observe()
-    time.sleep(2 * PERIOD)
+    time.sleep(3 * PERIOD)
     robot.apply(np.float32([0, 1]))
-    robot.apply(np.float32([0, 3]))
+    robot.apply(np.float32([0, 4]))
     assert robot.stale() == 1
 
 

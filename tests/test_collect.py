@@ -58,6 +58,7 @@ def test_failures_fail_and_demonstrations_succeed():
         assert len(found.images) == len(found.actions) <= 45
 
 
+@pytest.mark.slow
 def test_a_skill_is_demonstrated_in_scenes_made_for_others_too():
     library, config = SkillLibrary.load(), CollectConfig(Path("unused"), failures=0.0, anywhere=1.0)
     found = [episode(config, number, library) for number in range(8)]
@@ -65,6 +66,7 @@ def test_a_skill_is_demonstrated_in_scenes_made_for_others_too():
     assert len({e.task for e in found}) > 3
 
 
+@pytest.mark.slow
 def test_scenes_do_not_depend_on_workers_and_a_collection_continues(tmp_path, capsys):
     command = ["affordance", "--out", str(tmp_path / "scenes"), "--seed", "7", "--scenes"]
     assert main([*command, "1", "--workers", "1"]) == 0
@@ -94,6 +96,7 @@ def test_a_policy_collects_its_own_episodes_successes_and_failures_alike(tmp_pat
     assert main(["--policy", "execution", "--impossible", "0.5", "--out", str(tmp_path / "none")]) == 2
 
 
+@pytest.mark.slow
 def test_only_the_families_asked_for_are_collected_anywhere_too():
     library = SkillLibrary.load()
     config = CollectConfig(Path("unused"), failures=0.0, anywhere=1.0, families=("close drawer",))

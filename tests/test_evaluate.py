@@ -163,7 +163,7 @@ def test_the_first_argument_names_the_command_or_an_unnamed_one_runs(named, resu
 def test_a_command_that_does_not_exist_gets_the_names_of_those_that_do(capsys):
     assert (main(["juggle"]), main([]), main(["--help"])) == (2, 2, 0)
     shown = capsys.readouterr()
-    assert [text.count("{skills,affordance,plans}") for text in (shown.err, shown.out)] == [2, 1]
+    assert [text.count("{skills,affordance,plans,asking}") for text in (shown.err, shown.out)] == [2, 1]
 
 
 SKILLS = {

@@ -169,6 +169,7 @@ def test_the_curve_is_of_the_policy_in_use_and_can_be_drawn(whole, tmp_path, cap
     assert figures.main(["improve", str(out / "own")]) == 2 and "curve.json" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_exit_codes_and_refusals_are_told_in_one_line(home, tmp_path, monkeypatch, capsys):
     world = World(monkeypatch, better=())
     assert run(home, tmp_path / "out", "--rounds", 1) == 1

@@ -42,6 +42,7 @@ def made(folder, transitions=20, **fields):
     return ogbench_datasets.make(ogbench_datasets.Config("cube-single-play", transitions, folder, **fields))
 
 
+@pytest.mark.slow
 def test_data_is_made_in_parts_that_do_not_depend_on_how_many_there_are(tmp_path):
     first = dict(np.load(made(tmp_path)))
     assert len(first["terminals"]) == 21 and np.flatnonzero(first["terminals"]).tolist() == [20]

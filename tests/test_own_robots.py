@@ -28,6 +28,7 @@ def start_own_robot(*arguments):
     return subprocess.Popen([sys.executable, OWN_ROBOT, *arguments], stdout=subprocess.PIPE, text=True)
 
 
+@pytest.mark.slow
 def test_ones_own_robot_is_served_and_driven_in_one_command():
     with start_own_robot() as process:
         out, _ = process.communicate(timeout=120)

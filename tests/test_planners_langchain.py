@@ -203,6 +203,7 @@ def test_decisions_asked_for_at_once_are_those_asked_for_alone(planner):
     assert [(one["here"].skill.name, one["there"].skill.name) for one in both] == [(name, name) for name in alone]
 
 
+@pytest.mark.slow
 def test_the_local_model_is_an_llm_of_any_chain_and_streams_what_it_answers(scorer):
     llm = LocalLLM(local=scorer, max_tokens=8)
     chain = PromptTemplate.from_template("{first}\n2. two\n3. three\n") | llm.bind(stop=["\n"])

@@ -49,12 +49,14 @@ def alone(scorer, prompt, candidate):
     return sum(logits[i - 1, ids[i]].item() for i in range(start, len(ids)))
 
 
+@pytest.mark.slow
 def test_one_packed_pass_equals_scoring_each_candidate_alone(scorer):
     prompt = PROMPT + "bring me an orange\n1."
     expected = [alone(scorer, prompt, candidate) for candidate in CANDIDATES]
     np.testing.assert_allclose(scorer.score(prompt, CANDIDATES), expected, atol=1e-4, rtol=0)
 
 
+@pytest.mark.slow
 def test_a_grown_or_shortened_prompt_scores_as_a_fresh_one(scorer):
     prompts = [PROMPT + "open it\n1.", PROMPT + "open it\n1. find the apple\n2.", PROMPT + "close it\n1."]
     reused = [scorer.score(prompt, CANDIDATES) for prompt in prompts]

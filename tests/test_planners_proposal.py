@@ -124,6 +124,7 @@ def test_the_local_models_samples_carry_an_instruction_out_and_repeat_with_the_s
     assert twice[0] == twice[1] and len(twice[0]) == 4
 
 
+@pytest.mark.slow
 def test_settings_that_make_no_sense_of_proposals_are_refused(prompt):
     for wrong in (SayCanConfig(normalise="prior"), SayCanConfig(without="language")):
         with pytest.raises(ValueError, match="counted"):

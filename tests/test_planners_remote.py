@@ -85,6 +85,7 @@ def test_the_hopeless_are_given_up_and_all_others_scored_without_reading_the_pro
         assert (scorer.count_tokens(PROMPT, CANDIDATES) == local.count_tokens(PROMPT, CANDIDATES)).all()
 
 
+@pytest.mark.slow
 def test_a_server_that_tells_no_next_tokens_reads_every_candidate(local):
     answer = vllm(local)
 

@@ -56,6 +56,7 @@ def test_a_new_folder_has_its_own_name_and_nothing_is_written_over(robot):
     assert (robot.path / "robot.yaml").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_a_new_robot_does_each_of_its_skills(robot):
     moved = robot.drive()
     assert isinstance(moved, Robot)

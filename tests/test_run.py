@@ -222,10 +222,8 @@ def test_a_killed_service_ends_the_run_within_two_seconds_and_is_named(tmp_path,
     assert victim == "robot" or (tmp_path / "stopped").exists()
 
 
-@pytest.mark.parametrize(
-    "victim, name",
-    [pytest.param("serve", "the skill server at", marks=pytest.mark.slow), ("robot", "guard of the")],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("victim, name", [("serve", "the skill server at"), ("robot", "guard of the")])
 def test_a_frozen_service_ends_the_run_and_leaves_nothing_behind(tmp_path, victim, name):
     process = start("run", INSTRUCTION, "--out", tmp_path / "out", SMALL_PERIOD="0.2")
     until(lambda: acting(tmp_path / "out"))
@@ -236,6 +234,7 @@ def test_a_frozen_service_ends_the_run_and_leaves_nothing_behind(tmp_path, victi
     assert not any(alive(pid) for pid in services.values())
 
 
+@pytest.mark.slow
 def test_a_death_is_noticed_while_the_language_model_thinks(tmp_path):
     folder = tmp_path / "out"
     process = start("run", INSTRUCTION, "--out", folder, SMALL_THINKS="60")

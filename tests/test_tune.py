@@ -135,6 +135,7 @@ def test_a_run_with_made_up_robots_is_told_their_skills_and_another_goes_on_from
         Run(TuneConfig(tmp_path / "fourth", init=adapter, rank=8, **small), pairs)
 
 
+@pytest.mark.slow
 def test_pairs_are_of_the_robots_own_words_alone(robot, tmp_path):
     texts, rng = {skill.text for skill in robot.library}, np.random.default_rng(0)
     drawn = [pairs_of(robot).training(rng) for _ in range(200)]

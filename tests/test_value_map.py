@@ -22,6 +22,7 @@ def test_what_a_ray_hits_is_projected_to_the_ray_s_own_pixel():
     assert np.allclose(HEAD.project(points), np.column_stack([columns, rows]) + 0.5)
 
 
+@pytest.mark.slow
 def test_an_object_within_reach_is_worth_more_than_one_beyond_it():
     skill = LIBRARY["pick coke can"]
     scene = practice(np.random.default_rng(1), skill)
