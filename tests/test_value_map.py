@@ -1,6 +1,7 @@
 """Q-values over the scene: drawn where they belong, and higher where a robot can reach."""
 
 import numpy as np
+import pytest
 import torch
 
 from saycan_qt import figures
