@@ -69,7 +69,7 @@ class Candidate:
     language_score: float | None  # probability among those scored; None: infeasible, or hopeless to the scorer
     affordance: float  # in [0, 1]
     lowered: (
-        float  # by how much failures and repeats lower it, 1 for not at all; 0: it is about another thing than named
+        float  # by how much failures and repeats lower it, 1: not at all; 0: about another thing than what is named
     )
     score: float  # the product of the three
 
@@ -391,11 +391,11 @@ class SayCanPlanner:
         language model finds no less likely: affordance does not replace what was asked for by another thing."""
         names = set(named(instruction, self._values))
         count = np.array([len(names.intersection(skill.arguments.values())) for skill in self.skills])
-        renamed = np.zeros(len(self.skills), bool)
+        found = np.zeros(len(self.skills), bool)
         for i in np.flatnonzero(possible & (count > 0)):
             family = np.array([skill.family == self.skills[i].family for skill in self.skills])
-            renamed |= family & (count < count[i]) & (language <= language[i])
-        return renamed
+            found |= family & (count < count[i]) & (language <= language[i])
+        return found
 
     def _unserved(
         self, instruction: str, feasible: Collection[str], similarity: float | None, share: float | None

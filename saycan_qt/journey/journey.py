@@ -86,7 +86,8 @@ class Journey:
         observed, views = self.folder.save_pictures("final", observation, jpegs)
         self.folder.note(final={"observation": observed, "views": views})
         satisfied = None if refused and not self.history else self.robot.satisfied(instruction)
-        found = verdict(instruction, satisfied, ended, self.history, self.planner.skills, refused)
+        read = self.planner.prompt.read(instruction)  # as the planner did
+        found = verdict(read, satisfied, ended, self.history, self.planner.skills, refused)
         if found.success is None and self.asking.when != "never":
             said = self.person.content(found.reason)
             found = found if said is None else replace(found, success=said, judge="person")
