@@ -28,7 +28,8 @@ When = Literal["never", "when-unsure", "always"]
 SHOWN = 3, 5  # options, at least and at most
 STOP = ("", "s", "stop", "q", "quit")
 WORTH = 0.02  # share of all products from which more than the least are shown
-NOTICED = 0.01  # ... from which a skill is another thing that may be meant
+DOUBT = 3  # by which a confidence is divided where the words fit two things, however sure the language model is
+NOTICED = 0.01  # share of all products from which a skill is another thing that may be meant
 
 
 @dataclass(frozen=True)
@@ -102,12 +103,12 @@ class Asking:
 
 def confidence(instruction: str, decision: Decision) -> float:
     """In [0, 1]: the share of all products of likelihood and affordance that falls on the chosen skill and those about
-    the same things; half of it where the words fit other things as well."""
+    the same things; a third of it where the words fit other things as well."""
     chosen, total = decision.candidates[0], sum(row.score for row in decision.candidates)
     about = {*chosen.skill.arguments.values()}
     same = sum(row.score for row in decision.candidates[1:] if about & {*row.skill.arguments.values()})
     share = (chosen.score + same) / total if total > 0 else 0.0
-    return share / 2 if equally_named(instruction, decision) else share
+    return share / DOUBT if equally_named(instruction, decision) else share
 
 
 def equally_named(instruction: str, decision: Decision) -> list[Skill]:

@@ -63,7 +63,7 @@ def test_what_is_about_the_same_thing_is_no_doubt_and_words_that_fit_two_things_
     same = decision(find_apple=0.4, pick_apple=0.4, find_orange=0.2)
     assert confidence("fruit", same) == pytest.approx(0.8)
     cans = decision(find_coke_can=0.8, find_pepsi_can=0.2, find_apple=0.0, open_top_drawer=0.0, done=0.0)
-    assert confidence("bring me the can", cans) == pytest.approx(0.4)
+    assert confidence("bring me the can", cans) == pytest.approx(0.8 / 3)
     assert confidence("bring me the coke can", cans) == pytest.approx(0.8)
     assert "fits “find the pepsi can” as well" in Asking("when-unsure", 0.6).question("a can", cans).reason
 
@@ -116,6 +116,11 @@ def told(instruction, *steps, satisfied=None, ended="done"):
 def test_that_every_skill_succeeded_does_not_say_that_the_person_got_what_was_asked():
     success, judge, reason = told("the apple and the orange, in here", ("pick apple", SUCCEEDED))
     assert (success, judge) == (None, "nobody") and "with the orange, which you named: nothing" in reason
+
+
+def test_what_was_named_and_left_out_is_said_where_the_goal_is_not_met():
+    success, judge, reason = told("the apple and the orange, in here", ("pick apple", SUCCEEDED), satisfied=False)
+    assert (success, judge) == (False, "goal") and "with the orange, which you named: nothing" in reason
 
 
 def test_a_verdict_is_the_robots_or_the_skills_own_where_they_know():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -87,7 +87,8 @@ class Journey:
         self.folder.note(final={"observation": observed, "views": views})
         satisfied = None if refused and not self.history else self.robot.satisfied(instruction)
         read = self.planner.prompt.read(instruction)  # as the planner did
-        found = verdict(read, satisfied, ended, self.history, self.planner.skills, refused)
+        places = {observation.place, *observation.objects.values()}
+        found = verdict(read, satisfied, ended, self.history, self.planner.skills, refused, places)
         if found.success is None and self.asking.when != "never":
             said = self.person.content(found.reason)
             found = found if said is None else replace(found, success=said, judge="person")
@@ -207,6 +208,7 @@ def verdict(
     history: Sequence[saycan.Step],
     skills: Sequence[Skill],
     refused: str = "",  # why the planner went no further
+    places: Collection[str] = (),  # which are named to say where things are
 ) -> Verdict:
     """The robot's own check where it knows the goal. Else what was left out or failed is no success; and what was done
     is one only where a single skill was asked for in its own words: that every skill succeeded does not say that the
@@ -218,9 +220,12 @@ def verdict(
         "stopped": f"it was ended by you after {count}",
         "refused": f"after {count}: {refused}" if history else refused,
     }.get(ended)
+    named_only = [name for name in unserved(instruction, skills, history) if name not in places]
+    left = f"; with the {' and the '.join(named_only)}, which you named: nothing" if named_only else ""
     if satisfied is not None:
         goal = "the goal is met" if satisfied else "the goal is not met"
-        return Verdict(satisfied, f"{goal}; {unfinished}" if unfinished else f"{goal} after {count}", ended, "goal")
+        reason = f"{goal}; {unfinished}" if unfinished else f"{goal} after {count}"
+        return Verdict(satisfied, reason + ("" if satisfied else left), ended, "goal")
     if unfinished:
         return Verdict(False, unfinished, ended, {"refused": "planner", "stopped": "person"}.get(ended, "plan"))
     last_tries = {step.skill.name: step for step in history}
@@ -232,9 +237,7 @@ def verdict(
     if asked is not None and asked.name in last_tries:
         return Verdict(True, f"“{asked.text}” was asked for, and succeeded", ended, "skill")
     done = ", ".join(f"“{step.skill.text}”" for step in history) or "nothing"
-    left = unserved(instruction, skills, history)
-    reason = f"done: {done}" + (f"; with the {' and the '.join(left)}, which you named: nothing" if left else "")
-    return Verdict(None, f"{reason}; whether that is what was asked, nobody here can judge", ended, "nobody")
+    return Verdict(None, f"done: {done}{left}; whether that is what was asked, nobody here can judge", ended, "nobody")
 
 
 def unserved(instruction: str, skills: Sequence[Skill], history: Sequence[saycan.Step]) -> list[str]:
