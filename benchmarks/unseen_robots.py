@@ -33,6 +33,7 @@ from planners.robot_language import EXAMPLES, RobotLanguage
 from planners.saycan import SayCanPlanner, Step
 from saycan_qt.evaluation.rates import wilson
 from saycan_qt.language import LanguageConfig, load_language
+from saycan_qt.learning.pairs import Scene
 from skills import files
 from skills.library import SkillLibrary
 from skills.types import Outcome, Status
@@ -51,16 +52,6 @@ class UnseenConfig:
     show: bool = False  # each plan that is wrong
     threads: int = 0  # 0: as many as torch finds
     out: Path | None = None  # results as JSON
-
-
-@dataclass(frozen=True)
-class Scene:
-    """What the robot knows, see skills.rules.Known."""
-
-    place: str = ""
-    held: str = ""
-    objects: Mapping[str, str] = field(default_factory=dict)
-    states: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

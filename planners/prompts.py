@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 import yaml
 
+from planners.named import pattern
 from planners.spelling import Spelling
 from skills import files
 from skills.library import MAX_WORD, placeholders
@@ -148,8 +149,7 @@ class Prompt:
         self.embedder = embedder
         self.turn = threading.RLock()  # held by the decision that is being made, as the last ones are remembered here
         self.examples = list(examples)
-        names = "|".join(map(re.escape, sorted(things, key=len, reverse=True)))
-        self._things = re.compile(rf"\b({names})\b" if names else r"(?!)")  # the latter is found nowhere
+        self._things = pattern(things)
         self.nearest, self.per_way = nearest, per_way
         self.spread, self.fewest = spread, fewest
         self.tuned, self.about, self.states, self.scene, self.spelling = tuned, about, states, scene, spelling

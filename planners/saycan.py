@@ -182,6 +182,7 @@ class SayCanPlanner:
         self._done = np.array([skill.name == DONE for skill in self.skills])
         self._texts = {skill.text for skill in self.skills}
         self._by_words = {plain(w): i for i, s in enumerate(self.skills) if s.name != DONE for w in (s.name, s.text)}
+        self._families = np.unique([skill.family for skill in self.skills], return_inverse=True)[1]  # by number
         self._values = {value for skill in self.skills for value in skill.arguments.values()}
         self._text_vectors: dict[
             str, np.ndarray
@@ -393,8 +394,7 @@ class SayCanPlanner:
         count = np.array([len(names.intersection(skill.arguments.values())) for skill in self.skills])
         found = np.zeros(len(self.skills), bool)
         for i in np.flatnonzero(possible & (count > 0)):
-            family = np.array([skill.family == self.skills[i].family for skill in self.skills])
-            found |= family & (count < count[i]) & (language <= language[i])
+            found |= (self._families == self._families[i]) & (count < count[i]) & (language <= language[i])
         return found
 
     def _unserved(

@@ -18,7 +18,7 @@ from rich.table import Table
 from planners.asking import Asking, confidence, threshold
 from planners.saycan import DONE, SayCanConfig, SayCanPlanner, Step
 from saycan_qt import atomic
-from saycan_qt.evaluation.plans import value_of
+from saycan_qt.evaluation.plans import sources, value_of
 from saycan_qt.evaluation.rates import wilson
 from saycan_qt.evaluation.worlds import PerfectWorld, Value, WorldJudge
 from saycan_qt.kitchen.language.answers import right_next
@@ -32,7 +32,7 @@ from saycan_qt.kitchen.language.instructions import (
 )
 from saycan_qt.kitchen.language.spoken import kitchen_language
 from saycan_qt.kitchen.staging import Stage
-from saycan_qt.language import LanguageConfig, LanguageError, load_language
+from saycan_qt.language import LanguageConfig, LanguageError, load_language, planner_of
 from saycan_qt.options import Checkpoint, File
 from saycan_qt.services.models import checkpoints
 from saycan_qt.services.processes import refuse
@@ -86,7 +86,7 @@ def tried(
     instruction: Instruction, planner: SayCanPlanner, skills: SkillLibrary, value: Value | None, seed: int, ask: Asking
 ) -> Errand:
     """Plan it to its end. Asked, the person chooses the first right skill of the options, and else ends the errand."""
-    of_kitchen, of_stage, of_luck, _ = np.random.default_rng([seed, 0, *instruction.say.encode()]).spawn(4)
+    of_kitchen, of_stage, of_luck, _ = sources(instruction, seed, layout=0)
     kitchen = instruction.kitchen(of_kitchen, skills.objects)
     world = PerfectWorld(copy.deepcopy(kitchen), of_luck, stage=Stage(of_stage) if value else None)
     judge = WorldJudge(world, skills, value)
@@ -177,7 +177,7 @@ def asking(config: AskingConfig) -> int:
             value = value_of(hosted, hosted.load()[0], config.critic)
     except (InstructionsError, LanguageError, Unreadable, ValueError) as error:
         return refuse(" ".join(str(error).split()))
-    planner = SayCanPlanner(language.scorer, language.prompt, skills, config.planner)
+    planner = planner_of("saycan", language, skills, config.planner)
 
     def all_of(instructions: Sequence[Instruction], ask: Asking, what: str) -> list[Errand]:
         shown = track(instructions, what, console=console)

@@ -180,12 +180,16 @@ def load_models(config: PlansConfig, skills: SkillLibrary, load_language: Loader
     return Models(planner, language.name, value, critic_id, act, actor_id)
 
 
+def sources(instruction: Instruction, seed: int, layout: int) -> list[np.random.Generator]:
+    """What is drawn from for an instruction: its kitchen, how that is shown, whether picks fail, and noise."""
+    case = [instruction.case] if instruction.case else []
+    return np.random.default_rng([seed, layout, *instruction.say.encode(), *case]).spawn(4)
+
+
 def attempts(config: PlansConfig, chosen: list[Instruction], skills: SkillLibrary, models: Models) -> Iterator[Attempt]:
     for instruction in chosen:
         for layout in range(config.layouts):
-            case = [instruction.case] if instruction.case else []
-            source = np.random.default_rng([config.seed, layout, *instruction.say.encode(), *case])
-            of_kitchen, of_stage, of_luck, of_noise = source.spawn(4)
+            of_kitchen, of_stage, of_luck, of_noise = sources(instruction, config.seed, layout)
             kitchen, stage = instruction.kitchen(of_kitchen, skills.objects), Stage(of_stage)
             scene = stage.scene(kitchen)
             shown = stage if models.value else None

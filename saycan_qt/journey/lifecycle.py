@@ -188,7 +188,7 @@ class Run:
                 service.end()
         if self._lease is not None:
             wait([in_background(self._lease.close)], 0.5)
-        success = next((came for came, code in CODES.items() if code == ending.code), False)
+        success = {SUCCEEDED: True, UNKNOWN: None}.get(ending.code, False)
         try:
             self.folder.finish(success, ending.reason, ending.ended, ending.judge)
         except NotWritten as error:

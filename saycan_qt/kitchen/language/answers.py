@@ -12,7 +12,7 @@ from typing import Any
 from planners.saycan import DONE
 from saycan_qt.kitchen.language.errands import Unsuitable
 from saycan_qt.kitchen.language.expert import Expert
-from saycan_qt.kitchen.symbolic import NOTHING, SymbolicKitchen
+from saycan_qt.kitchen.symbolic import NOTHING, SymbolicKitchen, each
 from skills.connective import OPERATOR
 from skills.library import Skill, SkillLibrary
 
@@ -54,28 +54,21 @@ def _drawers(kitchen: SymbolicKitchen, condition: Condition) -> set[str]:
     """Those that must be open to bring a condition about."""
     names = condition.get("one of") or [condition.get("object", "")]
     inside = {place.removesuffix(" drawer") for name in names if (place := kitchen.where.get(name, ""))}
-    into = condition.get("in", [])
-    return inside | set([into] if isinstance(into, str) else into)
+    return inside.union(each(condition.get("in", [])))
 
 
 def _beginnings(kitchen: SymbolicKitchen, condition: Condition, library: SkillLibrary) -> Iterator[SymbolicKitchen]:
     """The kitchens after the first step of each way to bring a condition about."""
+    by_text = {skill.text: skill.name for skill in library}
     for name in condition.get("one of") or [condition.get("object", "")]:
-        for where in _places(condition):
+        for where in each(condition.get("at", condition.get("in", ""))):
             expert = Expert(copy.deepcopy(kitchen), library)
             try:
                 _carry_out(expert, condition, name, where)
             except (Unsuitable, KeyError):
                 continue
-            if expert.plan:
-                by_text = {skill.text: skill.name for skill in library}
-                if (after := _after(kitchen, by_text[expert.plan[0]], library)) is not None:
-                    yield after
-
-
-def _places(condition: Condition) -> list[str]:
-    places = condition.get("at", condition.get("in", ""))
-    return [places] if isinstance(places, str) else list(places)
+            if expert.plan and (after := _after(kitchen, by_text[expert.plan[0]], library)) is not None:
+                yield after
 
 
 def _carry_out(expert: Expert, condition: Condition, name: str, where: str) -> None:
