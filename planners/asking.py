@@ -18,7 +18,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from planners.saycan import Decision
@@ -27,6 +27,7 @@ from skills.library import Skill
 When = Literal["never", "when-unsure", "always"]
 SHOWN = 3, 5  # options, at least and at most
 STOP = ("", "s", "stop", "q", "quit")
+VETO = "veto"
 WORTH = 0.02  # share of all products from which more than the least are shown
 DOUBT = 3  # by which a confidence is divided where the words fit two things, however sure the language model is
 NOTICED = 0.01  # share of all products from which a skill is another thing that may be meant
@@ -41,6 +42,7 @@ class Question:
     skills: tuple[Skill, ...] = ()  # what may come next, the likeliest first
     instructions: tuple[str, ...] = ()  # or: what else could be asked for, where the instruction cannot be served
     confidence: float = 0.0  # in [0, 1], of the first skill
+    others: tuple[Skill, ...] = ()  # that may be named as well
 
     @property
     def options(self) -> tuple[str, ...]:
@@ -50,14 +52,24 @@ class Question:
     def told(self) -> dict[str, Any]:
         """As programs are asked."""
         told = {"instruction": self.instruction, "reason": self.reason, "options": list(self.options)}
-        return {**told, "confidence": round(self.confidence, 4)}
+        return {**told, "confidence": round(self.confidence, 4), "skills": bool(self.skills)}
+
+    def vetoed(self) -> Question:
+        """The same without its first skill, which the person does not want."""
+        first, *left = *self.skills, *self.others
+        shown = max(SHOWN[0], len(self.skills) - 1)
+        reason = f"not “{first.text}”: then “{left[0].text}” seems likeliest"
+        return replace(self, reason=reason, skills=tuple(left[:shown]), others=tuple(left[shown:]), confidence=0.0)
 
     def understand(self, said: str) -> Answer | None:
-        """What a person means by an option or its number, from 1, by other words, or by nothing; None: there is no such
-        number."""
+        """What a person means by an option or its number, from 1, by a skill's text, by other words, by VETO of the
+        first skill, or by nothing; None: there is no such number, or nothing to veto."""
         if said.casefold() in STOP:
             return Answer()
-        if chosen := next((skill for skill in self.skills if said.casefold() in (skill.text, skill.name)), None):
+        if said.casefold() == VETO:
+            return Answer(veto=True) if self.skills and (self.skills[1:] or self.others) else None
+        known = (*self.skills, *self.others)
+        if chosen := next((skill for skill in known if said.casefold() in (skill.text, skill.name)), None):
             return Answer(chosen)
         if not said.isdecimal():
             return Answer(instruction=said)
@@ -70,10 +82,11 @@ class Question:
 
 @dataclass(frozen=True)
 class Answer:
-    """Either of the first two, or neither: then nothing more shall be done."""
+    """One of the three, or none: then nothing more shall be done."""
 
     skill: Skill | None = None
     instruction: str = ""
+    veto: bool = False  # not the first skill: another shall be proposed
 
 
 @dataclass(frozen=True)
@@ -98,7 +111,8 @@ class Asking:
             f"“{rows[0].skill.text}” seems likeliest, with a confidence of {sure:.0%}" if rows else "nothing is likely"
         )
         reason += f"; what you said fits “{rivals[0].text}” as well" if rivals else ""
-        return Question(instruction, reason, tuple(likely), confidence=sure)
+        others = tuple(row.skill for row in decision.candidates if row.skill not in likely)
+        return Question(instruction, reason, tuple(likely), confidence=sure, others=others)
 
 
 def confidence(instruction: str, decision: Decision) -> float:

@@ -292,7 +292,9 @@ def _answer(question: Question) -> Answer:
     while True:
         said = interrupt(question.told)
         answer = question.understand("" if said is None else " ".join(str(said).split()))
-        if answer is not None:
+        if answer is not None and answer.veto:
+            question = question.vetoed()
+        elif answer is not None:
             return answer
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from planners.prompts import Example, Prompt
-from saycan_qt import robot, run, serve
+from saycan_qt import robot, run, serve, session
 from saycan_qt.kitchen.symbolic import SymbolicKitchen
 from saycan_qt.language import Language
 from saycan_qt.options import parse
@@ -143,6 +143,7 @@ def load_language(config, skills, score_hopeless):
 def main():
     command = sys.argv.pop(1)
     me = (sys.executable, __file__)
+    parts = run.Parts(load_language, (*me, "serve", "--skills", str(SKILLS)), (*me, "robot"))
     match command:
         case "serve":
             config = parse(serve.ServeConfig, command, "")
@@ -151,8 +152,9 @@ def main():
             config = parse(robot.RobotConfig, command, "")
             return robot.release(config) if config.release else robot.serve(config, make_robot)
         case "run":
-            parts = run.Parts(load_language, (*me, "serve", "--skills", str(SKILLS)), (*me, "robot"))
             run.leave(run.run(parse(run.RunConfig, command, ""), parts))
+        case "session":
+            run.leave(session.session(parse(session.SessionConfig, command, ""), parts))
 
 
 if __name__ == "__main__":

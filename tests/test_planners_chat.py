@@ -18,7 +18,7 @@ from planners.servers import remote
 from planners.servers.chat import OPTIONS, ChatError, LetteredScorer, ServerChat, ask, letter_logprobs, tells_letters
 from planners.servers.remote import RemoteError
 from saycan_qt import run
-from saycan_qt.journey.lifecycle import RunConfig
+from saycan_qt.journey.config import RunConfig
 from saycan_qt.language import LanguageConfig, LanguageError, load_language, planner_of
 from skills.library import Skill
 from skills.types import Outcome, Status

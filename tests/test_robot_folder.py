@@ -266,7 +266,7 @@ from pathlib import Path
 sys.path.insert(0, {tests!r})
 from small_services import ScriptedScorer, WordsEmbedder
 from saycan_qt import run
-from saycan_qt.journey.lifecycle import RunConfig
+from saycan_qt.journey.config import RunConfig
 from saycan_qt.language import Language, language_of
 from skills.robot_folder import RobotFolder
 

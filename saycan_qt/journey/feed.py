@@ -17,9 +17,11 @@ An event is a JSON object with one key:
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Protocol
 
+KEPT = ("session", "run", "robot", "stopped", "asks")  # told to whoever begins to watch later
 Phase = Literal["idle", "loading", "thinking", "asking", "moving", "over"]
 
 
@@ -40,22 +42,31 @@ class Feed:
 
     def __init__(self, watchers: Sequence[Watcher] = ()) -> None:
         self._watchers = list(watchers)
+        self._kept: dict[str, dict[str, Any]] = {}
+        self._lock = threading.Lock()
 
     def add(self, watcher: Watcher) -> None:
-        self._watchers.append(watcher)
+        with self._lock:
+            self._watchers.append(watcher)
+            for event in self._kept.values():
+                watcher.tell(event)
 
     def tell(self, **event: Any) -> None:
         """One event, such as tell(stopped=True)."""
-        assert len(event) == 1, "an event has one key"
-        for watcher in self._watchers:
-            watcher.tell(event)
+        (key,) = event
+        with self._lock:
+            if key in KEPT:
+                self._kept[key] = event
+            for watcher in self._watchers:
+                watcher.tell(event)
 
     def now(self, phase: Phase, text: str = "", **where: int) -> None:
         self.tell(now={"phase": phase, "text": text, **where})
 
     def show(self, views: Mapping[str, bytes]) -> None:
-        for watcher in self._watchers if views else ():
-            watcher.show(views)
+        with self._lock:
+            for watcher in self._watchers if views else ():
+                watcher.show(views)
 
     def close(self) -> None:
         for watcher in self._watchers:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -14,7 +15,8 @@ from saycan_qt.journey.display import Display
 from saycan_qt.journey.person import Answer, Person
 from saycan_qt.journey.recording import Recorder
 from saycan_qt.journey.results import Candidate, RunFolder, Step
-from skills.client import RobotClient, SkillClient
+from skills.client import Execution, RobotClient, SkillClient
+from skills.errors import Stopped
 from skills.library import Skill
 from skills.types import Observation, Outcome, Status
 
@@ -30,6 +32,10 @@ class Verdict:
     # before its end, or some skill's last try failed; "planner": it refused; "person": who ended it; "nobody"
 
 
+class Over(Exception):
+    """The run was ended from elsewhere."""
+
+
 class Journey:
     def __init__(
         self,
@@ -40,25 +46,31 @@ class Journey:
         recorder: Recorder,
         display: Display,
         max_control_steps: int,  # after which the robot ends a learnt skill
-        asking: Asking,
+        unsure: float,  # confidence up to which the person is asked, where they want that
         person: Person,
+        over: threading.Event,  # once it is set nothing is begun, and Over is raised
     ) -> None:
         self.skills, self.robot, self.planner = skills, robot, planner
         self.folder, self.recorder, self.display = folder, recorder, display
-        self.max_control_steps = max_control_steps
-        self.asking, self.person = asking, person
+        self.feed, self.max_control_steps = folder.feed, max_control_steps
+        self.unsure, self.person, self.over = unsure, person, over
         self.history: list[saycan.Step] = []
         self._since = 0  # steps that were done for an earlier instruction
         self._questions: list[dict[str, Any]] = []
+        self._execution: Execution | None = None
 
     def travel(self, instruction: str, max_steps: int) -> Verdict:
         ended, refused, number = "max steps", "", 1
         while number <= max_steps:
-            with self.display.thinking(number):
+            self.feed.now("thinking", f"step {number}: what is possible, what is sensible?", step=number)
+            with self.display.thinking(number), self.folder.spent("thinking", step=number):
                 step, decision = self.decide(number, instruction)
+            if self.over.is_set():
+                raise Over
             if (refusal := decision.refusal) is None:
                 self.display.candidates(step)
-            if (question := self.asking.question(instruction, decision)) is not None:
+                self.folder.weigh(step)
+            if (question := Asking(self.person.when, self.unsure).question(instruction, decision)) is not None:
                 answer = self.ask(number, question)
                 if answer.instruction:
                     instruction, self._since = answer.instruction, len(self.history)
@@ -80,7 +92,16 @@ class Journey:
                 self.folder.end(Outcome(Status.SUCCEEDED, "the planner finds nothing left to do"), 0.0)
                 ended = "done"
                 break
-            self.history.append(saycan.Step(skill, self.execute(step, skill)))
+            try:
+                outcome = self.execute(step, skill)
+            except Stopped:  # before it began
+                self.folder.end(Outcome(Status.ABORTED, "the robot was stopped"), 0.0)
+                ended = "stopped"
+                break
+            self.history.append(saycan.Step(skill, outcome))
+            if not outcome.succeeded and self.robot.info().stopped:
+                ended = "stopped"
+                break
             number += 1
         observation, jpegs = self.look()
         observed, views = self.folder.save_pictures("final", observation, jpegs)
@@ -89,14 +110,17 @@ class Journey:
         read = self.planner.prompt.read(instruction)  # as the planner did
         places = {observation.place, *observation.objects.values()}
         found = verdict(read, satisfied, ended, self.history, self.planner.skills, refused, places)
-        if found.success is None and self.asking.when != "never":
-            said = self.person.content(found.reason)
+        if found.success is None and self.person.when != "never":
+            self.feed.now("asking", "is it what you wanted?")
+            with self.folder.spent("asking"):
+                said = self.person.content(found.reason)
             found = found if said is None else replace(found, success=said, judge="person")
         return found
 
     def look(self) -> tuple[Observation, dict[str, bytes]]:
         views = self.recorder.views
         observation, jpegs = self.robot.observe(views)
+        self.feed.show(jpegs)
         return observation, {view: jpegs[view] for view in views}
 
     def decide(self, number: int, instruction: str) -> tuple[Step, saycan.Decision]:
@@ -147,7 +171,9 @@ class Journey:
 
     def ask(self, number: int, question: Question) -> Answer:
         """What the person wants, written down beside what was asked."""
-        answer = self.person.ask(question)
+        self.feed.now("asking", question.reason, step=number)
+        with self.folder.spent("asking", step=number):
+            answer = self.person.ask(question)
         said = answer.skill.text if answer.skill else answer.instruction or None
         asked = {"step": number, "instruction": question.instruction, "reason": question.reason}
         asked |= {"confidence": short(question.confidence), "options": list(question.options), "answer": said}
@@ -155,21 +181,48 @@ class Journey:
         self.folder.note(questions=self._questions)
         return answer
 
+    def leave(self) -> None:
+        """The skill that runs is cancelled, from whatever thread: the robot halts."""
+        if self._execution is not None:
+            self._execution.close()
+
+    def correct(self, number: int, outcome: str) -> bool:
+        """A person saw how a step really ended, and the planner goes on from that. False: there is no such step, or it
+        is not done."""
+        if (step := self.folder.correct(number, outcome)) is None:
+            return False
+        if number <= len(self.history):
+            skill = self.history[number - 1].skill
+            self.history[number - 1] = saycan.Step(skill, Outcome(Status(step.corrected or step.outcome), "so you say"))
+        return True
+
     def execute(self, step: Step, skill: Skill) -> Outcome:
         """Dispatch the skill; record and show it while it runs."""
-        began = time.monotonic()
+        began, filmed, most = time.monotonic(), self.recorder.seconds, self.max_control_steps if skill.learned else 0
+        if self.over.is_set():
+            raise Over
         outcome: Outcome | None = None
-        with self.display.executing(self.max_control_steps if skill.learned else 0) as progress:
-            for item in self.robot.execute(skill.name, self.recorder.views):
+        where = {"step": step.step, "of": most} if most else {"step": step.step}
+        self.feed.now("moving", step.text, **where)
+        with (
+            self.display.executing(most) as progress,
+            self.folder.spent("moving", step.text, step.step),
+            self.robot.execute(skill.name, self.recorder.views) as self._execution,
+        ):
+            for item in self._execution:
+                if self.over.is_set():
+                    raise Over
                 if isinstance(item, Outcome):
                     outcome = item
                 else:
                     progress(item.step)
+                    self.feed.now("moving", step.text, control_step=item.step, **where)
+                    self.feed.show(item.views)
                     note = f"control step {item.step}" if skill.learned else ""
                     self.recorder.add(item.views, f"{step.step}. {step.text}", note)
         assert outcome is not None, "the last item of execute is the outcome"
-        seconds = time.monotonic() - began
-        self.folder.end(outcome, seconds)
+        seconds, end = time.monotonic() - began, self.recorder.seconds
+        self.folder.end(outcome, seconds, [round(filmed, 3), round(end, 3)] if end > filmed else None)
         self.display.outcome(step, outcome, seconds)
         return outcome
 
@@ -217,7 +270,7 @@ def verdict(
     unfinished = {
         "max steps": f"the planner was not done after {count}",
         "nothing possible": f"after {count} no skill seemed possible",
-        "stopped": f"it was ended by you after {count}",
+        "stopped": f"it was stopped by you after {count}",
         "refused": f"after {count}: {refused}" if history else refused,
     }.get(ended)
     named_only = [name for name in unserved(instruction, skills, history) if name not in places]

@@ -1,45 +1,139 @@
-"""The person who gave the instruction, when the planner has a question: at a terminal, or at the other end of a pipe.
+"""The person who gives the instructions, and answers what the planner asks: at a terminal, at the other end of a pipe,
+in a browser; whoever answers first.
 
-A pipe gets a line of JSON, {"question": {"instruction", "reason", "options", "confidence"}}, and answers in a line: the
-number of an option, from 1; other words, which take the place of the instruction; or nothing, which ends the run.
+A pipe gets a line of JSON, {"question": {"instruction", "reason", "options", "confidence", "skills"}}, and answers in a
+line: the number of an option, from 1; where they are skills any skill's text, or "veto" for another one to be proposed;
+other words, which take the place of the instruction; or nothing, which ends the run.
 """
 
 from __future__ import annotations
 
 import json
+import queue
 import sys
+import threading
+from collections.abc import Callable
 
 from rich.console import Console
 from rich.markup import escape
 
-from planners.asking import Answer, Question
+from planners.asking import Answer, Question, When
+from saycan_qt.journey.feed import Feed
 from skills.wire.conventions import CONTROL, plain
 
 YES, NO = "yes", "no"
 
 
+class Left(Exception):
+    """The question is of no use any more: the run is over."""
+
+
 class Person:
-    def __init__(self, console: Console, piped: bool) -> None:
-        self._console, self._piped = console, piped
+    def __init__(
+        self,
+        console: Console,
+        piped: bool,
+        when: When = "never",  # they are asked; it may be changed at any time
+        feed: Feed | None = None,
+        hear: Callable[[str | None], None] | None = None,  # what is said while nothing is asked; None: the end of it.
+        # Without it standard input is read only while something is asked
+        elsewhere: bool = False,  # can they answer in a browser, too? Then the end of standard input is no answer
+    ) -> None:
+        self.when = when
+        self._console, self._piped, self._feed = console, piped, feed or Feed()
+        self._hear, self._elsewhere = hear, elsewhere
+        self._lock = threading.Lock()
+        self._reading = False
+        self._closed = False  # standard input
+        self._number = 0
+        self._open: queue.SimpleQueue[str | None] | None = None  # where answers to the open question go
+
+    def listen(self) -> None:
+        """Standard input is read from now on, whether something is asked or not."""
+        assert self._hear is not None, "somebody hears it"
+        self._read()
 
     def ask(self, question: Question) -> Answer:
-        """Waits for as long as it takes. Whoever closes their end wants nothing more."""
+        """Waits for as long as it takes. Whoever closes their end wants nothing more. Raises Left."""
         while True:
-            if (answer := question.understand(self._line(question))) is not None:
+            answer = question.understand(self._ask(question))
+            if answer is None:
+                self._console.print(f"  there are {len(question.options)} to choose from", highlight=False)
+            elif answer.veto:
+                question = question.vetoed()
+            else:
                 return answer
-            self._console.print(f"  there are {len(question.options)} to choose from", highlight=False)
 
     def content(self, reason: str) -> bool | None:
         """Is what was done what they wanted? None: they do not say."""
-        said = self._line(Question("", f"{reason}; is it what you wanted?", instructions=(YES, NO))).casefold()
+        said = self._ask(Question("", f"{reason}; is it what you wanted?", instructions=(YES, NO))).casefold()
         return {YES: True, "y": True, "1": True, NO: False, "n": False, "2": False}.get(said)
 
-    def _line(self, question: Question) -> str:
+    def answer(self, number: int, text: str) -> bool:
+        """From elsewhere, of a question by its number. False: that one is not open any more."""
+        with self._lock:
+            if self._open is None or number != self._number:
+                return False
+            self._open.put(text)
+        if not self._piped:
+            self._console.print(escape(plain(text)), highlight=False)
+        return True
+
+    def leave(self) -> None:
+        """Nobody needs an answer any more."""
+        with self._lock:
+            if self._open is not None:
+                self._open.put(None)
+
+    def _ask(self, question: Question) -> str:
+        answers: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+        with self._lock:
+            self._number += 1
+            self._open = answers
         if self._piped:
             print(json.dumps({"question": question.told}), flush=True)
         else:
             self._console.print(f"\n[bold]?[/bold] {escape(plain(question.reason))}", highlight=False)
             for number, option in enumerate(question.options, 1):
                 self._console.print(f"  {number}. {escape(plain(option))}", highlight=False)
-            self._console.print("  a number, other words, or s to stop: ", end="", highlight=False)
-        return " ".join(CONTROL.sub(" ", sys.stdin.readline()).split())
+            other = "veto for another, " if question.skills else ""
+            self._console.print(f"  a number, {other}other words, or s to stop: ", end="", highlight=False)
+        self._feed.tell(question={"id": self._number, **question.told})
+        try:
+            if self._closed and not self._elsewhere:
+                return ""
+            self._read()
+            if (said := answers.get()) is None:
+                raise Left
+            return " ".join(CONTROL.sub(" ", said).split())
+        finally:
+            with self._lock:
+                self._open = None
+            self._feed.tell(question=None)
+
+    def _read(self) -> None:
+        """One line more is wanted, or all of them."""
+        with self._lock:
+            if self._reading or self._closed:
+                return
+            self._reading = True
+        threading.Thread(target=self._lines, name="standard input", daemon=True).start()
+
+    def _lines(self) -> None:
+        while True:
+            try:
+                line = sys.stdin.readline()
+            except (OSError, ValueError):  # closed
+                line = ""
+            with self._lock:
+                answers = self._open
+                self._closed = not line
+                self._reading = self._hear is not None and not self._closed
+            if answers is not None and not (self._closed and self._elsewhere):
+                answers.put(line)
+            elif line and self._hear is None:
+                self._console.print("  nothing is asked just now", highlight=False)
+            elif self._hear is not None:
+                self._hear(line or None)
+            if not self._reading:
+                return

@@ -129,6 +129,11 @@ class Recorder:
         draw.text((12, self._picture_height + 30), note, fill=FAINT, font=ImageFont.load_default(13))
         return canvas
 
+    @property
+    def seconds(self) -> float:
+        """[s] of video so far."""
+        return float(self.frames / self._rate)
+
     def close(self) -> None:
         """Write what is left; a recording without frames leaves no file."""
         with self._lock:

@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from saycan_qt.journey.feed import Feed
 from skills.types import Observation, Outcome
 
 PLAN, VIDEO, REPORT, PICTURES = "plan.json", "run.mp4", "report.html", "pictures"
@@ -75,6 +76,8 @@ class Step:
     objects: dict[str, str] = field(default_factory=dict)  # the robot's semantic map: object -> place
     times: dict[str, float] = field(default_factory=dict)  # [s] observe, affordance, language, skill
     started: str = ""
+    filmed: list[float] | None = None  # [s] into the video, from and to; None: it is not in it
+    corrected: str = ""  # how it really ended, as a person said: succeeded or failed; "": nobody said otherwise
     candidates: list[Candidate] = field(default_factory=list)  # the whole library, best first
 
 
@@ -95,8 +98,8 @@ class RunFolder:
     """Collects a run and writes it down. Methods may be called from any thread; after `finish` nothing changes. What
     cannot be written raises NotWritten, and what was there before is there still."""
 
-    def __init__(self, path: Path, instruction: str, seed: int | None, **facts: Any) -> None:
-        self.path = path
+    def __init__(self, path: Path, instruction: str, seed: int | None, feed: Feed | None = None, **facts: Any) -> None:
+        self.path, self.feed = path, feed or Feed()
         self._lock = threading.Lock()
         self._began = time.monotonic()
         self._finished = False
@@ -113,6 +116,7 @@ class RunFolder:
             "refusal": None,  # why the planner refused, and the nearest things to ask for, see planners.saycan.Refusal
             "started": datetime.now().astimezone().isoformat(timespec="seconds"),
             "seconds": 0.0,
+            "timeline": [],  # what took from when to when [s]: loading (at the same time), thinking, asking, moving
             "models": {},
             "planner": {},  # its kind and its settings
             "affordances": None,  # "raw" or "calibrated": which of the critic's values the planner multiplied
@@ -128,6 +132,7 @@ class RunFolder:
         with writing(path / SPARE):
             (path / SPARE).write_bytes(bytes(ROOM))
         self._write()
+        self.feed.tell(run={"name": path.name, "folder": str(path.absolute()), "plan": dict(self.plan)})
 
     def note(self, **facts: Any) -> None:
         """Add or replace facts about the run as a whole; mappings are merged."""
@@ -137,6 +142,22 @@ class RunFolder:
             for key, value in facts.items():
                 old = self.plan.get(key)
                 self.plan[key] = {**old, **value} if isinstance(old, dict) and isinstance(value, dict) else value
+            self.feed.tell(facts={key: self.plan[key] for key in facts})
+
+    @contextlib.contextmanager
+    def spent(self, what: str, label: str = "", step: int | None = None) -> Iterator[None]:
+        """What is done within stands in the timeline, also where it breaks off."""
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            self.took(what, label, began, time.monotonic(), step)
+
+    def took(self, what: str, label: str, began: float, ended: float, step: int | None = None) -> None:
+        """A span of the timeline; of time.monotonic."""
+        begins, ends = (round(max(0.0, when - self._began), 3) for when in (began, ended))
+        span = {"what": what, "label": label, "step": step, "began": begins, "ended": ends}
+        self.note(timeline=[*self.plan["timeline"], span])
 
     def save_pictures(self, name: str, observation: Observation, jpegs: Mapping[str, bytes]) -> tuple[str, dict]:
         """Write `name`-observation.png (what the policies see, camera beside camera; "" where they see nothing) and a
@@ -155,22 +176,39 @@ class RunFolder:
                 (self.path / views[view]).write_bytes(data)
         return observed, views
 
+    def weigh(self, step: Step) -> None:
+        """A step that may come next: told, and not written down before it begins."""
+        if not self._finished:
+            self.feed.tell(step={**asdict(step), "outcome": "weighed"})
+
     def begin(self, step: Step) -> None:
         with self._lock:
             if not self._finished:
                 step.started = datetime.now().astimezone().isoformat(timespec="milliseconds")
                 self.steps.append(step)
                 self._write()
+                self.feed.tell(step=asdict(step))
 
-    def end(self, outcome: Outcome, seconds: float) -> None:
+    def end(self, outcome: Outcome, seconds: float, filmed: list[float] | None = None) -> None:
         """Record how the last step begun came out."""
         with self._lock:
             if not self._finished:
                 step = self.steps[-1]
                 step.outcome, step.message = outcome.status.value, outcome.message
-                step.control_steps = outcome.steps
+                step.control_steps, step.filmed = outcome.steps, filmed
                 step.seconds = step.times["skill"] = round(seconds, 3)
                 self._write()
+                self.feed.tell(step=asdict(step))
+
+    def correct(self, number: int, outcome: str) -> Step | None:
+        """A person says how a step really ended, also after the end; None: there is no such step, or it runs."""
+        with self._lock:
+            step = next((one for one in self.steps if one.step == number and one.outcome != "running"), None)
+            if step is not None:
+                step.corrected = outcome if outcome != step.outcome else ""
+                self._write()
+                self.feed.tell(step=asdict(step))
+            return step
 
     def finish(self, success: bool | None, reason: str, ended: str, judge: str | None = None) -> None:
         """Write the verdict; a step still running is recorded as aborted. The first call counts."""
@@ -180,12 +218,15 @@ class RunFolder:
             for step in self.steps:
                 if step.outcome == "running":
                     step.outcome, step.message = "aborted", reason
+                    self.feed.tell(step=asdict(step))
             self.plan.update(success=success, reason=reason, ended=ended, judge=judge)
             (self.path / SPARE).unlink(missing_ok=True)
             try:
                 self._write()
             finally:
                 self._finished = True
+                said = ("success", "reason", "ended", "judge", "seconds")
+                self.feed.tell(facts={name: self.plan[name] for name in said})
 
     @property
     def finished(self) -> bool:
@@ -197,6 +238,7 @@ class RunFolder:
         with self._lock:
             self.plan.update(files)
             self._write()
+            self.feed.tell(facts=files)
 
     def discard(self) -> None:
         """Tidy up after a mistake in use: a folder in which nothing happened is of no use to anybody."""

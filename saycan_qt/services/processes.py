@@ -49,7 +49,14 @@ class StartFailed(Exception):
 class ServiceProcess:
     """The parent's end. `on_death` is called, from a thread, with a sentence if the service dies after it was ready."""
 
-    def __init__(self, name: str, command: Sequence[str], log: Path, on_death: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        name: str,
+        command: Sequence[str],
+        log: Path,
+        on_death: Callable[[str], None],
+        pass_fds: Sequence[int] = (),  # file descriptors that the child keeps, under the same numbers
+    ) -> None:
         self.name = name
         self.address = ""
         self.detail = ""  # what the service said of itself when it was ready
@@ -66,6 +73,7 @@ class ServiceProcess:
                 stderr=stderr,
                 text=True,
                 start_new_session=True,  # Ctrl-C in the terminal reaches the parent alone, which stops the robot first
+                pass_fds=pass_fds,
             )
         self.pid = self._process.pid
         self._reader = threading.Thread(target=self._read, daemon=True)

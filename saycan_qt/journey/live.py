@@ -1,0 +1,113 @@
+"""The live page: a process of its own that is told what happens, and tells what is said in browsers.
+
+It answers while this process is busy with a language model, and stops the robot by itself.
+"""
+
+from __future__ import annotations
+
+import logging
+import socket
+import threading
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from saycan_qt.journey.config import Options, Parts
+from saycan_qt.journey.feed import Feed
+from saycan_qt.journey.journey import Journey
+from saycan_qt.journey.person import Person
+from saycan_qt.journey.stack import Stack
+from saycan_qt.page.link import Link
+from saycan_qt.services.processes import ServiceProcess
+from skills.errors import SkillError
+
+log = logging.getLogger(__name__)
+
+PAGE = "page"
+START_TIMEOUT = 30.0  # [s]
+
+
+class Page:
+    """The parent's end; a Watcher."""
+
+    def __init__(self, config: Options, parts: Parts, logs: Path, died: Callable[[str], None]) -> None:
+        """Raises StartFailed, for instance for a port that is taken."""
+        mine, its = socket.socketpair()
+        live = config.live
+        command = (*parts.page, "--feed", str(its.fileno()), "--host", live.live_host, "--port", str(live.live_port))
+        for option in ("certificate", "key", "tokens"):
+            if (file := getattr(live, f"live_{option}")) is not None:
+                command += (f"--{option}", str(file))
+        command += config.credentials.flags()
+        with its:
+            self._process = ServiceProcess(PAGE, command, logs / "page.log", died, pass_fds=(its.fileno(),))
+        self._link = Link(mine)
+        try:
+            self._process.wait_until_ready(START_TIMEOUT)
+        except BaseException:
+            self.close()
+            raise
+        self.url = self._process.detail
+
+    def tell(self, event: Mapping[str, Any]) -> None:
+        self._link.send(event)
+
+    def show(self, views: Mapping[str, bytes]) -> None:
+        for view, jpeg in views.items():
+            self._link.send({"view": view, "at": time.time()}, jpeg)
+
+    def listen(self, hear: Callable[[dict[str, Any]], None]) -> None:
+        """What browsers say, from a thread."""
+
+        def listen() -> None:
+            for command in self._link.receive():
+                try:
+                    hear(command)
+                except Exception:
+                    log.exception("%r could not be done", command)
+
+        threading.Thread(target=listen, name="page", daemon=True).start()
+
+    def close(self) -> None:
+        """What was told before is there; browsers show it still."""
+        self._link.close()
+        self._process.close(grace=1.0)
+
+
+class Hands:
+    """What people do in a browser, done here; stopping the robot apart, which the page's process does itself."""
+
+    def __init__(
+        self,
+        feed: Feed,
+        person: Person,
+        stack: Stack,
+        journey: Callable[[], Journey | None],  # the one that goes on, or went on last
+        instruct: Callable[[str], None] | None = None,  # None: there is one instruction
+    ) -> None:
+        self._feed, self._person, self._stack = feed, person, stack
+        self._journey, self._instruct = journey, instruct
+        feed.tell(asks=person.when)
+
+    def __call__(self, command: Mapping[str, Any]) -> None:
+        match command:
+            case {"do": "answer", "id": int(number), "text": str(text)}:
+                if not self._person.answer(number, text):
+                    self._feed.tell(line="that question is not open any more")
+            case {"do": "asks", "when": "never" | "when-unsure" | "always" as when}:
+                self._person.when = when
+                self._feed.tell(asks=when)
+            case {"do": "judge", "step": int(number), "outcome": "succeeded" | "failed" as outcome}:
+                journey = self._journey()
+                if journey is None or not journey.correct(number, outcome):
+                    self._feed.tell(line=f"step {number} has not ended yet")
+            case {"do": "release"}:
+                try:
+                    self._stack.release()
+                except SkillError as error:
+                    self._feed.tell(line=str(error))
+            case {"do": "instruct", "text": str(text)} if self._instruct is not None:
+                self._instruct(text)
+            case _:
+                log.warning("the page asks for what cannot be done here: %s", str(command)[:200])

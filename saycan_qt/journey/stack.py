@@ -1,0 +1,288 @@
+"""What instructions are carried out with: a skill server, a robot and a planner, started or joined once.
+
+stack.ready() starts what is not there, or is there no more. A service that was started and died is started again, one
+of somebody else is waited for by whoever asks again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import shlex
+import socket
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, wait
+from dataclasses import asdict, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+from planners.saycan import SayCanPlanner
+from saycan_qt.journey.config import Options, Parts
+from saycan_qt.journey.display import Display
+from saycan_qt.journey.feed import Feed
+from saycan_qt.journey.results import slug
+from saycan_qt.language import NONE, Language, planner_of
+from saycan_qt.services.processes import SKILL_SERVER, RemoteService, Service, ServiceProcess, StartFailed
+from skills.client import RobotClient, RobotInfo, SkillClient
+from skills.errors import InvalidRequest, Stopped, Unsupported
+from skills.library import SkillLibrary
+from skills.robot_folder import RobotFolder
+from skills.security.lease import Lease
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+SKILL_SERVICE, ROBOT_SERVICE = "skills.v1.SkillService", "skills.v1.RobotService"
+LANGUAGE_MODEL = "language model"
+MAX_VIEWS = 8  # that a robot shows at a time
+START_TIMEOUT = 120.0  # [s] for a service to become ready; importing torch on a busy small machine takes a while
+LEASE = 10.0  # [s] that the robot waits for a word from this process, whose threads may stand still while it loads
+QUIET = ("--log-level", "warning")  # the folder of results tells what was called
+
+
+class Stack:
+    def __init__(
+        self,
+        config: Options,
+        parts: Parts,
+        body: RobotFolder,  # what moves
+        display: Display,
+        feed: Feed,
+        logs: Path,  # folder for the services' logs
+        died: Callable[[str], None],  # told from a thread, with a sentence, when a service dies after it was ready
+        release: str = "",  # what to do to release a robot that is stopped; "": the command
+    ) -> None:
+        self.config, self.parts, self.body, self.logs = config, parts, body, logs
+        self.display, self.feed = display, feed
+        self.loading: list[tuple[str, float, float]] = []  # what took from when to when, of time.monotonic [s]
+        self.facts: dict[str, Any] = {}  # for plan.json
+        self.views: tuple[str, ...] = ()
+        self.info: RobotInfo
+        self.language: Language
+        self.planner: SayCanPlanner
+        self.skills: SkillClient
+        self.robot: RobotClient | None = None
+        self._died, self._release = died, release
+        self._lock = threading.Lock()
+        self._services: list[Service] = []  # all that were started or joined
+        self._server: Service | None = None  # None: not there yet, or no more
+        self._robot: Service | None = None
+        self._began: dict[str, float] = {}  # what loads, since when
+        self._address = ""  # of the skill server, which the robot was told
+        self._planned: tuple[Language, SkillLibrary] | None = None
+        self._lease: Lease | None = None  # None: the robot's service is older
+        self._over = False
+
+    def ready(self) -> None:
+        """Start what is missing. Raises StartFailed, LanguageError or SkillError; Stopped for a robot that has to be
+        released first."""
+        if not self.whole:
+            self._start()
+        assert self.robot is not None, "it was just started"
+        if self._lease is not None and self._lease.lost:
+            self._take(self.robot)
+        self.info = self.robot.info()
+        self.feed.tell(stopped=self.info.stopped)
+        if self.info.stopped:
+            raise Stopped(f"the robot at {self.robot.address} is stopped; when it is safe, {self._how(self.robot)}")
+
+    @property
+    def whole(self) -> bool:
+        """Is all of it there?"""
+        return None not in (self._server, self._robot, self.robot)
+
+    def _how(self, robot: RobotClient) -> str:
+        flags = self.config.credentials.flags()
+        command = shlex.join(("python", "-m", "saycan_qt.robot", "--release", robot.address, *flags))
+        return self._release or f"release it with: {command}"
+
+    def stop(self) -> bool:
+        """By both roads; waits for half a second. Was it heard? A robot that is dead stops by itself."""
+        if (robot := self.robot) is None:
+            return False
+        done = in_background(robot.stop)
+        wait([done], 0.5)
+        if done.done() and done.exception() is None:
+            self.feed.tell(stopped=True)
+            return True
+        log.info("the robot could not be told to stop: %s", done.exception() if done.done() else "no answer yet")
+        return False
+
+    def release(self) -> None:
+        """Raises SkillError."""
+        if self.robot is not None:
+            self.robot.reset()
+            self.feed.tell(stopped=False)
+
+    def end(self) -> None:
+        """Services are told to end; nothing is started any more."""
+        with self._lock:
+            self._over = True
+            services = list(self._services)
+        for service in services:
+            service.end()
+
+    def give_back(self) -> None:
+        """The lease."""
+        if self._lease is not None:
+            wait([in_background(self._lease.close)], 0.5)
+
+    def close(self, grace: float) -> None:
+        """grace: [s] that services have to end. The robot goes before the server that it leans on."""
+        with self._lock:
+            self._over = True
+        for service in reversed(self._services):
+            service.close(grace=grace)
+
+    # -- starting ----------------------------------------------------------------------------------------------------
+
+    def _start(self) -> None:
+        self.feed.now("loading", "starting")
+        old, self.robot, self._lease = self.robot, None, None
+        if old is not None:
+            old.close()
+        server = self._start_server()
+        address, credentials = server.wait_for_address(START_TIMEOUT), server.credentials
+        self.skills = SkillClient(address, credentials=credentials, model=self.config.model)
+        if self.config.model:
+            self.skills.info().hosted(self.config.model)  # an unknown one is told before anything else is started
+        loading = in_background(self._load_language)
+        robot = self._start_robot(server)
+        self.robot = RobotClient(robot.address, credentials=robot.credentials)
+        self._take(self.robot)
+        (self.language, listed), self.info = loading.result(), self.robot.info()
+        hosted = self.skills.info().hosted(self.config.model)
+        settings = self.config.saycan
+        self.facts = {
+            "models": {"language": self.language.name, "affordance": hosted.critic_id, "execution": hosted.actor_id},
+            "affordances": "calibrated" if hosted.calibrated else "raw",
+            "robot": {"name": self.info.name, "address": robot.address},
+            "planner": {"kind": self.config.planner, **asdict(settings)},
+        }
+        self.planner = planner_of(self.config.planner, self.language, listed, settings)
+        self.views = self._views(self.robot)
+        self.feed.tell(robot={**self.facts["robot"], "guard": self.info.stop_address})
+
+    def _take(self, robot: RobotClient) -> None:
+        """Nobody else moves it from now on."""
+        with contextlib.suppress(Unsupported):
+            self._lease = robot.lease(f"a run on {socket.gethostname()}", LEASE)
+
+    def _views(self, robot: RobotClient) -> tuple[str, ...]:
+        """The cameras for people: those that the robot tells, else those of its folder; a robot of somebody else, which
+        tells none, may have the kitchen's."""
+        views = (self.info.views or self.body.views)[:MAX_VIEWS]
+        if self.config.robot is not None and self.config.robot_folder is None:
+            try:
+                robot.observe(views)
+            except InvalidRequest as error:
+                log.info("nothing is filmed: %s", error)
+                return ()
+        return views
+
+    def _load_language(self) -> tuple[Language, SkillLibrary]:
+        """The skill server tells its skills before its models are loaded."""
+        if self._planned is None:
+            self._begin(LANGUAGE_MODEL)
+            listed, config = self.skills.list_skills(), self.config.language
+            if self.config.planner == "proposal" and not config.adapter and not config.chat:
+                config = replace(config, adapter=NONE)  # tuned on plans alone it has one idea where eight are wanted
+            language = self.parts.load_language(config, listed, self.config.explain)
+            self._ready(LANGUAGE_MODEL, language.name)
+            self._planned = language, listed
+        return self._planned
+
+    def _start_server(self) -> Service:
+        config = self.config
+        if self._server is not None:
+            return self._server
+        self._begin(SKILL_SERVER)
+        if config.server is not None:
+            self._server = self._remote(SKILL_SERVER, config.server, SKILL_SERVICE)
+            self._server.wait_until_ready(START_TIMEOUT)  # a wrong address is told before anything else is started
+            return self._server
+        command = (*self.parts.serve, *QUIET, *self._folder_option())
+        command += () if config.skills is None else ("--skills", str(config.skills))
+        command += ("--calibrated",) if config.calibrated else ()
+        command += () if config.record is None else ("--record", str(config.record))
+        if self._address:  # which the robot knows
+            command += ("--port", self._address.rpartition(":")[2])
+        self._server = self._process(SKILL_SERVER, command)
+        return self._server
+
+    def _start_robot(self, server: Service) -> Service:
+        """Returns when both are ready. They load at the same time: the robot needs the server's address, not yet its
+        models."""
+        config, name = self.config, self.body.name
+        self._address = server.wait_for_address(START_TIMEOUT)
+        if self._robot is None:
+            self._begin(name)
+            if config.robot is not None:
+                self._robot = self._remote(name, config.robot, ROBOT_SERVICE)
+            else:
+                command = (*self.parts.robot, *QUIET, *self._folder_option(), "--seed", str(config.seed))
+                command += ("--skill-server", self._address)
+                if config.server is not None:
+                    command += ("--model", config.model, *config.credentials.flags())
+                self._robot = self._process(name, command)
+        for service in (self._robot, server):
+            service.wait_until_ready(START_TIMEOUT)
+            self._ready(service.name, f"{service.address} {service.detail}".strip())
+        return self._robot
+
+    def _folder_option(self) -> tuple[str, ...]:
+        return () if self.config.robot_folder is None else ("--robot-folder", str(self.config.robot_folder))
+
+    def _process(self, name: str, command: Sequence[str]) -> Service:
+        stem, number = slug(name) or "robot", 1
+        while (told := self.logs / f"{stem}{f'-{number}' if number > 1 else ''}.log").exists():
+            number += 1
+        return self._add(ServiceProcess(name, command, told, partial(self._lost, name)))
+
+    def _remote(self, name: str, address: str, service: str) -> Service:
+        credentials = self.config.credentials.load()
+        return self._add(RemoteService(name, address, service, partial(self._lost, name), credentials))
+
+    def _add(self, service: Service) -> Service:
+        with self._lock:
+            if not self._over:
+                self._services.append(service)
+                return service
+        service.close(grace=0)
+        raise StartFailed("the run is over", mistake=False)
+
+    def _lost(self, name: str, sentence: str) -> None:
+        """It is missing from now on."""
+        if name == SKILL_SERVER:
+            self._server = None
+        else:
+            self._robot = None
+        self._died(sentence)
+
+    # -- what takes how long -----------------------------------------------------------------------------------------
+
+    def _begin(self, name: str) -> None:
+        self._began[name] = time.monotonic()
+        self.display.begin_loading(name)
+        self.feed.now("loading", "loading " + ", ".join(f"the {one}" for one in self._began))
+
+    def _ready(self, name: str, detail: str) -> None:
+        if (began := self._began.pop(name, None)) is not None:  # else it was there
+            self.loading.append((name, began, time.monotonic()))
+            self.display.loaded(name, detail)
+
+
+def in_background(work: Callable[[], T]) -> Future[T]:
+    future: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(work())
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    return future

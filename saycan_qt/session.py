@@ -1,0 +1,241 @@
+"""One instruction after the other, with everything loaded once.
+
+    python -m saycan_qt.session                      # then say what you want, line by line
+    python -m saycan_qt.session --live               # ... or say it in a browser, and watch
+    printf 'bring me a snack\nthrow away the apple\n' | python -m saycan_qt.session --json     # a line in, a line out
+
+The kitchen, or your robot, remembers what was done: the second instruction starts where the first one ended. What is
+said while the robot is busy waits for its turn, apart from these words:
+
+    stop       halts the robot now, and ends the instruction; Ctrl-C does so, too
+    release    lets a robot that was stopped move again
+    quit       ends the session, as the end of the input does, and Ctrl-C while nothing is carried out
+
+Every instruction leaves a folder of results, as `python -m saycan_qt.run` does, in runs/<time>-session. A service that
+dies ends the instruction; it is started again, or waited for if it is not ours, and the session goes on.
+
+Exit code 0: every instruction was carried out; 1: one was not; 3: of one, nobody can judge whether it was; 2: a mistake
+in use; 130: interrupted.
+"""
+
+from __future__ import annotations
+
+import json
+import queue
+import signal
+import sys
+import threading
+from dataclasses import replace
+from datetime import datetime
+from pathlib import Path
+from types import FrameType
+from typing import NoReturn
+
+from rich.console import Console
+from rich.markup import escape
+
+from saycan_qt.journey.config import Parts, SessionConfig, check, said
+from saycan_qt.journey.display import Display
+from saycan_qt.journey.feed import Feed
+from saycan_qt.journey.journey import Journey
+from saycan_qt.journey.lifecycle import ENDINGS, INTERRUPTED, NOT_DONE, SUCCEEDED, UNKNOWN, Run, tell
+from saycan_qt.journey.live import Hands
+from saycan_qt.journey.person import Person
+from saycan_qt.journey.results import NotWritten, RunFolder, slug
+from saycan_qt.journey.stack import Stack
+from saycan_qt.language import LanguageError
+from saycan_qt.options import parse
+from saycan_qt.run import leave, parts_of, watch
+from saycan_qt.services.processes import MISTAKE, StartFailed, refuse
+from skills.errors import SkillError, Stopped
+from skills.robot_folder import RobotFolder, robot_of
+from skills.wire.conventions import plain
+
+AGAIN = 2.0  # [s] between two looks whether a service is back
+STOP, RELEASE, QUIT = ("stop",), ("release",), ("quit", "exit")
+READY = "What shall it do? (release, quit)"
+
+
+class Session:
+    """Instructions come from standard input and from the page; one is carried out at a time, by the main thread."""
+
+    def __init__(self, config: SessionConfig, parts: Parts, body: RobotFolder, folder: Path) -> None:
+        self.config, self.folder = config, folder
+        self.world = "kitchen" if body.is_kitchen else body.name
+        self.display, self.feed = Display(Console(stderr=config.json), config.explain, self.world), Feed()
+        self.feed.tell(session=True)
+        self.person = Person(
+            self.display.console, config.json, config.when_to_ask, self.feed, self.hear, elsewhere=config.live.live
+        )
+        self.stack = Stack(config, parts, body, self.display, self.feed, folder, self._died, release="say `release`")
+        self._said: queue.SimpleQueue[str | None] = queue.SimpleQueue()  # instructions; None: end
+        self._run: Run | None = None  # that goes on, or went on last
+        self._busy = self._ended = False
+        self._codes: set[int] = set()
+        self.page = watch(config, parts, folder, self.feed, self.display)  # raises StartFailed
+        if self.page is not None:
+            self.page.listen(Hands(self.feed, self.person, self.stack, self._journey, self.hear))
+
+    def _journey(self) -> Journey | None:
+        return self._run.journey if self._run else None
+
+    # -- what is said, from any thread -------------------------------------------------------------------------------
+
+    def hear(self, text: str | None) -> None:
+        """A line; None: standard input has ended, where the page may still have something to say."""
+        word = None if text is None else " ".join(text.split()).casefold()
+        if word in STOP:
+            self._say("the robot is stopped; say `release` when it is safe" if self.stack.stop() else "nothing to stop")
+        elif word in RELEASE:
+            threading.Thread(target=self._release, daemon=True).start()
+        elif word in QUIT or (word is None and self.page is None):
+            self._said.put(None)
+        elif text and word:
+            if self._busy:
+                self._say(f"“{plain(text.strip())}” waits for its turn")
+            self._said.put(text)
+
+    def _release(self) -> None:
+        try:
+            self.stack.release()
+            self._say("the robot may move again")
+        except SkillError as error:
+            self._say(str(error))
+
+    def _say(self, line: str) -> None:
+        self.display.line(escape(line))
+        self.feed.tell(line=line)
+
+    def on_signal(self, number: int, frame: FrameType | None) -> None:
+        if self._busy and self._run is not None:
+            self._run.on_signal(number, frame)
+            self._ended = self._ended or number != signal.SIGINT
+        elif not self._ended:
+            self._ended = True
+            self._codes.add(INTERRUPTED)
+            self._said.put(None)
+        else:
+            leave(INTERRUPTED)
+
+    def _died(self, sentence: str) -> None:
+        if self._busy and self._run is not None:
+            self._run.died(sentence)
+        else:
+            self._say(sentence)
+
+    # -- one after the other -----------------------------------------------------------------------------------------
+
+    def go_on(self) -> int:
+        """Until it is told to end; the exit code."""
+        if (code := self._begin()) is not None:
+            return self._close(code)
+        self.person.listen()
+        while not self._ended:
+            self.feed.now("idle", "say what it shall do")
+            if sys.stdin.isatty() and not self.config.json:
+                self.display.line(f"\\n[bold]{READY}[/bold]")
+            if (text := self._next()) is None:
+                break
+            self._carry_out(text)
+        worst = next((code for code in (INTERRUPTED, NOT_DONE, UNKNOWN) if code in self._codes), SUCCEEDED)
+        return self._close(worst)
+
+    def _next(self) -> str | None:
+        while True:
+            try:
+                text = self._said.get(timeout=AGAIN)
+                return text if text is None else said(text)
+            except queue.Empty:
+                if not self.stack.whole:
+                    self._mend()
+            except ValueError as error:
+                self._say(str(error))
+
+    def _begin(self) -> int | None:
+        """Everything is loaded before the first instruction is heard; an exit code where that fails."""
+        try:
+            self.stack.ready()
+        except Stopped as error:
+            self._say(str(error))
+        except (StartFailed, LanguageError, SkillError) as error:
+            tell(str(error))
+            return NOT_DONE if isinstance(error, StartFailed) and not error.mistake else MISTAKE
+        return None
+
+    def _carry_out(self, instruction: str) -> None:
+        seed = self.config.seed if self.config.robot is None else None
+        number = len([path for path in self.folder.iterdir() if path.is_dir()]) + 1
+        path = self.folder / f"{number:02d}-{slug(instruction)[:40].strip('-') or 'instruction'}"
+        try:
+            folder = RunFolder(path, instruction, seed, self.feed, world=self.world)
+        except NotWritten as error:
+            self._say(f"results cannot be written to {path}: {error.strerror}")
+            self._codes.add(NOT_DONE)
+            return
+        self.display.title(instruction, str(path))
+        self._run = Run(instruction, self.config, self.stack, folder, self.person, alone=False)
+        self._busy = True
+        ending = self._run.carry_out()
+        self._busy = False
+        self._run.wait()
+        self._codes.add(NOT_DONE if ending.code == MISTAKE else ending.code)
+        if self.config.json:
+            print(json.dumps(folder.content()), flush=True)
+        if ending.ended in ("stopped", "interrupted"):
+            self._say("the robot is stopped; say `release` when it is safe")
+        if not self.stack.whole:
+            self._mend()
+
+    def _mend(self) -> None:
+        """What died is there again when this returns, or the session ends."""
+        waiting = False
+        while not self._ended and not self.stack.whole:
+            try:
+                self.stack.ready()
+                self._say("it is there again; say what it shall do")
+            except Stopped as error:
+                self._say(str(error))
+            except (StartFailed, SkillError) as error:
+                if not waiting:
+                    self._say(f"{error}; it is waited for")
+                waiting = True
+                threading.Event().wait(AGAIN)
+
+    def _close(self, code: int) -> int:
+        self.stack.give_back()
+        self.stack.close(grace=5.0)
+        self.feed.now("over", "the session has ended")
+        self.feed.close()
+        return code
+
+
+def session(config: SessionConfig, parts: Parts) -> int:
+    """The exit code. A thread may still compute afterwards: end with `leave`."""
+    try:
+        body = robot_of(config.robot_folder)
+    except SkillError as error:
+        return refuse(str(error))
+    if config.robot is None and body.address:
+        config = replace(config, robot=body.address)
+    if (mistake := check(config)) is not None:
+        return refuse(mistake)
+    folder = config.out or Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}-session"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        one = Session(config, parts, body, folder)
+    except OSError as error:
+        return refuse(f"results cannot be written to {folder}: {error.strerror}")
+    except StartFailed as error:
+        return refuse(str(error))
+    for number in ENDINGS:
+        signal.signal(number, one.on_signal)
+    return one.go_on()
+
+
+def main() -> NoReturn:
+    config = parse(SessionConfig, "python -m saycan_qt.session", __doc__)
+    leave(session(config, parts_of(config)))
+
+
+if __name__ == "__main__":
+    main()
