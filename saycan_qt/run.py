@@ -73,7 +73,7 @@ def run(config: RunConfig, parts: Parts) -> int:
         return refuse(str(error))
     display.title(instruction, str(path))
     if page is not None:
-        page.listen(Hands(feed, person, stack, lambda: one.journey))
+        page.listen(Hands(feed, person, stack, lambda: one))
     for number in ENDINGS:
         signal.signal(number, one.on_signal)
     code = one.carry_out().code

@@ -37,7 +37,6 @@ from rich.markup import escape
 from saycan_qt.journey.config import Parts, SessionConfig, check, said
 from saycan_qt.journey.display import Display
 from saycan_qt.journey.feed import Feed
-from saycan_qt.journey.journey import Journey
 from saycan_qt.journey.lifecycle import ENDINGS, INTERRUPTED, NOT_DONE, SUCCEEDED, UNKNOWN, Run, tell
 from saycan_qt.journey.live import Hands
 from saycan_qt.journey.person import Person
@@ -74,10 +73,7 @@ class Session:
         self._codes: set[int] = set()
         self.page = watch(config, parts, folder, self.feed, self.display)  # raises StartFailed
         if self.page is not None:
-            self.page.listen(Hands(self.feed, self.person, self.stack, self._journey, self.hear))
-
-    def _journey(self) -> Journey | None:
-        return self._run.journey if self._run else None
+            self.page.listen(Hands(self.feed, self.person, self.stack, lambda: self._run, self.hear))
 
     # -- what is said, from any thread -------------------------------------------------------------------------------
 
@@ -144,10 +140,11 @@ class Session:
         while True:
             try:
                 text = self._said.get(timeout=AGAIN)
-                return text if text is None else said(text)
+                text = text if text is None else said(text)
+                self._mend()
+                return text
             except queue.Empty:
-                if not self.stack.whole:
-                    self._mend()
+                self._mend()
             except ValueError as error:
                 self._say(str(error))
 
@@ -178,13 +175,12 @@ class Session:
         ending = self._run.carry_out()
         self._busy = False
         self._run.wait()
-        self._codes.add(NOT_DONE if ending.code == MISTAKE else ending.code)
+        self._codes.add(ending.code)
         if self.config.json:
             print(json.dumps(folder.content()), flush=True)
         if ending.ended in ("stopped", "interrupted"):
             self._say("the robot is stopped; say `release` when it is safe")
-        if not self.stack.whole:
-            self._mend()
+        self._mend()
 
     def _mend(self) -> None:
         """What died is there again when this returns, or the session ends."""

@@ -24,7 +24,7 @@ ROOMS = {  # of saycan_qt, from the ground up: room -> the rooms that it may imp
     "kitchen": {"atomic", "data"},
     "services": {"atomic", "data", "learning", "options"},
     "page": {"options", "services"},
-    "journey": {"language", "options", "page", "services"},
+    "journey": {"data", "language", "options", "page", "services"},
     "evaluation": {"atomic", "data", "kitchen", "language", "learning", "networks", "options", "services"},
 }
 FILES = {

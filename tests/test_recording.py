@@ -20,7 +20,7 @@ from tiny_policies import save_perception
 from tiny_services import LINE, LineRobot, Walker, wait_until
 
 from saycan_qt import train
-from saycan_qt.data import lerobot
+from saycan_qt.data import corrections, lerobot
 from saycan_qt.data.episodes import DatasetError, EpisodeDataset
 from saycan_qt.data.recorder import EpisodeRecorder
 from saycan_qt.data.writer import EpisodeWriter
@@ -106,6 +106,24 @@ def test_what_a_robot_did_comes_back_as_it_was(tmp_path):
     assert np.allclose(first.actions[:, 0], 0.08) and first.actions[:, 1].tolist() == [0] * 6 + [1]
     assert first.rewards.tolist() == [0] * 6 + [1] and not second.rewards.any()
     assert dataset.info["outcome"] == ["succeeded", "failed"] and dataset.info["model_id"] == ["walker"] * 2
+
+
+def test_how_a_person_says_an_episode_ended_counts_and_a_new_word_is_new_data(tmp_path):
+    with services(tmp_path / "d", SeeingRobot()) as (client, skills):
+        walk(skills, goal_id="a")
+        walk(skills, goal_id="b", outcome=Outcome(Status.CANCELED))
+        run(client, "pick apple")
+    before = EpisodeDataset(tmp_path / "d")
+    assert before.success.tolist() == [True, False, True] and before.finished.tolist() == [True, False, True]
+    corrections.add(tmp_path / "d", "a", True)
+    corrections.add(tmp_path / "d", "a", False)
+    corrections.add(tmp_path / "d", "b", True)
+    after = EpisodeDataset(tmp_path / "d")
+    assert after.success.tolist() == [False, True, True] and after.finished.all() and after.digest != before.digest
+    assert [after.rewards[after.frames(i)].sum() for i in range(3)] == [0, 1, 1]
+    (tmp_path / "d" / corrections.FILE).write_text('{"goal_id": "a"}')
+    with pytest.raises(DatasetError, match=r"corrections.jsonl, line 1: .*mend it, or take it out"):
+        EpisodeDataset(tmp_path / "d")
 
 
 def test_each_shard_is_a_lerobot_dataset(tmp_path):

@@ -24,7 +24,7 @@ import pyarrow as pa
 
 from saycan_qt import atomic
 from saycan_qt.data import cache as caches
-from saycan_qt.data import lerobot, reader, rlds
+from saycan_qt.data import corrections, lerobot, reader, rlds
 from saycan_qt.data.cache import CACHE_VERSION, Shard, cache_folder, digest_of
 from saycan_qt.data.digests import NotedDigests
 from saycan_qt.data.layout.mapping import ColumnMapping
@@ -72,6 +72,7 @@ class EpisodeDataset:
     episode_start: np.ndarray  # (E + 1,) int64, first frame of each episode
     episode_task: np.ndarray  # (E,) int64, index into `tasks`
     success: np.ndarray  # (E,) bool
+    corrected: np.ndarray  # (E,) bool: does a person say how it ended?
     truncated: np.ndarray  # (E,) bool, cut by the time limit
     tasks: list[str]
     quarantined: list[Quarantined]
@@ -121,6 +122,7 @@ class EpisodeDataset:
             if refused is None:
                 noted.save()
                 caches.list_for_people(home / caches.QUARANTINED, self.quarantined, self.num_episodes)
+        self._correct(given)
         caches.judge(self.quarantined, self.num_episodes, max_bad_share, home / caches.QUARANTINED)
         for warning in self.warnings:
             log.warning("%s", warning)
@@ -150,7 +152,8 @@ class EpisodeDataset:
         if lerobot.OUTCOME not in self._infos.column_names:
             return np.ones(self.num_episodes, np.bool_)
         cut = {Status.CANCELED.value, Status.ABORTED.value, lerobot.LOST}
-        return np.array([outcome not in cut for outcome in self._infos.column(lerobot.OUTCOME).to_pylist()])
+        outcomes = self._infos.column(lerobot.OUTCOME).to_pylist()
+        return np.array([outcome not in cut for outcome in outcomes]) | self.corrected
 
     @cached_property
     def return_range(self) -> tuple[float, float]:
@@ -177,6 +180,24 @@ class EpisodeDataset:
             info={key: value for key, value in info.items() if value is not None},
             rewards=np.array(self.rewards[frames]),
         )
+
+    def _correct(self, roots: Sequence[Path]) -> None:
+        """What people said of recorded episodes beside `roots` takes the place of what robots did."""
+        self.corrected = np.zeros(self.num_episodes, np.bool_)
+        said = {goal: success for root in roots for goal, success in corrections.read(root).items()}
+        goals = self._infos.column("goal_id").to_pylist() if said and "goal_id" in self._infos.column_names else []
+        self.corrected[:] = [goal in said for goal in goals] or False
+        if not self.corrected.any():
+            return
+        self.success, self.rewards = np.array(self.success), np.array(self.rewards)
+        numbers = [int(number) for number in np.flatnonzero(self.corrected)]
+        for number in numbers:
+            frames, success = self.frames(number), said[goals[number]]
+            self.success[number] = success
+            self.rewards[frames] = 0
+            self.rewards[frames.stop - 1] = success
+        counted = sorted((goals[number], said[goals[number]]) for number in numbers)
+        self.digest = atomic.sha256(f"{self.digest}{counted}".encode())
 
     def _find(
         self,

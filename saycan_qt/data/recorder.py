@@ -23,7 +23,7 @@ from typing import Any, Self
 import numpy as np
 
 from saycan_qt import atomic
-from saycan_qt.data import lerobot
+from saycan_qt.data import corrections, lerobot
 from saycan_qt.data.lerobot import DatasetError, Episode
 from saycan_qt.data.writer import EpisodeWriter
 from skills.embodiment import Camera, Embodiment
@@ -288,7 +288,8 @@ def _read_settings(path: Path) -> Embodiment:
 def _refuse_other_things(folder: Path) -> None:
     if not folder.exists() or (folder / SETTINGS).is_file():
         return
-    if other := sorted(path.name for path in folder.iterdir() if not path.name.startswith(".")):
+    known = (corrections.FILE,)
+    if other := sorted(path.name for path in folder.iterdir() if path.name[0] != "." and path.name not in known):
         raise DatasetError(
             f"{folder} holds something else than recordings ({', '.join(other[:3])}); record to a new folder"
         )

@@ -49,7 +49,7 @@ class Display:
 
     def loaded(self, name: str, detail: str) -> None:
         with self._lock:
-            seconds = time.monotonic() - self._loading.pop(name)
+            seconds = time.monotonic() - self._loading.pop(name, time.monotonic())
             self.line(f"[green]✓[/green] {name} [dim]{escape(detail)} ({seconds:.1f} s)[/dim]")
             self._spin()
 

@@ -186,15 +186,14 @@ class Journey:
         if self._execution is not None:
             self._execution.close()
 
-    def correct(self, number: int, outcome: str) -> bool:
-        """A person saw how a step really ended, and the planner goes on from that. False: there is no such step, or it
-        is not done."""
-        if (step := self.folder.correct(number, outcome)) is None:
-            return False
-        if number <= len(self.history):
+    def correct(self, number: int, outcome: str) -> Step | None:
+        """A person saw how a step really ended, "succeeded" or "failed", and the planner goes on from that. None: there
+        is no such step, or it is not done."""
+        step = self.folder.correct(number, outcome)
+        if step is not None and number <= len(self.history):
             skill = self.history[number - 1].skill
             self.history[number - 1] = saycan.Step(skill, Outcome(Status(step.corrected or step.outcome), "so you say"))
-        return True
+        return step
 
     def execute(self, step: Step, skill: Skill) -> Outcome:
         """Dispatch the skill; record and show it while it runs."""
@@ -209,6 +208,7 @@ class Journey:
             self.folder.spent("moving", step.text, step.step),
             self.robot.execute(skill.name, self.recorder.views) as self._execution,
         ):
+            step.goal = self._execution.goal_id
             for item in self._execution:
                 if self.over.is_set():
                     raise Over

@@ -11,8 +11,10 @@ import threading
 from contextlib import suppress
 from dataclasses import dataclass
 from types import FrameType
+from typing import Literal
 
 from planners.servers.remote import RemoteError
+from saycan_qt.data import corrections
 from saycan_qt.journey.config import Options
 from saycan_qt.journey.display import VERDICTS
 from saycan_qt.journey.journey import Journey, Over
@@ -86,6 +88,18 @@ class Run:
         """Until nothing of it computes any more, some seconds after its end."""
         self._worker.join()
 
+    def correct(self, number: int, outcome: Literal["succeeded", "failed"]) -> str:
+        """A person saw how a step really ended; it is kept beside what is recorded of it. Why not, else ""."""
+        step = self.journey.correct(number, outcome) if self.journey else None
+        if step is None:
+            return f"there is no step {number}, or it has not ended yet"
+        if self.config.record is not None and step.goal:
+            try:
+                corrections.add(self.config.record, step.goal, outcome == "succeeded")
+            except OSError as error:
+                return f"what you say is not kept in {self.config.record}: {error.strerror}"
+        return ""
+
     # -- the end -----------------------------------------------------------------------------------------------------
 
     def on_signal(self, number: int, frame: FrameType | None) -> None:
@@ -148,18 +162,19 @@ class Run:
     # -- the work, in a thread ---------------------------------------------------------------------------------------
 
     def _work(self) -> None:
+        mistake = MISTAKE if self.alone else NOT_DONE  # in a session everything was there once
         try:
             self._endings.put(self._travel())
         except (Over, Left):
             pass
         except StartFailed as error:
-            self._endings.put(Ending(MISTAKE if error.mistake else NOT_DONE, "error", str(error)))
+            self._endings.put(Ending(mistake if error.mistake else NOT_DONE, "error", str(error)))
         except LanguageError as error:
-            self._endings.put(Ending(MISTAKE, "error", str(error)))
+            self._endings.put(Ending(mistake, "error", str(error)))
         except ServerFault as error:
             self._endings.put(Ending(NOT_DONE, "error", f"{error} (logs: {self.stack.logs}/*.log)"))
         except (AccessError, Unauthenticated, PermissionDenied, UnknownSkill) as error:  # at the first step, or later
-            self._endings.put(Ending(NOT_DONE if self.folder.steps else MISTAKE, "error", str(error)))
+            self._endings.put(Ending(NOT_DONE if self.folder.steps else mistake, "error", str(error)))
         except SkillError as error:
             self._endings.put(Ending(NOT_DONE, "error", str(error)))
         except NotWritten as error:

@@ -15,7 +15,7 @@ from typing import Any
 
 from saycan_qt.journey.config import Options, Parts
 from saycan_qt.journey.feed import Feed
-from saycan_qt.journey.journey import Journey
+from saycan_qt.journey.lifecycle import Run
 from saycan_qt.journey.person import Person
 from saycan_qt.journey.stack import Stack
 from saycan_qt.page.link import Link
@@ -83,11 +83,11 @@ class Hands:
         feed: Feed,
         person: Person,
         stack: Stack,
-        journey: Callable[[], Journey | None],  # the one that goes on, or went on last
+        current: Callable[[], Run | None],  # the one that goes on, or went on last
         instruct: Callable[[str], None] | None = None,  # None: there is one instruction
     ) -> None:
         self._feed, self._person, self._stack = feed, person, stack
-        self._journey, self._instruct = journey, instruct
+        self._current, self._instruct = current, instruct
         feed.tell(asks=person.when)
 
     def __call__(self, command: Mapping[str, Any]) -> None:
@@ -99,9 +99,9 @@ class Hands:
                 self._person.when = when
                 self._feed.tell(asks=when)
             case {"do": "judge", "step": int(number), "outcome": "succeeded" | "failed" as outcome}:
-                journey = self._journey()
-                if journey is None or not journey.correct(number, outcome):
-                    self._feed.tell(line=f"step {number} has not ended yet")
+                run = self._current()
+                if problem := run.correct(number, outcome) if run else "nothing was done yet":
+                    self._feed.tell(line=problem)
             case {"do": "release"}:
                 try:
                     self._stack.release()

@@ -77,6 +77,7 @@ class Step:
     times: dict[str, float] = field(default_factory=dict)  # [s] observe, affordance, language, skill
     started: str = ""
     filmed: list[float] | None = None  # [s] into the video, from and to; None: it is not in it
+    goal: str = ""  # its id at the robot, and in what is recorded; "": nothing was dispatched
     corrected: str = ""  # how it really ended, as a person said: succeeded or failed; "": nobody said otherwise
     candidates: list[Candidate] = field(default_factory=list)  # the whole library, best first
 

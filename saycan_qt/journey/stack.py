@@ -202,7 +202,7 @@ class Stack:
         self._begin(SKILL_SERVER)
         if config.server is not None:
             self._server = self._remote(SKILL_SERVER, config.server, SKILL_SERVICE)
-            self._server.wait_until_ready(START_TIMEOUT)  # a wrong address is told before anything else is started
+            self._await(self._server)  # a wrong address is told before anything else is started
             return self._server
         command = (*self.parts.serve, *QUIET, *self._folder_option())
         command += () if config.skills is None else ("--skills", str(config.skills))
@@ -218,20 +218,33 @@ class Stack:
         models."""
         config, name = self.config, self.body.name
         self._address = server.wait_for_address(START_TIMEOUT)
-        if self._robot is None:
+        robot = self._robot
+        if robot is None:
             self._begin(name)
             if config.robot is not None:
-                self._robot = self._remote(name, config.robot, ROBOT_SERVICE)
+                robot = self._remote(name, config.robot, ROBOT_SERVICE)
             else:
                 command = (*self.parts.robot, *QUIET, *self._folder_option(), "--seed", str(config.seed))
                 command += ("--skill-server", self._address)
                 if config.server is not None:
                     command += ("--model", config.model, *config.credentials.flags())
-                self._robot = self._process(name, command)
-        for service in (self._robot, server):
+                robot = self._process(name, command)
+        for service in (robot, server):
+            self._await(service)
+        self._robot = robot
+        return robot
+
+    def _await(self, service: Service) -> None:
+        """Raises StartFailed, and then it is not there."""
+        try:
             service.wait_until_ready(START_TIMEOUT)
-            self._ready(service.name, f"{service.address} {service.detail}".strip())
-        return self._robot
+        except StartFailed:
+            self._began.pop(service.name, None)
+            self._server = None if service is self._server else self._server
+            self._services.remove(service)
+            service.close(grace=0)
+            raise
+        self._ready(service.name, f"{service.address} {service.detail}".strip())
 
     def _folder_option(self) -> tuple[str, ...]:
         return () if self.config.robot_folder is None else ("--robot-folder", str(self.config.robot_folder))

@@ -1,0 +1,126 @@
+"""A session: loaded once, one instruction after the other, whatever dies in between. Real processes, small parts."""
+
+import json
+import os
+import re
+import signal
+
+import pytest
+from test_run import (
+    INSTRUCTION,
+    SKILLS,
+    acting,
+    children_of,
+    finish,
+    nothing_left_running,
+    plan_of,
+    service,
+    start,
+    until,
+)
+
+__all__ = ["nothing_left_running"]
+
+
+def session(*arguments, **environment):
+    return start("session", *arguments, **environment)
+
+
+def say(process, *lines):
+    process.stdin.write("".join(f"{line}\n" for line in lines))
+    process.stdin.flush()
+
+
+def begun(folder, number):
+    """The folder of the instruction of this number, once a skill runs."""
+    found = list(folder.glob(f"{number:02d}-*"))
+    return bool(found) and acting(found[0])
+
+
+def test_a_pipe_gets_a_line_for_a_line_and_the_world_remembers(tmp_path):
+    process = session("--json", "--out", tmp_path / "s")
+    out, err = process.communicate(f"{INSTRUCTION}\n\n{INSTRUCTION}\nfind the sponge\n", timeout=120)
+    first, again, third = map(json.loads, out.splitlines())
+    assert [plan["success"] for plan in (first, again, third)] == [True, True, True], err
+    assert first["steps"][0]["place"] == "table" and again["steps"][0]["objects"] == {
+        "apple": "operator",
+        "sponge": "table",
+    }
+    assert third == plan_of(tmp_path / "s" / "03-find-the-sponge") and process.returncode == 0
+    assert err.count("loading the skill server") == 1
+
+
+def test_what_a_session_does_not_carry_out_is_its_exit_code(tmp_path):
+    process = session("--json", "--out", tmp_path / "s")
+    out, _ = process.communicate("make me a pizza\nfind the sponge\n", timeout=120)
+    assert [json.loads(line)["ended"] for line in out.splitlines()] == ["refused", "done"] and process.returncode == 1
+
+
+def test_a_killed_skill_server_costs_an_instruction_and_one_line(tmp_path):
+    process = session("--out", tmp_path / "s", SMALL_PERIOD="0.3")
+    say(process, INSTRUCTION)
+    until(lambda: begun(tmp_path / "s", 1))
+    os.kill(children_of(process.pid)["serve"], signal.SIGKILL)
+    say(process, "find the sponge", "quit")
+    code, out, err = finish(process)
+    first, second = (plan_of(folder) for folder in sorted((tmp_path / "s").glob("0*")))
+    assert (first["ended"], second["success"], code) == ("died", True, 1), err
+    assert len(re.findall("skill server .*died", err)) == 1 and out.count("it is there again") == 1
+
+
+@pytest.mark.slow
+def test_a_killed_robot_is_started_again(tmp_path):
+    process = session("--out", tmp_path / "s", SMALL_PERIOD="0.3")
+    say(process, INSTRUCTION)
+    until(lambda: begun(tmp_path / "s", 1))
+    os.kill(children_of(process.pid)["robot"], signal.SIGKILL)
+    say(process, "find the sponge", "quit")
+    _, out, err = finish(process)
+    assert [plan_of(f)["success"] for f in sorted((tmp_path / "s").glob("0*"))] == [False, True], out + err
+
+
+@pytest.mark.slow
+def test_somebody_elses_robot_is_waited_for(tmp_path):
+    _, where = service("serve", "--skills", SKILLS)
+    robot, at = service("robot", "--skill-server", where)
+    process = session("--server", where, "--robot", at, "--out", tmp_path / "s")
+    say(process, "find the sponge")
+    until(lambda: any((tmp_path / "s").glob("01-*/report.html")))
+    robot.kill()
+    say(process, "find the apple")
+    until(lambda: any((tmp_path / "s").glob("02-*")) or robot.poll() is not None)
+    service("robot", "--skill-server", where, "--port", at.rpartition(":")[2])
+    until(lambda: any((tmp_path / "s").glob("0*-find-the-apple/report.html")))
+    say(process, "find the apple", "quit")
+    _, out, err = finish(process)
+    assert plan_of(sorted((tmp_path / "s").glob("0*"))[-1])["success"], out + err
+
+
+def test_stop_halts_the_robot_until_it_is_released(tmp_path):
+    process = session("--out", tmp_path / "s", SMALL_PERIOD="0.5", SMALL_LOG=str(tmp_path / "stopped"))
+    say(process, INSTRUCTION)
+    until(lambda: begun(tmp_path / "s", 1))
+    (tmp_path / "stopped").unlink(missing_ok=True)
+    say(process, "stop")
+    until(lambda: any((tmp_path / "s").glob("01-*/report.html")))
+    assert (tmp_path / "stopped").exists()
+    say(process, "find the sponge")
+    until(lambda: any((tmp_path / "s").glob("02-*/report.html")))
+    say(process, "release", "find the sponge", "quit")
+    _, out, err = finish(process)
+    plans = [plan_of(folder) for folder in sorted((tmp_path / "s").glob("0*"))]
+    assert [plan["ended"] for plan in plans] == ["stopped", "error", "done"], out + err
+    assert plans[0]["steps"][-1]["outcome"] == "canceled" and "say `release`" in plans[1]["reason"]
+
+
+@pytest.mark.slow
+def test_the_first_interrupt_ends_the_instruction_and_the_next_the_session(tmp_path):
+    process = session("--out", tmp_path / "s", SMALL_PERIOD="0.5")
+    say(process, INSTRUCTION)
+    until(lambda: begun(tmp_path / "s", 1))
+    process.send_signal(signal.SIGINT)
+    until(lambda: any((tmp_path / "s").glob("01-*/report.html")))
+    assert process.poll() is None and plan_of(next((tmp_path / "s").glob("01-*")))["ended"] == "interrupted"
+    process.send_signal(signal.SIGINT)
+    code, _, err = finish(process)
+    assert (code, "Traceback" in err) == (130, False)
