@@ -1,8 +1,9 @@
 """Turn a run's folder into one HTML page that needs nothing else: no server, no network, no other file.
 
     python -m saycan_qt.report runs/20261121-101500-bring-me-a-snack
+    python -m saycan_qt.report runs/20261121-101500-bring-me-a-snack --mcap snack.mcap    # a file for Foxglove, too
 
-`saycan_qt.run` writes it by itself; the command makes it again from plan.json and the pictures.
+`saycan_qt.run` writes the page by itself; the command makes it again from plan.json and the pictures.
 """
 
 from __future__ import annotations
@@ -14,9 +15,11 @@ from typing import Annotated
 
 import tyro
 
+from saycan_qt.journey import mcap
+from saycan_qt.journey.replay import replay
 from saycan_qt.journey.report import write_report
 from saycan_qt.journey.results import PLAN
-from saycan_qt.options import parse
+from saycan_qt.options import File, parse
 from saycan_qt.services.processes import refuse
 
 
@@ -25,14 +28,34 @@ class ReportConfig:
     """Make report.html again from a run's folder."""
 
     folder: Annotated[Path, tyro.conf.Positional]  # a folder that `saycan_qt.run` left
+    mcap: File = None  # write what happened to this new file, too, with the pictures of the decisions
 
 
 def main() -> int:
     config = parse(ReportConfig, "python -m saycan_qt.report", __doc__)
     if not (config.folder / PLAN).is_file():
         return refuse(f"{config.folder} holds no {PLAN}; give a folder that `python -m saycan_qt.run` left")
+    if config.mcap is not None and (mistake := mcap.mistake(config.mcap)) is not None:
+        return refuse(mistake)
     print(write_report(config.folder))
+    if config.mcap is not None:
+        try:
+            write_mcap(config.folder, config.mcap)
+        except OSError as error:
+            return refuse(f"{config.mcap} cannot be written: {error.strerror or error}")
+        print(config.mcap)
     return 0
+
+
+def write_mcap(folder: Path, path: Path) -> None:
+    """Raises OSError, and leaves no half of a file."""
+    file = mcap.McapFile(path)
+    try:
+        replay(folder, file.event, file.views)
+        file.end()
+    except BaseException:
+        file.discard()
+        raise
 
 
 if __name__ == "__main__":

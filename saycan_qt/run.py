@@ -4,6 +4,7 @@
     python -m saycan_qt.run "put the coke can in the top drawer" --seed 3 --out runs/coke
     python -m saycan_qt.run "throw away the apple" --explain      # why each skill was chosen
     python -m saycan_qt.run "bring me a snack" --live              # watch it think, in a browser
+    python -m saycan_qt.run "bring me a snack" --mcap snack.mcap   # for Foxglove, Rerun and others
     python -m saycan_qt.run "water the plant" --robot-folder my_robot      # another robot, see python -m saycan_qt.new
 
 Starts a skill server and a robot, plans with a language model and acts, one skill at a time. What happened is
@@ -29,6 +30,7 @@ from typing import NoReturn
 
 from rich.console import Console
 
+from saycan_qt.journey import mcap
 from saycan_qt.journey.config import Options, Parts, RunConfig, check, said
 from saycan_qt.journey.display import Display
 from saycan_qt.journey.feed import Feed
@@ -84,12 +86,18 @@ def run(config: RunConfig, parts: Parts) -> int:
 
 
 def watch(config: Options, parts: Parts, logs: Path, feed: Feed, display: Display) -> Page | None:
-    """The live page, if it is asked for. Raises StartFailed."""
-    if not config.live.live:
-        return None
-    page = Page(config, parts, logs, lambda sentence: display.line(f"{sentence}; it goes on without"))
-    feed.add(page)
-    display.line(f"[bold]Watch it at[/bold] {page.url}")
+    """Whoever is asked for: the live page, and an MCAP file. Raises StartFailed."""
+    page = None
+    if config.live.live:
+        page = Page(config, parts, logs, lambda sentence: display.line(f"{sentence}; it goes on without"))
+        feed.add(page)
+        display.line(f"[bold]Watch it at[/bold] {page.url}")
+    if config.mcap is not None:
+        try:
+            feed.add(mcap.watcher(config.mcap))
+        except OSError as error:
+            feed.close()
+            raise StartFailed(f"--mcap {config.mcap} cannot be written: {error.strerror}", mistake=True) from None
     return page
 
 

@@ -15,6 +15,7 @@ import grpc
 import pytest
 import small_disk
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from mcap.reader import make_reader
 
 from saycan_qt.learning.checkpoint import SHIPPED
 from saycan_qt.robot import check
@@ -102,7 +103,9 @@ def alive(pid):
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run") / "out"
-    code, out, err = run_small(INSTRUCTION, "--out", folder, "--json", "--seed", 7)
+    code, out, err = run_small(
+        INSTRUCTION, "--out", folder, "--json", "--seed", 7, "--mcap", folder.with_suffix(".mcap")
+    )
     assert code == 0, err
     return folder, out, err
 
@@ -128,6 +131,17 @@ def test_every_candidate_is_kept_with_its_product(finished):
         assert step["score"] == max(row["score"] for row in step["candidates"])
         for row in step["candidates"]:
             assert row["score"] == pytest.approx((row["language"] or 0) * row["affordance"] * row["lowered"], rel=1e-4)
+
+
+def test_the_mcap_file_has_the_whole_run(finished):
+    folder = finished[0]
+    with folder.with_suffix(".mcap").open("rb") as file:
+        reader = make_reader(file, validate_crcs=True)
+        topics = [channel.topic for _, channel, _ in reader.iter_messages()]
+        [attached] = reader.iter_attachments()
+    assert json.loads(attached.data) == plan_of(folder)
+    assert topics.count("/saycan/decision") == len(plan_of(folder)["steps"]) == 5
+    assert min(map(topics.count, ("/camera/head", "/camera/room"))) > 5, "not only those of the decisions"
 
 
 def test_the_folder_holds_pictures_video_and_report(finished):

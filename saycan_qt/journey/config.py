@@ -11,6 +11,7 @@ import tyro
 
 from planners import saycan
 from planners.asking import When
+from saycan_qt.journey import mcap
 from saycan_qt.language import Language, LanguageConfig, LanguageError, try_chat
 from saycan_qt.options import Address, File, Folder, Instruction
 from saycan_qt.services.access import ClientOptions, HowToCall, ServerOptions
@@ -67,6 +68,7 @@ class Options:
     # a line
     ask: When | None = None
     max_steps: int = 40  # give up after this many skills
+    mcap: File = None  # write what happens to this new file, for Foxglove, Rerun and what else reads MCAP
     live: Annotated[LiveOptions, tyro.conf.arg(name="")] = field(default_factory=LiveOptions)
 
     @property
@@ -152,6 +154,8 @@ def check(config: RunConfig | SessionConfig) -> str | None:
         return f"--preselect is {config.preselect}; 0 turns it off, else it is how many skills to keep"
     if config.out is not None and config.out.exists() and (not config.out.is_dir() or any(config.out.iterdir())):
         return f"--out {config.out} is there already; choose a new folder, results are never overwritten"
+    if config.mcap is not None and (mistake := mcap.mistake(config.mcap)) is not None:
+        return mistake
     if config.skills is not None and config.server is not None:
         return "--skills is for the skill server that run starts; the one at --server brings its own skills"
     for option in ("calibrated", "record"):

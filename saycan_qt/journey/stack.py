@@ -159,12 +159,16 @@ class Stack:
         self.facts = {
             "models": {"language": self.language.name, "affordance": hosted.critic_id, "execution": hosted.actor_id},
             "affordances": "calibrated" if hosted.calibrated else "raw",
-            "robot": {"name": self.info.name, "address": robot.address},
+            "robot": {"name": self.info.name, "address": robot.address, "state": self._state_names()},
             "planner": {"kind": self.config.planner, **asdict(settings)},
         }
         self.planner = planner_of(self.config.planner, self.language, listed, settings)
         self.views = self._views(self.robot)
-        self.feed.tell(robot={**self.facts["robot"], "guard": self.info.stop_address})
+        self.feed.tell(robot={"name": self.info.name, "address": robot.address, "guard": self.info.stop_address})
+
+    def _state_names(self) -> list[str]:
+        """What the numbers of a state are; [] where the robot does not say."""
+        return [number.name for number in self.info.embodiment.state] if self.info.embodiment else []
 
     def _take(self, robot: RobotClient) -> None:
         """Nobody else moves it from now on."""
