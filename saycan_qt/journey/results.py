@@ -115,7 +115,7 @@ class RunFolder:
             "ended": None,  # done, refused, max steps, nothing possible, stopped, interrupted, died or error
             "questions": [],  # that the planner asked, and what was answered
             "refusal": None,  # why the planner refused, and the nearest things to ask for, see planners.saycan.Refusal
-            "started": datetime.now().astimezone().isoformat(timespec="seconds"),
+            "started": datetime.now().astimezone().isoformat(timespec="milliseconds"),
             "seconds": 0.0,
             "timeline": [],  # what took from when to when [s]: loading (at the same time), thinking, asking, moving
             "models": {},
