@@ -23,7 +23,8 @@ ROOMS = {  # of saycan_qt, from the ground up: room -> the rooms that it may imp
     "made_up": {"learning"},
     "kitchen": {"atomic", "data"},
     "services": {"atomic", "data", "learning", "options"},
-    "journey": {"language", "options", "services"},
+    "page": {"options", "services"},
+    "journey": {"language", "options", "page", "services"},
     "evaluation": {"atomic", "data", "kitchen", "language", "learning", "networks", "options", "services"},
 }
 FILES = {
