@@ -15,8 +15,9 @@ from typing import Annotated
 import tyro
 
 from saycan_qt.journey.report import write_report
-from saycan_qt.journey.results import PLAN
+from saycan_qt.journey.results import NotWritten
 from saycan_qt.options import parse
+from saycan_qt.page.runs import NoRun
 from saycan_qt.services.processes import refuse
 
 
@@ -29,9 +30,12 @@ class ReportConfig:
 
 def main() -> int:
     config = parse(ReportConfig, "python -m saycan_qt.report", __doc__)
-    if not (config.folder / PLAN).is_file():
-        return refuse(f"{config.folder} holds no {PLAN}; give a folder that `python -m saycan_qt.run` left")
-    print(write_report(config.folder))
+    try:
+        print(write_report(config.folder))
+    except NoRun as error:
+        return refuse(str(error))
+    except NotWritten as error:
+        return refuse(f"{error.filename} cannot be written: {error.strerror}")
     return 0
 
 

@@ -89,6 +89,8 @@ def view(config: ViewConfig) -> int:
     announce_ready(PAGE, server.url)
     end.wait()
     server.close()
+    if hub is not None:
+        hub.close()
     return 0
 
 

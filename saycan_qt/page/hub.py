@@ -110,6 +110,14 @@ class Hub:
         with self._lock:
             return page.outbox.take(self.state)
 
+    def close(self) -> None:
+        with self._lock:
+            robot, self._robot = self._robot, None
+        for client in robot or ():
+            client.close()
+        if self.link is not None:
+            self.link.close()
+
     # -- the robot, from threads ---------------------------------------------------------------------------------------
 
     def _meet(self, robot: dict[str, Any]) -> None:

@@ -63,6 +63,7 @@ class Link:
             self._changed.wait_for(lambda: self._over or not (self._waiting or self._sending), PARTING)
             self._end()
             self._changed.notify_all()
+        self._socket.close()
 
     def _end(self) -> None:
         self._over = True

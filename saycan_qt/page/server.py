@@ -346,11 +346,10 @@ class _Watching:
         for task in done:
             if (error := task.exception()) and not isinstance(error, (WebSocketDisconnect, RuntimeError, OSError)):
                 log.error("a page is left: %s", error, exc_info=error)
-        with contextlib.suppress(RuntimeError, OSError):
-            await self._socket.close()
+        await self._close(1000, "")
 
     async def _close(self, code: int, reason: str) -> None:
-        with contextlib.suppress(RuntimeError, OSError):
+        with contextlib.suppress(WebSocketDisconnect, RuntimeError, OSError):  # it is gone
             await self._socket.close(code, reason[:120])
 
     async def _tell(self) -> None:
