@@ -18,8 +18,9 @@ import tyro
 from saycan_qt.journey import mcap
 from saycan_qt.journey.replay import replay
 from saycan_qt.journey.report import write_report
-from saycan_qt.journey.results import PLAN
+from saycan_qt.journey.results import NotWritten
 from saycan_qt.options import File, parse
+from saycan_qt.page.runs import NoRun
 from saycan_qt.services.processes import refuse
 
 
@@ -33,11 +34,14 @@ class ReportConfig:
 
 def main() -> int:
     config = parse(ReportConfig, "python -m saycan_qt.report", __doc__)
-    if not (config.folder / PLAN).is_file():
-        return refuse(f"{config.folder} holds no {PLAN}; give a folder that `python -m saycan_qt.run` left")
     if config.mcap is not None and (mistake := mcap.mistake(config.mcap)) is not None:
         return refuse(mistake)
-    print(write_report(config.folder))
+    try:
+        print(write_report(config.folder))
+    except NoRun as error:
+        return refuse(str(error))
+    except NotWritten as error:
+        return refuse(f"{error.filename} cannot be written: {error.strerror}")
     if config.mcap is not None:
         try:
             write_mcap(config.folder, config.mcap)

@@ -10,6 +10,7 @@ A message is one line of JSON; with a key "bytes": n, n bytes follow the line.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import socket
@@ -62,14 +63,13 @@ class Link:
             self._changed.wait_for(lambda: self._over or not (self._waiting or self._sending), PARTING)
             self._end()
             self._changed.notify_all()
+        self._socket.close()
 
     def _end(self) -> None:
         self._over = True
         self._waiting.clear()
-        try:
+        with contextlib.suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
-        except OSError:
-            pass
 
     def _write(self) -> None:
         while True:

@@ -56,6 +56,14 @@ NEEDS: Mapping[str, Role] = {  # a method that is not here is nobody's
     "/skills.v1.RobotService/Stop": "stop",
     "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo": "read",
     "/metrics": "read",  # over HTTP, see `saycan_qt.services.exposition`
+    "/page/Watch": "read",  # of the page in a browser, see `saycan_qt.page.commands`
+    "/page/Preview": "read",
+    "/page/Instruct": "drive",
+    "/page/Answer": "drive",
+    "/page/Judge": "drive",
+    "/page/SetAsking": "drive",
+    "/page/Release": "drive",
+    "/page/Stop": "stop",
 }
 
 

@@ -1,0 +1,111 @@
+"""Folders that runs left, which may come from anybody: read with care, and summed up for a list of them."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+PLAN = "plan.json"
+LARGEST_PLAN = 64 << 20  # [bytes]; 40 steps of 227 skills take 1.5 MB
+TYPES = {".png": "image/png", ".jpg": "image/jpeg", ".mp4": "video/mp4"}  # of what a page shows
+MOST_RUNS = 2000  # in a list
+
+
+class NoRun(ValueError):
+    """This folder is none that can be shown, and why, in a line."""
+
+
+def read_plan(folder: Path) -> dict[str, Any]:
+    """plan.json's content, in which nothing but the kinds of the outermost things is certain. Raises NoRun."""
+    path = folder / PLAN
+    try:
+        with path.open("rb") as file:
+            if not os.path.isfile(path):
+                raise NoRun(f"{path} is no file")
+            content = file.read(LARGEST_PLAN + 1)
+        if len(content) > LARGEST_PLAN:
+            raise NoRun(f"{path} is larger than {LARGEST_PLAN >> 20} MiB, which no run leaves")
+        plan = json.loads(content, parse_constant=lambda _: None)  # a NaN is no JSON
+    except FileNotFoundError:
+        raise NoRun(f"{folder} holds no {PLAN}; give a folder that `python -m saycan_qt.run` left") from None
+    except OSError as error:
+        raise NoRun(f"{path} cannot be read: {error.strerror}") from None
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise NoRun(f"{path} is damaged: {error}") from None
+    if not (isinstance(plan, dict) and isinstance(plan.get("steps"), list) and "instruction" in plan):
+        raise NoRun(f"{path} is not what a run leaves: it has no instruction, or no steps")
+    if not all(isinstance(step, dict) for step in plan["steps"]):
+        raise NoRun(f"{path} is not what a run leaves: one of its steps is none")
+    return plan
+
+
+def inside(folder: Path, name: object) -> Path | None:
+    """The picture or video of this name within the folder; None for what is none, is not there, or lies elsewhere."""
+    if not isinstance(name, str) or Path(name).suffix not in TYPES:
+        return None
+    try:
+        path = (folder / name).resolve()
+        return path if path.is_relative_to(folder.resolve()) and path.is_file() else None
+    except (OSError, ValueError):  # of a name with a NUL
+        return None
+
+
+def pictures(plan: dict[str, Any]) -> Iterator[str]:
+    """Names of the files that a page shows of a run, the video left out; the last ones last."""
+    for row in (*plan["steps"], plan.get("final")):
+        if isinstance(row, dict):
+            views = row.get("views")
+            shown = list(views.values()) if isinstance(views, dict) and views else [row.get("observation")]
+            yield from (name for name in shown if isinstance(name, str) and name)
+
+
+class Runs:
+    """The runs in a folder of them. What was read is read again only when it has changed."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._known: dict[str, tuple[tuple[int, int], dict[str, Any]]] = {}
+
+    def find(self, name: str) -> Path | None:
+        """The folder of this name, which lies in the root itself."""
+        if name in ("", ".", "..") or "/" in name or os.sep in name or "\0" in name:
+            return None
+        return self.root / name if (self.root / name / PLAN).is_file() else None
+
+    def list(self) -> list[dict[str, Any]]:
+        """Of each run its name, instruction, success, reason, when it started, how long it took, how many steps, and a
+        picture; or its name and why it cannot be shown. The newest first."""
+        known: dict[str, tuple[tuple[int, int], dict[str, Any]]] = {}
+        for entry in os.scandir(self.root):
+            try:
+                found = os.stat(Path(entry.path) / PLAN)
+                entry.name.encode()
+            except (OSError, UnicodeEncodeError):  # no run, or a name that no address has
+                continue
+            changed = (found.st_mtime_ns, found.st_size)
+            before = self._known.get(entry.name)
+            row = before[1] if before and before[0] == changed else summary(Path(entry.path))
+            known[entry.name] = (changed, row)
+        self._known = known
+        rows = [row for _, row in known.values()]
+        return sorted(rows, key=lambda row: (row["started"], row["name"]), reverse=True)[:MOST_RUNS]
+
+
+def summary(folder: Path) -> dict[str, Any]:
+    try:
+        plan = read_plan(folder)
+    except NoRun as error:
+        return {"name": folder.name, "started": "", "error": str(error)}
+    picture = next((name for name in reversed([*pictures(plan)]) if inside(folder, name)), None)
+    told = {key: plan.get(key) for key in ("instruction", "success", "reason", "judge", "seconds", "world", "seed")}
+    started = plan.get("started")
+    return {
+        "name": folder.name,
+        "started": started if isinstance(started, str) else "",
+        "steps": len(plan["steps"]),
+        "picture": picture,
+        **told,
+    }
