@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import tempfile
+import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -55,8 +56,8 @@ PROBES = (  # what a model is tried with, see `Reader`
 
 
 class LanguageScorer:
-    """A causal language model of any family that scores texts. What it has read of the prompt is kept; not for use from
-    two threads at once."""
+    """A causal language model of any family that scores texts. What it has read of the prompt is kept. Threads that ask
+    it take turns."""
 
     def __init__(
         self,
@@ -73,6 +74,7 @@ class LanguageScorer:
         self.name = str(path) if fetched else self.path.stem if self.path.is_file() else self.path.name
         self.dtype = dtype or fast_dtype(device)
         self.negligible = negligible
+        self._turn = threading.Lock()
         self.model, self.tokenizer = load(self.path, self.dtype)
         if adapter is not None:
             self.model = adapted(self.model, Path(adapter))
@@ -97,6 +99,10 @@ class LanguageScorer:
         """
         if not candidates:
             return np.zeros(0, np.float32)
+        with self._turn:
+            return self._score(prompt, candidates)
+
+    def _score(self, prompt: str, candidates: Sequence[str]) -> np.ndarray:
         prompt_ids, candidate_ids = self._tokenize(prompt, candidates)
         scores = np.full(len(candidates), -np.inf, np.float32)
         alive = np.arange(len(candidates))

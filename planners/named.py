@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 
 from skills.library import Skill
 
@@ -25,9 +26,16 @@ def renamed(text: str, name: str, other: str) -> str:
 
 def named(text: str, names: Iterable[str]) -> list[str]:
     """Those that a text names, each once, in its order; case does not matter, nor does a plural's ending."""
-    known = {name.casefold(): name for name in names}
-    singular = {form: name for name in known for form in (name, name + "s", name + "es")} | {n: n for n in known}
-    return list(dict.fromkeys(known[singular[found]] for found in pattern(singular).findall(text.casefold())))
+    known, finds = _forms(frozenset(names))
+    return list(dict.fromkeys(known[found] for found in finds.findall(text.casefold())))
+
+
+@lru_cache(maxsize=64)  # a planner asks about all names of its library at each decision
+def _forms(names: frozenset[str]) -> tuple[dict[str, str], re.Pattern[str]]:
+    """What each name may look like in a text, singular and plural, and what finds that."""
+    plain = {name.casefold(): name for name in sorted(names)}
+    forms = {form: name for key, name in plain.items() for form in (key, key + "s", key + "es")} | plain
+    return forms, pattern(forms)
 
 
 def plain(text: str) -> str:

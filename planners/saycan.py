@@ -183,7 +183,7 @@ class SayCanPlanner:
         self._texts = {skill.text for skill in self.skills}
         self._by_words = {plain(w): i for i, s in enumerate(self.skills) if s.name != DONE for w in (s.name, s.text)}
         self._families = np.unique([skill.family for skill in self.skills], return_inverse=True)[1]  # by number
-        self._values = {value for skill in self.skills for value in skill.arguments.values()}
+        self._values = frozenset(value for skill in self.skills for value in skill.arguments.values())
         self._text_vectors: dict[
             str, np.ndarray
         ] = {}  # of skills' texts, by sentence embedding, as far as they were needed

@@ -1,6 +1,8 @@
 """Families of language models, tokenizers among them: likelihoods are the model's own, or the model is refused."""
 
 import copy
+import time
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 
 import numpy as np
@@ -256,6 +258,21 @@ def test_a_model_that_says_no_numbers_is_refused(loaded):
 def test_more_than_a_model_can_read_is_told(loaded):
     with pytest.raises(ValueError, match=r"have \d+ tokens, and the model reads at most 256"):
         loaded(tiny("gpt2")).score("1. find the apple\n" * 60, [" done\n"])
+
+
+def test_threads_that_ask_take_turns(loaded, monkeypatch):
+    scorer, inside, most = loaded(tiny("llama")), [], []
+
+    def score(prompt, candidates):
+        inside.append(prompt)
+        most.append(len(inside))
+        time.sleep(0.01)
+        inside.remove(prompt)
+
+    monkeypatch.setattr(scorer, "_score", score)
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda number: scorer.score(f"{number}.", [" done\n"]), range(8)))
+    assert most == [1] * 8
 
 
 def test_candidates_are_given_up_alike_however_they_are_read(loaded):
