@@ -55,8 +55,9 @@ class Question:
         return {**told, "confidence": round(self.confidence, 4), "skills": bool(self.skills)}
 
     def vetoed(self) -> Question:
-        """The same without its first skill, which the person does not want."""
+        """The same with its first skill, which the person does not want, put last."""
         first, *left = *self.skills, *self.others
+        left.append(first)
         shown = max(SHOWN[0], len(self.skills) - 1)
         reason = f"not “{first.text}”: then “{left[0].text}” seems likeliest"
         return replace(self, reason=reason, skills=tuple(left[:shown]), others=tuple(left[shown:]), confidence=0.0)

@@ -140,6 +140,16 @@ def small_run(folder, said, *options):
     return done.returncode, [line["question"] for line in questions], plan
 
 
+def test_a_veto_proposes_the_next_and_any_skill_may_be_named():
+    asked = Asking("always").question("fruit", decision(find_apple=0.5, find_orange=0.4, pick_apple=0.1, done=0.0))
+    assert asked.understand("veto").veto and asked.understand("done").skill.name == "done"
+    left = asked.vetoed()
+    assert left.options[0] == "find the orange" and "not “find the apple”" in left.reason
+    assert left.understand("find the apple").skill.name == "find apple"  # they may think again
+    assert left.vetoed().vetoed().vetoed().options[0] == "find the apple"
+    assert Question("x", "?", instructions=("yes", "no")).understand("veto") is None
+
+
 def test_a_person_chooses_says_it_otherwise_and_judges(tmp_path):
     said = "2\nbring me the sponge\n1\nstop\n"
     code, questions, plan = small_run(tmp_path / "out", said, "--ask", "always")

@@ -124,7 +124,9 @@ def test_of_what_waits_only_the_newest_picture_of_a_view_and_the_newest_now_coun
         threading.Thread(target=run.link.close).start()
         seen = list(Link(run.other).receive())
     assert [m["line"] for m in seen if "line" in m][1:-1] == [str(number) for number in range(1000)]
-    assert [m["bytes"] for m in seen if "view" in m][-2:] == [b"999", b"999"] and len([m for m in seen if "view" in m]) < 9
+    assert [m["bytes"] for m in seen if "view" in m][-2:] == [b"999", b"999"] and len(
+        [m for m in seen if "view" in m]
+    ) < 9
     assert [m["now"]["control_step"] for m in seen if "now" in m][-1] == 999
 
 
@@ -487,7 +489,9 @@ def test_a_report_of_a_long_run_is_small(tmp_path):
             (folder.path / views[view]).write_bytes(os.urandom(12_000))
         row = {"language": 0.000381657, "affordance": 0.272682, "score": 0.000104071, "lowered": 1.0, "raw": 0.272682}
         row |= {"model": "affordance@d8103e61"}
-        rows = [{"skill": f"pick thing {i}", "text": f"pick up the green jalapeno thing {i}", **row} for i in range(227)]
+        rows = [
+            {"skill": f"pick thing {i}", "text": f"pick up the green jalapeno thing {i}", **row} for i in range(227)
+        ]
         steps.append(step(number, outcome="succeeded", views=views, candidates=rows))
     folder.finish(True, "the goal is met", "done", "goal")
     (folder.path / "plan.json").write_text(json.dumps({**folder.content(), "steps": steps}))

@@ -67,14 +67,15 @@ class Options:
     # when-unsure in a terminal or with --live, and else never. With --json the question is a line of JSON, answered by
     # a line
     ask: When | None = None
+    ask_before_acting: bool = False  # the same as --ask always: approve each skill, veto it, or choose another
     max_steps: int = 40  # give up after this many skills
     mcap: File = None  # write what happens to this new file, for Foxglove, Rerun and what else reads MCAP
     live: Annotated[LiveOptions, tyro.conf.arg(name="")] = field(default_factory=LiveOptions)
 
     @property
     def when_to_ask(self) -> When:
-        if self.ask is not None:
-            return self.ask
+        if self.ask is not None or self.ask_before_acting:
+            return self.ask or "always"
         attended = self.live.live or (sys.stdin.isatty() and sys.stdout.isatty())
         return "when-unsure" if attended and not self.piped else "never"
 
@@ -150,6 +151,8 @@ def check(config: RunConfig | SessionConfig) -> str | None:
         return str(error)
     if config.max_steps < 1:
         return f"--max-steps is {config.max_steps}; at least 1 is needed"
+    if config.ask_before_acting and config.ask not in (None, "always"):
+        return f"--ask-before-acting asks always, and --ask {config.ask} does not; give one of them"
     if config.preselect < 0:
         return f"--preselect is {config.preselect}; 0 turns it off, else it is how many skills to keep"
     if config.out is not None and config.out.exists() and (not config.out.is_dir() or any(config.out.iterdir())):

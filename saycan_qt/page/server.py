@@ -80,7 +80,9 @@ class PageServer:
             listening = socket.create_server((host, port), family=family, backlog=128)
         except OSError as error:
             where = f"{join_address(host, port)} for the page"
-            raise Unavailable(f"cannot listen on {where}: {os.strerror(error.errno or 0)}; port 0 takes any free one") from None
+            raise Unavailable(
+                f"cannot listen on {where}: {os.strerror(error.errno or 0)}; port 0 takes any free one"
+            ) from None
         self.address = join_address(host, listening.getsockname()[1])
         anywhere = host in ("0.0.0.0", "::")
         called = join_address(socket.gethostname() if anywhere else host, listening.getsockname()[1])
