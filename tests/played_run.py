@@ -4,6 +4,8 @@ import contextlib
 import io
 import queue
 import socket
+import subprocess
+import sys
 import threading
 import time
 
@@ -102,3 +104,19 @@ def page_beside(access=None, credentials=None, **options):
             yield run
         run.hub.close()
         following.join(5)
+
+
+@contextlib.contextmanager
+def page_process(*options):
+    """A run that is played, and its page in a process of its own, as `run --live` starts it."""
+    with PlayedRun() as run:
+        end = run.other.fileno()
+        command = [sys.executable, "-m", "saycan_qt.view", "--feed", str(end), "--until-stdin-closes", *options]
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, pass_fds=[end])
+        with process:
+            lines = iter(process.stdout)
+            run.address = next(lines).removeprefix("page listening on ").strip()
+            run.url, run.pid = next(lines).removeprefix("page ready: ").strip(), process.pid
+            yield run
+            process.stdin.close()
+            process.wait(10)

@@ -274,7 +274,9 @@ class _Application:
         try:
             if folder is None:
                 raise NoRun(f"there is no run {plain(request.path_params['name'])[:200]!r} here")
-            boot = {"mode": "replay", "plan": read_plan(folder), "files": {}, "one": isinstance(self.runs, Path)}
+            plan = read_plan(folder)
+            plan["video"] = plan.get("video") if inside(folder, plan.get("video")) else None
+            boot = {"mode": "replay", "plan": plan, "files": {}, "one": isinstance(self.runs, Path)}
             return HTMLResponse(page(boot))
         except NoRun as error:
             return PlainTextResponse(f"{error}\n", 404)
