@@ -300,7 +300,7 @@ def test_every_command_needs_a_role():
 @pytest.mark.parametrize("host", ["evil.example", "evil.example:80", "127.0.0.1.evil.example", "", "a b"])
 def test_a_name_of_somebody_elses_leads_nowhere(host):
     with page_beside() as run:
-        status, headers, text = ask(run.server.url, Host=host)
+        status, _, text = ask(run.server.url, Host=host)
         assert status in (400, 403) and "boot" not in text
         for own in ("localhost:1234", "[::1]:9", "192.168.1.7", socket.gethostname()):
             assert ask(run.server.url, Host=own)[0] == 200
@@ -350,9 +350,9 @@ def test_a_token_is_shown_once_and_its_roles_hold_for_each_command():
             for do in ({"do": "stop"}, {"do": "release"}, {"do": "instruct", "text": "go"}):
                 reader.send(**do)
                 assert "needs the role" in reader.reply()["text"]
-        with looking(run, Authorization="Bearer drive-token") as driver:  # drive alone does not look on
-            with pytest.raises(ConnectionClosed, match="needs the role 'read'"):
-                driver.until(lambda own: False)
+        refused = pytest.raises(ConnectionClosed, match="needs the role 'read'")
+        with looking(run, Authorization="Bearer drive-token") as driver, refused:  # drive alone does not look on
+            driver.until(lambda own: False)
         assert ask(url, "/stop", "POST", Origin=origin)[0] == 403
         assert ask(url, "/stop", "POST", Origin=origin, Authorization="Bearer stop-token")[0] == 200
 
