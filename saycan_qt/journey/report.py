@@ -1,7 +1,7 @@
 """Turn a run's folder into one HTML page that needs nothing else: no server, no network, no other file.
 
-It is the page of `saycan_qt.page` with the run inside. `saycan_qt.run` writes it; `python -m saycan_qt.report DIR` makes
-it again from plan.json and the pictures.
+It is the page of `saycan_qt.page` with the run inside. `saycan_qt.run` writes it; `python -m saycan_qt.report DIR`
+makes it again from plan.json and the pictures.
 """
 
 from __future__ import annotations

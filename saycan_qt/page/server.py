@@ -79,10 +79,8 @@ class PageServer:
             family = socket.AF_INET6 if ":" in host else socket.AF_INET
             listening = socket.create_server((host, port), family=family, backlog=128)
         except OSError as error:
-            where = f"{join_address(host, port)} for the page"
-            raise Unavailable(
-                f"cannot listen on {where}: {os.strerror(error.errno or 0)}; port 0 takes any free one"
-            ) from None
+            why = f"{join_address(host, port)} for the page: {os.strerror(error.errno or 0)}"
+            raise Unavailable(f"cannot listen on {why}; port 0 takes any free one") from None
         self.address = join_address(host, listening.getsockname()[1])
         anywhere = host in ("0.0.0.0", "::")
         called = join_address(socket.gethostname() if anywhere else host, listening.getsockname()[1])
