@@ -1,7 +1,7 @@
-"""How fast is the live page? From the robot to a browser's screen; from a key to a robot that is stopped; 10,000 events.
+"""How fast is the live page? From the robot to a browser's screen; from a key to a stopped robot; 10,000 events.
 
-    python benchmarks/page.py               # real headless Chromium ($CHROMIUM, else /usr/bin/chromium), a minute or two
-    python benchmarks/page.py --pictures runs/20261121-101500-bring-me-a-snack      # a run's own, not plain ones
+    python benchmarks/page.py               # real headless Chromium ($CHROMIUM, else /usr/bin/chromium), two minutes
+    python benchmarks/page.py --pictures runs/20261121-101500-bring-me-a-snack     # a run's own, not plain ones
 
 The page is a process of its own, as `run --live` starts it; what happens is told over its socket. "Busy" is as many
 processes that compute as there are cores. Times of pictures are from when they are taken until the browser has drawn

@@ -436,6 +436,7 @@ def test_nothing_else_is_served(runs, path):
         (b"\xff\xfe", "is damaged"),
         (b"[1, 2]", "is not what a run leaves"),
         (b'{"instruction": "x", "steps": [1]}', "is not what a run leaves"),
+        (b'{"instruction": %s, "steps": []}' % (b"1" * 5000), "is damaged"),
         (b"[" * 200_000, "is damaged"),
         (None, "is larger than"),
     ],
@@ -451,6 +452,20 @@ def test_what_cannot_be_shown_is_said_in_one_line(runs, content, why):
         assert status == 404 and why in text and text.count("\n") == 1
         [row] = [row for row in boot(ask(server.url)[2])["runs"] if row["name"] == "first"]
         assert why in row["error"]
+
+
+def test_a_plan_that_is_no_file_or_has_odd_numbers_harms_nobody(runs):
+    os.mkfifo(runs / "pipe")
+    (runs / "odd").mkdir()
+    os.mkfifo(runs / "odd" / "plan.json")
+    assert "is no file" in next(row for row in Runs(runs).list() if row["name"] == "odd")["error"]
+    odd = b'{"instruction": ["x"], "seconds": 1e999, "seed": NaN, "steps": []}'
+    (runs / "first" / "plan.json").write_bytes(odd)
+    with PageServer(None, Runs(runs), "127.0.0.1", 0) as server:
+        assert boot(ask(server.url, "/runs/first/")[2])["plan"] == json.loads(
+            '{"instruction": ["x"], "seconds": null, "seed": null, "steps": [], "video": null}',
+            parse_constant=pytest.fail,
+        )
 
 
 def test_a_plan_names_no_file_outside_its_folder(runs):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 from pathlib import Path
+from urllib.parse import quote
 
 from saycan_qt.journey.results import REPORT, write_atomically
 from saycan_qt.page.document import page
@@ -25,7 +26,7 @@ def render(folder: Path) -> str:
     plan = read_plan(folder)
     files = {name: data_uri(path) for name in pictures(plan) if (path := inside(folder, name))}
     if video := inside(folder, plan.get("video")):
-        files[plan["video"]] = data_uri(video) if video.stat().st_size < INLINED_VIDEO else plan["video"]
+        files[plan["video"]] = data_uri(video) if video.stat().st_size < INLINED_VIDEO else quote(plan["video"])
     return page({"mode": "report", "plan": plan, "files": files}, alone=True)
 
 

@@ -18,6 +18,8 @@ import threading
 from collections.abc import Iterator, Mapping
 from typing import IO, Any
 
+from saycan_qt.page.lenient import read_json
+
 log = logging.getLogger(__name__)
 
 MOST_WAITING = 10_000  # messages, after which nobody reads
@@ -99,7 +101,7 @@ def _messages(stream: IO[bytes]) -> Iterator[dict[str, Any]]:
     try:
         while line := stream.readline(LONGEST):
             try:
-                message = json.loads(line, parse_constant=lambda _: None)  # a NaN is no JSON
+                message = read_json(line)
                 size = message.get("bytes", 0)
                 if not (isinstance(size, int) and 0 <= size <= LONGEST):
                     raise ValueError(f"{size!r} bytes follow")

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from saycan_qt.page.lenient import read_json
+
 PLAN = "plan.json"
 LARGEST_PLAN = 64 << 20  # [bytes]; 40 steps of 227 skills take 1.5 MB
 TYPES = {".png": "image/png", ".jpg": "image/jpeg", ".mp4": "video/mp4"}  # of what a page shows
-MOST_RUNS = 2000  # in a list
+MOST_RUNS, LONGEST_TEXT = 2000, 1000  # in a list
 
 
 class NoRun(ValueError):
@@ -22,18 +23,20 @@ def read_plan(folder: Path) -> dict[str, Any]:
     """plan.json's content, in which nothing but the kinds of the outermost things is certain. Raises NoRun."""
     path = folder / PLAN
     try:
+        if path.exists() and not path.is_file():
+            raise NoRun(f"{path} is no file")
         with path.open("rb") as file:
-            if not os.path.isfile(path):
-                raise NoRun(f"{path} is no file")
             content = file.read(LARGEST_PLAN + 1)
         if len(content) > LARGEST_PLAN:
             raise NoRun(f"{path} is larger than {LARGEST_PLAN >> 20} MiB, which no run leaves")
-        plan = json.loads(content, parse_constant=lambda _: None)  # a NaN is no JSON
+        plan = read_json(content)
+    except NoRun:
+        raise
     except FileNotFoundError:
         raise NoRun(f"{folder} holds no {PLAN}; give a folder that `python -m saycan_qt.run` left") from None
     except OSError as error:
         raise NoRun(f"{path} cannot be read: {error.strerror}") from None
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise NoRun(f"{path} is damaged: {error}") from None
     if not (isinstance(plan, dict) and isinstance(plan.get("steps"), list) and "instruction" in plan):
         raise NoRun(f"{path} is not what a run leaves: it has no instruction, or no steps")
@@ -100,12 +103,15 @@ def summary(folder: Path) -> dict[str, Any]:
     except NoRun as error:
         return {"name": folder.name, "started": "", "error": str(error)}
     picture = next((name for name in reversed([*pictures(plan)]) if inside(folder, name)), None)
-    told = {key: plan.get(key) for key in ("instruction", "success", "reason", "judge", "seconds", "world", "seed")}
-    started = plan.get("started")
-    return {
-        "name": folder.name,
-        "started": started if isinstance(started, str) else "",
-        "steps": len(plan["steps"]),
-        "picture": picture,
-        **told,
+    told = {
+        key: _short(plan.get(key)) for key in ("instruction", "success", "reason", "judge", "seconds", "world", "seed")
     }
+    started = plan.get("started")
+    own = {"name": folder.name, "started": started[:100] if isinstance(started, str) else ""}
+    return {**own, "steps": len(plan["steps"]), "picture": picture, **told}
+
+
+def _short(value: object) -> object:
+    if isinstance(value, str):
+        return value[:LONGEST_TEXT]
+    return value if isinstance(value, bool | int | float) else None

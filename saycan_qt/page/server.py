@@ -55,7 +55,7 @@ AHEAD = 4  # messages that a page is sent before it has said that the first has 
 PATIENCE = 30.0  # [s] that a page may say nothing of what it was sent; a hidden one is slow
 BETWEEN = 0.02  # [s] between two commands of one page
 ADMIT_EVERY = 5.0  # [s] between two looks whether a page may still look on
-REFUSED, BUSY, SILENT = 4401, 4429, 4408  # codes that a WebSocket is closed with
+REFUSED, BUSY = 4401, 4429  # codes that a WebSocket is closed with
 
 
 class PageServer:
