@@ -173,7 +173,8 @@ class _Application:
         self.names = {name.lower() for name in (*names, "localhost", socket.gethostname())}
         self.cookie = f"{'__Host-' if access.tls else ''}saycan-qt-{port}"  # cookies know no ports
         self.entered: OrderedDict[str, str] = OrderedDict()  # what a browser shows -> its token
-        self.stopping = ThreadPoolExecutor(4, "stop")  # wait for nothing else
+        self.stopping = ThreadPoolExecutor(1, "stop")  # waits for nothing else
+        self._on_its_way: asyncio.Task[dict[str, Any]] | None = None
         self.looking = ThreadPoolExecutor(2, "preview")
 
     def starlette(self) -> Starlette:
@@ -303,6 +304,13 @@ class _Application:
         return JSONResponse(await self._stop(self.hub))
 
     async def _stop(self, hub: Hub) -> dict[str, Any]:
+        """One that comes while another is on its way goes with it: it may be the same, by another road."""
+        if self._on_its_way is None:
+            self._on_its_way = asyncio.create_task(self._stop_now(hub))
+            self._on_its_way.add_done_callback(lambda _: setattr(self, "_on_its_way", None))
+        return await asyncio.shield(self._on_its_way)
+
+    async def _stop_now(self, hub: Hub) -> dict[str, Any]:
         began = time.monotonic()
         try:
             text = await asyncio.get_running_loop().run_in_executor(self.stopping, hub.stop)
