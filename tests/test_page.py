@@ -297,11 +297,11 @@ def test_every_command_needs_a_role():
     assert {*commands.METHODS.values(), commands.WATCH} == {method for method in NEEDS if method.startswith("/page/")}
 
 
-@pytest.mark.parametrize("host", ["evil.example", "evil.example:80", "127.0.0.1.evil.example", "", "a b"])
-def test_a_name_of_somebody_elses_leads_nowhere(host):
+def test_a_name_of_somebody_elses_leads_nowhere():
     with page_beside() as run:
-        status, _, text = ask(run.server.url, Host=host)
-        assert status in (400, 403) and "boot" not in text
+        for host in ("evil.example", "evil.example:80", "127.0.0.1.evil.example", "", "a b"):
+            status, _, text = ask(run.server.url, Host=host)
+            assert status in (400, 403) and "boot" not in text
         for own in ("localhost:1234", "[::1]:9", "192.168.1.7", socket.gethostname()):
             assert ask(run.server.url, Host=own)[0] == 200
 
@@ -387,19 +387,30 @@ def test_over_tls_it_is_the_same_and_a_new_certificate_counts_from_the_next_conn
 # -- folders of anybody ----------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def runs(tmp_path):
-    root = tmp_path / "runs"
+def some_runs(folder):
+    """Two runs, and traps: links that lead elsewhere, a script."""
+    root = folder / "runs"
     for name, started in (("first", "2026-11-01"), ("it's <b> # % ? é", "2026-11-02")):
         (root / name / "pictures").mkdir(parents=True)
         views = {"room": "pictures/a #1.jpg"}
         plan = {**PLAN, "instruction": name, "started": started, "steps": [step(1, outcome="failed", views=views)]}
         (root / name / "plan.json").write_text(json.dumps(plan))
         (root / name / "pictures" / "a #1.jpg").write_bytes(jpeg("red"))
-    (tmp_path / "secret.jpg").write_bytes(b"secret")
-    (root / "first" / "pictures" / "link.jpg").symlink_to(tmp_path / "secret.jpg")
+    (folder / "secret.jpg").write_bytes(b"secret")
+    (root / "first" / "pictures" / "link.jpg").symlink_to(folder / "secret.jpg")
     (root / "first" / "report.html").write_text("<script>fetch('/stop', {method: 'POST'})</script>")
     return root
+
+
+@pytest.fixture
+def runs(tmp_path):
+    return some_runs(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory):
+    with PageServer(None, Runs(some_runs(tmp_path_factory.mktemp("library"))), "127.0.0.1", 0) as server:
+        yield server
 
 
 def test_a_folder_of_runs_is_a_list_the_newest_first(runs):
@@ -409,10 +420,9 @@ def test_a_folder_of_runs_is_a_list_the_newest_first(runs):
 
 
 @pytest.mark.parametrize("path", ["pictures/a%20%231.jpg", "plan.json", ""])
-def test_of_a_run_its_pictures_and_its_plan_are_served(runs, path):
-    with PageServer(None, Runs(runs), "127.0.0.1", 0) as server:
-        assert ask(server.url, f"/runs/first/{path}")[0] == 200
-        assert ask(server.url, f"/runs/it's%20%3Cb%3E%20%23%20%25%20%3F%20%C3%A9/{path}")[0] == 200
+def test_of_a_run_its_pictures_and_its_plan_are_served(library, path):
+    assert ask(library.url, f"/runs/first/{path}")[0] == 200
+    assert ask(library.url, f"/runs/it's%20%3Cb%3E%20%23%20%25%20%3F%20%C3%A9/{path}")[0] == 200
 
 
 @pytest.mark.parametrize(
@@ -423,10 +433,9 @@ def test_of_a_run_its_pictures_and_its_plan_are_served(runs, path):
         *("/runs/..%2f..%2fsecret.jpg", "/runs/first%2f../plan.json", "/secret.jpg", "/runs//plan.json", "/runs/./"),
     ],
 )
-def test_nothing_else_is_served(runs, path):
-    with PageServer(None, Runs(runs), "127.0.0.1", 0) as server:
-        status, _, text = ask(server.url, path)
-        assert status in (404, 307) and "secret" not in text.replace(path, "")
+def test_nothing_else_is_served(library, path):
+    status, _, text = ask(library.url, path)
+    assert status in (404, 307) and "secret" not in text.replace(path, "")
 
 
 @pytest.mark.parametrize(
