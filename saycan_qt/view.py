@@ -8,8 +8,8 @@ It prints the address to open and serves until Ctrl-C. `run --live` and `session
 the run: the page then shows what goes on, and the robot can be stopped from it. Nothing is fetched from elsewhere.
 
 On an address that other machines can reach it asks what other services ask: TLS, and tokens (see `grant --help`) that
-each browser shows once. The role "read" looks on, "stop" stops the robot, "drive" does that and all the rest. A token
-file is read again on SIGHUP. Exit code 2: a mistake in use.
+each browser shows once. The role "read" looks on, which "stop" (the robot) and "drive" (that and all the rest) add to.
+A token file is read again on SIGHUP. Exit code 2: a mistake in use.
 """
 
 from __future__ import annotations

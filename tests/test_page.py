@@ -419,6 +419,17 @@ def test_a_folder_of_runs_is_a_list_the_newest_first(runs):
     assert {"instruction", "success", "reason", "seconds", "picture"} <= rows[0].keys()
 
 
+def test_the_runs_of_a_session_are_in_the_list_of_the_folder_above(runs):
+    (runs / "a session").mkdir()
+    (runs / "first").rename(runs / "a session" / "01")
+    with PageServer(None, Runs(runs), "127.0.0.1", 0) as server:
+        names = [row["name"] for row in boot(ask(server.url)[2])["runs"]]
+        assert names == ["it's <b> # % ? é", "a session/01"]
+        for path in ("", "plan.json", "pictures/a%20%231.jpg"):
+            assert ask(server.url, f"/runs/a%20session/01/{path}")[0] == 200
+        assert ask(server.url, "/runs/a%20session/")[0] == ask(server.url, "/runs/a%20session/01/../x.jpg")[0] == 404
+
+
 @pytest.mark.parametrize("path", ["pictures/a%20%231.jpg", "plan.json", ""])
 def test_of_a_run_its_pictures_and_its_plan_are_served(library, path):
     assert ask(library.url, f"/runs/first/{path}")[0] == 200

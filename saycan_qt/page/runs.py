@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -73,8 +74,9 @@ class Runs:
         self._known: dict[str, tuple[tuple[int, int], dict[str, Any]]] = {}
 
     def find(self, name: str) -> Path | None:
-        """The folder of this name, which lies in the root itself."""
-        if name in ("", ".", "..") or "/" in name or os.sep in name or "\0" in name:
+        """The folder of this name, which lies in the root, or in a folder there that is no run itself: a session's."""
+        parts = name.split("/")
+        if len(parts) > 2 or any(part in ("", ".", "..") or os.sep in part or "\0" in part for part in parts):
             return None
         return self.root / name if (self.root / name / PLAN).is_file() else None
 
@@ -82,19 +84,29 @@ class Runs:
         """Of each run its name, instruction, success, reason, when it started, how long it took, how many steps, and a
         picture; or its name and why it cannot be shown. The newest first."""
         known: dict[str, tuple[tuple[int, int], dict[str, Any]]] = {}
-        for entry in os.scandir(self.root):
+        for name in self._names():
             try:
-                found = os.stat(Path(entry.path) / PLAN)
-                entry.name.encode()
+                found = os.stat(self.root / name / PLAN)
+                name.encode()
             except (OSError, UnicodeEncodeError):  # no run, or a name that no address has
                 continue
             changed = (found.st_mtime_ns, found.st_size)
-            before = self._known.get(entry.name)
-            row = before[1] if before and before[0] == changed else summary(Path(entry.path))
-            known[entry.name] = (changed, row)
+            before = self._known.get(name)
+            row = before[1] if before and before[0] == changed else {**summary(self.root / name), "name": name}
+            known[name] = (changed, row)
         self._known = known
         rows = [row for _, row in known.values()]
         return sorted(rows, key=lambda row: (row["started"], row["name"]), reverse=True)[:MOST_RUNS]
+
+    def _names(self) -> Iterator[str]:
+        for entry in os.scandir(self.root):
+            if not entry.is_dir():
+                continue
+            if os.path.exists(os.path.join(entry.path, PLAN)):
+                yield entry.name
+                continue
+            with contextlib.suppress(OSError):  # one that is nobody else's business
+                yield from (f"{entry.name}/{one.name}" for one in os.scandir(entry.path) if one.is_dir())
 
 
 def summary(folder: Path) -> dict[str, Any]:

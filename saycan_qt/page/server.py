@@ -183,8 +183,7 @@ class _Application:
                 Route("/", self.front, methods=["GET"]),
                 Route("/enter", self.enter, methods=["POST"]),
                 Route("/stop", self.stop, methods=["POST"]),
-                Route("/runs/{name}/", self.run, methods=["GET"]),
-                Route("/runs/{name}/{file:path}", self.file, methods=["GET"]),
+                Route("/runs/{path:path}", self.shown, methods=["GET"]),
                 WebSocketRoute("/watch", self.watch),
             ]
         )
@@ -266,27 +265,31 @@ class _Application:
         assert self.runs is not None, "there is something to show"
         return HTMLResponse(page({"mode": "index", "runs": self.runs.list()}))
 
-    def run(self, request: Request) -> Response:
+    def shown(self, request: Request) -> Response:
+        """runs/NAME/ is a run, runs/NAME/FILE a file of it; in a session's folder a run's name has two parts."""
         if (form := self.let_in(request)) is not None:
             return form
-        folder = self.folder(request.path_params["name"])
-        try:
-            if folder is None:
-                raise NoRun(f"there is no run {plain(request.path_params['name'])[:200]!r} here")
-            plan = read_plan(folder)
-            plan["video"] = plan.get("video") if inside(folder, plan.get("video")) else None
-            boot = {"mode": "replay", "plan": plan, "files": {}, "one": isinstance(self.runs, Path)}
-            return HTMLResponse(page(boot))
-        except NoRun as error:
-            return PlainTextResponse(f"{error}\n", 404)
+        parts = request.path_params["path"].split("/")
+        for depth in (1, 2):
+            folder = self.folder("/".join(parts[:depth]))
+            if folder is not None and len(parts) > depth:
+                name = "/".join(parts[depth:])
+                return self.file(folder, name) if name else self.run(folder)
+        return PlainTextResponse("there is no such run here\n", 404)
 
-    def file(self, request: Request) -> Response:
-        if (form := self.let_in(request)) is not None:
-            return form
-        folder, name = self.folder(request.path_params["name"]), request.path_params["file"]
-        if folder is not None and name == PLAN and (folder / PLAN).is_file():
+    def run(self, folder: Path) -> Response:
+        try:
+            plan = read_plan(folder)
+        except NoRun as error:
+            return PlainTextResponse(f"{plain(str(error))}\n", 404)
+        plan["video"] = plan.get("video") if inside(folder, plan.get("video")) else None
+        boot = {"mode": "replay", "plan": plan, "files": {}, "one": isinstance(self.runs, Path)}
+        return HTMLResponse(page(boot))
+
+    def file(self, folder: Path, name: str) -> Response:
+        if name == PLAN and (folder / PLAN).is_file():
             return FileResponse(folder / PLAN, media_type="application/json")
-        path = None if folder is None else inside(folder, name)
+        path = inside(folder, name)
         if path is None:
             return PlainTextResponse("there is no such picture or video\n", 404)
         return FileResponse(path, media_type=TYPES[path.suffix])
