@@ -274,6 +274,7 @@ def test_a_stop_that_reached_nobody_is_told_as_that():
     with page_beside() as run, looking(run) as looker:
         with socket.create_server(("127.0.0.1", 0)) as nobody:
             address = f"127.0.0.1:{nobody.getsockname()[1]}"
+        looker.until(lambda own: own.events)
         run.tell(robot={"name": "gone", "address": address, "guard": ""})
         looker.until(lambda own: own.told("robot"))
         looker.send(do="stop")
