@@ -21,6 +21,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 
 import grpc
+import numpy as np
 
 from skills.chunks.schedule import Chunks
 from skills.client import CONTROL_TIMEOUT, Preview, SkillClient
@@ -47,14 +48,16 @@ from skills.serving.grpc_server import Server
 from skills.serving.looking import Look
 from skills.serving.terms import Terms
 from skills.serving.watching import NOBODY, Watcher
-from skills.types import Outcome, Robot, Status, embodiment_of
+from skills.types import Imaginer, Outcome, Robot, Status, embodiment_of
 from skills.v1 import skills_pb2 as pb
 from skills.v1 import skills_pb2_grpc
 from skills.wire.conventions import PING_INTERVAL, SCHEMA_VERSION, join_address, split_address
 from skills.wire.messages import (
+    JPEG,
     inside,
     read_text,
     write_embodiment,
+    write_image,
     write_jpeg,
     write_observation,
     write_outcome,
@@ -68,6 +71,7 @@ GOALS_REMEMBERED = 10_000  # whose ids are refused a second time, and whose resu
 MAX_VIEWS = 8
 NO_THREAD = "the robot's computer has no thread left for a goal"
 MAX_ASIDES = 4  # questions at one time that may take long: judging an instruction, previewing a goal
+OVER_THE_CAMERA = "over the camera"  # what a driver's value map shows
 MARGIN = 0.2  # [s] before a call's deadline in which it is told why its goal was not begun
 MAX_REQUEST = 64 * 2**10  # [bytes]; a robot is told little, and answers with images
 URGENT = ("Stop", "CancelSkill")  # with threads of their own: they work while all others wait for the robot
@@ -232,12 +236,26 @@ class RobotServicer(skills_pb2_grpc.RobotServiceServicer):
             with self._aside():
                 agree(self._robot, self._skill_client)
                 preview = _write_preview(self._skill_client.preview(skill.name, [observation]))
+                if (picture := self._imagined(skill, context)) is not None:
+                    preview.value_maps[OVER_THE_CAMERA].CopyFrom(write_image(picture, JPEG))
         else:
             raw = connective_affordance(skill, observation)
             score = pb.SkillScore(skill=skill.name, affordance=min(max(raw, 0.0), 1.0), raw=raw, model_id=ANALYTIC)
             preview = pb.Preview(score=score)
         preview.expected_seconds = self._experience.expected(skill.name)
         return pb.PreviewGoalResponse(preview=preview)
+
+    def _imagined(self, skill: Skill, context: grpc.ServicerContext) -> np.ndarray | None:
+        """The skill's value over a camera's picture, where the driver imagines that and nothing keeps its thread."""
+        robot, judge = self._robot, self._skill_client
+        if not isinstance(robot, Imaginer) or self._busy():
+            return None
+        assert judge is not None, "there is one for learnt skills"
+        try:
+            draw = self._executor.do_soon(lambda: robot.imagine(skill), self._busy, context.is_active)
+        except Busy:
+            return None
+        return draw and draw(lambda seen: judge.score([seen], [skill.name])[0].affordance)
 
     def ExecuteSkill(
         self, request: pb.ExecuteSkillRequest, context: grpc.ServicerContext

@@ -160,6 +160,17 @@ class Mapper(Protocol):
 
 
 @runtime_checkable
+class Imaginer(Protocol):
+    """A driver that can show where a skill would be worth what, were its thing there [Figure 8]."""
+
+    def imagine(self, skill: Skill) -> Callable[[Callable[[Observation], float]], np.ndarray] | None:
+        """Returns at once: None where there is nothing to imagine, else a function that another thread calls, while the
+        robot may already move. It asks for the value, in [0, 1], of each observation that the robot would make, and
+        gives an (H, W, 3) uint8 RGB picture for people."""
+        ...
+
+
+@runtime_checkable
 class Embodied(Protocol):
     """A robot, or a model, that says for which body it is. Where neither does, a robot is sent what the model gives."""
 

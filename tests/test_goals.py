@@ -6,11 +6,13 @@ import sys
 import threading
 import time
 import urllib.request
+from io import BytesIO
 from pathlib import Path
 
 import grpc
 import numpy as np
 import pytest
+from PIL import Image
 from tiny_services import LINE, UNHURRIED, LineRobot, Walker, wait_until
 
 from skills import robot as robot_service
@@ -380,6 +382,23 @@ def test_a_learnt_skill_is_previewed_by_its_models_and_nothing_moves():
         assert not robot.applied and not client.info().executing
         took = outcome_of(client.execute("pick apple")).seconds
         assert client.preview("pick apple").expected_seconds == pytest.approx(took)
+
+
+def test_a_driver_that_imagines_gets_the_values_of_what_it_would_see():
+    class Imagining(LineRobot):
+        def imagine(self, skill):
+            return lambda value: np.full((8, 8, 3), round(255 * value(self.observe())), np.uint8)
+
+    robot, policy = Imagining(), Walker()
+    with (
+        skill_service.serve(LIBRARY, policy, policy, limits=UNHURRIED) as skills,
+        SkillClient(skills.address) as skill_client,
+        robot_service.serve(robot, LIBRARY, skill_client) as server,
+        RobotClient(server.address) as client,
+    ):
+        (score,) = skill_client.score([robot.observe()], ["pick apple"])
+        picture = Image.open(BytesIO(client.preview("pick apple").value_maps["over the camera"]))
+        assert np.abs(np.asarray(picture) - 255.0 * score.affordance).max() < 4
 
 
 def test_what_only_acts_is_previewed_without_a_score_and_what_does_neither_is_refused():

@@ -7,11 +7,12 @@ import torch
 from saycan_qt import figures
 from saycan_qt.evaluation.value_map import swept
 from saycan_qt.kitchen.camera import HEAD
+from saycan_qt.kitchen.robot import KitchenRobot
 from saycan_qt.kitchen.tasks import practice
 from saycan_qt.kitchen.world import World
 from saycan_qt.learning import checkpoint
 from saycan_qt.learning.algorithms.q_transformer import STRIP
-from skills.library import SkillLibrary
+from skills.library import Skill, SkillLibrary
 from skills.types import Mapper
 
 LIBRARY = SkillLibrary.load()
@@ -42,6 +43,25 @@ def test_the_picture_is_drawn_and_skills_without_an_object_are_refused(tmp_path,
     assert "pick or a move near" in capsys.readouterr().err
     assert figures.main(["values", "--skill", "pick aple"]) == 2
     assert "pick apple" in capsys.readouterr().err
+
+
+def test_what_is_imagined_of_a_skill_is_drawn_over_the_camera_and_moves_nothing():
+    robot = KitchenRobot(0)
+    near = [name for name in robot.world.names if robot.world.where(name) == robot.world.place]
+    before, looks = robot.world.data.qpos.copy(), []
+    draw = robot.imagine(LIBRARY[f"pick {near[0]}"])
+
+    def value(seen):
+        looks.append(seen.images["head"])
+        return 0.5
+
+    picture = draw(value)
+    assert np.array_equal(robot.world.data.qpos, before) and picture.shape == robot.view("head").shape
+    assert len(looks) > 40 and len({look.tobytes() for look in looks}) > 0.8 * len(looks)
+    assert (picture == (1, 145, 231)).all(-1).sum() == 0 and (picture == (33, 145, 140)).all(-1).sum() > 500
+    for name in ("open top drawer", "pick unicorn"):
+        skill = LIBRARY["open top drawer"] if name in LIBRARY else Skill(name, "pick", arguments={"object": "unicorn"})
+        assert robot.imagine(skill) is None
 
 
 def test_a_preview_shows_q_over_the_bins_of_each_dimension_and_which_bins_are_chosen():

@@ -15,15 +15,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from saycan_qt.kitchen.camera import HEAD_FOR_PEOPLE
+from saycan_qt.kitchen.elsewhere import STANDING, free_places
 from saycan_qt.kitchen.objects import THINGS
-from saycan_qt.kitchen.tasks import CLEARANCE, feasible, practice
+from saycan_qt.kitchen.tasks import feasible, practice
 from saycan_qt.kitchen.world import CARRY, Placement, Scene, World
 from skills.library import Skill, SkillLibrary
 
 if TYPE_CHECKING:
     from saycan_qt.learning.algorithms.policy import Judge
 
-WORKTOP_LOW, WORKTOP_HIGH = np.array([0.04, -0.46]), np.array([0.50, 0.46])  # in the base frame [m]
 BANDS = ((0.0, 0.20), (0.20, 0.36), (0.36, 0.46), (0.46, 0.53))  # x, from the robot's edge of the worktop on [m]
 SIDEWAYS = 0.30  # bands look no further to the left and right, where nothing is out of reach [m]
 
@@ -63,16 +63,14 @@ def swept(judge: Judge, scene: Scene, skill: Skill, spacing: float) -> Places:
     """The skill's object put at every free place of the worktop in front of the robot."""
     name = skill.arguments["object"]
     others = [np.array([p.x, p.y]) for n, p in scene.objects.items() if n != name and n != scene.held]
-    xs, ys = (np.arange(low, high, spacing) for low, high in zip(WORKTOP_LOW, WORKTOP_HIGH, strict=True))
-    places = [np.array([x, y]) for x in xs for y in ys]
-    free = [xy for xy in places if all(np.linalg.norm(xy - other) > CLEARANCE * 0.75 for other in others)]
+    free = free_places(others, spacing)
     values, possible = [], []
     for x, y in free:
         there = Placement(scene.place, float(x), float(y), scene.objects[name].yaw)
         world = World(replace(scene, objects={**scene.objects, name: there}))
         values.append(float(judge.value([world.observe()], [skill.name])[0]))
         possible.append(feasible(world, skill))
-    return Places(np.array(free), np.array(values), np.array(possible))
+    return Places(free, np.array(values), np.array(possible))
 
 
 def values(config: ValuesConfig) -> int:
@@ -86,7 +84,7 @@ def values(config: ValuesConfig) -> int:
     torch.set_num_threads(config.threads)
     library = SkillLibrary.load()
     skill = library[config.skill]
-    if skill.family not in ("pick", "move near"):
+    if skill.family not in STANDING:
         raise ValueError(f"{skill.name!r} has no object that stands on a worktop; take a pick or a move near")
     judge = checkpoint.load(config.checkpoint)
     if not isinstance(judge, Judge):

@@ -71,7 +71,7 @@ class Journey:
                 self.display.candidates(step)
                 self.folder.weigh(step)
             if (question := Asking(self.person.when, self.unsure).question(instruction, decision)) is not None:
-                answer = self.ask(number, question)
+                answer = self.ask(step, question)
                 if answer.instruction:
                     instruction, self._since = answer.instruction, len(self.history)
                     continue
@@ -169,11 +169,12 @@ class Journey:
             self.recorder.add(jpegs, f"{number}. {step.text}", f"chosen from {len(rows)} skills", seconds=0.5)
         return step, decision
 
-    def ask(self, number: int, question: Question) -> Answer:
+    def ask(self, step: Step, question: Question) -> Answer:
         """What the person wants, written down beside what was asked."""
+        number = step.step
         self.feed.now("asking", question.reason, step=number)
         with self.folder.spent("asking", step=number):
-            answer = self.person.ask(question)
+            answer = self.person.ask(question, lambda skill: self.folder.weigh(with_choice(step, skill)))
         said = answer.skill.text if answer.skill else answer.instruction or None
         asked = {"step": number, "instruction": question.instruction, "reason": question.reason}
         asked |= {"confidence": short(question.confidence), "options": list(question.options), "answer": said}

@@ -19,6 +19,7 @@ from rich.markup import escape
 
 from planners.asking import Answer, Question, When
 from saycan_qt.journey.feed import Feed
+from skills.library import Skill
 from skills.wire.conventions import CONTROL, plain
 
 YES, NO = "yes", "no"
@@ -53,14 +54,16 @@ class Person:
         assert self._hear is not None, "somebody hears it"
         self._read()
 
-    def ask(self, question: Question) -> Answer:
-        """Waits for as long as it takes. Whoever closes their end wants nothing more. Raises Left."""
+    def ask(self, question: Question, proposed: Callable[[Skill], None] = lambda skill: None) -> Answer:
+        """Waits for as long as it takes. proposed: told of each skill that comes after a veto. Whoever closes their end
+        wants nothing more. Raises Left."""
         while True:
             answer = question.understand(self._ask(question))
             if answer is None:
                 self._console.print(f"  there are {len(question.options)} to choose from", highlight=False)
             elif answer.veto:
                 question = question.vetoed()
+                proposed(question.skills[0])
             else:
                 return answer
 

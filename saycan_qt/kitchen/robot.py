@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from saycan_qt.kitchen import goals, tasks
+from saycan_qt.kitchen import elsewhere, goals, tasks
 from saycan_qt.kitchen.camera import HEAD_FOR_PEOPLE, ROOM
 from saycan_qt.kitchen.embodiment import CONTROL_HZ
 from saycan_qt.kitchen.objects import THINGS
@@ -106,6 +106,9 @@ class KitchenRobot:
 
     def view(self, name: str) -> np.ndarray:
         return self.world.render(CAMERAS[name])
+
+    def imagine(self, skill: Skill) -> Callable[[Callable[[Observation], float]], np.ndarray] | None:
+        return elsewhere.imagine(self.world, skill)
 
     # ---- scripted motion ----------------------------------------------------------------------------------------
 

@@ -5,6 +5,7 @@ Positions are in the base frame unless a name says otherwise: x into the worktop
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -211,6 +212,18 @@ class World:
 
     def render(self, camera: Camera) -> np.ndarray:
         return render(self.model, self.data, camera, self.look.lamp)
+
+    def snapshot(self) -> World:
+        """Another world in the state of this one, which goes its own way."""
+        other = copy.copy(self)
+        other.data, other._scratch = copy.copy(self.data), mujoco.MjData(self.model)
+        return other
+
+    def put(self, name: str, x: float, y: float) -> None:
+        """An object stands at (x, y) of the base frame [m] on the worktop, and nothing else has changed."""
+        xyz = self.data.mocap_pos[0] + self._base_rotation() @ [x, y, 0.0]
+        self._set_object(name, np.array([*xyz[:2], THINGS[name].half_height + 0.001]), self._pose[2] + self.yaw(name))
+        self._update()
 
     # ---- motion -------------------------------------------------------------------------------------------------
 
