@@ -11,7 +11,8 @@ random.
 
 The share of the peak is the training's matrix products and convolutions, in FLOPs a second, over what large square
 bfloat16 matrix products reach on the same threads in the same minutes. All figures of a preset, ours and the package's,
-are taken in turns, in several rounds, because machines are noisy.
+are taken in turns, in several rounds, because machines are noisy. "Stretches" are batches of consecutive transitions,
+whose windows share frames; "norms kept" is --freeze-norm 0.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ from skills.types import Observation
 
 NETWORKS = {"small": SMALL, "paper": PAPER}
 SKILLS = [f"skill {number}" for number in range(SCORED)]
-EPISODES, LENGTH = 40, 12
+EPISODES, LENGTH = 40, 17  # [steps] as the kitchen's on average
 FIGURES = ("train", "act", "score")
 MAKE_PEER = """\
 Not measured: PyPI's q-transformer. It needs an environment of its own:
@@ -68,7 +69,8 @@ class LearningConfig:
     threads: int = 2
     batch_cached: int = 512  # transitions; `saycan_qt.train`'s own, for the small preset with cached features
     batch_small: int = 64  # the small preset from pixels, and the package beside it
-    batch_paper: int = 4
+    batch_paper: int = 4  # each sample with frames of its own, as before stretches were; no more fit in 24 GB
+    batch_stretches: int = 16  # the paper preset where windows share frames: batches of two stretches
     float32: bool = False  # train without autocast
     device: str = "cpu"
     peer: Path | None = None  # a Python that can import PyPI's q-transformer
@@ -84,6 +86,8 @@ class Case:
     algorithm: QTransformerConfig | RT1Config
     batch_size: int
     frozen: bool = False  # the trunk; its features are computed once
+    stretch: int = 1  # consecutive transitions that are drawn together
+    freeze_norm: int | None = None
     figures: tuple[str, ...] = FIGURES
 
 
@@ -147,9 +151,14 @@ def cases(preset: str, config: LearningConfig) -> list[Case]:
             Case("rt1, from pixels", network, RT1Config(), batch, figures=("train",)),
         ]
     else:
-        batch = config.batch_paper
+        batch, shared = config.batch_paper, config.batch_stretches
+        stretches = Case(
+            "q-transformer, stretches", network, QTransformerConfig(), shared, figures=("train",), stretch=shared // 2
+        )
         ours = [
             Case("q-transformer", network, QTransformerConfig(), batch),
+            stretches,
+            dataclasses.replace(stretches, name="q-transformer, stretches, norms kept", freeze_norm=0),
             Case("rt1", network, RT1Config(), batch, figures=("train", "act")),
         ]
     if config.peer is not None:
@@ -172,7 +181,8 @@ def start(case: Case, config: LearningConfig, chunk: int, folder: Path) -> Row:
     settings = TrainQTransformer(
         data=(folder,),
         out=folder,
-        batches=BatchConfig(batch_size=case.batch_size),
+        batches=BatchConfig(batch_size=case.batch_size, stretch=case.stretch),
+        freeze_norm=case.freeze_norm,
         freeze_trunk=case.frozen,
         device=config.device,
         threads=config.threads,

@@ -87,9 +87,11 @@ def check(config: TrainConfig) -> None:
     """Raises ValueError for numbers that make no run."""
     require(config, steps=1, warmup=0, log_every=1, validate_every=1, threads=1, minutes=0, save_seconds=0, rate=0)
     require(config, weight_decay=0, chunk=1)
-    require(config.batches, batch_size=1, jitter_common=0, jitter_each=0, terminal_motion=0, seed=0)
+    require(config.batches, batch_size=1, stretch=0, jitter_common=0, jitter_each=0, terminal_motion=0, seed=0)
     require_share(config, "average", "max_bad_share")
-    require_share(config.batches, "relabel", "starts")
+    require_share(config.batches, "relabel", "starts", "random_shift", "colour_jitter")
+    if config.freeze_norm is not None:
+        require(config, freeze_norm=0)
     if not 0 < config.learning_rate < math.inf:
         raise ValueError(f"--learning-rate {config.learning_rate}: it must be above 0")
     if isinstance(config.algorithm, QTOptConfig | IQLConfig | DecisionTransformerConfig):
@@ -167,6 +169,12 @@ def tell(run: Run, dataset: Episodes) -> None:
         f"{len(robot.state)} state numbers, {f'{hz:g} Hz' if hz else 'a rate that the data does not say'}"
         + (f", in chunks of {run.policy.chunk} actions" if run.policy.chunk > 1 else "")
     )
+
+    if run.transitions.stretch > 1:
+        run.say(
+            f"batches of {run.transitions.stretch} consecutive transitions each from some episode, whose windows share "
+            "frames; --stretch 1 draws them singly"
+        )
 
     def steps(count: float) -> str:
         return f"{count:.0f} steps" + (f" ({count / hz:.1f} s)" if hz else "")

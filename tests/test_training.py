@@ -24,10 +24,11 @@ from planners.weights import WeightsError, sentence_model_path
 from saycan_qt import figures, pretrain, train
 from saycan_qt.data.episodes import Episode, EpisodeDataset, EpisodeWriter
 from saycan_qt.learning import checkpoint, start
-from saycan_qt.learning.batches import BatchConfig, Frames, Shuffle, Transitions, return_range
+from saycan_qt.learning.batches import BatchConfig, Transitions, return_range
 from saycan_qt.learning.divergence import Diverged
 from saycan_qt.learning.folder import only_writer
 from saycan_qt.learning.loop import Run
+from saycan_qt.learning.stretches import Frames, Shuffle
 from saycan_qt.networks.keypoints import Grounding
 from skills.library import SkillLibrary
 

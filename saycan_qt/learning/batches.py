@@ -16,11 +16,14 @@ from torch import Tensor
 from saycan_qt import atomic
 from saycan_qt.data.relabel import meanings, relabel
 from saycan_qt.learning.algorithms.policy import Batch, Policy
+from saycan_qt.learning.stretches import Frames, Order, Shared
+from saycan_qt.networks.augment import Augmentation, augmented
 from saycan_qt.networks.keypoints import POSITION, KeypointTrunk
 from skills.embodiment import TERMINATE_THRESHOLD, ActionDimension, Embodiment
 from skills.library import SkillLibrary
 
 HELD_OUT = 20  # every twentieth episode is kept for validation; where that is none, the last of two or more
+STRETCH, APART = 8, 8  # transitions of a stretch; stretches of a batch at least, or they are shorter
 TERMINAL_MOTION = {"m": 1.0, "rad": 6.0}  # by unit, of what --terminal-motion says in metres
 TERMINAL_MOTION_ELSE = 6.0  # of other units, times the dimension's range: as of a rotation whose range is 1 rad
 
@@ -50,6 +53,10 @@ class BatchConfig:
     """How batches are drawn."""
 
     batch_size: int = 512  # transitions
+    # Consecutive transitions that are drawn together, so that each frame is encoded once for all windows that see it.
+    # Departs (paper: singly drawn). 0: 8, or fewer lest a batch have less than 8 stretches, where the image encoder is
+    # trained and sees more than one frame at a time; else 1
+    stretch: int = 0
     # "success": 1 at the last step of a success, else 0, as in the paper; "dataset": what was recorded with each step,
     # for which --value-low and --value-high give the range of returns
     reward: Literal["success", "dataset"] = "success"
@@ -66,51 +73,10 @@ class BatchConfig:
     # [m] noise on the changes (`delta`) in a terminating action. Rotations get 6 times that in rad, other units 6 times
     # that of their range
     terminal_motion: float = 0.015
+    # Of what learns from pixels. Departs (paper: 0 as far as it says); the same for all frames of a stretch
+    random_shift: float = 0.0  # share of the image's sides by which it is moved at most, in both directions
+    colour_jitter: float = 0.0  # brightness, contrast and saturation are multiplied by 1 minus to 1 plus this
     seed: int = 0
-
-
-class Frames:
-    """The frames of some episodes, numbered from 0; memory grows with the episodes, not with their frames."""
-
-    def __init__(self, episode_start: np.ndarray, episodes: np.ndarray) -> None:
-        self.first = np.asarray(episode_start)[episodes]
-        lengths = np.asarray(episode_start)[episodes + 1] - self.first
-        self.ends = np.cumsum(lengths)
-        self.begins = self.ends - lengths
-
-    def __len__(self) -> int:
-        return int(self.ends[-1]) if len(self.ends) else 0
-
-    def __getitem__(self, numbers: np.ndarray) -> np.ndarray:
-        """(N,) numbers below len(self) -> (N,) rows of the dataset."""
-        episode = np.searchsorted(self.ends, numbers, "right")
-        return self.first[episode] + numbers - self.begins[episode]
-
-
-class Shuffle:
-    """A random permutation of 0 .. count - 1 that is computed, not stored: a Feistel network over the numbers' bits,
-    walked until it falls below `count` [Black and Rogaway 2002]."""
-
-    ROUNDS = 6
-
-    def __init__(self, count: int, seed: list[int]) -> None:
-        self.count, self.half = count, max(1, (max(count - 1, 1).bit_length() + 1) // 2)
-        self.keys = np.random.default_rng(seed).integers(1, 2**63, (self.ROUNDS, 2), dtype=np.uint64) | np.uint64(1)
-
-    def __call__(self, numbers: np.ndarray) -> np.ndarray:
-        """(N,) in 0 .. count - 1 -> (N,) int64, each its own."""
-        found = self._mixed(np.asarray(numbers, np.uint64))
-        while (outside := found >= self.count).any():
-            found[outside] = self._mixed(found[outside])
-        return found.astype(np.int64)
-
-    def _mixed(self, numbers: np.ndarray) -> np.ndarray:
-        half, mask = np.uint64(self.half), np.uint64((1 << self.half) - 1)
-        left, right = numbers >> half, numbers & mask
-        for multiplier, offset in self.keys:
-            mixed = (right + offset) * multiplier  # wraps, as intended
-            left, right = right, left ^ ((mixed ^ (mixed >> np.uint64(29))) >> np.uint64(17) & mask)
-        return left << half | right
 
 
 class Transitions:
@@ -139,22 +105,32 @@ class Transitions:
         if not len(self.train):
             what = "succeeded" if policy.only_successes else "came to its end (--unfinished takes others too)"
             raise ValueError(f"{policy.name} has nothing to train on: none of the episodes {what}")
-        self._epoch = (-1, Shuffle(1, [0]))
+        pixels = bool(frames) and frames[0].dtype == np.uint8
+        self.augmentation = Augmentation(config.random_shift, config.colour_jitter)
+        if not pixels and (self.augmentation or config.stretch > 1):
+            raise ValueError(
+                "--stretch, --random-shift and --colour-jitter are for what learns from pixels; the images here are "
+                f"{'perceived already (--no-freeze-trunk, or --preset compact)' if frames else 'none'}"
+            )
+        together = policy.network_config.history > 1 and pixels
+        self.stretch = config.stretch or (max(1, min(STRETCH, config.batch_size // APART)) if together else 1)
+        self._epoch = (-1, Order(1, 1, [0]))
 
     def rows(self, step: int) -> np.ndarray:
-        """Frames of one step's batch; every epoch is a new permutation."""
+        """Frames of one step's batch; every epoch is a new permutation, of stretches."""
         places = np.arange(step * self.config.batch_size, (step + 1) * self.config.batch_size)
         epochs, places = np.divmod(places, len(self.train))
-        return self.train[np.concatenate([self._shuffle(e)(places[epochs == e]) for e in np.unique(epochs)])]
+        return self.train[np.concatenate([self._order(e)(places[epochs == e]) for e in np.unique(epochs)])]
 
-    def _shuffle(self, epoch: int) -> Shuffle:
+    def _order(self, epoch: int) -> Order:
         if self._epoch[0] != epoch:
-            self._epoch = (epoch, Shuffle(len(self.train), [self.config.seed, int(epoch)]))
+            self._epoch = (epoch, Order(len(self.train), self.stretch, [self.config.seed, int(epoch)]))
         return self._epoch[1]
 
     def validation_rows(self, count: int) -> np.ndarray:
         """At most `count` frames of held-out episodes, always the same ones."""
-        return self.validation[Shuffle(len(self.validation), [0])(np.arange(min(count, len(self.validation))))]
+        places = np.arange(min(count, len(self.validation)))
+        return self.validation[Order(len(self.validation), self.stretch, [0])(places)] if len(places) else places
 
     def step_batch(self, step: int, mine: slice = slice(None)) -> Batch:
         """What step `step` trains on, or one process's part of it."""
@@ -176,13 +152,18 @@ class Transitions:
         window = np.clip(window, first[:, None], last[:, None])
         share, count, pool = self.config.relabel, len(data.tasks), data.episode_task
         task, success = data.episode_task[episode], data.success[episode]
-        tasks, success = relabel(task, success, rng, share, count, self.meanings, pool)
+        first_of, stretch = self.stretches(episode)  # one of them has one instruction, as FiLM wants of what is shared
+        renamed = relabel(task[first_of], success[first_of], rng, share, count, self.meanings, pool)
+        tasks, success = (values[stretch] for values in renamed)
         terminated = last - rows < chunk
         relabelled = tasks != task
         reward, returns = self.rewards(rows, last, success, relabelled)
         after = window[:, -1]
         acted, to_act = (self.chunks(part, last, rng if augment else None) for part in (rows, after))
-        frames = self.seen(window[mine])
+        shared = Shared.of(window[mine], stretch[mine], shift) if self.stretch > 1 else None
+        frames = self.seen(window[mine] if shared is None else shared.rows[:, None])
+        if shared is not None:
+            frames = frames.flatten(0, 1)
         if frames.dtype != torch.uint8:
             frames = frames.float()
             if augment:
@@ -208,8 +189,31 @@ class Transitions:
             numbers |= {"there": self.there(rows, last), "next_there": self.there(after, last)}
         tensors |= {name: torch.from_numpy(value[mine].astype(np.float32)) for name, value in numbers.items()}
         seed = int(rng.spawn(1)[0].integers(2**62))  # a stream of its own: nothing is taken from `rng`
+        if augment and self.augmentation:
+            changes = self.augmentation.draw(len(first_of), rng.spawn(1)[0])
+            if shared is None:
+                images, of_each = frames.flatten(0, 1), stretch[mine].repeat(frames.shape[1])
+            else:
+                images, of_each = frames, shared.stretch.repeat(network.cameras)
+            tensors["frames"] = augmented(images, changes[of_each]).view_as(frames)
+        if shared is not None:
+            cameras = np.arange(network.cameras)
+            places = (shared.places[..., None] * network.cameras + cameras).reshape(len(shared.places), -1)
+            spoken = np.empty(int(stretch.max()) + 1, np.int64)
+            spoken[stretch[mine]] = np.arange(len(stretch[mine]))  # a sample of each stretch
+            tensors["places"] = torch.from_numpy(places)
+            tensors["spoken"] = torch.from_numpy(spoken[shared.stretch].repeat(network.cameras))
         fields = {name: value.to(device) for name, value in tensors.items()}
-        return Batch(**fields, seed=seed, cameras=network.cameras, shift=shift)
+        alone = (0, 0) if shared is None else (shared.alone[0] * network.cameras, shared.alone[1] * network.cameras)
+        return Batch(**fields, seed=seed, cameras=network.cameras, shift=shift, alone=alone)
+
+    def stretches(self, episode: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Which samples of a batch are the first ones of their stretches, and to which stretch each (B,) belongs; those
+        of one episode that follow each other are one."""
+        begins = np.ones(len(episode), bool)
+        if self.stretch > 1:
+            begins[1:] = np.diff(episode) != 0
+        return np.flatnonzero(begins), np.cumsum(begins) - 1
 
     def there(self, rows: np.ndarray, last: np.ndarray) -> np.ndarray:
         """(B, n * D) of bool: has the episode, which ends at `last`, an action for each dimension of a chunk?"""

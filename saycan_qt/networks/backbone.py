@@ -38,6 +38,7 @@ TYPICAL = {"m": 0.3, "rad": 1.0}  # a typical deviation of the default robot's s
 TYPICAL_FRACTION = 0.5  # and of those without one
 FAR = 10.0  # [deviations] beyond which a state number says no more
 STATE_WAVES = (0.5, 1.0, 2.0, 4.0)  # [deviations] wavelengths of the Fourier features where the state is all there is
+AT_ONCE = 64  # shared images that pass the encoder together where nothing is learnt: all maps of more fill the memory
 MOST_PIXELS = 2**24  # that are looked at together, through all cameras and in all of the history
 MOST_TOKENS, MOST_DIMENSIONS, MOST_BINS = 2048, 512, 65_536
 WAVELENGTHS = (0.03, 0.08, 0.2, 0.5, 1.2)  # [m] of the Fourier features of positions
@@ -349,6 +350,15 @@ class BinHead(nn.Module):
             return torch.baddbmm(self.bias[rows], hidden.float().transpose(0, 1), self.weight[rows]).transpose(0, 1)
 
 
+@dataclass
+class Shared:
+    """Frames that are there once for all windows that hold them."""
+
+    frames: Tensor  # (U, H, W, 3) uint8, or what `PolicyNetwork.see` made of them
+    text: Tensor  # (U, E) the instruction that each is seen under
+    places: Tensor  # (B, h * cameras) which of them each window holds
+
+
 Memory = list[tuple[Tensor, Tensor]]  # keys and values (B, heads, tokens, size) of each layer
 LOW_Q = -4.0  # a Q-head's first bias: sigmoid(-4) = 0.018, near the value of what never succeeded
 
@@ -395,18 +405,34 @@ class PolicyNetwork(nn.Module):
         assert self.encoder is not None
         return self.encoder.perceive(images)
 
-    def encode(self, frames: Tensor, states: Tensor, text: Tensor) -> Memory:
-        """frames (B, h * cameras, ...) perceived, or images as uint8, those of one time beside each other; states
-        (B, h, S); text (B, E)."""
+    def see(self, images: Tensor, text: Tensor) -> Tensor:
+        """(U, H, W, 3) uint8, text (U, E) -> (U, ...) as far as an image and its instruction alone say it."""
+        if torch.is_grad_enabled() or self.training:  # batch norm wants all of them
+            return self._see(images, text)
+        return torch.cat([self._see(*some) for some in zip(images.split(AT_ONCE), text.split(AT_ONCE), strict=True)])
+
+    def _see(self, images: Tensor, text: Tensor) -> Tensor:
+        perceived = self.perceive(images)
+        return self.encoder.tokens(perceived, text) if isinstance(self.encoder, FilmEfficientNet) else perceived
+
+    def encode(self, frames: Tensor | Shared, states: Tensor, text: Tensor) -> Memory:
+        """frames (B, h * cameras, ...) perceived, or images as uint8, those of one time beside each other, or shared;
+        states (B, h, S); text (B, E)."""
         return self.remember(self.prefix(frames, states, text))
 
-    def prefix(self, frames: Tensor, states: Tensor, text: Tensor) -> Tensor:
+    def prefix(self, frames: Tensor | Shared, states: Tensor, text: Tensor) -> Tensor:
         """Tokens (B, P, width) of what `encode` takes."""
         parts = []
         if self.encoder is not None:
-            if frames.dtype == torch.uint8:
-                frames = self.perceive(frames.flatten(0, 1)).unflatten(0, frames.shape[:2])
-            tokens = self.encoder(frames, states, text)
+            if isinstance(frames, Shared):
+                seen = frames.frames if frames.frames.dtype != torch.uint8 else self.see(frames.frames, frames.text)
+                tokens = seen[frames.places]
+                if not isinstance(self.encoder, FilmEfficientNet):
+                    tokens = self.encoder(tokens, states, text)
+            else:
+                if frames.dtype == torch.uint8:
+                    frames = self.perceive(frames.flatten(0, 1)).unflatten(0, frames.shape[:2])
+                tokens = self.encoder(frames, states, text)
             parts.append(tokens.unflatten(1, (-1, self.config.cameras)).flatten(2, 3))
         if self.state is not None:
             parts.append(self.state(states))

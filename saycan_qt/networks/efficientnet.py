@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+NORM = nn.modules.batchnorm._BatchNorm  # of one process or synchronised among several
 # EfficientNet-B0's stages [Tan and Le 2019, table 1]: expansion, channels, repeats, stride, kernel
 STAGES = (
     (1, 16, 1, 1, 3),
@@ -59,6 +60,34 @@ class Film(nn.Module):
         return x * (1 + scale) + shift
 
 
+def through(layers: nn.Sequential, x: Tensor) -> Tensor:
+    """What the layers make of (N, C, H, W). A norm that keeps its statistics is a factor and a term for each channel,
+    which the convolution before it takes over: two passes over the maps less, and as many backward."""
+    rest = list(layers)
+    while rest:
+        layer, *rest = rest
+        if isinstance(layer, nn.Conv2d) and rest and isinstance(rest[0], NORM) and not rest[0].training:
+            norm, *rest = rest
+            x = folded(layer, norm, x)  # type: ignore[arg-type]
+        else:
+            x = layer(x)
+    return x
+
+
+def folded(convolution: nn.Conv2d, norm: nn.BatchNorm2d, x: Tensor) -> Tensor:
+    assert norm.running_mean is not None and norm.running_var is not None
+    factor = norm.weight * (norm.running_var + norm.eps).rsqrt()
+    weight, term = convolution.weight * factor[:, None, None, None], norm.bias - norm.running_mean * factor
+    return F.conv2d(x, weight, term, convolution.stride, convolution.padding, groups=convolution.groups)  # type: ignore[arg-type]
+
+
+def keep_statistics(network: nn.Module) -> None:
+    """From here to the next `train`, batch norms normalise by their running statistics."""
+    for module in network.modules():
+        if isinstance(module, NORM):
+            module.eval()
+
+
 class MBConv(nn.Module):
     """Inverted residual with squeeze-and-excitation."""
 
@@ -76,8 +105,8 @@ class MBConv(nn.Module):
         self.residual = stride == 1 and inputs == outputs
 
     def forward(self, x: Tensor) -> Tensor:
-        inner = self.inner(x)
-        projected = self.project(inner * self.squeeze(inner.mean(dim=(2, 3), keepdim=True)))
+        inner = through(self.inner, x)
+        projected = through(self.project, inner * self.squeeze(inner.mean(dim=(2, 3), keepdim=True)))
         return x + projected if self.residual else projected
 
 
@@ -121,7 +150,7 @@ class FilmEfficientNet(nn.Module):
     def perceive(self, images: Tensor) -> Tensor:
         """(N, H, W, 3) uint8 -> maps before the first FiLM."""
         x = images.permute(0, 3, 1, 2).float().div(127.5).sub(1.0).contiguous(memory_format=torch.channels_last)
-        x = self.stem(x)
+        x = through(self.stem, x)
         for block in self.shared:
             x = block(x)
         return x
@@ -129,8 +158,12 @@ class FilmEfficientNet(nn.Module):
     def forward(self, frames: Tensor, states: Tensor, text: Tensor) -> Tensor:
         """frames (B, h, C, H, W), text (B, E) -> (B, h, tokens, width); states are not used."""
         batch, history = frames.shape[:2]
-        x, text = frames.flatten(0, 1), text.repeat_interleave(history, dim=0)
+        tokens = self.tokens(frames.flatten(0, 1), text.repeat_interleave(history, dim=0))
+        return tokens.unflatten(0, (batch, history))
+
+    def tokens(self, x: Tensor, text: Tensor) -> Tensor:
+        """(N, C, H, W) maps, text (N, E) -> (N, tokens, width)."""
         for block, film in zip(self.blocks, self.films, strict=True):
             x = film(block(x), text)
         x = F.silu(self.last_film(self.last(x), text))
-        return self.learner(x).unflatten(0, (batch, history))
+        return self.learner(x)

@@ -117,7 +117,9 @@ class IQL(Judge):
 
         Departs: the policy's loss is divided by the sum of its weights, lest a few of 100 drown Q and V in the shared
         network, and in the clipping of its gradient."""
-        config, targets, believed = self.config, self.targets(batch), self.believed(batch)
+        config, believed = self.config, self.believed(batch)
+        batch = batch.seen_by(self.network)  # once, now and next
+        targets = self.targets(batch)
         memory = self.network.encode(*batch.now())
         hidden, _ = self.network.read(memory, batch.tokens[:, :-1])
         q, worth = self.network.judged(memory, self.normalized(batch)), self.network.worth(hidden)

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from saycan_qt.learning import fit
 from saycan_qt.learning.distributed import shared_count
-from saycan_qt.networks.backbone import KeypointEncoder, Memory, NetworkConfig, PolicyNetwork
+from saycan_qt.networks.backbone import KeypointEncoder, Memory, NetworkConfig, PolicyNetwork, Shared
 from saycan_qt.networks.efficientnet import FilmEfficientNet
 from saycan_qt.networks.tokens import ActionTokenizer, TextEncoder
 from skills.embodiment import CLOSE, PROPORTIONS, Camera, Embodiment
@@ -26,6 +26,7 @@ from skills.robot_folder import default_robot
 from skills.types import Observation
 
 Metrics = dict[str, Tensor]
+Seen = tuple[Tensor | Shared, Tensor, Tensor]  # frames, states and text, as `PolicyNetwork.encode` takes them
 MOST_WEIGHT = 100.0  # of one transition's advantage
 NETWORK = "network."  # how the names of a network's tensors begin in a checkpoint
 
@@ -34,9 +35,12 @@ NETWORK = "network."  # how the names of a network's tensors begin in a checkpoi
 class Batch:
     """B transitions from t to t + n, by n actions: as many as the network's `chunk` says, mostly 1; D is of them all.
     Windows hold h + m times, m = min(n, h): the first h end at time t, the last h at t + n. The images of C cameras
-    stand beside each other, those of one time together."""
+    stand beside each other, those of one time together. Where the samples are stretches of episodes, their windows
+    share frames: then `places` says which of U frames stand where."""
 
-    frames: Tensor  # (B, (h + m) * C, K, 4 + F) perceived, or (B, (h + m) * C, H, W, 3) uint8; (B, 0) without cameras
+    # (B, (h + m) * C, K, 4 + F) perceived, or (B, (h + m) * C, H, W, 3) uint8; (B, 0) without cameras; shared:
+    # (U, H, W, 3) uint8
+    frames: Tensor
     states: Tensor  # (B, h + m, S)
     text: Tensor  # (B, E) instruction embeddings
     actions: Tensor  # (B, D) from t on, in physical units
@@ -56,19 +60,36 @@ class Batch:
     # (B, D) in {0, 1}: the episode goes on until this dimension's action; None: all do, as chunks of 1
     there: Tensor | None = None
     next_there: Tensor | None = None  # (B, D) of next_tokens
+    places: Tensor | None = None  # (B, (h + m) * C) of shared frames
+    spoken: Tensor | None = None  # (U,) a sample that has each shared frame, under the instruction it is seen with
+    alone: tuple[int, int] = (0, 0)  # shared frames, the first ones, that windows at t alone hold; the last, at t + n
 
     def __len__(self) -> int:
         return len(self.tokens)
 
-    def now(self) -> tuple[Tensor, Tensor, Tensor]:
-        return (
-            self.frames[:, : self.frames.shape[1] - self.shift * self.cameras],
-            self.states[:, : -self.shift],
-            self.text,
-        )
+    def now(self) -> Seen:
+        """What the policy sees at t, as networks encode it."""
+        states = self.states[:, : -self.shift]
+        if self.places is None or self.spoken is None:
+            return self.frames[:, : self.frames.shape[1] - self.shift * self.cameras], states, self.text
+        held = slice(0, len(self.frames) - self.alone[1])
+        places = self.places[:, : self.places.shape[1] - self.shift * self.cameras]
+        return Shared(self.frames[held], self.text[self.spoken[held]], places), states, self.text
 
-    def next(self) -> tuple[Tensor, Tensor, Tensor]:
-        return self.frames[:, self.shift * self.cameras :], self.states[:, self.shift :], self.text
+    def next(self) -> Seen:
+        """At t + n."""
+        states = self.states[:, self.shift :]
+        if self.places is None or self.spoken is None:
+            return self.frames[:, self.shift * self.cameras :], states, self.text
+        held = slice(self.alone[0], len(self.frames))
+        places = self.places[:, self.shift * self.cameras :] - self.alone[0]
+        return Shared(self.frames[held], self.text[self.spoken[held]], places), states, self.text
+
+    def seen_by(self, network: PolicyNetwork) -> Batch:
+        """With its shared frames encoded, for who takes windows at t as at t + n from one network."""
+        if self.places is None or self.spoken is None:
+            return self
+        return dataclasses.replace(self, frames=network.see(self.frames, self.text[self.spoken]))
 
 
 Ends = slice | int | None  # which dimensions of (B, D) terminate

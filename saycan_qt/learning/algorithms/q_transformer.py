@@ -165,6 +165,8 @@ class QTransformer(Judge):
         def best(hidden: Tensor, first: int) -> Tensor:
             return self.as_return(network.outputs["q"](hidden, first).amax(-1))
 
+        if not config.n_step:
+            batch = batch.seen_by(network)  # once, now and next
         after = network.encode(*batch.next())
         if config.n_step:  # the dataset's next action leads to its last dimension
             hidden, _ = network.read(after, batch.next_tokens[:, :-1])
