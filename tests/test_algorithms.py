@@ -9,7 +9,7 @@ from tiny_policies import AUTOREGRESSIVE, KINDS, KITCHEN, TEXTS, batch_for, make
 
 from saycan_qt.learning import checkpoint
 
-SLOW = ("qt-opt, efficientnet", "iql, efficientnet")
+SLOW = ("qt-opt, efficientnet", "iql, efficientnet", "q-transformer, efficientnet")
 every_algorithm = pytest.mark.parametrize(
     "kind", [pytest.param(kind, marks=pytest.mark.slow if kind in SLOW else []) for kind in KINDS]
 )
@@ -32,8 +32,8 @@ def train(policy, steps, rate=3e-3):
 
 @every_algorithm
 def test_loss_falls_when_one_batch_is_repeated(kind):
-    losses = train(make(kind), 30, rate=1e-2)
-    assert losses[-1] < 0.9 * losses[0]
+    losses = train(make(kind), 15, rate=1e-2)
+    assert losses[-1] < 0.9 * losses[0], losses
 
 
 @every_algorithm
