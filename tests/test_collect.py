@@ -66,6 +66,15 @@ def test_a_skill_is_demonstrated_in_scenes_made_for_others_too():
     assert len({e.task for e in found}) > 3
 
 
+def test_what_was_possible_where_an_episode_began_is_noted(tmp_path):
+    config = CollectConfig(tmp_path, failures=0.0, impossible=0.5, anywhere=1.0, possible=True)
+    found = [episode(config, number, SkillLibrary.load()) for number in range(3)]
+    assert {e.info["mode"] for e in found} == {"demonstration", "impossible"}
+    assert all((e.task in e.info["possible"].split("\n")) == e.success for e in found)
+    plain = episode(CollectConfig(tmp_path, failures=0.0, impossible=0.5, anywhere=1.0), 1, SkillLibrary.load())
+    assert "possible" not in plain.info and (plain.images == found[1].images).all()  # noting changes nothing else
+
+
 @pytest.mark.slow
 def test_scenes_do_not_depend_on_workers_and_a_collection_continues(tmp_path, capsys):
     command = ["affordance", "--out", str(tmp_path / "scenes"), "--seed", "7", "--scenes"]

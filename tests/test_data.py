@@ -15,7 +15,7 @@ from PIL import Image
 
 from saycan_qt.data import lerobot
 from saycan_qt.data.episodes import DatasetError, Episode, EpisodeDataset, EpisodeWriter
-from saycan_qt.data.relabel import meanings, relabel
+from saycan_qt.data.relabel import lines, meanings, possible_tasks, relabel, relabel_impossible
 from skills.library import Skill
 
 SIZE = (8, 10)
@@ -353,6 +353,21 @@ def test_relabelling_from_a_pool_draws_each_task_as_often_as_it_occurs():
     tasks, pool = np.zeros(20_000, int), [0, 0, 0, 1, 2, 2, 2]
     new_tasks, _ = relabel(tasks, np.ones(20_000, bool), np.random.default_rng(0), 1.0, 3, pool=pool)
     assert np.bincount(new_tasks, minlength=3) / 20_000 == pytest.approx([0, 0.25, 0.75], abs=0.02)
+
+
+def test_relabelling_with_the_impossible_draws_each_such_task_alike_and_leaves_the_omnipotent_alone():
+    names = ["pick tea", "pick apple", "Pick up the tea.", "open drawer", "close drawer"]
+    notes = np.array([lines(["pick tea", "open drawer"]), lines([]), lines(names)])
+    possible = possible_tasks(notes, names)
+    assert possible.tolist() == [[1, 0, 0, 1, 0], [0] * 5, [1] * 5]
+    episode = np.arange(9000) % 3
+    tasks, success = np.zeros(9000, int), np.ones(9000, bool)
+    rng = np.random.default_rng(0)
+    new, kept = relabel_impossible(tasks, success, rng, 1.0, possible[episode], meanings(names))
+    for number, drawn in enumerate(([0, 0.5, 0, 0, 0.5], [0, 1 / 3, 0, 1 / 3, 1 / 3], [1, 0, 0, 0, 0])):
+        assert np.bincount(new[episode == number], minlength=5) / 3000 == pytest.approx(drawn, abs=0.03)
+    assert kept.tolist() == (episode == 2).tolist() and success.all()
+    assert (relabel_impossible(tasks, success, rng, 0.3, possible[episode], meanings(names))[0] > 0).mean() < 0.25
 
 
 def test_relabelling_follows_from_the_generator_alone():

@@ -220,6 +220,7 @@ def test_a_perfect_judge_scores_one_and_a_constant_one_scores_the_baseline():
     assert perfect["f1"] == 1.0 == perfect["auc"] == perfect["moments"]["afterwards"]["f1"] and perfect["intervals"][
         "f1"
     ] == (1.0, 1.0)
+    assert perfect["all_pairs"]["tuned"]["f1"] == 1.0 == perfect["all_pairs"]["tuned"]["families"]["pick"]["f1"]
     constant = figures(labels, np.full(labels.shape, 0.7), families, moments, tuning, 0.5, 10)
     assert constant["f1"] == pytest.approx(constant["all_positive_f1"]) and constant["auc"] == 0.5
 
@@ -265,6 +266,10 @@ def test_calibration_stays_beside_the_checkpoint_and_both_figures_are_given(tmp_
     assert after["auc"] == pytest.approx(raw["auc"])
     assert after["calibration"]["ece_on_other_scenes"] == pytest.approx({"raw": raw["ece"], "calibrated": after["ece"]})
     assert (tmp_path / "critic.calibration.json").exists()
+    assert main([*command, "--json", "--resamples", "5", "--calibrate", "isotonic", "--calibrate-on", "all"]) == 0
+    after = json.loads(capsys.readouterr().out)["models"][f"{critic}, isotonic"]
+    assert after["calibration"]["pairs"] == "all"
+    assert after["calibration"]["ece_on_other_scenes"]["calibrated"] == pytest.approx(after["all_pairs"]["ece"])
 
 
 class Tiring:

@@ -23,6 +23,7 @@ from tiny_policies import KITCHEN, TEXTS, make, recorded, save_perception
 from planners.weights import WeightsError, sentence_model_path
 from saycan_qt import figures, pretrain, train
 from saycan_qt.data.episodes import Episode, EpisodeDataset, EpisodeWriter
+from saycan_qt.data.relabel import lines
 from saycan_qt.learning import checkpoint, start
 from saycan_qt.learning.batches import BatchConfig, Transitions, return_range
 from saycan_qt.learning.divergence import Diverged
@@ -465,6 +466,19 @@ def test_a_relabelled_transition_has_another_instruction_and_no_reward(data):
     own = batches.text[dataset.episode_task[0]]
     assert batch.reward.sum() == batch.returns.sum() == batch.demonstrates.sum() == 0
     assert not any(torch.equal(text, own) for text in batch.text)
+
+
+def test_relabelling_with_the_impossible_spares_what_the_data_notes_as_possible(data):
+    with pytest.raises(ValueError, match="collect --possible"):
+        transitions(data, relabel=1.0, relabel_with="impossible")
+    dataset = EpisodeDataset(data)
+    only = int(dataset.episode_task[dataset.episode_task != dataset.episode_task[0]][0])
+    rest = [task for number, task in enumerate(dataset.tasks) if number != only]
+    dataset.info = {"possible": [lines(rest)] * len(dataset)}
+    frames = [np.zeros((dataset.num_frames, 27, 14), np.float16)]
+    batches = Transitions(BatchConfig(relabel=1.0, relabel_with="impossible"), dataset, frames, make("q-transformer"))
+    batch = batches.batch(np.arange(*dataset.episode_start[0:2]), np.random.default_rng(0), augment=False)
+    assert batch.reward.sum() == 0 and all(torch.equal(text, batches.text[only]) for text in batch.text)
 
 
 def test_recorded_rewards_give_returns_to_go_and_relabelling_leaves_their_costs(data):

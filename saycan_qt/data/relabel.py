@@ -10,7 +10,19 @@ from numpy.typing import ArrayLike
 
 from skills.library import Skill
 
+POSSIBLE = "possible"  # in an episode's info: the tasks that could have been carried out where it began, one a line
 FILLERS = {"a", "an", "the", "up", "please"}
+
+
+def lines(tasks: Iterable[str]) -> str:
+    """Tasks as POSSIBLE holds them."""
+    return "\n".join(tasks)
+
+
+def possible_tasks(notes: Sequence[str], tasks: Sequence[str]) -> np.ndarray:
+    """(E, len(tasks)) bool, of each episode's POSSIBLE."""
+    noted = [set(note.split("\n")) for note in notes]
+    return np.array([[task in possible for task in tasks] for possible in noted], bool).reshape(len(notes), len(tasks))
 
 
 def meanings(tasks: Sequence[str], skills: Iterable[Skill] = ()) -> np.ndarray:
@@ -54,6 +66,33 @@ def relabel(
         raise ValueError("relabelling needs tasks of more than one meaning")
     place = rng.integers(np.maximum(len(candidates) - count, 1))  # among the others; one draw each, chosen or not
     other = candidates[np.where(place >= begin, place + count, place) % len(candidates)]
+    task_ids[chosen] = other[chosen]
+    success[chosen] = False
+    return task_ids, success
+
+
+def relabel_impossible(
+    task_ids: np.ndarray,
+    success: np.ndarray,
+    rng: np.random.Generator,
+    share: float,
+    possible: np.ndarray,
+    meanings: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray]:
+    """As `relabel`, with tasks that were impossible where the episode began, all of them as often as each other.
+
+    Departs from the paper, which draws from all episodes' tasks and so calls some a failure that would have succeeded:
+    here somebody who knew has noted what was possible. Each task alike, since planners ask about every skill.
+
+    task_ids, success (N,); possible (N, num_tasks) bool; meanings (num_tasks,). An episode to which everything was
+    possible keeps its own task."""
+    task_ids, success = np.array(task_ids), np.array(success)
+    chosen, luck = rng.random(len(task_ids)) < share, rng.random(len(task_ids))
+    others = ~possible & (meanings[None] != meanings[task_ids][:, None])
+    ranks = others.cumsum(axis=1)
+    count = ranks[:, -1]
+    other = (ranks > np.floor(luck * count)[:, None]).argmax(axis=1)
+    chosen &= count > 0
     task_ids[chosen] = other[chosen]
     success[chosen] = False
     return task_ids, success

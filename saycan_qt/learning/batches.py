@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from saycan_qt import atomic
-from saycan_qt.data.relabel import meanings, relabel
+from saycan_qt.data.relabel import POSSIBLE, meanings, possible_tasks, relabel, relabel_impossible
 from saycan_qt.learning.algorithms.policy import Batch, Policy
 from saycan_qt.learning.stretches import Frames, Order, Shared
 from saycan_qt.networks.augment import Augmentation, augmented
@@ -47,6 +47,9 @@ class Episodes(Protocol):
     @property
     def finished(self) -> np.ndarray: ...
 
+    @property
+    def info(self) -> Mapping[str, list[Any]]: ...
+
 
 @dataclass(frozen=True)
 class BatchConfig:
@@ -63,6 +66,9 @@ class BatchConfig:
     # Learn also, as from failures, from what robots were recorded doing that was canceled, aborted or lost
     unfinished: bool = False
     relabel: float = 0.0  # share of transitions given another episode's task and reward 0 [Q-Transformer, app. G]
+    # "any": whatever the other episode's task. "impossible" departs from the paper, for affordances: only tasks that
+    # were impossible where the episode began, as its data notes (`collect --possible`), and all of them alike
+    relabel_with: Literal["any", "impossible"] = "any"
     # Share of transitions replaced by the first one of their episode. Departs (paper: 0), for affordances: planners ask
     # from where episodes start, which only one transition in fifteen shows
     starts: float = 0.0
@@ -88,6 +94,9 @@ class Transitions:
         policy.texts.keep(dataset.tasks)
         self.text = policy.texts.encode(dataset.tasks)
         self.meanings = meanings(dataset.tasks, SkillLibrary.load())
+        self.possible: np.ndarray | None = None  # (E, tasks) bool
+        if config.relabel > 0 and config.relabel_with == "impossible":
+            self.possible = possible_tasks(require_notes(dataset), dataset.tasks)
         self.moving = [
             number for number, dimension in enumerate(dataset.embodiment.action) if dimension.kind == "delta"
         ]
@@ -150,11 +159,9 @@ class Transitions:
         now = np.arange(1 - network.history, 1)  # t - h + 1 .. t
         window = rows[:, None] + np.concatenate([now, now[-shift:] + chunk])  # .. t + n
         window = np.clip(window, first[:, None], last[:, None])
-        share, count, pool = self.config.relabel, len(data.tasks), data.episode_task
-        task, success = data.episode_task[episode], data.success[episode]
+        task = data.episode_task[episode]
         first_of, stretch = self.stretches(episode)  # one of them has one instruction, as FiLM wants of what is shared
-        renamed = relabel(task[first_of], success[first_of], rng, share, count, self.meanings, pool)
-        tasks, success = (values[stretch] for values in renamed)
+        tasks, success = (values[stretch] for values in self.relabelled(episode[first_of], rng))
         terminated = last - rows < chunk
         relabelled = tasks != task
         reward, returns = self.rewards(rows, last, success, relabelled)
@@ -215,6 +222,14 @@ class Transitions:
             begins[1:] = np.diff(episode) != 0
         return np.flatnonzero(begins), np.cumsum(begins) - 1
 
+    def relabelled(self, episode: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        """Episodes (B,) -> (B,) the tasks to learn about, and success at these."""
+        data, share = self.dataset, self.config.relabel
+        task, success = data.episode_task[episode], data.success[episode]
+        if self.possible is not None:
+            return relabel_impossible(task, success, rng, share, self.possible[episode], self.meanings)
+        return relabel(task, success, rng, share, len(data.tasks), self.meanings, data.episode_task)
+
     def there(self, rows: np.ndarray, last: np.ndarray) -> np.ndarray:
         """(B, n * D) of bool: has the episode, which ends at `last`, an action for each dimension of a chunk?"""
         steps = np.arange(self.policy.chunk) <= (last - rows)[:, None]
@@ -262,6 +277,16 @@ class Transitions:
         """(B, 1, K, 3) [m], the same for all frames of a transition."""
         common = rng.normal(0, self.config.jitter_common, (count, 1, 1, 3))
         return (common + rng.normal(0, self.config.jitter_each, (count, 1, keypoints, 3))).astype(np.float32)
+
+
+def require_notes(dataset: Episodes) -> list[str]:
+    """What was possible where each episode began. Raises ValueError where that was not noted with all of them."""
+    notes = dataset.info.get(POSSIBLE, [None])
+    if any(note is None for note in notes):
+        raise ValueError(
+            "--relabel-with impossible: not all of the data says what was possible; `collect --possible` notes it"
+        )
+    return list(notes)
 
 
 def terminal_scale(dimension: ActionDimension) -> float:

@@ -1,4 +1,5 @@
-"""Everything an affordance evaluation says about one model: over all pairs, family by family, moment by moment."""
+"""Everything an affordance evaluation says about one model: over balanced pairs, family by family, moment by moment,
+and over all pairs, as planners ask."""
 
 from __future__ import annotations
 
@@ -53,6 +54,22 @@ def figures(
         now = moments == moment
         return {**measured(chosen, rows=now), "scenes": int(now.sum())}
 
+    def of_all(value: float) -> dict[str, Any]:
+        """At a threshold, of all pairs, each counting 1."""
+        ones, rng = np.ones_like(w), np.random.default_rng(0)
+        return {
+            "threshold": value,
+            **am.metrics(y, s, ones, value),
+            "intervals": am.intervals(y, s, ones, value, rng, resamples),
+            "all_positive_f1": am.all_positive_f1(y, ones),
+            "families": {
+                family: am.metrics(
+                    y[:, families == family], s[:, families == family], ones[:, families == family], value
+                )
+                for family in dict.fromkeys(families)
+            },
+        }
+
     both = {
         "fixed": {"threshold": fixed, **measured(fixed)},
         "tuned": {"threshold": tuned, **measured(tuned)},
@@ -62,10 +79,7 @@ def figures(
         **both,
         "families": {family: of(family) for family in dict.fromkeys(families)},
         "moments": {str(moment): during(moment) for moment in np.unique(moments)},
-        "all_pairs": {
-            **am.metrics(y, s, np.ones_like(w), chosen),
-            "all_positive_f1": am.all_positive_f1(y, np.ones_like(w)),
-        },
+        "all_pairs": {**of_all(chosen), "tuned": of_all(am.best_threshold(labels[tuning], scores[tuning]))},
         "reliability": am.reliability(y, s, equal(w)),
         "precision_recall": am.precision_recall(y, s, equal(w)),
     }

@@ -35,7 +35,8 @@ class AffordanceConfig:
     impossible for the same dull reason, so the headline is over balanced pairs: every possible skill counts 1; the
     impossible ones of a scene and family together count one more than its possible ones (each at most 1), which is what
     drawing that many at random would give on average; then every family weighs the same. The figures over all pairs,
-    each counting 1, stand below. Read F1 beside the column "all possible", which calls every skill possible.
+    each counting 1 as planners ask about all of them, stand below, also at a threshold that is tuned to them. Read F1
+    beside the column "all possible", which calls every skill possible.
 
     "arm" rows tell scenes apart that are seen with the arm at rest, before any skill, from those that are seen
     afterwards: an expert has carried out some skill, and the arm is back in its carrying pose.
@@ -61,6 +62,9 @@ class AffordanceConfig:
     # Fit a curve that makes a value a probability, keep it beside each checkpoint, and show both. Isotonic: any rising
     # curve; temperature: one number, for few scenes
     calibrate: Literal["none", "isotonic", "temperature"] = "none"
+    # What the curve is fitted to: balanced pairs as in the headline, or all pairs, as planners ask, of which fewer are
+    # possible. A value of 0.5 means an even chance among these
+    calibrate_on: Literal["balanced", "all"] = "balanced"
     resamples: int = 500  # of the bootstrap
     threads: int = 2  # that the model may use
     json: bool = False  # print the result as JSON on standard output
@@ -68,27 +72,31 @@ class AffordanceConfig:
 
 
 def calibrated(
-    judge: Judge, questions: Questions, scores: np.ndarray, method: Literal["isotonic", "temperature"]
+    judge: Judge,
+    questions: Questions,
+    scores: np.ndarray,
+    method: Literal["isotonic", "temperature"],
+    pairs: Literal["balanced", "all"],
 ) -> tuple[np.ndarray, dict[str, Any]]:
     """The scores (S, N) as probabilities, by a curve that is fitted here and kept beside the checkpoint; and about it.
 
-    It is fitted to balanced pairs, as those of the headline: a value of 0.5 then means an even chance among them."""
+    A value of 0.5 then means an even chance among `pairs`."""
     from saycan_qt.learning import calibration
 
     assert judge.folder is not None
     labels, tuning = questions.labels, questions.tuning
     weights = am.balanced_weights(labels, questions.families)
 
-    def balanced(part: np.ndarray) -> np.ndarray:
-        return am.equal_families(weights[part], questions.families)
+    def weighed(part: np.ndarray) -> np.ndarray:
+        return np.ones(labels[part].shape) if pairs == "all" else am.equal_families(weights[part], questions.families)
 
-    curve = calibration.fit(method, labels[tuning], scores[tuning], balanced(tuning))
+    curve = calibration.fit(method, labels[tuning], scores[tuning], weighed(tuning))
     after = curve.calibrated(scores)
-    rest = labels[~tuning], balanced(~tuning)
+    rest = labels[~tuning], weighed(~tuning)
     about = {
         "data": questions.digest,
         "label": questions.label,
-        "pairs": "balanced",
+        "pairs": pairs,
         "scenes": int(tuning.sum()),
         "ece_on_other_scenes": {
             "raw": am.calibration_error(rest[0], scores[~tuning], rest[1]),
@@ -144,7 +152,7 @@ def evaluate(config: AffordanceConfig, console: Console) -> tuple[dict[str, Any]
             models[judge.name] = mine = measured(scores)
             mine["mistakes"] = affordance_report.mistakes(questions, scores, mine["threshold"])
             if config.calibrate != "none" and judge.folder:
-                after, about = calibrated(judge, questions, scores, config.calibrate)
+                after, about = calibrated(judge, questions, scores, config.calibrate, config.calibrate_on)
                 models[f"{judge.name}, {config.calibrate}"] = {**measured(after), "calibration": about}
     answer = {
         "models": models,

@@ -73,10 +73,10 @@ def metrics(labels: np.ndarray, scores: np.ndarray, weights: np.ndarray, thresho
     return dict(zip(("precision", "recall", "f1", "auc", "ap", "ece"), map(float, values), strict=True))
 
 
-def best_threshold(labels: np.ndarray, scores: np.ndarray, weights: np.ndarray) -> float:
-    """The threshold of the greatest F1."""
+def best_threshold(labels: np.ndarray, scores: np.ndarray, weights: np.ndarray | None = None) -> float:
+    """The threshold of the greatest F1; without weights every pair counts 1."""
     precision, recall, thresholds = precision_recall_curve(
-        labels.ravel(), scores.ravel(), sample_weight=weights.ravel()
+        labels.ravel(), scores.ravel(), sample_weight=None if weights is None else weights.ravel()
     )
     f1 = 2 * precision * recall / np.maximum(precision + recall, 1e-12)
     return float(thresholds[f1[:-1].argmax()])

@@ -47,7 +47,15 @@ def sections(models: Mapping[str, dict[str, Any]]) -> Iterator[list[Row]]:
             yield [row(prefix + name, "f1", of["all_positive_f1"], part, name) for name, of in first[part].items()]
     always_all = {"f1": first["all_pairs"]["all_positive_f1"]}
     if len(first["families"]) > 1:  # else the same again
-        yield [row(f"all pairs: {name}", key, always_all.get(key), "all_pairs") for key, name in SHOWN.items()]
+        tuned = "all_pairs", "tuned"
+        yield [
+            *(row(f"all pairs: {name}", key, always_all.get(key), "all_pairs") for key, name in SHOWN.items()),
+            row("all pairs: F1, tuned to them", "f1", always_all["f1"], *tuned),
+            row("... precision", "precision", None, *tuned),
+            row("... recall", "recall", None, *tuned),
+            thresholds("... threshold", *tuned),
+            *(row(f"... F1, {family}", "f1", None, *tuned, "families", family) for family in first["families"]),
+        ]
 
 
 def cell(figures: Mapping[str, Any], key: str) -> str:

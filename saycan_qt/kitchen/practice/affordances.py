@@ -139,6 +139,11 @@ def let_time_pass(
     return "afterwards"
 
 
+def possible_names(world: World, library: SkillLibrary) -> tuple[str, ...]:
+    """The learnt skills whose precondition holds."""
+    return tuple(skill.name for skill in library if skill.learned and feasible(world, skill))
+
+
 def _possible(world: World, skills: Sequence[Skill]) -> np.ndarray:
     return np.array([feasible(world, skill) for skill in skills], bool)
 

@@ -14,6 +14,7 @@ import numpy as np
 from saycan_qt import atomic
 from saycan_qt.data import lerobot
 from saycan_qt.data.episodes import Episode
+from saycan_qt.data.relabel import POSSIBLE, lines
 from saycan_qt.kitchen.looks import LookName
 from saycan_qt.kitchen.physics import Unstable
 from saycan_qt.kitchen.practice import affordances, rollouts
@@ -48,6 +49,9 @@ class CollectConfig:
     impossible: float = 0.0
     # Share of episodes in scenes made for another skill, or after one; otherwise a skill is seen in its own scenes only
     anywhere: float = 0.0
+    # Note with each episode which skills were possible where it began, as the simulator knows. Then
+    # `saycan_qt.train --relabel-with impossible` takes no skill for a failure that would have succeeded
+    possible: bool = False
     # Checkpoint, or a shipped one's name, that acts instead of the experts: autonomous episodes, half of them disturbed
     policy: str = ""
     # Share of the policy's episodes that the scripted expert finishes, from the policy's own states; only its part is
@@ -72,6 +76,8 @@ def episode(config: CollectConfig, number: int, library: SkillLibrary, actor: Ac
     else:
         run, steps = carried_out(config, number, library, actor)
         kind = {"mode": run.mode}
+        if config.possible:
+            kind[POSSIBLE] = lines(run.possible)
     return Episode(
         images=np.stack([s.observation.image for s in steps if s.observation]),
         states=np.stack([s.observation.state for s in steps if s.observation]),
@@ -107,6 +113,8 @@ def carried_out(
                 run = affordances.start_anywhere(rng, library, weights, mode, **how)
             else:
                 run = rollouts.start(rng, skill, library, mode, **how)
+            if config.possible:
+                run.possible = affordances.possible_names(run.world, library)
             steps = list(run)
         except Unstable:
             continue
@@ -175,7 +183,7 @@ def begin(config: CollectConfig) -> None:
         if shown.seed == config.seed:
             raise ValueError(f"--replay {config.replay} has --seed {shown.seed}, too: take another")
         mine = (config.failures, config.impossible, config.anywhere, config.policy, config.families, config.look)
-        if mine != (usual.failures, 0.0, 0.0, "", (), usual.look) or config.pace != usual.pace:
+        if mine != (usual.failures, 0.0, 0.0, "", (), usual.look) or config.possible or config.pace != usual.pace:
             raise ValueError("a replay does what was demonstrated: with --replay give --noise, --episodes, --seed")
     elif config.noise != usual.noise:
         raise ValueError("--noise is that of replays; it goes with --replay")
@@ -183,7 +191,15 @@ def begin(config: CollectConfig) -> None:
         raise ValueError("--failures and --impossible are about experts' episodes; leave them out with --policy")
     if config.help_by_expert and not config.policy:
         raise ValueError("--help-by-expert finishes what a policy began: name it with --policy")
-    for key in ("impossible", "anywhere", "policy", "help_by_expert", "pace", "look"):  # named where they matter
+    for key in (
+        "impossible",
+        "anywhere",
+        "possible",
+        "policy",
+        "help_by_expert",
+        "pace",
+        "look",
+    ):  # named where they matter
         if (value := getattr(config, key)) != getattr(usual, key):
             settings[key] = value
     if config.replay is not None:

@@ -54,6 +54,7 @@ class Rollout:
     observing: bool = True  # False yields None for observations, which saves the rendering; an actor needs them
     actor: Actor | None = None  # of "autonomous" and "helped"
     pace: float = STEP  # [m] the expert moves the tip no further along an axis in one action
+    possible: tuple[str, ...] = ()  # the skills that are possible where it begins, if somebody looked
     success: bool = False
     truncated: bool = False
 
