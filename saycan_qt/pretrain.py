@@ -36,7 +36,7 @@ from saycan_qt.learning.perception import (
 )
 from saycan_qt.networks.keypoints import Grounding, KeypointTrunk
 from saycan_qt.networks.tokens import TextEncoder
-from saycan_qt.options import parse, require
+from saycan_qt.options import parse, require, require_share
 from skills.errors import SkillError
 from skills.library import SkillLibrary
 
@@ -54,6 +54,7 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
 def check(config: PretrainConfig) -> None:
     """Raises ValueError for numbers that make no run."""
     require(config, frames=2, epochs=1, batch_size=1, workers=1, threads=1, weight_decay=0, position_weight=0, seed=0)
+    require_share(config, "asked")
     if not 0 < config.learning_rate < math.inf:
         raise ValueError(f"--learning-rate {config.learning_rate}: it must be above 0")
     if not 0 <= config.held_out < 1:
@@ -63,8 +64,8 @@ def check(config: PretrainConfig) -> None:
 
 def run(config: PretrainConfig) -> dict[str, Any]:
     library = SkillLibrary.load()
-    make = partial(labelled_frames, look=config.look)
-    frames = gather(config.out / f"frames-{config.look}", config.frames, config.seed, config.workers, make)
+    make = partial(labelled_frames, look=config.look, asked=config.asked)
+    frames = gather(config.out / folder_of(config), config.frames, config.seed, config.workers, make)
     cut = len(frames["images"]) - max(1, int(len(frames["images"]) * config.held_out))  # whole rollouts at the end
     train, held_out = ({k: v[part] for k, v in frames.items()} for part in (slice(cut), slice(cut, None)))
     torch.manual_seed(config.seed)
@@ -87,6 +88,11 @@ def run(config: PretrainConfig) -> dict[str, Any]:
     )
     (config.out / "figures.json").write_text(json.dumps(report, indent=1) + "\n")
     return report
+
+
+def folder_of(config: PretrainConfig) -> str:
+    """Frames of one kind lie in one folder."""
+    return f"frames-{config.look}" + (f"-{config.asked:g}" if config.asked else "")
 
 
 def show(report: dict[str, Any]) -> None:

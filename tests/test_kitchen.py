@@ -15,7 +15,7 @@ from saycan_qt.kitchen.practice.perception import KEYPOINTS, labelled_frames
 from saycan_qt.kitchen.robot import KitchenRobot
 from saycan_qt.kitchen.scene import WORKTOPS
 from saycan_qt.kitchen.tasks import FAMILIES, feasible, practice, random_kitchen
-from saycan_qt.kitchen.world import Placement, Scene, World
+from saycan_qt.kitchen.world import CARRY, Placement, Scene, World
 from skills.library import SkillLibrary
 from skills.types import Robot
 
@@ -166,6 +166,12 @@ def test_perception_labels_agree_with_the_image():
     hidden = frames["heatmaps"][~frames["visible"]]
     assert hidden.sum(axis=(1, 2)).max(initial=0) < 3 * 255 / 16 + 1
     assert frames["positions"].shape == (6, len(KEYPOINTS), 3) and apple < 21
+
+
+def test_perception_looks_where_planners_ask_too():
+    asked = labelled_frames(3, seed=0, asked=1.0)
+    assert np.abs(asked["states"][:, :3] - CARRY).max() < 0.15  # the arm is at rest
+    assert (asked["images"][0] != asked["images"][1]).any() and asked["visible"].any()
 
 
 @pytest.fixture

@@ -430,6 +430,20 @@ def test_a_q_transformer_starts_from_a_clone(data, perception, tmp_path):
     assert own.keys() - same == {"outputs.q.weight", "outputs.q.bias"}
 
 
+def test_a_network_goes_on_with_other_eyes(data, perception, tmp_path):
+    train.train(train.command(run_command("rt1", data, perception, tmp_path / "clone", "--steps", "2")))
+    described, seen = checkpoint.read(perception)
+    seen = {key: value + 1 if value.is_floating_point() else value for key, value in seen.items()}
+    checkpoint.save(tmp_path / "other", described, seen, {})
+    init = ("--init", tmp_path / "clone" / "checkpoint")
+    config = train.debug_config(train.command(run_command("rt1", data, tmp_path / "other", tmp_path / "again", *init)))
+    own, before = train.new_policy(config, EpisodeDataset(data))[0].network.state_dict(), weights(tmp_path / "clone")
+    trunk = "encoder.trunk."
+    for key, value in own.items():
+        wanted = seen[key.removeprefix("encoder.")] if key.startswith(trunk) else before[f"network.{key}"]
+        assert torch.equal(value, wanted), key
+
+
 def test_an_exported_run_judges_and_acts_without_a_sentence_model(data, perception, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "planners.weights", None)
     train.train(train.command(run_command("q-transformer", data, perception, tmp_path / "run", "--steps", "2")))

@@ -41,6 +41,9 @@ class PretrainConfig:
     out: Path  # folder of the run; the checkpoint is written to it
     init: Path | None = None  # a perception checkpoint to go on from, such as the one that ships
     frames: int = 16000  # labelled frames, held-out ones included
+    # Share of the frames from where planners ask for affordances: scenes of all kinds, the arm at rest before them. The
+    # others are of skills being carried out
+    asked: float = 0.0
     epochs: int = 24
     batch_size: int = 64  # frames
     learning_rate: float = 2e-3

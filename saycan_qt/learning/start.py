@@ -65,7 +65,8 @@ class TrainConfig(LoopConfig):
     # size the data has. Default: small where the state says where the gripper is and there is one camera, else compact
     preset: Preset | None = None
     perception: Path | None = None  # checkpoint of saycan_qt.pretrain; default: the one that ships
-    init: Path | None = None  # checkpoint, or the name of a shipped one, whose network, eyes included, it starts from
+    # Checkpoint, or a shipped one's name, whose network it starts from; with its eyes, unless --perception has others
+    init: Path | None = None
     text_model: str = ""  # sentence-transformers model by name or folder; "" is the pinned MiniLM
     # Range of each action dimension: "robot" is what the robot's description says, which comes with the data; "data"
     # comes from the episodes' percentiles; or a YAML file with as many numbers each under `low` and `high`
@@ -166,6 +167,7 @@ def new_policy(config: TrainConfig, dataset: Episodes) -> tuple[Policy, list[str
     torch.manual_seed(config.batches.seed)
     algorithm, embodiment = config.algorithm, dataset.embodiment
     table = dict[str, np.ndarray]()
+    parts: tuple[str, ...] = ("trunk", "grounding")
     eyes: dict[str, torch.Tensor] = {}
     start: dict[str, torch.Tensor] = {}
     if config.init is not None:
@@ -180,6 +182,8 @@ def new_policy(config: TrainConfig, dataset: Episodes) -> tuple[Policy, list[str
             )
         embodiment = taken_over(config.init, described, network, embodiment)
         table |= zip(described["texts"], start["texts"].numpy(), strict=True)
+        if config.perception is not None:
+            eyes, parts = read_eyes(config.perception)[1], ("trunk",)  # what words name, it has learnt further itself
     elif algorithm is None:
         raise ValueError("finetune needs --init, a checkpoint's folder or the name of one that ships")
     else:
@@ -198,13 +202,13 @@ def new_policy(config: TrainConfig, dataset: Episodes) -> tuple[Policy, list[str
     tokenizer = tokenizer_of(start, embodiment) or new_tokenizer(config, network.bins, embodiment, dataset.actions)
     kind = next(kind for kind in ALGORITHMS.values() if kind.config_type is type(algorithm))
     policy = kind(network, algorithm, texts, tokenizer, embodiment)
-    for part in ("trunk", "grounding") if eyes else ():
-        if fresh := policy.start_from(eyes, f"{part}.", f"encoder.{part}."):
-            perception = config.perception or SHIPPED_PERCEPTION
-            raise ValueError(f"{perception} does not fit this network: it lacks {', '.join(fresh[:3])}")
     if start:
         fresh = policy.start_from(start, "network.")
         log.info("started from %s%s", config.init, f"; new: {', '.join(fresh)}" if fresh else "")
+    for part in parts if eyes else ():
+        if fresh := policy.start_from(eyes, f"{part}.", f"encoder.{part}."):
+            perception = config.perception or SHIPPED_PERCEPTION
+            raise ValueError(f"{perception} does not fit this network: it lacks {', '.join(fresh[:3])}")
     return policy, list(table)
 
 
@@ -233,11 +237,16 @@ def new_network(
         return network, {}, table
     if config.text_model:
         raise ValueError("the small preset's eyes know MiniLM alone; --text-model needs another --preset")
+    described, seeing = read_eyes(perception)
+    table |= zip(described["texts"], seeing["texts"].numpy(), strict=True)
+    return dataclasses.replace(network, encoder=TrunkConfig.from_dict(described["trunk"])), seeing, table
+
+
+def read_eyes(perception: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     described, seeing = checkpoint.read(perception)
     if described.get("algorithm") != checkpoint.PERCEPTION:
         raise ValueError(f"{perception} has no eyes: it is no checkpoint of `python -m saycan_qt.pretrain`")
-    table |= zip(described["texts"], seeing["texts"].numpy(), strict=True)
-    return dataclasses.replace(network, encoder=TrunkConfig.from_dict(described["trunk"])), seeing, table
+    return described, seeing
 
 
 def taken_over(init: Path, described: Mapping[str, Any], network: NetworkConfig, embodiment: Embodiment) -> Embodiment:

@@ -11,6 +11,7 @@ from saycan_qt.kitchen.camera import HEAD, cast, paint
 from saycan_qt.kitchen.looks import LookName
 from saycan_qt.kitchen.objects import THINGS
 from saycan_qt.kitchen.practice import rollouts
+from saycan_qt.kitchen.practice.affordances import draw
 from saycan_qt.kitchen.scene import DRAWER_Z, DRAWERS
 from saycan_qt.kitchen.world import World
 from skills.library import SkillLibrary
@@ -74,8 +75,10 @@ def labelled_frames(
     every: int = 3,
     progress: Callable[[int], None] = lambda done: None,
     look: LookName = "target",
+    asked: float = 0.0,
 ) -> dict[str, np.ndarray]:
-    """`count` frames, every third step of scripted rollouts (half of them noisy) over all skills.
+    """`count` frames, every third step of scripted rollouts (half of them noisy) over all skills; first, as a share
+    `asked` of them, what a robot sees where planners ask for affordances, with the arm at rest before it.
 
     images (N, 80, 96, 3) uint8; heatmaps (N, K, 20, 24) uint8; positions (N, K, 3) float32 [m, base frame];
     headings (N, K, 2) float32 as `headings` gives them; visible (N, K) bool; states (N, 8) float32."""
@@ -90,6 +93,20 @@ def labelled_frames(
         "states": np.zeros((count, 8), np.float32),
     }
     done = 0
+
+    def keep(world: World, table: np.ndarray) -> None:
+        nonlocal done
+        head, lamp = world.look.head, world.look.lamp
+        hits = cast(world.model, world.data, head)
+        out["images"][done], out["states"][done] = paint(world.model, head, *hits, lamp), world.state()
+        out["positions"][done], out["headings"][done] = positions(world), headings(world)
+        out["heatmaps"][done], out["visible"][done] = label(hits[0], table)
+        done += 1
+        progress(done)
+
+    while done < round(asked * count):
+        world = World(draw(rng, library)[2], look)
+        keep(world, _geom_keypoint(world))
     while done < count:
         skill = rollouts.random_skill(rng, library)
         mode = str(rng.choice(MODES, p=SHARES))
@@ -97,14 +114,7 @@ def labelled_frames(
         table = _geom_keypoint(run.world)
         for i, _ in enumerate(run):
             if (i + 1) % every == 0:
-                world = run.world
-                head, lamp = world.look.head, world.look.lamp
-                hits = cast(world.model, world.data, head)
-                out["images"][done], out["states"][done] = paint(world.model, head, *hits, lamp), world.state()
-                out["positions"][done], out["headings"][done] = positions(world), headings(world)
-                out["heatmaps"][done], out["visible"][done] = label(hits[0], table)
-                done += 1
-                progress(done)
+                keep(run.world, table)
                 if done == count:
                     break
     return out
