@@ -493,6 +493,7 @@ def test_relabelling_with_the_impossible_spares_what_the_data_notes_as_possible(
     batches = Transitions(BatchConfig(relabel=1.0, relabel_with="impossible"), dataset, frames, make("q-transformer"))
     batch = batches.batch(np.arange(*dataset.episode_start[0:2]), np.random.default_rng(0), augment=False)
     assert batch.reward.sum() == 0 and all(torch.equal(text, batches.text[only]) for text in batch.text)
+    assert batch.terminated.tolist() == [1.0] + [0.0] * (len(batch.reward) - 2) + [1.0]  # for certain, and at its end
 
 
 def test_recorded_rewards_give_returns_to_go_and_relabelling_leaves_their_costs(data):

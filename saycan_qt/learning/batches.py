@@ -67,7 +67,8 @@ class BatchConfig:
     unfinished: bool = False
     relabel: float = 0.0  # share of transitions given another episode's task and reward 0 [Q-Transformer, app. G]
     # "any": whatever the other episode's task. "impossible" departs from the paper, for affordances: only tasks that
-    # were impossible where the episode began, as its data notes (`collect --possible`), and all of them alike
+    # were impossible where the episode began, as its data notes (`collect --possible`), all of them alike, and there
+    # the target is 0, without a look at what comes next
     relabel_with: Literal["any", "impossible"] = "any"
     # Share of transitions replaced by the first one of their episode. Departs (paper: 0), for affordances: planners ask
     # from where episodes start, which only one transition in fifteen shows
@@ -164,6 +165,8 @@ class Transitions:
         tasks, success = (values[stretch] for values in self.relabelled(episode[first_of], rng))
         terminated = last - rows < chunk
         relabelled = tasks != task
+        if self.possible is not None:  # known to be impossible there: nothing that follows would earn anything
+            terminated = terminated | (relabelled & (rows == first))
         reward, returns = self.rewards(rows, last, success, relabelled)
         after = window[:, -1]
         acted, to_act = (self.chunks(part, last, rng if augment else None) for part in (rows, after))
