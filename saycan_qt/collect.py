@@ -3,6 +3,7 @@
     python -m saycan_qt.collect --out data/kitchen --episodes 6000
     python -m saycan_qt.collect --out data/impossible --episodes 4000 --impossible 1 --seed 1
     python -m saycan_qt.collect --out data/anywhere --episodes 4000 --anywhere 1 --seed 2
+    python -m saycan_qt.collect --out data/possible --anywhere 1 --failures 0 --impossible 0.35 --possible --seed 5
     python -m saycan_qt.collect --out data/own --episodes 4000 --policy execution --seed 3
     python -m saycan_qt.collect --out data/shown --episodes 100 --families pick --failures 0 --pace 0.05
     python -m saycan_qt.collect --out data/replays --episodes 1150 --replay data/shown --seed 1
