@@ -3,9 +3,9 @@
     curve = calibration.load("runs/critic/checkpoint")
     curve.calibrated(values)                              # (N,) in [0, 1], in the order of the values
 
-`python -m saycan_qt.evaluate affordance --calibrate isotonic` makes it, `python -m saycan_qt.serve` uses it. It lies in
-`<checkpoint>.calibration.json`, outside of the folder whose manifest lists every file, and names the weights it was
-fitted to: beside others it is refused.
+`python -m saycan_qt.evaluate affordance --calibrate isotonic` makes it, `python -m saycan_qt.serve --calibrated` uses
+it. It lies in `<checkpoint>.calibration.json`, outside of the folder whose manifest lists every file, and names the
+weights it was fitted to: beside others it is refused.
 """
 
 from __future__ import annotations
