@@ -23,10 +23,11 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from rich.console import Console
 
@@ -69,7 +70,7 @@ def run(config: RunConfig, parts: Parts) -> int:
     stack = Stack(config, parts, body, display, feed, path, lambda sentence: one.died(sentence))
     one = Run(instruction, config, stack, folder, person, alone=True)
     try:
-        page = watch(config, parts, path, feed, display)
+        page = watch(config, parts, path, feed, display, person.alone)
     except StartFailed as error:
         folder.discard()
         return refuse(str(error))
@@ -81,15 +82,31 @@ def run(config: RunConfig, parts: Parts) -> int:
     code = one.carry_out().code
     feed.close()
     if config.json and code != MISTAKE:
-        print(json.dumps(folder.content()), flush=True)
+        print_json(folder.content())
     return code
 
 
-def watch(config: Options, parts: Parts, logs: Path, feed: Feed, display: Display) -> Page | None:
-    """Whoever is asked for: the live page, and an MCAP file. Raises StartFailed."""
+def print_json(content: Mapping[str, Any]) -> bool:
+    """In a line; False where nobody reads it any more."""
+    try:
+        print(json.dumps(content), flush=True)
+    except OSError:
+        return False
+    return True
+
+
+def watch(
+    config: Options, parts: Parts, logs: Path, feed: Feed, display: Display, gone: Callable[[], None]
+) -> Page | None:
+    """Whoever is asked for: the live page, and an MCAP file. gone: told when the page has died. Raises StartFailed."""
+
+    def died(sentence: str) -> None:
+        display.line(f"{sentence}; it goes on without")
+        gone()
+
     page = None
     if config.live.live:
-        page = Page(config, parts, logs, lambda sentence: display.line(f"{sentence}; it goes on without"))
+        page = Page(config, parts, logs, died)
         feed.add(page)
         display.line(f"[bold]Watch it at[/bold] {page.url}")
     if config.mcap is not None:
@@ -103,8 +120,9 @@ def watch(config: Options, parts: Parts, logs: Path, feed: Feed, display: Displa
 
 def leave(code: int) -> NoReturn:
     """End the process now: everything is written, a thread may still compute, and torch takes seconds to unload."""
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError):  # nobody reads it any more
+            stream.flush()
     os._exit(code)
 
 

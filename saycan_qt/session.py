@@ -20,16 +20,15 @@ in use; 130: interrupted.
 
 from __future__ import annotations
 
-import json
 import queue
 import signal
 import sys
 import threading
+from contextlib import suppress
 from dataclasses import replace
-from datetime import datetime
 from pathlib import Path
 from types import FrameType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from rich.console import Console
 from rich.markup import escape
@@ -39,12 +38,12 @@ from saycan_qt.journey.display import Display
 from saycan_qt.journey.feed import Feed
 from saycan_qt.journey.lifecycle import ENDINGS, INTERRUPTED, NOT_DONE, SUCCEEDED, UNKNOWN, Run, tell
 from saycan_qt.journey.live import Hands
-from saycan_qt.journey.person import Person
-from saycan_qt.journey.results import NotWritten, RunFolder, slug
-from saycan_qt.journey.stack import Stack
+from saycan_qt.journey.person import Person, word_of
+from saycan_qt.journey.results import NotWritten, RunFolder, discard, new_folder, slug
+from saycan_qt.journey.stack import Stack, in_background
 from saycan_qt.language import LanguageError
 from saycan_qt.options import parse
-from saycan_qt.run import leave, parts_of, watch
+from saycan_qt.run import leave, parts_of, print_json, watch
 from saycan_qt.services.processes import MISTAKE, StartFailed, refuse
 from skills.errors import SkillError, Stopped
 from skills.robot_folder import RobotFolder, robot_of
@@ -53,6 +52,7 @@ from skills.wire.conventions import plain
 AGAIN = 2.0  # [s] between two looks whether a service is back
 STOP, RELEASE, QUIT = ("stop",), ("release",), ("quit", "exit")
 READY = "What shall it do? (release, quit)"
+STOPPED = "the robot is stopped; say `release` when it is safe"
 
 
 class Session:
@@ -64,14 +64,23 @@ class Session:
         self.display, self.feed = Display(Console(stderr=config.json), config.explain, self.world), Feed()
         self.feed.tell(session=True)
         self.person = Person(
-            self.display.console, config.json, config.when_to_ask, self.feed, self.hear, elsewhere=config.live.live
+            self.display.console,
+            config.json,
+            config.when_to_ask,
+            self.feed,
+            self.hear,
+            elsewhere=config.live.live,
+            apart=(*STOP, *RELEASE, *QUIT),
         )
         self.stack = Stack(config, parts, body, self.display, self.feed, folder, self._died, release="say `release`")
         self._said: queue.SimpleQueue[str | None] = queue.SimpleQueue()  # instructions; None: end
         self._run: Run | None = None  # that goes on, or went on last
+        self._woken: queue.SimpleQueue[None] = queue.SimpleQueue()  # by what ends a wait for services
+        self._quits = False  # nothing is to be waited for any more
+        self._number = 0  # of the instruction
         self._busy = self._ended = False
         self._codes: set[int] = set()
-        self.page = watch(config, parts, folder, self.feed, self.display)  # raises StartFailed
+        self.page = watch(config, parts, folder, self.feed, self.display, self._gone)  # raises StartFailed
         if self.page is not None:
             self.page.listen(Hands(self.feed, self.person, self.stack, lambda: self._run, self.hear))
 
@@ -79,13 +88,18 @@ class Session:
 
     def hear(self, text: str | None) -> None:
         """A line; None: standard input has ended, where the page may still have something to say."""
-        word = None if text is None else " ".join(text.split()).casefold()
+        word = None if text is None else word_of(text)
         if word in STOP:
-            self._say("the robot is stopped; say `release` when it is safe" if self.stack.stop() else "nothing to stop")
+            self._say(STOPPED if self.stack.stop() else "no robot heard it; one that is started now is stopped at once")
+            self.person.give_up()
         elif word in RELEASE:
             threading.Thread(target=self._release, daemon=True).start()
         elif word in QUIT or (word is None and self.page is None):
             self._said.put(None)
+            self._quits = True
+            self._woken.put(None)
+            if word is not None:
+                self.person.give_up()
         elif text and word:
             if self._busy:
                 self._say(f"“{plain(text.strip())}” waits for its turn")
@@ -110,8 +124,15 @@ class Session:
             self._ended = True
             self._codes.add(INTERRUPTED)
             self._said.put(None)
+            self._woken.put(None)
         else:
+            self.display.console.show_cursor()  # which a spinner hides
             leave(INTERRUPTED)
+
+    def _gone(self) -> None:
+        """Nobody says anything in a browser any more."""
+        self.page = None
+        self.person.alone()
 
     def _died(self, sentence: str) -> None:
         if self._busy and self._run is not None:
@@ -129,7 +150,7 @@ class Session:
         while not self._ended:
             self.feed.now("idle", "say what it shall do")
             if sys.stdin.isatty() and not self.config.json:
-                self.display.line(f"\\n[bold]{READY}[/bold]")
+                self.display.line(f"\n[bold]{READY}[/bold]")
             if (text := self._next()) is None:
                 break
             self._carry_out(text)
@@ -146,12 +167,24 @@ class Session:
             except queue.Empty:
                 self._mend()
             except ValueError as error:
-                self._say(str(error))
+                self._refuse(str(error))
+
+    def _refuse(self, why: str) -> None:
+        """What was said is not carried out, and leaves no folder."""
+        self._say(why)
+        self._codes.add(NOT_DONE)
+        self._answer({"error": why})
+
+    def _answer(self, content: dict[str, Any]) -> None:
+        """A program's line, after which there is nobody to answer where it cannot be written."""
+        if self.config.json and not print_json(content):
+            self._codes.add(NOT_DONE)
+            self._ended = True
 
     def _begin(self) -> int | None:
         """Everything is loaded before the first instruction is heard; an exit code where that fails."""
         try:
-            self.stack.ready()
+            self._ready()
         except Stopped as error:
             self._say(str(error))
         except (StartFailed, LanguageError, SkillError) as error:
@@ -159,15 +192,23 @@ class Session:
             return NOT_DONE if isinstance(error, StartFailed) and not error.mistake else MISTAKE
         return None
 
+    def _ready(self) -> None:
+        """As stack.ready, but left alone once the session shall end."""
+        done = in_background(self.stack.ready)
+        done.add_done_callback(lambda _: self._woken.put(None))
+        while not (done.done() or self._ended):
+            self._woken.get()
+        if done.done():
+            done.result()
+
     def _carry_out(self, instruction: str) -> None:
         seed = self.config.seed if self.config.robot is None else None
-        number = len([path for path in self.folder.iterdir() if path.is_dir()]) + 1
-        path = self.folder / f"{number:02d}-{slug(instruction)[:40].strip('-') or 'instruction'}"
+        self._number += 1
+        path = self.folder / f"{self._number:02d}-{slug(instruction)[:40].strip('-') or 'instruction'}"
         try:
             folder = RunFolder(path, instruction, seed, self.feed, world=self.world)
         except NotWritten as error:
-            self._say(f"results cannot be written to {path}: {error.strerror}")
-            self._codes.add(NOT_DONE)
+            self._refuse(f"results cannot be written to {path}: {error.strerror}")
             return
         self.display.title(instruction, str(path))
         self._run = Run(instruction, self.config, self.stack, folder, self.person, alone=False)
@@ -176,26 +217,29 @@ class Session:
         self._busy = False
         self._run.wait()
         self._codes.add(ending.code)
-        if self.config.json:
-            print(json.dumps(folder.content()), flush=True)
-        if ending.ended in ("stopped", "interrupted"):
-            self._say("the robot is stopped; say `release` when it is safe")
+        self._answer(folder.content())
+        if self.stack.stopped:
+            self._say(STOPPED)
         self._mend()
 
     def _mend(self) -> None:
-        """What died is there again when this returns, or the session ends."""
+        """What died is there again when this returns, or nobody waits for it any more."""
         waiting = False
         while not self._ended and not self.stack.whole:
             try:
-                self.stack.ready()
-                self._say("it is there again; say what it shall do")
+                self._ready()
+                if self.stack.whole:
+                    self._say("it is there again; say what it shall do")
             except Stopped as error:
                 self._say(str(error))
             except (StartFailed, SkillError) as error:
+                if self._quits:
+                    return
                 if not waiting:
                     self._say(f"{error}; it is waited for")
                 waiting = True
-                threading.Event().wait(AGAIN)
+                with suppress(queue.Empty):
+                    self._woken.get(timeout=AGAIN)
 
     def _close(self, code: int) -> int:
         self.stack.give_back()
@@ -215,17 +259,22 @@ def session(config: SessionConfig, parts: Parts) -> int:
         config = replace(config, robot=body.address)
     if (mistake := check(config)) is not None:
         return refuse(mistake)
-    folder = config.out or Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}-session"
+    folder = config.out or new_folder("session")
+    created = not folder.exists()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         one = Session(config, parts, body, folder)
     except OSError as error:
         return refuse(f"results cannot be written to {folder}: {error.strerror}")
     except StartFailed as error:
+        discard(folder, created)
         return refuse(str(error))
     for number in ENDINGS:
         signal.signal(number, one.on_signal)
-    return one.go_on()
+    code = one.go_on()
+    if code == MISTAKE:
+        discard(folder, created)
+    return code
 
 
 def main() -> NoReturn:

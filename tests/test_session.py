@@ -3,7 +3,9 @@
 import json
 import os
 import re
+import shutil
 import signal
+import subprocess
 
 import pytest
 from test_run import (
@@ -18,6 +20,7 @@ from test_run import (
     start,
     until,
 )
+from websockets.sync.client import connect
 
 __all__ = ["nothing_left_running"]
 
@@ -124,3 +127,118 @@ def test_the_first_interrupt_ends_the_instruction_and_the_next_the_session(tmp_p
     process.send_signal(signal.SIGINT)
     code, _, err = finish(process)
     assert (code, "Traceback" in err) == (130, False)
+
+
+@pytest.mark.parametrize("last", ["", "quit\n"])
+def test_a_pipe_that_ends_at_a_question_ends_the_session(tmp_path, last):
+    process = session("--json", "--ask", "always", "--out", tmp_path / "s")
+    out, err = process.communicate(f"{INSTRUCTION}\n{last}", timeout=120)
+    asked, answered = map(json.loads, out.splitlines())
+    assert "question" in asked and answered["ended"] == "stopped" and process.returncode == 1
+    assert "say `release`" not in err
+
+
+def test_stop_and_release_are_heard_at_a_question(tmp_path):
+    process = session("--json", "--ask", "always", "--out", tmp_path / "s")
+    say(process, INSTRUCTION)
+    assert "question" in json.loads(process.stdout.readline())
+    out, err = process.communicate("release\nstop\nfind the sponge\nquit\n", timeout=120)
+    plans = [json.loads(line) for line in out.splitlines()]
+    assert [plan["ended"] for plan in plans] == ["stopped", "error"] and plans[0]["instruction"] == INSTRUCTION, err
+
+
+def test_a_line_that_is_no_instruction_gets_a_line_that_says_so(tmp_path):
+    said = b"find \xff it\nfind \x1b it\nfind the sponge\n"
+    process = session("--json", "--out", tmp_path / "s", PYTHONIOENCODING="utf-8")
+    process.stdin.buffer.write(said)
+    out, _ = process.communicate(timeout=120)
+    answers = [json.loads(line) for line in out.splitlines()]
+    assert ["error" in answer for answer in answers] == [True, True, False] and process.returncode == 1
+
+
+def test_a_folder_that_is_taken_away_costs_nothing(tmp_path):
+    process = session("--out", tmp_path / "s")
+    say(process, "find the sponge")
+    until(lambda: any((tmp_path / "s").glob("01-*/report.html")))
+    shutil.rmtree(tmp_path / "s")
+    os.kill(children_of(process.pid)["serve"], signal.SIGKILL)
+    say(process, "find the sponge", "quit")
+    _, out, err = finish(process)
+    assert plan_of(tmp_path / "s" / "02-find-the-sponge")["success"], out + err
+
+
+def test_what_is_killed_while_it_starts_again_is_started_once_more_and_not_before_a_release(tmp_path):
+    process = session("--out", tmp_path / "s")
+    say(process, "find the sponge")
+    until(lambda: any((tmp_path / "s").glob("01-*/report.html")))
+    first = children_of(process.pid)
+    for pid in first.values():
+        os.kill(pid, signal.SIGKILL)
+    until(lambda: children_of(process.pid).get("serve", first["serve"]) != first["serve"])
+    say(process, "stop")
+    os.kill(children_of(process.pid)["serve"], signal.SIGKILL)
+    say(process, "find the sponge")
+    until(lambda: any((tmp_path / "s").glob("02-*/report.html")))
+    say(process, "release", "find the sponge", "quit")
+    _, out, err = finish(process)
+    plans = [plan_of(folder) for folder in sorted((tmp_path / "s").glob("0*"))]
+    assert [plan["ended"] for plan in plans] == ["done", "error", "done"], out + err
+
+
+@pytest.mark.slow
+def test_nobody_waits_for_a_dead_robot_after_the_end_of_the_input(tmp_path):
+    _, where = service("serve", "--skills", SKILLS)
+    robot, at = service("robot", "--skill-server", where)
+    process = session("--server", where, "--robot", at, "--out", tmp_path / "s")
+    say(process, "find the sponge")
+    until(lambda: any((tmp_path / "s").glob("01-*/report.html")))
+    robot.kill()
+    robot.wait()
+    code, out, _ = finish(process)
+    assert code == 0 and out.count("loading the kitchen robot") <= 2
+
+
+def test_an_interrupt_while_it_loads_ends_it_at_once(tmp_path):
+    process = session("--out", tmp_path / "s")
+    until(lambda: "serve" in children_of(process.pid))
+    process.send_signal(signal.SIGINT)
+    code, out, err = finish(process)
+    assert (code, err) == (130, "") and "✓ skill server" not in out
+
+
+def test_a_folder_in_which_nothing_happened_is_not_left(tmp_path):
+    for _ in range(2):
+        code, _, err = finish(session("--server", "127.0.0.1:1", "--out", tmp_path / "s"))
+        assert code == 2 and "nothing listens there" in err and not (tmp_path / "s").exists()
+
+
+def page_of(process):
+    """The address of a live page, and its process."""
+    address = next(line for line in process.stdout if "Watch it at" in line).split()[-1]
+    command = ["ps", "-ww", "-o", "pid=,args=", "--ppid", str(process.pid)]
+    rows = subprocess.run(command, capture_output=True, text=True).stdout
+    return address, next(int(row.split()[0]) for row in rows.splitlines() if "saycan_qt.view" in row)
+
+
+def test_without_its_page_a_session_ends_with_the_input(tmp_path):
+    process = session("--live", "--out", tmp_path / "s")
+    _, page = page_of(process)
+    say(process, "find the sponge")
+    until(lambda: any((tmp_path / "s").glob("01-*/report.html")))
+    process.stdin.close()
+    os.kill(page, signal.SIGKILL)
+    assert process.wait(60) == 0
+
+
+def test_what_is_said_of_a_step_after_the_end_is_in_the_report(tmp_path):
+    process = session("--live", "--ask", "never", "--out", tmp_path / "s")
+    address, _ = page_of(process)
+    say(process, INSTRUCTION)
+    until(lambda: any((tmp_path / "s").glob("01-*/report.html")))
+    with connect(address.replace("http", "ws") + "watch", origin=address.rstrip("/")) as page:
+        page.send(json.dumps({"do": "judge", "step": 2, "outcome": "failed"}))
+        [folder] = (tmp_path / "s").glob("01-*")
+        until(lambda: '"corrected":"failed"' in (folder / "report.html").read_text())
+    assert plan_of(folder)["steps"][1]["corrected"] == "failed"
+    say(process, "quit")
+    assert finish(process)[0] == 0

@@ -135,6 +135,8 @@ class Parts:
 def said(text: str) -> str:
     """An instruction in one line. Raises ValueError for what is none."""
     text = " ".join(text.split())
+    if any("\ud800" <= letter <= "\udfff" for letter in text):  # as Python reads bytes that are no UTF-8
+        raise ValueError(f"the instruction is no text: {text.encode(errors='replace').decode()!r}; UTF-8 is read")
     if CONTROL.search(text):  # lines and tabs are spaces by now
         raise ValueError(f"the instruction has a control character: {plain(text)!r}; it is one line of text")
     if not text:

@@ -90,7 +90,12 @@ class Run:
 
     def correct(self, number: int, outcome: Literal["succeeded", "failed"]) -> str:
         """A person saw how a step really ended; it is kept beside what is recorded of it. Why not, else ""."""
-        step = self.journey.correct(number, outcome) if self.journey else None
+        try:
+            step = self.journey.correct(number, outcome) if self.journey else None
+            if step is not None and self.folder.plan["report"]:
+                write_report(self.folder.path)
+        except NotWritten as error:
+            return f"what you say is not kept in {self.folder.path}: {error.strerror}"
         if step is None:
             return f"there is no step {number}, or it has not ended yet"
         if self.config.record is not None and step.goal:

@@ -8,11 +8,13 @@ other words, which take the place of the instruction; or nothing, which ends the
 
 from __future__ import annotations
 
+import io
 import json
 import queue
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from contextlib import suppress
 
 from rich.console import Console
 from rich.markup import escape
@@ -23,6 +25,11 @@ from skills.library import Skill
 from skills.wire.conventions import CONTROL, plain
 
 YES, NO = "yes", "no"
+
+
+def word_of(line: str) -> str:
+    """A line as words are compared."""
+    return " ".join(line.split()).casefold()
 
 
 class Left(Exception):
@@ -39,15 +46,19 @@ class Person:
         hear: Callable[[str | None], None] | None = None,  # what is said while nothing is asked; None: the end of it.
         # Without it standard input is read only while something is asked
         elsewhere: bool = False,  # can they answer in a browser, too? Then the end of standard input is no answer
+        apart: Collection[str] = (),  # words that are heard as such also while something is asked
     ) -> None:
         self.when = when
         self._console, self._piped, self._feed = console, piped, feed or Feed()
-        self._hear, self._elsewhere = hear, elsewhere
+        self._hear, self._elsewhere, self._apart = hear, elsewhere, apart
         self._lock = threading.Lock()
         self._reading = False
         self._closed = False  # standard input
         self._number = 0
         self._open: queue.SimpleQueue[str | None] | None = None  # where answers to the open question go
+        if isinstance(sys.stdin, io.TextIOWrapper):
+            with suppress(OSError):  # it was read before
+                sys.stdin.reconfigure(errors="surrogateescape")  # one line that is no UTF-8 is not the end of all
 
     def listen(self) -> None:
         """Standard input is read from now on, whether something is asked or not."""
@@ -75,18 +86,37 @@ class Person:
     def answer(self, number: int, text: str) -> bool:
         """From elsewhere, of a question by its number. False: that one is not open any more."""
         with self._lock:
-            if self._open is None or number != self._number:
+            if number != self._number or not self._close(text):
                 return False
-            self._open.put(text)
         if not self._piped:
             self._console.print(escape(plain(text)), highlight=False)
         return True
 
+    def alone(self) -> None:
+        """Nobody can answer in a browser any more: the end of standard input counts."""
+        with self._lock:
+            self._elsewhere, over = False, self._closed
+        if over:
+            self.give_up()
+            if self._hear is not None:
+                self._hear(None)
+
+    def give_up(self) -> None:
+        """What is asked is answered by nothing, which ends the run."""
+        with self._lock:
+            self._close("")
+
     def leave(self) -> None:
         """Nobody needs an answer any more."""
         with self._lock:
-            if self._open is not None:
-                self._open.put(None)
+            self._close(None)
+
+    def _close(self, text: str | None) -> bool:
+        """Answer the open question: what is said next is said of something else. False: there is none."""
+        answers, self._open = self._open, None
+        if answers is not None:
+            answers.put(text)
+        return answers is not None
 
     def _ask(self, question: Question) -> str:
         answers: queue.SimpleQueue[str | None] = queue.SimpleQueue()
@@ -108,7 +138,7 @@ class Person:
             self._read()
             if (said := answers.get()) is None:
                 raise Left
-            return " ".join(CONTROL.sub(" ", said).split())
+            return " ".join(CONTROL.sub(" ", said.encode(errors="replace").decode()).split())
         finally:
             with self._lock:
                 self._open = None
@@ -128,15 +158,14 @@ class Person:
                 line = sys.stdin.readline()
             except (OSError, ValueError):  # closed
                 line = ""
+            apart = self._hear is not None and word_of(line) in self._apart
             with self._lock:
-                answers = self._open
                 self._closed = not line
-                self._reading = self._hear is not None and not self._closed
-            if answers is not None and not (self._closed and self._elsewhere):
-                answers.put(line)
-            elif line and self._hear is None:
+                more = self._reading = self._hear is not None and not self._closed  # else whoever asks next reads
+                asked = not apart and not (self._closed and self._elsewhere) and self._close(line)
+            if not asked and line and self._hear is None:
                 self._console.print("  nothing is asked just now", highlight=False)
-            elif self._hear is not None:
+            if self._hear is not None and (self._closed or not asked):
                 self._hear(line or None)
-            if not self._reading:
+            if not more:
                 return

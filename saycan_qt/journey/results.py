@@ -242,14 +242,10 @@ class RunFolder:
             self.feed.tell(facts=files)
 
     def discard(self) -> None:
-        """Tidy up after a mistake in use: a folder in which nothing happened is of no use to anybody."""
+        """Tidy up after a mistake in use."""
         with self._lock:
             self._finished = True
-            if self._created:
-                shutil.rmtree(self.path, ignore_errors=True)
-            else:  # the person's own folder was empty before
-                for found in self.path.iterdir():
-                    shutil.rmtree(found) if found.is_dir() else found.unlink()
+            discard(self.path, self._created)
 
     def content(self) -> dict[str, Any]:
         return {**self.plan, "steps": [asdict(step) for step in self.steps]}
@@ -258,6 +254,15 @@ class RunFolder:
         if not self._finished:
             self.plan["seconds"] = round(time.monotonic() - self._began, 3)
         write_atomically(self.path / PLAN, plan_text(self.content()))
+
+
+def discard(path: Path, created: bool) -> None:
+    """A folder in which nothing happened is of no use to anybody; one that was not created here was empty before."""
+    if created:
+        shutil.rmtree(path, ignore_errors=True)
+        return
+    for found in path.iterdir():
+        shutil.rmtree(found) if found.is_dir() else found.unlink()
 
 
 def plan_text(plan: Mapping[str, Any]) -> str:

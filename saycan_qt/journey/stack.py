@@ -74,6 +74,8 @@ class Stack:
         self._address = ""  # of the skill server, which the robot was told
         self._planned: tuple[Language, SkillLibrary] | None = None
         self._lease: Lease | None = None  # None: the robot's service is older
+        self._failing: set[str] = set()  # what could not be started the last time
+        self._halted = False  # a robot that is started now is one that was told to stop
         self._over = False
 
     def ready(self) -> None:
@@ -100,7 +102,9 @@ class Stack:
         return self._release or f"release it with: {command}"
 
     def stop(self) -> bool:
-        """By both roads; waits for half a second. Was it heard? A robot that is dead stops by itself."""
+        """By both roads; waits for half a second. Was it heard? A robot that is dead stops by itself; the one in its
+        place is stopped before it moves."""
+        self._halted = True
         if (robot := self.robot) is None:
             return False
         done = in_background(robot.stop)
@@ -111,8 +115,18 @@ class Stack:
         log.info("the robot could not be told to stop: %s", done.exception() if done.done() else "no answer yet")
         return False
 
+    @property
+    def stopped(self) -> bool:
+        """Is its latch set, as far as it says?"""
+        if (robot := self.robot) is None:
+            return False
+        asked = in_background(robot.info)
+        wait([asked], 0.5)
+        return asked.done() and asked.exception() is None and asked.result().stopped
+
     def release(self) -> None:
         """Raises SkillError."""
+        self._halted = False
         if self.robot is not None:
             self.robot.reset()
             self.feed.tell(stopped=False)
@@ -134,7 +148,8 @@ class Stack:
         """grace: [s] that services have to end. The robot goes before the server that it leans on."""
         with self._lock:
             self._over = True
-        for service in reversed(self._services):
+            services = list(self._services)
+        for service in reversed(services):
             service.close(grace=grace)
 
     # -- starting ----------------------------------------------------------------------------------------------------
@@ -145,26 +160,37 @@ class Stack:
         if old is not None:
             old.close()
         server = self._start_server()
-        address, credentials = server.wait_for_address(START_TIMEOUT), server.credentials
+        address, credentials = self._address_of(server), server.credentials
         self.skills = SkillClient(address, credentials=credentials, model=self.config.model)
         if self.config.model:
             self.skills.info().hosted(self.config.model)  # an unknown one is told before anything else is started
         loading = in_background(self._load_language)
         robot = self._start_robot(server)
-        self.robot = RobotClient(robot.address, credentials=robot.credentials)
-        self._take(self.robot)
-        (self.language, listed), self.info = loading.result(), self.robot.info()
+        self.robot = client = RobotClient(robot.address, credentials=robot.credentials)
+        try:
+            self._take(client)
+            if self._halted:
+                client.stop()
+            self._join(client, *loading.result())
+        except BaseException:
+            self.robot = None
+            client.close()
+            raise
+
+    def _join(self, client: RobotClient, language: Language, listed: SkillLibrary) -> None:
+        """The robot, and who plans for it."""
+        self.language, self.info = language, client.info()
         hosted = self.skills.info().hosted(self.config.model)
         settings = self.config.saycan
         self.facts = {
             "models": {"language": self.language.name, "affordance": hosted.critic_id, "execution": hosted.actor_id},
             "affordances": "calibrated" if hosted.calibrated else "raw",
-            "robot": {"name": self.info.name, "address": robot.address, "state": self._state_names()},
+            "robot": {"name": self.info.name, "address": client.address, "state": self._state_names()},
             "planner": {"kind": self.config.planner, **asdict(settings)},
         }
         self.planner = planner_of(self.config.planner, self.language, listed, settings)
-        self.views = self._views(self.robot)
-        self.feed.tell(robot={"name": self.info.name, "address": robot.address, "guard": self.info.stop_address})
+        self.views = self._views(client)
+        self.feed.tell(robot={"name": self.info.name, "address": client.address, "guard": self.info.stop_address})
 
     def _state_names(self) -> list[str]:
         """What the numbers of a state are; [] where the robot does not say."""
@@ -221,7 +247,7 @@ class Stack:
         """Returns when both are ready. They load at the same time: the robot needs the server's address, not yet its
         models."""
         config, name = self.config, self.body.name
-        self._address = server.wait_for_address(START_TIMEOUT)
+        self._address = self._address_of(server)
         robot = self._robot
         if robot is None:
             self._begin(name)
@@ -233,22 +259,36 @@ class Stack:
                 if config.server is not None:
                     command += ("--model", config.model, *config.credentials.flags())
                 robot = self._process(name, command)
+            self._robot = robot
         for service in (robot, server):
             self._await(service)
-        self._robot = robot
         return robot
+
+    def _address_of(self, service: Service) -> str:
+        """Raises StartFailed, and then it is not there."""
+        try:
+            return service.wait_for_address(START_TIMEOUT)
+        except StartFailed:
+            self._drop(service)
+            raise
 
     def _await(self, service: Service) -> None:
         """Raises StartFailed, and then it is not there."""
         try:
             service.wait_until_ready(START_TIMEOUT)
         except StartFailed:
-            self._began.pop(service.name, None)
-            self._server = None if service is self._server else self._server
-            self._services.remove(service)
-            service.close(grace=0)
+            self._drop(service)
             raise
         self._ready(service.name, f"{service.address} {service.detail}".strip())
+
+    def _drop(self, service: Service) -> None:
+        self._began.pop(service.name, None)
+        self._failing.add(service.name)
+        self._server = None if service is self._server else self._server
+        self._robot = None if service is self._robot else self._robot
+        with self._lock:
+            self._services.remove(service)
+        service.close(grace=0)
 
     def _folder_option(self) -> tuple[str, ...]:
         return () if self.config.robot_folder is None else ("--robot-folder", str(self.config.robot_folder))
@@ -257,7 +297,13 @@ class Stack:
         stem, number = slug(name) or "robot", 1
         while (told := self.logs / f"{stem}{f'-{number}' if number > 1 else ''}.log").exists():
             number += 1
-        return self._add(ServiceProcess(name, command, told, partial(self._lost, name)))
+        try:
+            self.logs.mkdir(parents=True, exist_ok=True)  # somebody may have taken it away
+            service = ServiceProcess(name, command, told, partial(self._lost, name))
+        except OSError as error:
+            why = f"the {name} could not start: {error.filename}: {error.strerror}"
+            raise StartFailed(why, mistake=False) from None
+        return self._add(service)
 
     def _remote(self, name: str, address: str, service: str) -> Service:
         credentials = self.config.credentials.load()
@@ -283,11 +329,13 @@ class Stack:
 
     def _begin(self, name: str) -> None:
         self._began[name] = time.monotonic()
-        self.display.begin_loading(name)
+        if name not in self._failing:  # else it is tried over and over
+            self.display.begin_loading(name)
         self.feed.now("loading", "loading " + ", ".join(f"the {one}" for one in self._began))
 
     def _ready(self, name: str, detail: str) -> None:
         if (began := self._began.pop(name, None)) is not None:  # else it was there
+            self._failing.discard(name)
             self.loading.append((name, began, time.monotonic()))
             self.display.loaded(name, detail)
 

@@ -99,7 +99,11 @@ class Runs:
         return sorted(rows, key=lambda row: (row["started"], row["name"]), reverse=True)[:MOST_RUNS]
 
     def _names(self) -> Iterator[str]:
-        for entry in os.scandir(self.root):
+        try:
+            entries = list(os.scandir(self.root))
+        except OSError:  # taken away
+            return
+        for entry in entries:
             if not entry.is_dir():
                 continue
             if os.path.exists(os.path.join(entry.path, PLAN)):

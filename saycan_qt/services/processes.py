@@ -140,14 +140,22 @@ class ServiceProcess:
         if not settled:
             raise StartFailed(f"the {self.name} did not {what} within {timeout:.0f} s; its log: {self.log}", False)
         code = self._process.wait()
-        said = [line for line in self.log.read_text(errors="replace").splitlines() if line.startswith(ERROR)]
+        said = self._logged(ERROR)
         if code == MISTAKE and said:
             raise StartFailed(said[-1].removeprefix(ERROR), True)
         raise StartFailed(f"the {self.name} could not start ({self._how_it_ended()}); its log: {self.log}", False)
 
+    def _logged(self, prefix: str) -> list[str]:
+        """Lines that begin so; none where somebody has taken the log away."""
+        try:
+            lines = self.log.read_text(errors="replace").splitlines()
+        except OSError:
+            return []
+        return [line for line in lines if line.startswith(prefix)]
+
     def _how_it_ended(self) -> str:
         code = self._process.returncode
-        told = [line for line in self.log.read_text(errors="replace").splitlines() if line.startswith(GUARD)]
+        told = self._logged(GUARD)
         if code < 0:
             return f"killed by {signal.Signals(-code).name}" + (f" ({told[-1]})" if told else "")
         return f"exit code {code}"
