@@ -36,7 +36,7 @@ from rich.markup import escape
 from saycan_qt.journey.config import Parts, SessionConfig, check, said
 from saycan_qt.journey.display import Display
 from saycan_qt.journey.feed import Feed
-from saycan_qt.journey.lifecycle import ENDINGS, INTERRUPTED, NOT_DONE, SUCCEEDED, UNKNOWN, Run, tell
+from saycan_qt.journey.lifecycle import ENDINGS, INTERRUPTED, MISTAKES, NOT_DONE, SUCCEEDED, UNKNOWN, Run, tell
 from saycan_qt.journey.live import Hands
 from saycan_qt.journey.person import Person, word_of
 from saycan_qt.journey.results import NotWritten, RunFolder, discard, new_folder, slug
@@ -189,7 +189,7 @@ class Session:
             self._say(str(error))
         except (StartFailed, LanguageError, SkillError) as error:
             tell(str(error))
-            return NOT_DONE if isinstance(error, StartFailed) and not error.mistake else MISTAKE
+            return MISTAKE if isinstance(error, MISTAKES) or getattr(error, "mistake", False) else NOT_DONE
         return None
 
     def _ready(self) -> None:

@@ -18,7 +18,7 @@ from saycan_qt.services.access import ClientOptions, HowToCall, ServerOptions
 from skills.errors import SkillError
 from skills.library import Skill, SkillLibrary
 from skills.robot_folder import SKILLS, robot_of
-from skills.wire.conventions import CONTROL, plain
+from skills.wire.conventions import CONTROL, is_loopback, plain
 
 WITHOUT: dict[str, Literal["affordance", "language"]] = {"no-affordance": "affordance", "no-language": "language"}
 
@@ -178,6 +178,11 @@ def check(config: RunConfig | SessionConfig) -> str | None:
     if not live.live and live != LiveOptions():
         return "--live-host, --live-port and so on are for the page of --live"
     try:
+        if live.live and not (
+            is_loopback(live.live_host) or (live.live_certificate and live.live_key and live.live_tokens)
+        ):
+            needed = "--live-certificate, --live-key and --live-tokens (see `python -m saycan_qt.grant --help`)"
+            return f"--live-host {live.live_host} can be reached from other machines: give {needed}"
         if live.live:
             live.access.load(live.live_host)
         remote = [address for address in (config.server, config.robot) if address is not None]

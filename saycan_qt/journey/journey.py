@@ -84,7 +84,7 @@ class Journey:
                 ended, refused = "refused", refusal.reason
                 break
             skill = next(one for one in self.planner.skills if one.name == step.skill)
-            if step.score <= 0:
+            if step.score <= 0 and question is None:  # whom it asked knows better
                 ended = "nothing possible"
                 break
             self.folder.begin(step)

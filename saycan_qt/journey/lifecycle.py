@@ -31,6 +31,7 @@ log = logging.getLogger(__name__)
 
 SUCCEEDED, NOT_DONE, UNKNOWN, INTERRUPTED = 0, 1, 3, 130  # exit codes, besides MISTAKE
 CODES = {True: SUCCEEDED, False: NOT_DONE, None: UNKNOWN}  # of what came of it
+MISTAKES = (LanguageError, AccessError, Unauthenticated, PermissionDenied, UnknownSkill)
 ENDINGS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -174,11 +175,9 @@ class Run:
             pass
         except StartFailed as error:
             self._endings.put(Ending(mistake if error.mistake else NOT_DONE, "error", str(error)))
-        except LanguageError as error:
-            self._endings.put(Ending(mistake, "error", str(error)))
         except ServerFault as error:
             self._endings.put(Ending(NOT_DONE, "error", f"{error} (logs: {self.stack.logs}/*.log)"))
-        except (AccessError, Unauthenticated, PermissionDenied, UnknownSkill) as error:  # at the first step, or later
+        except MISTAKES as error:  # at the first step, or later
             self._endings.put(Ending(NOT_DONE if self.folder.steps else mistake, "error", str(error)))
         except SkillError as error:
             self._endings.put(Ending(NOT_DONE, "error", str(error)))

@@ -102,6 +102,9 @@ class Hands:
                 run = self._current()
                 if problem := run.correct(number, outcome) if run else "nothing was done yet":
                     self._feed.tell(line=problem)
+            case {"do": "stopped"}:
+                self._stack.halted()
+                self._person.give_up()
             case {"do": "release"}:
                 try:
                     self._stack.release()

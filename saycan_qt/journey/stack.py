@@ -101,6 +101,11 @@ class Stack:
         command = shlex.join(("python", "-m", "saycan_qt.robot", "--release", robot.address, *flags))
         return self._release or f"release it with: {command}"
 
+    def halted(self) -> None:
+        """It was told to stop by another road, and so is one that takes its place."""
+        self._halted = True
+        self.feed.tell(stopped=True)
+
     def stop(self) -> bool:
         """By both roads; waits for half a second. Was it heard? A robot that is dead stops by itself; the one in its
         place is stopped before it moves."""

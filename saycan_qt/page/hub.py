@@ -154,6 +154,8 @@ class Hub:
             return "no robot is there yet; it is stopped as soon as it is"
         robot[0].stop()
         self.tell({"stopped": True})
+        if self.link is not None:
+            self.link.send({"do": "stopped"})
         return "the robot is stopped"
 
     def preview(self, skill: str) -> dict[str, Any]:
