@@ -177,3 +177,11 @@ def test_norms_keep_their_statistics_from_the_step_on_that_is_asked_for(tmp_path
         means.append(run.policy.network.encoder.stem[1].running_mean.clone())
         run.train_step()
     assert not torch.equal(means[0], means[1]) and torch.equal(means[1], means[2])
+
+
+def test_keypoints_that_are_learnt_share_frames_too():
+    policy, data = make("decision-transformer"), recorded(KITCHEN, size=(80, 96))
+    batch = Transitions(BatchConfig(batch_size=6, stretch=3), data, [data.images], policy).step_batch(0)
+    with torch.no_grad():
+        found, expected = (policy.network.eval().prefix(*each.now()) for each in (batch, singly(batch)))
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)

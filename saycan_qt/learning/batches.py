@@ -56,9 +56,10 @@ class BatchConfig:
     """How batches are drawn."""
 
     batch_size: int = 512  # transitions
-    # Consecutive transitions that are drawn together, so that each frame is encoded once for all windows that see it.
-    # Departs (paper: singly drawn). 0: 8, or fewer lest a batch have less than 8 stretches, where the image encoder is
-    # trained and sees more than one frame at a time; else 1
+    # Consecutive transitions that are drawn together, so that each frame is encoded once for all windows that see it;
+    # they are relabelled together, too, as one frame passes FiLM with one instruction. Departs (paper: drawn singly, as
+    # far as it says). 0: 8, or fewer lest a batch have less than 8 stretches, where the image encoder is trained and
+    # sees more than one frame at a time; else 1
     stretch: int = 0
     # "success": 1 at the last step of a success, else 0, as in the paper; "dataset": what was recorded with each step,
     # for which --value-low and --value-high give the range of returns
@@ -80,7 +81,7 @@ class BatchConfig:
     # [m] noise on the changes (`delta`) in a terminating action. Rotations get 6 times that in rad, other units 6 times
     # that of their range
     terminal_motion: float = 0.015
-    # Of what learns from pixels. Departs (paper: 0 as far as it says); the same for all frames of a stretch
+    # Of what learns from pixels; the same for all frames of a stretch. Both depart (the paper names none)
     random_shift: float = 0.0  # share of the image's sides by which it is moved at most, in both directions
     colour_jitter: float = 0.0  # brightness, contrast and saturation are multiplied by 1 minus to 1 plus this
     seed: int = 0
@@ -202,10 +203,10 @@ class Transitions:
         if augment and self.augmentation:
             changes = self.augmentation.draw(len(first_of), rng.spawn(1)[0])
             if shared is None:
-                images, of_each = frames.flatten(0, 1), stretch[mine].repeat(frames.shape[1])
+                images, belongs = frames.flatten(0, 1), stretch[mine].repeat(frames.shape[1])
             else:
-                images, of_each = frames, shared.stretch.repeat(network.cameras)
-            tensors["frames"] = augmented(images, changes[of_each]).view_as(frames)
+                images, belongs = frames, shared.stretch.repeat(network.cameras)
+            tensors["frames"] = augmented(images, changes[belongs]).view_as(frames)
         if shared is not None:
             cameras = np.arange(network.cameras)
             places = (shared.places[..., None] * network.cameras + cameras).reshape(len(shared.places), -1)

@@ -42,8 +42,8 @@ class LoopConfig:
     weight_decay: float = 1e-4
     average: float = 0.01  # rate of the moving average of the weights, which is also the target network [D.1]
     freeze_trunk: bool = True  # small preset: keep the pre-trained trunk, so that its features are computed once
-    # Step from which batch norm keeps its running statistics (0 with --init: those of what it starts from), a quarter
-    # faster. Departs (paper: silent); None: each batch's own, as EfficientNet's
+    # Step from which batch norm keeps its running statistics; 0: from the start, with --init those of what it starts
+    # from. Faster, as the norm is then part of the convolution before it. Departs from EfficientNet; None: never
     freeze_norm: int | None = None
     log_every: int = 100  # steps
     validate_every: int = 2000  # steps; the checkpoint is written then, too

@@ -13,7 +13,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from saycan_qt.learning.algorithms.policy import Batch, Metrics, Policy, behavior_loss
+from saycan_qt.learning.algorithms.policy import Batch, Metrics, Policy, Seen, behavior_loss
 from saycan_qt.networks.backbone import Memory, NetworkConfig, PolicyNetwork
 from skills.types import Observation
 
@@ -56,7 +56,7 @@ class DecisionNetwork(PolicyNetwork):
         mask = torch.ones(self.dims, seen + more + self.dims, dtype=torch.bool).tril(seen + more)
         self.register_buffer("mask", mask, persistent=False)
 
-    def recall(self, now: tuple[Tensor, Tensor, Tensor], past_tokens: Tensor, returns: Tensor) -> Memory:
+    def recall(self, now: Seen, past_tokens: Tensor, returns: Tensor) -> Memory:
         """now: frames, states and text as `encode` takes them; past_tokens (B, h - 1, D), -1 where there was no action;
         returns (B, h), scaled."""
         bins = past_tokens.clamp_min(0) + self.config.bins * torch.arange(self.dims, device=past_tokens.device)
