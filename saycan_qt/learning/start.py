@@ -48,7 +48,7 @@ AlgorithmConfig = QTransformerConfig | QTOptConfig | IQLConfig | AWOptConfig | D
 SAMPLE = 200_000  # frames that bounds, adaptive bins and the state's size are computed from
 STILL = 1e-6  # a state number that deviates less tells nothing; its size is taken for 1
 STRETCHED = 0.25  # share of a range below which its use is worth a word
-Preset = Literal["small", "compact", "paper", "debug"]
+Preset = Literal["small", "compact", "paper", "paper-shared", "debug"]
 
 
 @dataclass(frozen=True)

@@ -45,12 +45,14 @@ def checkpoints(
     replicas: Replicas | None = None,
     body: RobotFolder
     | None = None,  # what is said there of the robot, for models that do not say for which one they are
+    device: str = "cpu",
+    bfloat16: bool | None = None,  # products; None: where the device gains
 ) -> Models:
     """One that judges and one that acts, here or in replicas: checkpoints, by a shipped one's name or by folder,
     `module:Class` of the user's own, or an openpi server that acts. Raises Unreadable."""
     (critic_id, judges), (actor_id, acts) = _identify(affordance), _identify(execution)
     curve = _curve(affordance) if calibrated else None
-    read = _reader(threads, replicas, body)
+    read = _reader(threads, replicas, body, device, bfloat16)
 
     def load() -> tuple[Critic, Actor]:
         critic = read(affordance)
@@ -109,8 +111,11 @@ def _curve(name: str) -> Any:
         raise Unreadable(str(error)) from None
 
 
-def _reader(threads: int, replicas: Replicas | None, body: RobotFolder | None) -> Callable[[str], Any]:
-    """Loads a model by its name."""
+def _reader(
+    threads: int, replicas: Replicas | None, body: RobotFolder | None, device: str, bfloat16: bool | None
+) -> Callable[[str], Any]:
+    """Loads a model by its name; a checkpoint onto the device. Who comes with a class of their own moves it
+    themselves."""
 
     def read(name: str) -> Any:
         if is_openpi(name):
@@ -125,9 +130,11 @@ def _reader(threads: int, replicas: Replicas | None, body: RobotFolder | None) -
 
         torch.set_num_threads(threads)
         try:
-            return (checkpoint.load if replicas is None else replicas.load)(name)
+            return checkpoint.load(name, device).hasten(bfloat16) if replicas is None else replicas.load(name)
         except checkpoint.CheckpointError as error:
             raise Unreadable(str(error)) from None
+        except torch.OutOfMemoryError:
+            raise Unreadable(f"{name!r} does not fit into the memory of {device}") from None
 
     return read
 

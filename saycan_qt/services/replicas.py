@@ -126,7 +126,7 @@ class Replica:
                     folder.mkdir()
                     for name, content in _ray().get(model.files[0]).items():
                         (folder / name).write_bytes(content)
-                    self._policies[model.sha256] = checkpoint.load(folder, self._device)
+                    self._policies[model.sha256] = checkpoint.load(folder, self._device).hasten()
             return self._policies[model.sha256]
 
     def _warm_up(self, policy: Any) -> None:
