@@ -178,8 +178,8 @@ SMALL = NetworkConfig()
 PAPER = NetworkConfig(
     encoder=EfficientNetConfig(), history=6, width=512, layers=8, heads=8, state_token=False, text_token=False
 )
-# Departs from the paper, where FiLM conditions every block: here the last two stages alone, so that one pass through the
-# others, which are nearly all of the work, serves every skill that is scored
+# Departs from the paper, where FiLM conditions every block: here the last two stages alone, so that one pass through
+# the others, which are most of the work, serves every skill that is scored
 PAPER_SHARED = dataclasses.replace(PAPER, encoder=EfficientNetConfig(film_from=5))
 COMPACT = (
     NetworkConfig(  # the paper's encoder at a size that two CPU cores can train; for robots without a keypoint trunk
@@ -341,10 +341,10 @@ class Layer(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(width, mlp * width), nn.GELU(), nn.Linear(mlp * width, width))
 
     def weights(self) -> tuple[tuple[Any, ...], ...]:
-        """Of its parts, in `forward`'s order, what norms take beside their inputs, and products' (inputs, outputs) factors
-        with their biases; for `decoding`."""
+        """Of its parts, in `forward`'s order: what norms take beside their inputs, and products' factors (inputs,
+        outputs) and biases; for `decoding`."""
         norms = [(n.normalized_shape, n.weight, n.bias, n.eps) for n in (self.norm1, self.norm2)]
-        parts = (self.qkv, self.out, self.mlp[0], self.mlp[2])
+        parts: tuple[Any, ...] = (self.qkv, self.out, self.mlp[0], self.mlp[2])
         qkv, out, wide, narrow = ((part.weight.t(), part.bias) for part in parts)
         return norms[0], qkv, out, norms[1], wide, narrow
 
@@ -406,7 +406,7 @@ class Shared:
     places: Tensor  # (B, h * cameras) which of them each window holds
 
 
-Memory = list[tuple[Tensor, Tensor]]  # keys and values (B, heads, tokens, size) of each layer
+Memory = decoding.Memory
 LOW_Q = -4.0  # a Q-head's first bias: sigmoid(-4) = 0.018, near the value of what never succeeded
 
 

@@ -6,24 +6,24 @@ modules are called here, scaling and mask go along with a product, and keys and 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from saycan_qt.networks.backbone import Memory, PolicyNetwork
-
 FEW = 64  # rows of scores, up to which one operation is faster than the five that it consists of
 SHORT = 8192  # numbers, up to which the plain way to GELU is the faster one
+Memory = list[tuple[Tensor, Tensor]]  # keys and values (B, heads, tokens, size) of each layer
+Network = Any  # a PolicyNetwork, which imports this file
 Weights = tuple[tuple[Any, ...], ...]  # of a layer, see `Layer.weights`
 
 
 def softmax(scores: Tensor) -> Tensor:
     """Over the last dimension, without gradient. PyTorch's own takes seven times as long on a CPU where rows are many
     and short, as those of attention to a dozen tokens are."""
-    if scores.device.type != "cpu" or scores.numel() <= FEW * scores.shape[-1]:
+    plain = scores.device.type == "cpu" and scores.dtype == torch.float32  # others would be rounded at each step
+    if not plain or scores.numel() <= FEW * scores.shape[-1]:
         return scores.softmax(-1)
     found = (scores - scores.amax(-1, keepdim=True)).exp_()
     return found.div_(found.sum(-1, keepdim=True))
@@ -46,14 +46,14 @@ def beyond(x: Tensor, attended: Tensor, weights: Weights) -> Tensor:
 
 
 @torch.no_grad()
-def remember(network: PolicyNetwork, tokens: Tensor) -> Memory:
+def remember(network: Network, tokens: Tensor) -> Memory:
     """`PolicyNetwork.remember` of tokens (B, P, width). Keys and values are laid out as they are read: all of a head's
     tokens beside each other."""
     memory: Memory = []
     rows, places, width = tokens.shape
     heads, x = network.config.heads, tokens.flatten(0, 1)
     shape = (rows, places, -1, heads, width // heads)
-    *layers, last = (layer.weights() for layer in network.layers)  # type: ignore[operator]
+    *layers, last = (layer.weights() for layer in network.layers)
     none = None
     for weights in layers:
         norm, (qkv, bias), *_ = weights
@@ -76,7 +76,7 @@ class Decoding:
     Knows of nothing but weights: what they are under autocast, and on any device, they are here."""
 
     @torch.no_grad()
-    def __init__(self, network: PolicyNetwork, memory: Memory, dims: int) -> None:
+    def __init__(self, network: Network, memory: Memory, dims: int) -> None:
         """memory: as `PolicyNetwork.encode` gives it; dims: how many steps there will be at most."""
         self.network, self.place = network, 0
         rows, heads, seen, size = memory[0][0].shape
@@ -90,7 +90,7 @@ class Decoding:
             own = kept[:, :, :, seen:].unbind(3)  # (3, B, heads, size) of each step
             queries, keys, values = kept.flatten(1, 2)  # (B * heads, tokens, size)
             asked = queries[:, seen:].split(1, dim=1)
-            self.layers.append((own, asked, keys.transpose(1, 2), values, layer.weights()))  # type: ignore[operator]
+            self.layers.append((own, asked, keys.transpose(1, 2), values, layer.weights()))
 
     @torch.no_grad()
     def step(self, previous: Tensor | None = None) -> Tensor:
@@ -111,12 +111,12 @@ class Decoding:
 
 
 @torch.no_grad()
-def first(network: PolicyNetwork, memory: Memory) -> Tensor:
+def first(network: Network, memory: Memory) -> Tensor:
     """What `Decoding`'s first step gives, (B, width), without laying the memory out for more."""
     rows, heads, seen, size = memory[0][0].shape
     x = network.dimensions[0].expand(rows, -1)
     for layer, past in zip(network.layers, memory, strict=True):
-        weights = layer.weights()  # type: ignore[operator]
+        weights = layer.weights()
         norm, (qkv, bias), *_ = weights
         found = torch.addmm(bias, torch.layer_norm(x, *norm), qkv).view(rows, 3, heads, size)
         queries, key, value = (part.reshape(rows * heads, 1, size) for part in found.unbind(1))
@@ -129,6 +129,6 @@ def first(network: PolicyNetwork, memory: Memory) -> Tensor:
     return normed(network, x)
 
 
-def normed(network: PolicyNetwork, x: Tensor) -> Tensor:
+def normed(network: Network, x: Tensor) -> Tensor:
     norm = network.norm
     return torch.layer_norm(x, norm.normalized_shape, norm.weight, norm.bias, norm.eps)

@@ -135,12 +135,12 @@ class FilmEfficientNet(nn.Module):
         channels = rounded(32 * config.width_multiplier)
         self.stem = nn.Sequential(nn.Conv2d(3, channels, 3, 2, 1, bias=False), nn.BatchNorm2d(channels), nn.SiLU())
         self.shared, self.blocks, self.films = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
-        pixels, self.widest = math.prod(-(-side // 2) for side in config.image), width  # numbers of a map, see `at_once`
+        pixels, self.widest = math.prod(-(-side // 2) for side in config.image), width  # numbers of the largest map
         for stage, (expansion, base, repeats, stride, kernel) in enumerate(STAGES):
             outputs = rounded(base * config.width_multiplier)
             for i in range(math.ceil(repeats * config.depth_multiplier)):
                 block = MBConv(channels, outputs, expansion, stride if i == 0 else 1, kernel)
-                if self.blocks:  # the first one is passed once for all instructions
+                if self.blocks:  # the first one is passed once for all instructions, see `at_once`
                     self.widest = max(self.widest, expansion * channels * pixels)
                 channels, pixels = outputs, pixels // stride**2 if i == 0 else pixels
                 if stage < config.film_from:
