@@ -44,6 +44,7 @@ from saycan_qt.learning.batches import BatchConfig
 from saycan_qt.learning.loop import Run
 from saycan_qt.networks.backbone import PRESETS, NetworkConfig
 from saycan_qt.networks.tokens import TEXT_SIZE, TextEncoder
+from saycan_qt.services import processes
 from saycan_qt.train import TrainQTransformer
 from skills.robot_folder import default_robot
 from skills.types import Observation
@@ -153,7 +154,7 @@ def cases(preset: str, config: LearningConfig) -> list[Case]:
         batch = config.batch_small
         ours = [
             Case("q-transformer, cached features", network, QTransformerConfig(), config.batch_cached, frozen=True),
-            Case("rt1, cached features", network, RT1Config(), config.batch_cached, True, ("train", "act")),
+            Case("rt1, cached features", network, RT1Config(), config.batch_cached, True, figures=("train", "act")),
             Case("q-transformer, from pixels", network, QTransformerConfig(), batch, figures=("train",)),
             Case("rt1, from pixels", network, RT1Config(), batch, figures=("train",)),
         ]
@@ -207,6 +208,7 @@ def start(case: Case, config: LearningConfig, chunk: int, folder: Path) -> Row:
     policy.to(config.device)
     act(policy)
     if "score" in figures:
+        assert isinstance(policy, Judge)
         policy.value(history(policy), SKILLS[:chunk])
     return row
 
@@ -293,7 +295,7 @@ def before(preset: str, rows: list[Row], config: LearningConfig, folder: Path) -
     """The same cases by this very script, with the other checkout's package."""
     assert config.before is not None
     how = ["--threads", str(config.threads), "--device", config.device, "--figures", *config.figures]
-    sizes = [f"--batch-{name}={getattr(config, f'batch_{name}')}" for name in ("cached", "small", "paper")]
+    sizes = [f"--batch-{name}={getattr(config, f'batch_{name}')}" for name in ("cached", "small", "paper", "stretches")]
     how += [*sizes, *(["--float32"] if config.float32 else [])]
     script = str(Path(__file__).resolve())
     command = [sys.executable, script, "--preset", preset, "--answer", *how]
@@ -436,6 +438,7 @@ def table(preset: str, config: LearningConfig, result: dict[str, Any]) -> str:
 
 def main(config: LearningConfig) -> None:
     torch.set_num_threads(config.threads)
+    getattr(processes, "keep_memory", lambda: None)()  # as servers do; a commit of before may not
     if config.answer:
         with tempfile.TemporaryDirectory() as folder:
             answer(config.preset[0], config, Path(folder))

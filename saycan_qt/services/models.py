@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from saycan_qt.services import own
+from saycan_qt.services.processes import keep_memory
 from saycan_qt.services.replicas import Replicas
 from skills import files
 from skills.embodiment import Embodiment
@@ -129,6 +130,7 @@ def _reader(
         from saycan_qt.learning import checkpoint
 
         torch.set_num_threads(threads)
+        keep_memory()
         try:
             return checkpoint.load(name, device).hasten(bfloat16) if replicas is None else replicas.load(name)
         except checkpoint.CheckpointError as error:
