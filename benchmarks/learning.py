@@ -3,6 +3,7 @@
     python benchmarks/learning.py                                     # both presets
     python benchmarks/learning.py --preset small --seconds 2          # a first look
     python benchmarks/learning.py --peer peer/bin/python --json       # beside PyPI's q-transformer 0.5.0
+    git worktree add ../before main && python benchmarks/learning.py --before ../before       # beside another commit
 
 A training sample is a transition; a step is `saycan_qt.learning.loop.Run.train_step`: batch, target network, loss,
 backward pass, optimiser and moving average, in bfloat16 autocast. An action is `Policy.act` of one observation
@@ -41,13 +42,13 @@ from saycan_qt.learning.algorithms.q_transformer import QTransformerConfig
 from saycan_qt.learning.algorithms.rt1 import RT1Config
 from saycan_qt.learning.batches import BatchConfig
 from saycan_qt.learning.loop import Run
-from saycan_qt.networks.backbone import PAPER, SMALL, NetworkConfig
+from saycan_qt.networks.backbone import PRESETS, NetworkConfig
 from saycan_qt.networks.tokens import TEXT_SIZE, TextEncoder
+from saycan_qt.services import processes
 from saycan_qt.train import TrainQTransformer
 from skills.robot_folder import default_robot
 from skills.types import Observation
 
-NETWORKS = {"small": SMALL, "paper": PAPER}
 SKILLS = [f"skill {number}" for number in range(SCORED)]
 EPISODES, LENGTH = 40, 17  # [steps] as the kitchen's on average
 FIGURES = ("train", "act", "score")
@@ -62,7 +63,7 @@ torch, `peer/bin/pip uninstall -y torchvision`: it is not needed."""
 class LearningConfig:
     """Measure the speed of training, acting and scoring."""
 
-    preset: tuple[Literal["small", "paper"], ...] = ("small", "paper")
+    preset: tuple[Literal["small", "paper", "paper-shared"], ...] = ("small", "paper")
     figures: tuple[Literal["train", "act", "score"], ...] = ("train", "act", "score")
     seconds: float = 10.0  # for each figure, at least; a call that takes longer is made once
     rounds: int = 3  # turns that those seconds are divided into
@@ -74,6 +75,8 @@ class LearningConfig:
     float32: bool = False  # train without autocast
     device: str = "cpu"
     peer: Path | None = None  # a Python that can import PyPI's q-transformer
+    before: Path | None = None  # a checkout of another commit, whose package is measured in turns with this one
+    answer: bool = False  # measure what standard input asks for, as pypi_q_transformer.py does; for --before
     json: bool = False  # print everything as JSON
 
 
@@ -138,15 +141,20 @@ class RandomEpisodes:
         self.tasks, self.digest = SKILLS, "random"
 
 
+def peer_of(preset: str) -> str:
+    """Which of the package's sizes are nearest."""
+    return "small" if preset == "small" else "paper"
+
+
 def cases(preset: str, config: LearningConfig) -> list[Case]:
     """With a peer there are two more, at the image size that the package takes and, of these, one with the package's
     targets: each action dimension from the next one [Eq. 1], which is one more pass through the target network."""
-    network = NETWORKS[preset]
+    network = PRESETS[preset]
     if preset == "small":
         batch = config.batch_small
         ours = [
             Case("q-transformer, cached features", network, QTransformerConfig(), config.batch_cached, frozen=True),
-            Case("rt1, cached features", network, RT1Config(), config.batch_cached, True, ("train", "act")),
+            Case("rt1, cached features", network, RT1Config(), config.batch_cached, True, figures=("train", "act")),
             Case("q-transformer, from pixels", network, QTransformerConfig(), batch, figures=("train",)),
             Case("rt1, from pixels", network, RT1Config(), batch, figures=("train",)),
         ]
@@ -162,7 +170,7 @@ def cases(preset: str, config: LearningConfig) -> list[Case]:
             Case("rt1", network, RT1Config(), batch, figures=("train", "act")),
         ]
     if config.peer is not None:
-        side = PEER_PRESETS[preset]["image"]
+        side = PEER_PRESETS[peer_of(preset)]["image"]
         assert network.encoder is not None
         square = dataclasses.replace(network, encoder=dataclasses.replace(network.encoder, image=(side, side)))
         name = f"q-transformer, {side} x {side}"
@@ -171,12 +179,41 @@ def cases(preset: str, config: LearningConfig) -> list[Case]:
     return ours
 
 
+def wanted(preset: str, config: LearningConfig) -> list[Case]:
+    """The cases of which there are figures to measure; all of them beside the package, with which they are compared."""
+    found = cases(preset, config)
+    return found if config.peer else [case for case in found if set(case.figures) & set(config.figures)]
+
+
 def start(case: Case, config: LearningConfig, chunk: int, folder: Path) -> Row:
     """Build the case and warm it up."""
     torch.manual_seed(0)
     vectors = np.random.default_rng(0).normal(size=(SCORED, TEXT_SIZE)).astype(np.float32) / TEXT_SIZE**0.5
     policy_type = next(p for p in ALGORITHMS.values() if p.config_type is type(case.algorithm))
     policy = policy_type(case.network, case.algorithm, texts=TextEncoder(dict(zip(SKILLS, vectors, strict=True))))  # type: ignore[call-arg, arg-type]
+    calls: dict[str, Callable[[], Any]] = {"act": partial(act, policy), "score": partial(score, policy)}
+    figures, flops = [figure for figure in case.figures if figure in config.figures], 0.0
+    if "train" in figures:
+        run = training(case, config, policy, folder)
+        calls["train"] = run.train_step
+        flops = flops_of(run.train_step) / case.batch_size
+        run.train_step()
+    row = Row(
+        name=case.name,
+        parameters=sum(p.numel() for p in policy.network.parameters()),
+        flops_per_sample=flops,
+        batch_size=case.batch_size,
+        calls={figure: partial(timed, calls[figure], device=config.device) for figure in figures},
+    )
+    policy.to(config.device)
+    act(policy)
+    if "score" in figures:
+        assert isinstance(policy, Judge)
+        policy.value(history(policy), SKILLS[:chunk])
+    return row
+
+
+def training(case: Case, config: LearningConfig, policy: Policy, folder: Path) -> Run:
     folder.mkdir()
     settings = TrainQTransformer(
         data=(folder,),
@@ -188,21 +225,7 @@ def start(case: Case, config: LearningConfig, chunk: int, folder: Path) -> Row:
         threads=config.threads,
         bfloat16=not config.float32,
     )
-    run = Run(settings, RandomEpisodes(image_of(case.network)), policy, SKILLS)
-    calls: dict[str, Callable[[], Any]]
-    calls = {"train": run.train_step, "act": partial(act, policy), "score": partial(score, policy)}
-    row = Row(
-        name=case.name,
-        parameters=sum(p.numel() for p in policy.network.parameters()),
-        flops_per_sample=flops_of(run.train_step) / case.batch_size,
-        batch_size=case.batch_size,
-        calls={figure: partial(timed, calls[figure], device=config.device) for figure in case.figures},
-    )
-    run.train_step()
-    act(policy)
-    if "score" in case.figures:
-        policy.value(history(policy), SKILLS[:chunk])
-    return row
+    return Run(settings, RandomEpisodes(image_of(case.network)), policy, SKILLS)
 
 
 def image_of(network: NetworkConfig) -> tuple[int, int]:
@@ -226,20 +249,18 @@ def score(policy: Policy) -> None:
     policy.value(history(policy), SKILLS)
 
 
-class Peer:
-    """The package in its own interpreter; see pypi_q_transformer.py."""
+class Elsewhere:
+    """Another interpreter, which answers on its standard output what is asked on its standard input."""
 
-    def __init__(self, preset: str, batch_size: int, config: LearningConfig, folder: Path) -> None:
-        script = Path(__file__).with_name("pypi_q_transformer.py")
-        sizes = ["--batch-size", str(batch_size), "--threads", str(config.threads), "--device", config.device]
-        precision = ["--precision", "no" if config.float32 else "bf16"]
-        self.log = folder / "peer.log"
+    def __init__(self, command: list[str], log: Path, environment: Mapping[str, str] | None = None) -> None:
+        self.log, self.name = log, Path(command[1]).name
         self.process = subprocess.Popen(
-            [str(config.peer), str(script), preset, *sizes, *precision],
+            command,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self.log.open("w"),
             text=True,
+            env=None if environment is None else {**os.environ, **environment},
         )
 
     def answer(self) -> Any:
@@ -247,7 +268,7 @@ class Peer:
         line = self.process.stdout.readline()
         if not line:
             code, said = self.process.wait(), self.log.read_text()[-1500:]
-            raise RuntimeError(f"PyPI's q-transformer ended with {code}; does --peer have what it needs?\n{said}")
+            raise RuntimeError(f"{' '.join(map(str, self.process.args))} ended with {code}:\n{said}")  # type: ignore[arg-type]
         return json.loads(line)
 
     def ask(self, figure: str, seconds: float) -> list[float]:
@@ -256,12 +277,45 @@ class Peer:
         self.process.stdin.flush()
         return self.answer()
 
-    def row(self) -> Row:
-        built = self.answer()
-        calls = {figure: partial(self.ask, figure) for figure in FIGURES}
-        self.ask("warm-up", 0.0)
-        name = f"PyPI q-transformer, torch {built['torch']}"
-        return Row(name, built["parameters"], built["flops_per_sample"], built["batch_size"], calls)
+
+def peer(preset: str, batch_size: int, config: LearningConfig, folder: Path) -> tuple[Elsewhere, Row]:
+    """The package in its own interpreter; see pypi_q_transformer.py."""
+    script = Path(__file__).with_name("pypi_q_transformer.py")
+    sizes = ["--batch-size", str(batch_size), "--threads", str(config.threads), "--device", config.device]
+    precision = ["--precision", "no" if config.float32 else "bf16"]
+    there = Elsewhere([str(config.peer), str(script), peer_of(preset), *sizes, *precision], folder / "peer.log")
+    built = there.answer()
+    calls = {figure: partial(there.ask, figure) for figure in FIGURES}
+    there.ask("warm-up", 0.0)
+    name = f"PyPI q-transformer, torch {built['torch']}"
+    return there, Row(name, built["parameters"], built["flops_per_sample"], built["batch_size"], calls)
+
+
+def before(preset: str, rows: list[Row], config: LearningConfig, folder: Path) -> tuple[Elsewhere, list[Row]]:
+    """The same cases by this very script, with the other checkout's package."""
+    assert config.before is not None
+    how = ["--threads", str(config.threads), "--device", config.device, "--figures", *config.figures]
+    sizes = [f"--batch-{name}={getattr(config, f'batch_{name}')}" for name in ("cached", "small", "paper", "stretches")]
+    how += [*sizes, *(["--float32"] if config.float32 else [])]
+    script = str(Path(__file__).resolve())
+    command = [sys.executable, script, "--preset", preset, "--answer", *how]
+    there = Elsewhere(command, folder / "before.log", {"PYTHONPATH": str(config.before.resolve())})
+    found = []
+    for number, (row, built) in enumerate(zip(rows, there.answer(), strict=True)):
+        calls = {figure: partial(there.ask, f"{number} {figure}") for figure in row.calls}
+        found.append(Row("... before", built["parameters"], built["flops_per_sample"], built["batch_size"], calls))
+    return there, found
+
+
+def answer(preset: str, config: LearningConfig, folder: Path) -> None:
+    """Measure what is asked for; stands in for the package, see pypi_q_transformer.py."""
+    chunk = PEER_PRESETS[peer_of(preset)]["chunk"]
+    rows = [start(case, config, chunk, folder / str(i)) for i, case in enumerate(wanted(preset, config))]
+    print(json.dumps([row.as_dict() | {"flops_per_sample": row.flops_per_sample} for row in rows]), flush=True)
+    for line in sys.stdin:
+        asked = json.loads(line)
+        number, figure = asked["figure"].split()
+        print(json.dumps(rows[int(number)].calls[figure](asked["seconds"])), flush=True)
 
 
 @dataclass
@@ -298,25 +352,46 @@ def take_turns(rows: list[Row], peaks: Mapping[str, MatrixProducts], config: Lea
 
 def measure(preset: str, config: LearningConfig, folder: Path) -> dict[str, Any]:
     folder.mkdir()
-    chunk = PEER_PRESETS[preset]["chunk"]
-    rows = [start(case, config, chunk, folder / str(i)) for i, case in enumerate(cases(preset, config))]
-    peer = None
-    if config.peer is not None:
-        peer = Peer(preset, config.batch_small if preset == "small" else config.batch_paper, config, folder)
-        rows.append(peer.row())
-    peaks = {name: MatrixProducts(getattr(torch, name), config.device) for name in ("float32", "bfloat16")}
+    chunk = PEER_PRESETS[peer_of(preset)]["chunk"]
+    ours = [start(case, config, chunk, folder / str(i)) for i, case in enumerate(wanted(preset, config))]
+    rows, earlier, others = list(ours), list[Row](), list[Elsewhere]()
     try:
+        if config.before is not None:
+            there, earlier = before(preset, ours, config, folder)
+            others.append(there)
+            rows = [row for pair in zip(ours, earlier, strict=True) for row in pair]
+        if config.peer is not None:
+            batch = config.batch_small if preset == "small" else config.batch_paper
+            there, theirs = peer(preset, batch, config, folder)
+            others.append(there)
+            rows.append(theirs)
+        peaks = {name: MatrixProducts(getattr(torch, name), config.device) for name in ("float32", "bfloat16")}
         for turn in range(config.rounds):
             take_turns(rows, peaks, config)
             print(f"{preset}: round {turn + 1} of {config.rounds}", file=sys.stderr, flush=True)
     finally:
-        if peer is not None:
-            peer.process.kill()
+        for there in others:
+            there.process.kill()
     peak = peaks["float32" if config.float32 else "bfloat16"].flops_per_second
     for row in rows:
         row.share = row.samples_per_second * row.flops_per_sample / peak
     rates = {f"{name}_matmul_flops_per_second": products.flops_per_second for name, products in peaks.items()}
-    return rates | {"score_chunk": chunk, "rows": [row.as_dict() for row in rows]} | compared(rows, peer is not None)
+    against = compared([*ours, rows[-1]], config.peer is not None)
+    since = {row.name: times_faster(row, then) for row, then in zip(ours, earlier, strict=False)}
+    return (
+        rates
+        | {"score_chunk": chunk, "rows": [row.as_dict() for row in rows], "times_faster_than_before": since}
+        | against
+    )
+
+
+def times_faster(row: Row, other: Row) -> dict[str, float]:
+    """By the medians, each figure that both have."""
+    found = {}
+    for figure in row.durations.keys() & other.durations.keys():
+        mine, theirs = (np.median(one.durations[figure]) / one.batch_size for one in (row, other))
+        found[figure] = float(theirs / mine)
+    return found
 
 
 def compared(rows: list[Row], with_peer: bool) -> dict[str, Any]:
@@ -324,19 +399,19 @@ def compared(rows: list[Row], with_peer: bool) -> dict[str, Any]:
     if not with_peer:
         return {}
     *_, ours, same_targets, theirs = rows
-    times_faster = {}
+    ratios = {}
     if theirs.samples_per_second:
-        times_faster["train"] = ours.samples_per_second / theirs.samples_per_second
-        times_faster["train_with_its_targets"] = same_targets.samples_per_second / theirs.samples_per_second
+        ratios["train"] = ours.samples_per_second / theirs.samples_per_second
+        ratios["train_with_its_targets"] = same_targets.samples_per_second / theirs.samples_per_second
     for figure in ("act", "score"):
         mine, other = ours.milliseconds(figure), theirs.milliseconds(figure)
         if mine and other:
-            times_faster[figure] = other / mine
-    return {"times_faster_than_peer": times_faster}
+            ratios[figure] = other / mine
+    return {"times_faster_than_peer": ratios}
 
 
 def table(preset: str, config: LearningConfig, result: dict[str, Any]) -> str:
-    network = NETWORKS[preset]
+    network = PRESETS[preset]
     height, width = image_of(network)
     rates = [f"{result[f'{name}_matmul_flops_per_second'] / 1e9:,.0f} {name}" for name in ("float32", "bfloat16")]
     lines = [
@@ -351,15 +426,23 @@ def table(preset: str, config: LearningConfig, result: dict[str, Any]) -> str:
             f"{row['name']:42}{row['parameters'] / 1e6:>8.2f}M{row['batch_size']:>7}{row['samples_per_second']:>11,.2f}"
             f"{row['flops_per_sample'] / 1e9:>12,.3f}{row['share']:>9.1%}{times[0]:>11}{times[1]:>8}{times[2]:>15}"
         )
-    if times_faster := result.get("times_faster_than_peer"):
-        side = PEER_PRESETS[preset]["image"]
-        said = ", ".join(f"{key.replace('_', ' ')} {value:.2f}" for key, value in times_faster.items())
+    if ratios := result.get("times_faster_than_peer"):
+        side = PEER_PRESETS[peer_of(preset)]["image"]
+        said = ", ".join(f"{key.replace('_', ' ')} {value:.2f}" for key, value in ratios.items())
         lines.append(f"times faster than the package, both at {side} x {side}: {said}")
+    for name, ratios in result["times_faster_than_before"].items():
+        said = ", ".join(f"{figure} {ratios[figure]:.2f}" for figure in FIGURES if figure in ratios)
+        lines.append(f"times faster than before, {name}: {said}")
     return "\n".join(lines)
 
 
 def main(config: LearningConfig) -> None:
     torch.set_num_threads(config.threads)
+    getattr(processes, "keep_memory", lambda: None)()  # as servers do; a commit of before may not
+    if config.answer:
+        with tempfile.TemporaryDirectory() as folder:
+            answer(config.preset[0], config, Path(folder))
+        return
     said = {"torch": torch.__version__, "cores": os.cpu_count(), "load_before": os.getloadavg()}
     results: dict[str, Any] = {"config": dataclasses.asdict(config), "machine": said}
     with tempfile.TemporaryDirectory() as folder:

@@ -11,6 +11,7 @@
     python -m saycan_qt.serve --skills my_robot.yaml --affordance my_models:Critic --execution my_models:Actor
     python -m saycan_qt.serve --robot-folder my_robot               # its skills, and what judges and acts for it
     python -m saycan_qt.serve --host 0.0.0.0 --port 50051 --certificate gpu.pem --key gpu.key --tokens tokens.yaml
+    python -m saycan_qt.serve --device cuda                         # the models on a GPU
     python -m saycan_qt.serve --ray auto                            # the models on every node of a Ray cluster
     python -m saycan_qt.serve --openpi-port 8000                    # for robots written for openpi, too
     python -m saycan_qt.serve --robot-folder my_robot --execution openpi://gpu:8000     # somebody's policy acts
@@ -32,7 +33,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import numpy as np
 import tyro
@@ -97,6 +98,12 @@ class ServeConfig:
     access: WhoMayCall = field(default_factory=ServerOptions)
     operation: HowToWatch = field(default_factory=OperationOptions)
     threads: int = 2  # that the models may use, in each replica
+    # Where checkpoints compute, as PyTorch says: cpu, cuda, cuda:1. All of what they hold and are asked goes there;
+    # classes of your own go where they want. Replicas have --replica-gpus
+    device: str = "cpu"
+    # Numbers that are multiplied: bfloat16 rounds values by up to 0.02 and is faster on CUDA; auto is bfloat16 there
+    # and float32 elsewhere
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
     cluster: WhereModelsLive = field(default_factory=RayOptions)
     robots: int = 64  # controlled at one time; further ones are told to come again later
     batch: int = 32  # robots whose actions are computed together, at most; 1: one after the other
@@ -112,7 +119,17 @@ class ServeConfig:
 def checkpoints(config: ServeConfig, replicas: Replicas | None = None) -> Models:
     """The shipped models, or those that were asked for, here or in replicas; raises Unreadable."""
     body = None if config.robot_folder is None else robot_of(config.robot_folder)
-    return models.checkpoints(config.affordance, config.execution, config.calibrated, config.threads, replicas, body)
+    bfloat16 = {"auto": None, "float32": False, "bfloat16": True}[config.precision]
+    return models.checkpoints(
+        config.affordance,
+        config.execution,
+        config.calibrated,
+        config.threads,
+        replicas,
+        body,
+        config.device,
+        bfloat16,
+    )
 
 
 def configs(config: ServeConfig) -> dict[str, ServeConfig]:
@@ -148,9 +165,24 @@ def mistake(config: ServeConfig) -> str:
     for name, value in (("replicas", replicas.replicas), ("replica-gpus", replicas.replica_gpus)):
         if not value >= 0:
             return f"--{name} is {value:g}; it cannot be less than 0"
+    if config.device != ServeConfig.device and replicas.ray is not None:
+        return f"--device {config.device} is for models in this process; replicas get GPUs by --replica-gpus"
     ports = {"port": config.port, "openpi-port": config.openpi_port or 0}
     if wrong := [name for name, value in ports.items() if not 0 <= value <= 65535]:
         return f"--{wrong[0]} is {ports[wrong[0]]}; 0 to 65535 are ports"
+    return ""
+
+
+def no_device(device: str) -> str:
+    """Why PyTorch cannot use it here, in one line; "" where it can."""
+    if device == ServeConfig.device:  # PyTorch takes seconds to import
+        return ""
+    from saycan_qt.learning.distributed import require_device
+
+    try:
+        require_device(device)
+    except ValueError as error:
+        return str(error)
     return ""
 
 
@@ -219,7 +251,7 @@ def open_openpi(config: ServeConfig, body: RobotFolder, access: Access, watcher:
 
 def serve(config: ServeConfig, choose: Callable[..., Models]) -> int:
     """Until it is told to end; the exit code. choose: as `checkpoints`, where replicas are only given if there are."""
-    if problem := mistake(config):
+    if problem := mistake(config) or no_device(config.device):
         return refuse(problem)
     raise_descriptors()
     end = EndWhenTold(config.until_stdin_closes)

@@ -226,12 +226,12 @@ def test_constrained_acting_picks_the_best_q_among_likely_bins():
     """Batch-constrained: the best bin of all is unlikely, so the second best is taken."""
     policy = make("q-transformer, constrained")
     policy.config = replace(policy.config, smoothing=0.0)
-    q_values, density = torch.zeros(1, 1, 256), torch.full((1, 1, 256), -9.0)
+    q_values, density = torch.zeros(1, 256), torch.full((1, 256), -9.0)
     q_values[..., [10, 20, 30]] = torch.tensor([3.0, 2.0, 1.0])
     density[..., [20, 30]] = torch.tensor([1.0, 1.2])
     network = make("q-transformer, constrained").network
-    network.outputs["q"].forward = lambda hidden, first: q_values
-    network.outputs["behavior"].forward = lambda hidden, first: density
+    network.outputs["q"].one = lambda hidden, dim: q_values
+    network.outputs["behavior"].one = lambda hidden, dim: density
     assert policy.choose(network, torch.zeros(1, 32), dim=0).item() == 20
     policy.config = QTransformerConfig()
     assert policy.choose(network, torch.zeros(1, 32), dim=0).item() == 10

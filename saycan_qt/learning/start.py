@@ -48,7 +48,7 @@ AlgorithmConfig = QTransformerConfig | QTOptConfig | IQLConfig | AWOptConfig | D
 SAMPLE = 200_000  # frames that bounds, adaptive bins and the state's size are computed from
 STILL = 1e-6  # a state number that deviates less tells nothing; its size is taken for 1
 STRETCHED = 0.25  # share of a range below which its use is worth a word
-Preset = Literal["small", "compact", "paper", "debug"]
+Preset = Literal["small", "compact", "paper", "paper-shared", "debug"]
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,8 @@ class TrainConfig(LoopConfig):
     rate: float = 0.0  # [Hz] actions a second, fewer than the data has: changes are added up; 0: the data's
     # What succeeded, where the data does not say: "all", a column's name, or a file of outcomes
     success: str = ""
-    # small: keypoints, for the kitchen; compact: a small FiLM-EfficientNet; paper: the paper's sizes; debug: tiny,
+    # small: keypoints, for the kitchen; compact: a small FiLM-EfficientNet; paper: the paper's sizes; paper-shared: the
+    # same with the instruction in the last stages alone, which scores many skills several times as fast; debug: tiny,
     # for tests and the simplest scenes. Those with an EfficientNet take any number of cameras, and images of whatever
     # size the data has. Default: small where the state says where the gripper is and there is one camera, else compact
     preset: Preset | None = None

@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from saycan_qt.networks import decoding
 from saycan_qt.networks.efficientnet import EfficientNetConfig, FilmEfficientNet
 from saycan_qt.networks.keypoints import (
     FEATURE,
@@ -40,6 +41,7 @@ FAR = 10.0  # [deviations] beyond which a state number says no more
 STATE_WAVES = (0.5, 1.0, 2.0, 4.0)  # [deviations] wavelengths of the Fourier features where the state is all there is
 AT_ONCE = 64  # shared images that pass the encoder together where nothing is learnt: all maps of more fill the memory
 MOST_PIXELS = 2**24  # that are looked at together, through all cameras and in all of the history
+TOKENS_CPU, ROWS_CUDA = 512, 4096  # judged in one batch: on a CPU what its cache holds, with what is made of it
 MOST_TOKENS, MOST_DIMENSIONS, MOST_BINS = 2048, 512, 65_536
 WAVELENGTHS = (0.03, 0.08, 0.2, 0.5, 1.2)  # [m] of the Fourier features of positions
 KNEES = (0.01, 0.03, 0.1)  # [m] where tanh features of relative positions saturate; unlike sines they do not repeat
@@ -176,6 +178,9 @@ SMALL = NetworkConfig()
 PAPER = NetworkConfig(
     encoder=EfficientNetConfig(), history=6, width=512, layers=8, heads=8, state_token=False, text_token=False
 )
+# Departs from the paper, where FiLM conditions every block: here the last two stages alone, so that one pass through
+# the others, which are most of the work, serves every skill that is scored
+PAPER_SHARED = dataclasses.replace(PAPER, encoder=EfficientNetConfig(film_from=5))
 COMPACT = (
     NetworkConfig(  # the paper's encoder at a size that two CPU cores can train; for robots without a keypoint trunk
         encoder=EfficientNetConfig(image=(128, 160), width_multiplier=0.5, depth_multiplier=0.5, film_from=3)
@@ -187,18 +192,24 @@ DEBUG = NetworkConfig(
 DEBUG_FILM = dataclasses.replace(  # for robots whom a keypoint trunk does not fit
     DEBUG, encoder=EfficientNetConfig(image=(32, 32), width_multiplier=0.1, depth_multiplier=0.1, film_from=2), tokens=2
 )
-PRESETS = {"small": SMALL, "compact": COMPACT, "paper": PAPER, "debug": DEBUG}
+PRESETS = {"small": SMALL, "compact": COMPACT, "paper": PAPER, "paper-shared": PAPER_SHARED, "debug": DEBUG}
 
 
-def sines(numbers: Tensor, wavelengths: Sequence[float]) -> Tensor:
-    """(..., n) -> (..., 2 n * wavelengths) sines and cosines."""
-    phase = (numbers[..., None] * (2 * math.pi / torch.tensor(wavelengths, device=numbers.device))).flatten(-2)
+def frequencies(wavelengths: Sequence[float]) -> Tensor:
+    """What `sines` takes."""
+    return 2 * math.pi / torch.tensor(wavelengths)
+
+
+def sines(numbers: Tensor, frequencies: Tensor) -> Tensor:
+    """(..., n) -> (..., 2 n * frequencies) sines and cosines."""
+    phase = (numbers[..., None] * frequencies).flatten(-2)
     return torch.cat([phase.sin(), phase.cos()], dim=-1)
 
 
-def waves(meters: Tensor) -> Tensor:
-    """(..., 3) [m] -> (..., 6 * wavelengths)."""
-    return sines(meters, WAVELENGTHS)
+def places(numbers: Sequence[int]) -> slice | list[int]:
+    """Where these numbers of a state are; a slice is read several times as fast as a list."""
+    following = list(range(numbers[0], numbers[0] + len(numbers))) if numbers else []
+    return slice(numbers[0], numbers[0] + len(numbers)) if list(numbers) == following != [] else list(numbers)
 
 
 def turned(heading: Tensor, yaw: Tensor) -> Tensor:
@@ -212,26 +223,31 @@ class StateEncoder(nn.Module):
 
     mean: Tensor
     scale: Tensor
+    waves: Tensor
+    own_waves: Tensor
 
     def __init__(self, config: StateConfig, width: int, tokens: int = 1, alone: bool = False) -> None:
         super().__init__()
-        self.position, self.tokens, self.alone = list(config.position), tokens, alone
-        numbers = len(config) + 2 * len(self.position) * len(WAVELENGTHS)
+        self.position, self.tokens, self.alone = places(config.position), tokens, alone
+        numbers = len(config) + 2 * len(config.position) * len(WAVELENGTHS)
         if alone:  # no image tells where things are: finer features, one layer more
             numbers += 2 * len(config) * len(STATE_WAVES)
+        self.placed = bool(config.position)
         deeper = [nn.Linear(width, width), nn.GELU()] if alone else []
         self.layers = nn.Sequential(nn.Linear(numbers, width), nn.GELU(), *deeper, nn.Linear(width, tokens * width))
         self.register_buffer("mean", torch.tensor(config.mean, dtype=torch.float32), persistent=False)
         self.register_buffer("scale", torch.tensor(config.scale, dtype=torch.float32), persistent=False)
+        self.register_buffer("waves", frequencies(WAVELENGTHS), persistent=False)
+        self.register_buffer("own_waves", frequencies(STATE_WAVES), persistent=False)
 
     def forward(self, states: Tensor) -> Tensor:
         """(B, h, S) -> (B, h, tokens, width)."""
         normal = ((states - self.mean) / self.scale).clamp(-FAR, FAR)
         numbers = [normal]
-        if self.position:
-            numbers.append(waves(states[..., self.position]))
+        if self.placed:
+            numbers.append(sines(states[..., self.position], self.waves))
         if self.alone:
-            numbers.append(sines(normal, STATE_WAVES))
+            numbers.append(sines(normal, self.own_waves))
         return self.layers(torch.cat(numbers, dim=-1)).unflatten(-1, (self.tokens, -1))
 
 
@@ -241,11 +257,14 @@ class KeypointEncoder(nn.Module):
     The first tokens start with their attention on the keypoints that the instruction names (`Grounding`); the others
     learn where to look. Departs from the paper, and says the policy a lot: its attention is over named things."""
 
+    waves: Tensor
+    knees: Tensor
+
     def __init__(self, config: TrunkConfig, state: StateConfig, tokens: int, width: int, text: int) -> None:
         super().__init__()
         if not state.has_gripper:
             raise ValueError(f"keypoints are seen from the gripper; the state has no {', '.join(POSITION_NAMES)}")
-        self.position, self.yaw = list(state.position), state.yaw
+        self.position, self.yaw = places(state.position), state.yaw
         self.tokens, self.key_size = tokens, 32
         self.trunk = KeypointTrunk(config)
         self.grounding = Grounding(config.keypoints, text)
@@ -259,6 +278,8 @@ class KeypointEncoder(nn.Module):
         self.nothing_key = nn.Parameter(torch.randn(self.key_size) * 0.3)
         self.nothing = nn.Parameter(torch.randn(width) * 0.3)
         self.output = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Linear(width, width))
+        self.register_buffer("waves", frequencies(WAVELENGTHS), persistent=False)
+        self.register_buffer("knees", torch.tensor(KNEES), persistent=False)
         with torch.no_grad():  # the grounded tokens begin with the grounding alone
             self.queries.weight[: len(ROLES) * self.key_size].zero_()
             self.queries.bias[: len(ROLES) * self.key_size].zero_()
@@ -268,22 +289,34 @@ class KeypointEncoder(nn.Module):
         return self.trunk(images).numbers()
 
     def forward(self, frames: Tensor, states: Tensor, text: Tensor) -> Tensor:
-        """frames (B, h, K, 6 + F), states (B, h, S), text (B, E) -> (B, h, tokens, width)."""
+        """frames (F, h, K, 6 + F), states (F, h, S), text (B, E), equally many for each of the F -> (B, h, tokens,
+        width)."""
+        keys, content = self.contents(frames, states)
+        queries = self.queries(text).view(len(keys), 1, -1, self.key_size)  # (F, 1, B / F * tokens, key)
+        scores = (queries @ keys.transpose(-1, -2)).float() / math.sqrt(self.key_size)  # (F, h, B / F * T, K + 1)
+        named = F.pad(self.grounding(text).float().log_softmax(-1), (0, 0, 0, self.tokens - len(ROLES)))
+        attention = attention_of(scores + named.view(len(keys), 1, -1, named.shape[-1]))
+        tokens = self.output(attention.to(content.dtype) @ content)
+        return tokens.unflatten(2, (-1, self.tokens)).transpose(1, 2).flatten(0, 1)
+
+    def contents(self, frames: Tensor, states: Tensor) -> tuple[Tensor, Tensor]:
+        """What the keypoints are, whatever the instruction: keys (F, h, K + 1, key) and contents (F, h, K + 1, width),
+        the last of them nothing."""
         position = frames[..., POSITION]
         relative = position - states[..., None, self.position]  # to the gripper
-        knees = torch.tanh(relative[..., None] / torch.tensor(KNEES, device=frames.device)).flatten(-2)
-        numbers = [frames[..., PRESENCE] * 2 - 1, position / 0.3, relative / 0.2, knees, waves(relative)]
+        knees = torch.tanh(relative[..., None] / self.knees).flatten(-2)
+        numbers = [frames[..., PRESENCE] * 2 - 1, position / 0.3, relative / 0.2, knees, sines(relative, self.waves)]
         numbers += [turned(frames[..., HEADING], states[..., None, self.yaw]), self.feature_norm(frames[..., FEATURE])]
-        content = F.gelu(self.content(torch.cat(numbers, dim=-1)) + self.identity)  # (B, h, K, width)
+        content = F.gelu(self.content(torch.cat(numbers, dim=-1)) + self.identity)  # (F, h, K, width)
         keys = self.keys(content) + self.identity_keys
         nothing_key = self.nothing_key.to(keys.dtype).expand(*keys.shape[:2], 1, -1)
         nothing = self.nothing.to(content.dtype).expand(*content.shape[:2], 1, -1)
-        keys, content = torch.cat([keys, nothing_key], dim=2), torch.cat([content, nothing], dim=2)
-        queries = self.queries(text).unflatten(-1, (self.tokens, self.key_size))[:, None]  # (B, 1, T, key)
-        scores = (queries @ keys.transpose(-1, -2)).float() / math.sqrt(self.key_size)  # (B, h, T, K + 1)
-        named = F.pad(self.grounding(text).float().log_softmax(-1), (0, 0, 0, self.tokens - len(ROLES)))
-        attention = (scores + named[:, None]).softmax(-1)
-        return self.output(attention.to(content.dtype) @ content)
+        return torch.cat([keys, nothing_key], dim=2), torch.cat([content, nothing], dim=2)
+
+
+def attention_of(scores: Tensor) -> Tensor:
+    """Softmax over the last dimension, by the faster way where no gradient is asked for."""
+    return scores.softmax(-1) if torch.is_grad_enabled() else decoding.softmax(scores)
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
@@ -294,7 +327,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
     scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
     if mask is not None:
         scores = scores + torch.zeros_like(mask, dtype=scores.dtype).masked_fill_(~mask, -torch.inf)
-    return scores.softmax(-1).to(v.dtype) @ v
+    return attention_of(scores).to(v.dtype) @ v
 
 
 class Layer(nn.Module):
@@ -306,6 +339,14 @@ class Layer(nn.Module):
         self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
         self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
         self.mlp = nn.Sequential(nn.Linear(width, mlp * width), nn.GELU(), nn.Linear(mlp * width, width))
+
+    def weights(self) -> tuple[tuple[Any, ...], ...]:
+        """Of its parts, in `forward`'s order: what norms take beside their inputs, and products' factors (inputs,
+        outputs) and biases; for `decoding`."""
+        norms = [(n.normalized_shape, n.weight, n.bias, n.eps) for n in (self.norm1, self.norm2)]
+        parts: tuple[Any, ...] = (self.qkv, self.out, self.mlp[0], self.mlp[2])
+        qkv, out, wide, narrow = ((part.weight.t(), part.bias) for part in parts)
+        return norms[0], qkv, out, norms[1], wide, narrow
 
     def split(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
@@ -349,6 +390,12 @@ class BinHead(nn.Module):
         with torch.autocast(hidden.device.type, enabled=False):  # it would round what is summed over all bins
             return torch.baddbmm(self.bias[rows], hidden.float().transpose(0, 1), self.weight[rows]).transpose(0, 1)
 
+    def one(self, hidden: Tensor, dim: int) -> Tensor:
+        """hidden (B, width) of one dimension -> (B, bins), as `forward` gives them."""
+        if torch.is_autocast_enabled(hidden.device.type):
+            return self(hidden[:, None], dim)[:, 0]
+        return torch.addmm(self.bias[dim], hidden, self.weight[dim])
+
 
 @dataclass
 class Shared:
@@ -359,7 +406,7 @@ class Shared:
     places: Tensor  # (B, h * cameras) which of them each window holds
 
 
-Memory = list[tuple[Tensor, Tensor]]  # keys and values (B, heads, tokens, size) of each layer
+Memory = decoding.Memory
 LOW_Q = -4.0  # a Q-head's first bias: sigmoid(-4) = 0.018, near the value of what never succeeded
 
 
@@ -400,6 +447,13 @@ class PolicyNetwork(nn.Module):
         mask = torch.ones(self.dims, prefix + self.dims, dtype=torch.bool).tril(prefix)
         self.register_buffer("mask", mask, persistent=False)
 
+    def at_once(self) -> int:
+        """Instructions that are encoded in one batch, as suits the device."""
+        device = self.places.device
+        if isinstance(self.encoder, FilmEfficientNet):
+            return self.encoder.at_once(device, self.config.history * self.config.cameras)
+        return ROWS_CUDA if device.type == "cuda" else max(1, TOKENS_CPU // len(self.places))
+
     def perceive(self, images: Tensor) -> Tensor:
         """(N, H, W, 3) uint8 -> what an image says whatever the instruction; shared by all of them."""
         assert self.encoder is not None
@@ -416,13 +470,14 @@ class PolicyNetwork(nn.Module):
         return self.encoder.tokens(perceived, text) if isinstance(self.encoder, FilmEfficientNet) else perceived
 
     def encode(self, frames: Tensor | Shared, states: Tensor, text: Tensor) -> Memory:
-        """frames (B, h * cameras, ...) perceived, or images as uint8, those of one time beside each other, or shared;
-        states (B, h, S); text (B, E)."""
+        """frames (F, h * cameras, ...) perceived, or images as uint8, those of one time beside each other, or shared;
+        states (F, h, S); text (B, E), where B is F or a multiple of it: the first B / F are about the first frames, and
+        so on. What does not depend on the text is computed once for each of the F."""
         return self.remember(self.prefix(frames, states, text))
 
     def prefix(self, frames: Tensor | Shared, states: Tensor, text: Tensor) -> Tensor:
         """Tokens (B, P, width) of what `encode` takes."""
-        parts = []
+        parts, each = [], len(text) // len(states)
         if self.encoder is not None:
             if isinstance(frames, Shared):
                 seen = frames.frames if frames.frames.dtype != torch.uint8 else self.see(frames.frames, frames.text)
@@ -435,7 +490,8 @@ class PolicyNetwork(nn.Module):
                 tokens = self.encoder(frames, states, text)
             parts.append(tokens.unflatten(1, (-1, self.config.cameras)).flatten(2, 3))
         if self.state is not None:
-            parts.append(self.state(states))
+            felt = self.state(states)
+            parts.append(felt if each == 1 else felt.repeat_interleave(each, dim=0))
         x = torch.cat(parts, dim=2).flatten(1, 2)
         if self.text is not None:
             x = torch.cat([self.text(text)[:, None] * math.sqrt(text.shape[-1]) / 4, x], dim=1)
@@ -443,6 +499,8 @@ class PolicyNetwork(nn.Module):
 
     def remember(self, x: Tensor) -> Memory:
         """Tokens (B, P, width), each of which sees all of them."""
+        if not torch.is_grad_enabled():
+            return decoding.remember(self, x)
         memory: Memory = []
         for layer in self.layers[:-1]:
             x, past = layer(x)
@@ -473,8 +531,12 @@ class PolicyNetwork(nn.Module):
         (key-value cache).
 
         choose(hidden (B, width), dimension) -> (B,) bins."""
-        bins = torch.empty(len(memory[0][0]), 0, dtype=torch.long, device=memory[0][0].device)
-        for dim in range(self.dims if dims is None else dims):
-            hidden, memory = self.read(memory, bins[:, dim - 1 : dim] if dim else bins, first=dim)
-            bins = torch.cat([bins, choose(hidden[:, 0], dim)[:, None]], dim=1)
-        return bins
+        dims = self.dims if dims is None else dims
+        steps, bins = decoding.Decoding(self, memory, dims), list[Tensor]()
+        for dim in range(dims):
+            bins.append(choose(steps.step(bins[-1] if dim else None), dim))
+        return torch.stack(bins, dim=1)
+
+    def first(self, memory: Memory) -> Tensor:
+        """Hidden states (B, width) of the first dimension, before anything is chosen; without gradient."""
+        return decoding.first(self, memory)

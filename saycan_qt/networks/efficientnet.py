@@ -22,6 +22,8 @@ STAGES = (
     (6, 192, 4, 2, 5),
     (6, 320, 1, 1, 3),
 )
+CACHED = 2**22  # numbers of the largest map in a batch of instructions on a CPU
+LIVING = 4  # maps of that size at one time, of float32
 
 
 @dataclass(frozen=True)
@@ -133,11 +135,14 @@ class FilmEfficientNet(nn.Module):
         channels = rounded(32 * config.width_multiplier)
         self.stem = nn.Sequential(nn.Conv2d(3, channels, 3, 2, 1, bias=False), nn.BatchNorm2d(channels), nn.SiLU())
         self.shared, self.blocks, self.films = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
+        pixels, self.widest = math.prod(-(-side // 2) for side in config.image), width  # numbers of the largest map
         for stage, (expansion, base, repeats, stride, kernel) in enumerate(STAGES):
             outputs = rounded(base * config.width_multiplier)
             for i in range(math.ceil(repeats * config.depth_multiplier)):
                 block = MBConv(channels, outputs, expansion, stride if i == 0 else 1, kernel)
-                channels = outputs
+                if self.blocks:  # the first one is passed once for all instructions, see `at_once`
+                    self.widest = max(self.widest, expansion * channels * pixels)
+                channels, pixels = outputs, pixels // stride**2 if i == 0 else pixels
                 if stage < config.film_from:
                     self.shared.append(block)
                 else:
@@ -146,6 +151,13 @@ class FilmEfficientNet(nn.Module):
         self.last = nn.Conv2d(channels, width, 1)
         self.last_film = Film(text, width)
         self.learner = TokenLearner(width, tokens)
+
+    def at_once(self, device: torch.device, frames: int) -> int:
+        """Instructions that images pass FiLM for in one batch, each with as many frames: on CUDA as half of the free
+        memory holds; elsewhere as a cache does, since maps that lie in memory take twice as long."""
+        if device.type != "cuda":
+            return max(1, CACHED // (self.widest * frames))
+        return max(1, torch.cuda.mem_get_info(device)[0] // 2 // (LIVING * 4 * self.widest * frames))
 
     def perceive(self, images: Tensor) -> Tensor:
         """(N, H, W, 3) uint8 -> maps before the first FiLM."""
@@ -156,14 +168,19 @@ class FilmEfficientNet(nn.Module):
         return x
 
     def forward(self, frames: Tensor, states: Tensor, text: Tensor) -> Tensor:
-        """frames (B, h, C, H, W), text (B, E) -> (B, h, tokens, width); states are not used."""
-        batch, history = frames.shape[:2]
-        tokens = self.tokens(frames.flatten(0, 1), text.repeat_interleave(history, dim=0))
-        return tokens.unflatten(0, (batch, history))
+        """frames (F, h, C, H, W), text (B, E), equally many for each of the F -> (B, h, tokens, width); states are not
+        used."""
+        history, each = frames.shape[1], len(text) // len(frames)
+        tokens = self.tokens(frames.flatten(0, 1), text.repeat_interleave(history, dim=0), history, each)
+        return tokens.unflatten(0, (-1, history))
 
-    def tokens(self, x: Tensor, text: Tensor) -> Tensor:
-        """(N, C, H, W) maps, text (N, E) -> (N, tokens, width)."""
-        for block, film in zip(self.blocks, self.films, strict=True):
-            x = film(block(x), text)
+    def tokens(self, x: Tensor, text: Tensor, history: int = 1, each: int = 1) -> Tensor:
+        """(N, C, H, W) maps, text (N * each, E) -> (N * each, tokens, width). So many texts for each run of `history`
+        maps; the first block comes before the first FiLM, and so passes the N alone."""
+        for number, (block, film) in enumerate(zip(self.blocks, self.films, strict=True)):
+            x = block(x)
+            if number == 0 and each > 1:
+                x = x.unflatten(0, (-1, history)).repeat_interleave(each, dim=0).flatten(0, 1)
+            x = film(x, text)
         x = F.silu(self.last_film(self.last(x), text))
         return self.learner(x)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from saycan_qt.services import own
+from saycan_qt.services.processes import keep_memory
 from saycan_qt.services.replicas import Replicas
 from skills import files
 from skills.embodiment import Embodiment
@@ -45,12 +46,14 @@ def checkpoints(
     replicas: Replicas | None = None,
     body: RobotFolder
     | None = None,  # what is said there of the robot, for models that do not say for which one they are
+    device: str = "cpu",
+    bfloat16: bool | None = None,  # products; None: where the device gains
 ) -> Models:
     """One that judges and one that acts, here or in replicas: checkpoints, by a shipped one's name or by folder,
     `module:Class` of the user's own, or an openpi server that acts. Raises Unreadable."""
     (critic_id, judges), (actor_id, acts) = _identify(affordance), _identify(execution)
     curve = _curve(affordance) if calibrated else None
-    read = _reader(threads, replicas, body)
+    read = _reader(threads, replicas, body, device, bfloat16)
 
     def load() -> tuple[Critic, Actor]:
         critic = read(affordance)
@@ -109,8 +112,11 @@ def _curve(name: str) -> Any:
         raise Unreadable(str(error)) from None
 
 
-def _reader(threads: int, replicas: Replicas | None, body: RobotFolder | None) -> Callable[[str], Any]:
-    """Loads a model by its name."""
+def _reader(
+    threads: int, replicas: Replicas | None, body: RobotFolder | None, device: str, bfloat16: bool | None
+) -> Callable[[str], Any]:
+    """Loads a model by its name; a checkpoint onto the device. Who comes with a class of their own moves it
+    themselves."""
 
     def read(name: str) -> Any:
         if is_openpi(name):
@@ -124,10 +130,13 @@ def _reader(threads: int, replicas: Replicas | None, body: RobotFolder | None) -
         from saycan_qt.learning import checkpoint
 
         torch.set_num_threads(threads)
+        keep_memory()
         try:
-            return (checkpoint.load if replicas is None else replicas.load)(name)
+            return checkpoint.load(name, device).hasten(bfloat16) if replicas is None else replicas.load(name)
         except checkpoint.CheckpointError as error:
             raise Unreadable(str(error)) from None
+        except torch.OutOfMemoryError:
+            raise Unreadable(f"{name!r} does not fit into the memory of {device}") from None
 
     return read
 

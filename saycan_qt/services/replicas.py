@@ -30,6 +30,7 @@ import numpy as np
 import tyro
 
 from saycan_qt.services import own
+from saycan_qt.services.processes import keep_memory
 from skills import files
 from skills.embodiment import Embodiment
 from skills.errors import Unavailable
@@ -82,6 +83,7 @@ class Replica:
         import torch
 
         torch.set_num_threads(threads)
+        keep_memory()
         self._device = device
         self._policies: dict[str, Any] = {}
         self._loading, self._computing = threading.Lock(), threading.Lock()
@@ -126,7 +128,7 @@ class Replica:
                     folder.mkdir()
                     for name, content in _ray().get(model.files[0]).items():
                         (folder / name).write_bytes(content)
-                    self._policies[model.sha256] = checkpoint.load(folder, self._device)
+                    self._policies[model.sha256] = checkpoint.load(folder, self._device).hasten()
             return self._policies[model.sha256]
 
     def _warm_up(self, policy: Any) -> None:

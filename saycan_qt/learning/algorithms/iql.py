@@ -146,4 +146,4 @@ class IQL(Judge):
 
     def values(self, network: PolicyNetwork, memory: Memory) -> Tensor:
         assert isinstance(network, ImplicitNetwork)
-        return network.worth(network.before(memory)).sigmoid()
+        return network.worth(network.first(memory)[:, None]).sigmoid()

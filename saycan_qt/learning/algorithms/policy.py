@@ -6,9 +6,10 @@ import copy
 import dataclasses
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, ClassVar
 
 import numpy as np
@@ -19,7 +20,6 @@ from torch import Tensor
 from saycan_qt.learning import fit
 from saycan_qt.learning.distributed import shared_count
 from saycan_qt.networks.backbone import KeypointEncoder, Memory, NetworkConfig, PolicyNetwork, Shared
-from saycan_qt.networks.efficientnet import FilmEfficientNet
 from saycan_qt.networks.tokens import ActionTokenizer, TextEncoder
 from skills.embodiment import CLOSE, PROPORTIONS, Camera, Embodiment
 from skills.robot_folder import default_robot
@@ -142,12 +142,17 @@ def smooth_probabilities(probabilities: Tensor, deviation: float) -> Tensor:
     """(B, bins) averaged over neighbouring bins with a Gaussian; at the ends, over those there are."""
     if deviation <= 0:
         return probabilities
-    reach = min(int(3 * deviation) + 1, probabilities.shape[-1])  # farther away there is nothing
-    offsets = torch.arange(-reach, reach + 1, device=probabilities.device)
-    kernel = torch.exp(-0.5 * (offsets / deviation).square())
-    weights = kernel[None, None]
-    there = F.conv1d(torch.ones_like(probabilities[:1, None]), weights, padding=reach)
-    return (F.conv1d(probabilities[:, None], weights, padding=reach) / there)[:, 0]
+    return probabilities @ _neighbours(probabilities.shape[-1], deviation, probabilities.device)
+
+
+@lru_cache(maxsize=16)
+def _neighbours(bins: int, deviation: float, device: torch.device) -> Tensor:
+    """(bins, bins): how much each one has of the average in each other's place."""
+    with torch.inference_mode(False):
+        places = torch.arange(bins, device=device)
+        offsets = places[:, None] - places
+        weights = torch.exp(-0.5 * (offsets / deviation).square()) * (offsets.abs() <= int(3 * deviation) + 1)
+        return weights / weights.sum(0)  # farther away there is nothing
 
 
 def embodiment_in(config: Mapping[str, Any]) -> Embodiment:
@@ -203,6 +208,7 @@ class Policy(ABC):
         self.network = self.network_type(network, self.heads(config))
         self.target_network: PolicyNetwork | None = None  # the moving average; while training
         self.device = torch.device("cpu")
+        self.bfloat16 = False  # act and judge under bfloat16 autocast
 
     @classmethod
     @abstractmethod
@@ -223,7 +229,7 @@ class Policy(ABC):
 
     def likeliest(self, network: PolicyNetwork, hidden: Tensor, dim: int) -> Tensor:
         """As `choose`: where the behaviour head's probabilities, averaged over neighbours, are greatest."""
-        probabilities = network.outputs["behavior"](hidden[:, None], dim)[:, 0].softmax(-1)
+        probabilities = network.outputs["behavior"].one(hidden, dim).softmax(-1)  # type: ignore[operator]
         smoothing = 0.0 if self.terminates(dim) else self.config.smoothing
         return smooth_probabilities(probabilities, smoothing).argmax(-1)
 
@@ -267,11 +273,25 @@ class Policy(ABC):
     def acting(self) -> PolicyNetwork:
         return self.network if self.target_network is None else self.target_network
 
-    @torch.inference_mode()
+    def hasten(self, bfloat16: bool | None = None) -> Policy:
+        """Act and judge with products of bfloat16, or not; None: where the device gains. A CPU does not: scoring 100
+        skills took 0.9 of the time, an action 1.4 times as long."""
+        on_cuda = self.device.type == "cuda"
+        self.bfloat16 = on_cuda and torch.cuda.is_bf16_supported() if bfloat16 is None else bfloat16
+        return self
+
+    @contextmanager
+    def inferring(self) -> Iterator[None]:
+        """Within it nothing is kept for gradients, and products are of bfloat16 where `bfloat16` says so."""
+        fewer = torch.autocast(self.device.type, torch.bfloat16) if self.bfloat16 else nullcontext()
+        with torch.inference_mode(), fewer:
+            yield
+
     def act_many(self, histories: Sequence[Sequence[Observation]], instructions: Sequence[str]) -> np.ndarray:
         """(N, D) actions, one for each history and instruction, in one batch."""
         network = self.acting.eval()
-        return self.decide(network, self.remember(network, histories, instructions)).cpu().numpy()
+        with self.inferring():
+            return self.decide(network, self.remember(network, histories, instructions)).float().cpu().numpy()
 
     def remember(
         self, network: PolicyNetwork, histories: Sequence[Sequence[Observation]], instructions: Sequence[str]
@@ -299,7 +319,6 @@ class Policy(ABC):
         chosen given these, as if they had been chosen too."""
         return self.act_chunks([history], [instruction], [committed])[0]
 
-    @torch.inference_mode()
     def act_chunks(
         self,
         histories: Sequence[Sequence[Observation]],
@@ -317,9 +336,11 @@ class Policy(ABC):
         def choose(hidden: Tensor, dim: int) -> Tensor:
             return torch.where(known[:, dim], bins[:, dim], self.choose(network, hidden, dim))
 
-        frames, states = self.observe(histories)
-        memory = network.encode(frames, states, self.texts.encode(instructions).to(self.device))
-        chosen = tokenizer.decode(network.decode(memory, choose).unflatten(1, (self.chunk, -1)))
+        with self.inferring():
+            frames, states = self.observe(histories)
+            memory = network.encode(frames, states, self.texts.encode(instructions).to(self.device))
+            bins_chosen = network.decode(memory, choose)
+        chosen = tokenizer.decode(bins_chosen.unflatten(1, (self.chunk, -1)))
         return torch.where(said.isnan(), chosen, said).cpu().numpy()
 
     @property
@@ -486,20 +507,30 @@ class Judge(Policy):
         """Affordances (N,) float32 in [0, 1]. The image is perceived once for all instructions."""
         return self.value_many([history], [list(instructions)])[0]
 
-    @torch.inference_mode()
     def value_many(
         self, histories: Sequence[Sequence[Observation]], instructions: Sequence[Sequence[str]]
     ) -> list[np.ndarray]:
         """Affordances of several histories, each with its own instructions."""
-        network = self.acting.eval()
-        chunk = 16 if isinstance(network.encoder, FilmEfficientNet) else 512  # images pass FiLM once for each skill
+        counts = [len(texts) for texts in instructions]
+        with self.inferring():
+            values = self.judged(histories, instructions)
+        return np.split(values, np.cumsum(counts)[:-1])
+
+    def judged(self, histories: Sequence[Sequence[Observation]], instructions: Sequence[Sequence[str]]) -> np.ndarray:
+        """Those affordances in one row."""
+        network, counts = self.acting.eval(), [len(texts) for texts in instructions]
         frames, states = self.observe(histories)
-        rows = torch.tensor([row for row, texts in enumerate(instructions) for _ in texts], device=self.device)
-        text = self.texts.encode([t for texts in instructions for t in texts]).to(self.device) if len(rows) else None
-        values = []
-        for i in range(0, len(rows), chunk):
-            part = rows[i : i + chunk]
-            assert text is not None
-            values.append(self.values(network, network.encode(frames[part], states[part], text[i : i + chunk])))
-        everything = torch.cat(values).cpu().numpy() if values else np.zeros(0, np.float32)
-        return np.split(everything, np.cumsum([len(texts) for texts in instructions])[:-1])
+        if not sum(counts):
+            return np.zeros(0, np.float32)
+        text = self.texts.encode([t for texts in instructions for t in texts]).to(self.device)
+        if len(set(counts)) > 1:  # what is the same for all of a history's instructions is computed for each
+            rows = torch.tensor([row for row, count in enumerate(counts) for _ in range(count)], device=self.device)
+            frames, states = frames[rows], states[rows]
+        values, each, most = [], len(text) // len(states), network.at_once()
+        together = max(1, most // each)  # histories
+        for i in range(0, len(states), together):
+            asked = text[i * each : (i + together) * each]
+            for some in asked.split(most) if each > most else [asked]:
+                memory = network.encode(frames[i : i + together], states[i : i + together], some)
+                values.append(self.values(network, memory))
+        return torch.cat(values).float().cpu().numpy()

@@ -213,24 +213,22 @@ class QTransformer(Judge):
         return self.config.td_deviation * torch.tensor(motion, dtype=torch.float32, device=self.device)
 
     def choose(self, network: PolicyNetwork, hidden: Tensor, dim: int) -> Tensor:
-        q_values, ends = network.outputs["q"](hidden[:, None], dim)[:, 0], self.terminates(dim)
+        q_values, ends = network.outputs["q"].one(hidden, dim), self.terminates(dim)  # type: ignore[operator]
         if self.config.behavior_threshold > 0 and "behavior" in network.outputs:
-            density = network.outputs["behavior"](hidden[:, None], dim)[:, 0].softmax(-1)
+            density = network.outputs["behavior"].one(hidden, dim).softmax(-1)  # type: ignore[operator]
             density = smooth_probabilities(density, 0.0 if ends else self.config.smoothing)
             rare = density < self.config.behavior_threshold * density.amax(-1, keepdim=True)
             q_values = q_values.masked_fill(rare, -torch.inf)
         if ends:  # padded to all bins; only the first and the last mean anything [D.3]
             last = self.network_config.bins - 1
-            return torch.where(q_values[:, last] > q_values[:, 0], last, 0)
+            return last * (q_values[:, last] > q_values[:, 0])
         return q_values.argmax(-1)
 
     def values(self, network: PolicyNetwork, memory: Memory) -> Tensor:
         """The maximum over the first action dimension. By Eq. 1 that is the value of the whole action; with `n_step`,
         of its first dimension followed by what the data does next."""
-        hidden, _ = network.read(memory, torch.empty(len(memory[0][0]), 0, dtype=torch.long, device=self.device))
-        return network.outputs["q"](hidden)[:, 0].amax(-1).sigmoid()
+        return network.outputs["q"].one(network.first(memory), 0).amax(-1).sigmoid()  # type: ignore[operator]
 
-    @torch.inference_mode()
     def value_maps(self, history: Sequence[Observation], instruction: str) -> dict[str, np.ndarray]:
         """One picture, (D * STRIP, bins * w, 3) uint8: a strip for each dimension of the next action, its bins from the
         lowest action to the highest, from dark for Q = 0 to bright for Q = 1, given the dimensions above it; the chosen
@@ -250,7 +248,6 @@ class QTransformer(Judge):
             strips.append(np.broadcast_to(strip, (STRIP, *strip.shape)))
             return chosen
 
-        frames, states = self.observe([history])
-        memory = network.encode(frames, states, self.texts.encode([instruction]).to(self.device))
-        network.decode(memory, choose, self.tokenizer.dims)
+        with self.inferring():
+            network.decode(self.remember(network, [history], [instruction]), choose, self.tokenizer.dims)
         return {"action": np.concatenate(strips).round().astype(np.uint8)}
