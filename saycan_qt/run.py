@@ -25,14 +25,13 @@ import signal
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
 from rich.console import Console
 
 from saycan_qt.journey import mcap
-from saycan_qt.journey.config import Options, Parts, RunConfig, check, said
+from saycan_qt.journey.config import Options, Parts, RunConfig, prepared, said
 from saycan_qt.journey.display import Display
 from saycan_qt.journey.feed import Feed
 from saycan_qt.journey.lifecycle import ENDINGS, Run
@@ -43,7 +42,6 @@ from saycan_qt.journey.stack import Stack
 from saycan_qt.language import Language, LanguageConfig, language_of, load_language
 from saycan_qt.options import parse
 from saycan_qt.services.processes import MISTAKE, StartFailed, refuse
-from skills.errors import SkillError
 from skills.library import Skill
 from skills.robot_folder import robot_of
 
@@ -51,13 +49,9 @@ from skills.robot_folder import robot_of
 def run(config: RunConfig, parts: Parts) -> int:
     """Check, run, report; the exit code. A thread may still compute afterwards: end with `leave`."""
     try:
-        body = robot_of(config.robot_folder)
-    except SkillError as error:
+        config, body = prepared(config)
+    except ValueError as error:
         return refuse(str(error))
-    if config.robot is None and body.address:
-        config = replace(config, robot=body.address)
-    if (mistake := check(config)) is not None:
-        return refuse(mistake)
     instruction = said(config.instruction)
     path, world = config.out or new_folder(instruction), "kitchen" if body.is_kitchen else body.name
     seed = config.seed if config.robot is None else None  # somebody else's robot has a world of its own

@@ -25,7 +25,6 @@ import signal
 import sys
 import threading
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
@@ -33,7 +32,7 @@ from typing import Any, NoReturn
 from rich.console import Console
 from rich.markup import escape
 
-from saycan_qt.journey.config import Parts, SessionConfig, check, said
+from saycan_qt.journey.config import Parts, SessionConfig, prepared, said
 from saycan_qt.journey.display import Display
 from saycan_qt.journey.feed import Feed
 from saycan_qt.journey.lifecycle import ENDINGS, INTERRUPTED, MISTAKES, NOT_DONE, SUCCEEDED, UNKNOWN, Run, tell
@@ -46,7 +45,7 @@ from saycan_qt.options import parse
 from saycan_qt.run import leave, parts_of, print_json, watch
 from saycan_qt.services.processes import MISTAKE, StartFailed, refuse
 from skills.errors import SkillError, Stopped
-from skills.robot_folder import RobotFolder, robot_of
+from skills.robot_folder import RobotFolder
 from skills.wire.conventions import plain
 
 AGAIN = 2.0  # [s] between two looks whether a service is back
@@ -252,13 +251,9 @@ class Session:
 def session(config: SessionConfig, parts: Parts) -> int:
     """The exit code. A thread may still compute afterwards: end with `leave`."""
     try:
-        body = robot_of(config.robot_folder)
-    except SkillError as error:
+        config, body = prepared(config)
+    except ValueError as error:
         return refuse(str(error))
-    if config.robot is None and body.address:
-        config = replace(config, robot=body.address)
-    if (mistake := check(config)) is not None:
-        return refuse(mistake)
     folder = config.out or new_folder("session")
     created = not folder.exists()
     try:

@@ -17,8 +17,7 @@ from planners.saycan import SayCanConfig, SayCanPlanner, Step
 from planners.servers import remote
 from planners.servers.chat import OPTIONS, ChatError, LetteredScorer, ServerChat, ask, letter_logprobs, tells_letters
 from planners.servers.remote import RemoteError
-from saycan_qt import run
-from saycan_qt.journey.config import RunConfig
+from saycan_qt.journey.config import RunConfig, check
 from saycan_qt.language import LanguageConfig, LanguageError, load_language, planner_of
 from skills.library import Skill
 from skills.types import Outcome, Status
@@ -289,12 +288,12 @@ def test_chat_models_score_by_letters_or_propose_as_they_can(monkeypatch):
     ],
 )
 def test_a_chat_model_that_cannot_be_used_is_told_in_one_line_before_anything_starts(options, mistake):
-    said = run.check(RunConfig("water the rose", language=LanguageConfig(**options)))
+    said = check(RunConfig("water the rose", language=LanguageConfig(**options)))
     assert re.search(mistake, said) and "\n" not in said and "pass@" not in said
 
 
 def test_a_run_by_a_chat_model_knows_no_likelihoods_of_texts():
-    said = run.check(RunConfig("water the rose", normalise="prior", language=LanguageConfig(chat="openai:x")))
+    said = check(RunConfig("water the rose", normalise="prior", language=LanguageConfig(chat="openai:x")))
     assert "--normalise" in said
     with pytest.raises(LanguageError, match=r"leave --language\.model"):
         load_language(LanguageConfig(chat="openai:x", model="y"), RobotLanguage((), ()), SKILLS)

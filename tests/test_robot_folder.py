@@ -13,9 +13,9 @@ from small_services import WordsEmbedder
 from planners.prompts import ExamplesError, load_examples
 from planners.robot_language import RobotLanguage
 from saycan_qt import new
+from saycan_qt.journey.config import RunConfig, check
 from saycan_qt.kitchen.language.spoken import kitchen_language
 from saycan_qt.robot import RobotConfig, robot_in_folder
-from saycan_qt.run import RunConfig, check
 from saycan_qt.serve import BY_RULE, Nobody, ServeConfig, checkpoints, models_of
 from saycan_qt.services.models import Models
 from skills.connective import Rules

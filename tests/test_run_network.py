@@ -5,9 +5,8 @@ import pytest
 from test_run import INSTRUCTION, SKILLS, finish, nothing_left_running, service, start
 
 from saycan_qt.grant import GrantConfig, grant
-from saycan_qt.journey.config import RunConfig
+from saycan_qt.journey.config import RunConfig, check
 from saycan_qt.journey.stack import SKILL_SERVICE
-from saycan_qt.run import check
 from saycan_qt.services.access import TOKEN, ClientOptions, ServerOptions
 from saycan_qt.services.processes import SKILL_SERVER, RemoteService, StartFailed
 from skills.errors import AccessError

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
-from typing import Annotated, Literal
+from dataclasses import dataclass, field, replace
+from typing import Annotated, Literal, TypeVar
 
 import tyro
 
@@ -17,7 +17,7 @@ from saycan_qt.options import Address, File, Folder, Instruction
 from saycan_qt.services.access import ClientOptions, HowToCall, ServerOptions
 from skills.errors import SkillError
 from skills.library import Skill, SkillLibrary
-from skills.robot_folder import SKILLS, robot_of
+from skills.robot_folder import SKILLS, RobotFolder, robot_of
 from skills.wire.conventions import CONTROL, is_loopback, plain
 
 WITHOUT: dict[str, Literal["affordance", "language"]] = {"no-affordance": "affordance", "no-language": "language"}
@@ -132,6 +132,9 @@ class Parts:
     page: tuple[str, ...] = (sys.executable, "-m", "saycan_qt.view")
 
 
+Config = TypeVar("Config", RunConfig, SessionConfig)
+
+
 def said(text: str) -> str:
     """An instruction in one line. Raises ValueError for what is none."""
     text = " ".join(text.split())
@@ -142,6 +145,19 @@ def said(text: str) -> str:
     if not text:
         raise ValueError('the instruction is empty; say what you want, for instance "bring me a snack"')
     return text
+
+
+def prepared(config: Config) -> tuple[Config, RobotFolder]:
+    """With the address that the robot's folder gives, and that folder. Raises ValueError for what is wrong."""
+    try:
+        body = robot_of(config.robot_folder)
+    except SkillError as error:
+        raise ValueError(str(error)) from None
+    if config.robot is None and body.address:
+        config = replace(config, robot=body.address)
+    if (mistake := check(config)) is not None:
+        raise ValueError(mistake)
+    return config, body
 
 
 def check(config: RunConfig | SessionConfig) -> str | None:
