@@ -14,7 +14,7 @@ from proxy import Proxy
 from stock_server import serve_stock
 from tiny_services import LineRobot, Walker
 
-from saycan_qt.journey.lifecycle import ROBOT_SERVICE
+from saycan_qt.journey.stack import ROBOT_SERVICE
 from saycan_qt.services.processes import RemoteService
 from skills import robot as robot_service
 from skills import server as skill_service
