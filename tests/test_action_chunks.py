@@ -49,7 +49,7 @@ def transitions(chunk, history=1, robot=CART, reward="dataset", **data):
     network = replace(DEBUG_FILM, history=history, chunk=chunk).fitted(robot, StateConfig.typical(robot))
     policy = QTransformer(network, QTransformerConfig(discount=GAMMA), texts(), embodiment=robot)
     frames = list(given.cameras.values())
-    return Transitions(BatchConfig(reward=reward), given, frames, policy)
+    return Transitions(BatchConfig(reward=reward, stretch=1), given, frames, policy)
 
 
 def batch(rows, *arguments, **options):

@@ -195,6 +195,7 @@ def test_stop_reaches_the_robot_at_once_while_this_machine_is_busy(small_robot, 
             assert page.evaluate("window.took") < 300
             shows(page, "Stopped.", ".alert")
             assert "stop" in log.read_text() and page.locator("#stop").is_hidden()
+            assert run.heard() == {"do": "stopped"}
             page.get_by_role("button", name="Release it").click()
             assert run.heard() == {"do": "release"}
             run.tell(stopped=False)

@@ -189,6 +189,7 @@ def test_what_is_no_input_of_a_decision_is_answered_plainly(planner, given, prob
     assert "runnable_plan carries a sentence out" in str(told.value) and "\n" not in str(told.value)
 
 
+@pytest.mark.slow
 def test_decisions_asked_for_at_once_are_those_asked_for_alone(planner):
     here = Here()
     chain, seen = RunnablePlanner(planner), here.observe()

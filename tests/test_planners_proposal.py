@@ -44,6 +44,7 @@ def names(planner, said):
     return [proposal.skill and proposal.skill.name for proposal in planner.understand(said)]
 
 
+@pytest.mark.slow
 def test_other_words_for_a_skill_are_understood_and_others_dropped(prompt):
     planner = ProposalPlanner(Says(), prompt, LIBRARY)
     said = [

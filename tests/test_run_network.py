@@ -49,6 +49,7 @@ def test_exposed_services_are_reached_over_tls_with_a_token_and_refuse_a_role_th
     assert code == 2 and "AcquireLease needs the role 'drive'; the token of 'viewer' has: read, score" in err
 
 
+@pytest.mark.slow
 def test_serve_and_robot_refuse_an_address_beyond_loopback_in_one_line(files):
     tls = ("--certificate", files / "server.pem", "--key", files / "server.key")
     for process, said in [

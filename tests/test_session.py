@@ -129,7 +129,7 @@ def test_the_first_interrupt_ends_the_instruction_and_the_next_the_session(tmp_p
     assert (code, "Traceback" in err) == (130, False)
 
 
-@pytest.mark.parametrize("last", ["", "quit\n"])
+@pytest.mark.parametrize("last", ["", pytest.param("quit\n", marks=pytest.mark.slow)])
 def test_a_pipe_that_ends_at_a_question_ends_the_session(tmp_path, last):
     process = session("--json", "--ask", "always", "--out", tmp_path / "s")
     out, err = process.communicate(f"{INSTRUCTION}\n{last}", timeout=120)
@@ -147,6 +147,7 @@ def test_stop_and_release_are_heard_at_a_question(tmp_path):
     assert [plan["ended"] for plan in plans] == ["stopped", "error"] and plans[0]["instruction"] == INSTRUCTION, err
 
 
+@pytest.mark.slow
 def test_a_line_that_is_no_instruction_gets_a_line_that_says_so(tmp_path):
     said = b"find \xff it\nfind \x1b it\nfind the sponge\n"
     process = session("--json", "--out", tmp_path / "s", PYTHONIOENCODING="utf-8")
@@ -156,6 +157,7 @@ def test_a_line_that_is_no_instruction_gets_a_line_that_says_so(tmp_path):
     assert ["error" in answer for answer in answers] == [True, True, False] and process.returncode == 1
 
 
+@pytest.mark.slow
 def test_a_folder_that_is_taken_away_costs_nothing(tmp_path):
     process = session("--out", tmp_path / "s")
     say(process, "find the sponge")
@@ -167,6 +169,7 @@ def test_a_folder_that_is_taken_away_costs_nothing(tmp_path):
     assert plan_of(tmp_path / "s" / "02-find-the-sponge")["success"], out + err
 
 
+@pytest.mark.slow
 def test_what_is_killed_while_it_starts_again_is_started_once_more_and_not_before_a_release(tmp_path):
     process = session("--out", tmp_path / "s")
     say(process, "find the sponge")
@@ -220,6 +223,7 @@ def page_of(process):
     return address, next(int(row.split()[0]) for row in rows.splitlines() if "saycan_qt.view" in row)
 
 
+@pytest.mark.slow
 def test_without_its_page_a_session_ends_with_the_input(tmp_path):
     process = session("--live", "--out", tmp_path / "s")
     _, page = page_of(process)
@@ -230,6 +234,7 @@ def test_without_its_page_a_session_ends_with_the_input(tmp_path):
     assert process.wait(60) == 0
 
 
+@pytest.mark.slow
 def test_what_is_said_of_a_step_after_the_end_is_in_the_report(tmp_path):
     process = session("--live", "--ask", "never", "--out", tmp_path / "s")
     address, _ = page_of(process)

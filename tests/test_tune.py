@@ -119,6 +119,7 @@ def test_an_adapter_is_trained_from_a_robots_own_folder_and_then_plans_for_it(mo
     assert not tells_states(robot.path / "adapter")
 
 
+@pytest.mark.slow
 def test_a_run_with_made_up_robots_is_told_their_skills_and_another_goes_on_from_it(model, robot, tmp_path):
     small = dict(tokens=512, warmup=1, compile=False)
     pairs = replace(made_up_pairs(kitchen_pairs(), 0.5), pool=24)
