@@ -30,7 +30,6 @@ from typing import Any, NoReturn
 
 from rich.console import Console
 
-from saycan_qt.journey import mcap
 from saycan_qt.journey.config import Options, Parts, RunConfig, prepared, said
 from saycan_qt.journey.display import Display
 from saycan_qt.journey.feed import Feed
@@ -104,6 +103,8 @@ def watch(
         feed.add(page)
         display.line(f"[bold]Watch it at[/bold] {page.url}")
     if config.mcap is not None:
+        from saycan_qt.journey import mcap
+
         try:
             feed.add(mcap.watcher(config.mcap))
         except OSError as error:

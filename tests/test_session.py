@@ -34,6 +34,16 @@ def say(process, *lines):
     process.stdin.flush()
 
 
+def beside_others(folder):
+    """A session with services of somebody else, after its first instruction; the robot, and both addresses."""
+    _, where = service("serve", "--skills", SKILLS)
+    robot, at = service("robot", "--skill-server", where)
+    process = session("--server", where, "--robot", at, "--out", folder)
+    say(process, "find the sponge")
+    until(lambda: any(folder.glob("01-*/report.html")))
+    return process, robot, where, at
+
+
 def begun(folder, number):
     """The folder of the instruction of this number, once a skill runs."""
     found = list(folder.glob(f"{number:02d}-*"))
@@ -84,11 +94,7 @@ def test_a_killed_robot_is_started_again(tmp_path):
 
 @pytest.mark.slow
 def test_somebody_elses_robot_is_waited_for(tmp_path):
-    _, where = service("serve", "--skills", SKILLS)
-    robot, at = service("robot", "--skill-server", where)
-    process = session("--server", where, "--robot", at, "--out", tmp_path / "s")
-    say(process, "find the sponge")
-    until(lambda: any((tmp_path / "s").glob("01-*/report.html")))
+    process, robot, where, at = beside_others(tmp_path / "s")
     robot.kill()
     say(process, "find the apple")
     until(lambda: any((tmp_path / "s").glob("02-*")) or robot.poll() is not None)
@@ -190,11 +196,7 @@ def test_what_is_killed_while_it_starts_again_is_started_once_more_and_not_befor
 
 @pytest.mark.slow
 def test_nobody_waits_for_a_dead_robot_after_the_end_of_the_input(tmp_path):
-    _, where = service("serve", "--skills", SKILLS)
-    robot, at = service("robot", "--skill-server", where)
-    process = session("--server", where, "--robot", at, "--out", tmp_path / "s")
-    say(process, "find the sponge")
-    until(lambda: any((tmp_path / "s").glob("01-*/report.html")))
+    process, robot, _, _ = beside_others(tmp_path / "s")
     robot.kill()
     robot.wait()
     code, out, _ = finish(process)

@@ -11,7 +11,6 @@ import tyro
 
 from planners import saycan
 from planners.asking import When
-from saycan_qt.journey import mcap
 from saycan_qt.language import Language, LanguageConfig, LanguageError, try_chat
 from saycan_qt.options import Address, File, Folder, Instruction
 from saycan_qt.services.access import ClientOptions, HowToCall, ServerOptions
@@ -71,18 +70,14 @@ class Options:
     max_steps: int = 40  # give up after this many skills
     mcap: File = None  # write what happens to this new file, for Foxglove, Rerun and what else reads MCAP
     live: Annotated[LiveOptions, tyro.conf.arg(name="")] = field(default_factory=LiveOptions)
+    json: bool = False  # print plan.json's content as a line of standard output when an instruction is over
 
     @property
     def when_to_ask(self) -> When:
         if self.ask is not None or self.ask_before_acting:
             return self.ask or "always"
         attended = self.live.live or (sys.stdin.isatty() and sys.stdout.isatty())
-        return "when-unsure" if attended and not self.piped else "never"
-
-    @property
-    def piped(self) -> bool:
-        """Is a program at the other end?"""
-        return False
+        return "when-unsure" if attended and not self.json else "never"
 
     @property
     def saycan(self) -> saycan.SayCanConfig:
@@ -102,11 +97,6 @@ class RunConfig(Options):
 
     instruction: Instruction  # what you want, in your own words
     out: Folder = None  # a new folder for the results; by default runs/<time>-<words>
-    json: bool = False  # print plan.json's content as the last line of standard output
-
-    @property
-    def piped(self) -> bool:
-        return self.json
 
 
 @dataclass(frozen=True)
@@ -114,11 +104,6 @@ class SessionConfig(Options):
     """One instruction after the other, with everything loaded once."""
 
     out: Folder = None  # a new folder, with one in it for each instruction; by default runs/<time>-session
-    json: bool = False  # a line in, a line out: plan.json's content for each instruction
-
-    @property
-    def piped(self) -> bool:
-        return self.json
 
 
 @dataclass(frozen=True)
@@ -175,8 +160,11 @@ def check(config: RunConfig | SessionConfig) -> str | None:
         return f"--preselect is {config.preselect}; 0 turns it off, else it is how many skills to keep"
     if config.out is not None and config.out.exists() and (not config.out.is_dir() or any(config.out.iterdir())):
         return f"--out {config.out} is there already; choose a new folder, results are never overwritten"
-    if config.mcap is not None and (mistake := mcap.mistake(config.mcap)) is not None:
-        return mistake
+    if config.mcap is not None:
+        from saycan_qt.journey import mcap  # makes messages, which few runs need
+
+        if (mistake := mcap.mistake(config.mcap)) is not None:
+            return mistake
     if config.skills is not None and config.server is not None:
         return "--skills is for the skill server that run starts; the one at --server brings its own skills"
     for option in ("calibrated", "record"):

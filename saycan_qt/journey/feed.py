@@ -45,6 +45,10 @@ class Feed:
         self._kept: dict[str, dict[str, Any]] = {}
         self._lock = threading.Lock()
 
+    @property
+    def watched(self) -> bool:
+        return bool(self._watchers)
+
     def add(self, watcher: Watcher) -> None:
         with self._lock:
             self._watchers.append(watcher)

@@ -14,7 +14,6 @@ from types import FrameType
 from typing import Literal
 
 from planners.servers.remote import RemoteError
-from saycan_qt.data import corrections
 from saycan_qt.journey.config import Options
 from saycan_qt.journey.display import VERDICTS
 from saycan_qt.journey.journey import Journey, Over
@@ -100,6 +99,8 @@ class Run:
         if step is None:
             return f"there is no step {number}, or it has not ended yet"
         if self.config.record is not None and step.goal:
+            from saycan_qt.data import corrections  # brings pyarrow
+
             try:
                 corrections.add(self.config.record, step.goal, outcome == "succeeded")
             except OSError as error:

@@ -180,7 +180,12 @@ class RunFolder:
     def weigh(self, step: Step) -> None:
         """A step that may come next: told, and not written down before it begins."""
         if not self._finished:
-            self.feed.tell(step={**asdict(step), "outcome": "weighed"})
+            self._show(step, outcome="weighed")
+
+    def _show(self, step: Step, **otherwise: Any) -> None:
+        """To those who watch, if there are any: a step has hundreds of candidates."""
+        if self.feed.watched:
+            self.feed.tell(step={**asdict(step), **otherwise})
 
     def begin(self, step: Step) -> None:
         with self._lock:
@@ -188,7 +193,7 @@ class RunFolder:
                 step.started = datetime.now().astimezone().isoformat(timespec="milliseconds")
                 self.steps.append(step)
                 self._write()
-                self.feed.tell(step=asdict(step))
+                self._show(step)
 
     def end(self, outcome: Outcome, seconds: float, filmed: list[float] | None = None) -> None:
         """Record how the last step begun came out."""
@@ -199,7 +204,7 @@ class RunFolder:
                 step.control_steps, step.filmed = outcome.steps, filmed
                 step.seconds = step.times["skill"] = round(seconds, 3)
                 self._write()
-                self.feed.tell(step=asdict(step))
+                self._show(step)
 
     def correct(self, number: int, outcome: str) -> Step | None:
         """A person says how a step really ended, also after the end; None: there is no such step, or it runs."""
@@ -208,7 +213,7 @@ class RunFolder:
             if step is not None:
                 step.corrected = outcome if outcome != step.outcome else ""
                 self._write()
-                self.feed.tell(step=asdict(step))
+                self._show(step)
             return step
 
     def finish(self, success: bool | None, reason: str, ended: str, judge: str | None = None) -> None:
@@ -219,7 +224,7 @@ class RunFolder:
             for step in self.steps:
                 if step.outcome == "running":
                     step.outcome, step.message = "aborted", reason
-                    self.feed.tell(step=asdict(step))
+                    self._show(step)
             self.plan.update(success=success, reason=reason, ended=ended, judge=judge)
             (self.path / SPARE).unlink(missing_ok=True)
             try:

@@ -43,7 +43,7 @@ from saycan_qt.page.hub import Hub, Page
 from saycan_qt.page.runs import PLAN, TYPES, NoRun, Runs, inside, read_plan
 from skills.errors import PermissionDenied, SkillError, Unauthenticated, Unavailable
 from skills.security.access import Access
-from skills.wire.conventions import join_address, plain, split_address
+from skills.wire.conventions import join_address, plain
 
 log = logging.getLogger(__name__)
 
@@ -72,9 +72,7 @@ class PageServer:
     ) -> None:
         """Raises AccessError for a host that other machines can reach, where Access.check does; InvalidRequest for what
         is no port, Unavailable for one that is taken."""
-        access = access or Access()
-        access.check(host)
-        split_address(join_address(host, port))
+        access = Access.at(host, port, access)
         try:
             family = socket.AF_INET6 if ":" in host else socket.AF_INET
             listening = socket.create_server((host, port), family=family, backlog=128)

@@ -34,7 +34,7 @@ from skills.errors import PermissionDenied, Unauthenticated, Unavailable
 from skills.security.access import Access
 from skills.serving.batching import Line
 from skills.serving.watching import Watcher
-from skills.wire.conventions import join_address, split_address
+from skills.wire.conventions import join_address
 
 log = logging.getLogger(__name__)
 
@@ -108,9 +108,7 @@ class Endpoint:
     ) -> None:
         """Raises AccessError for a host that other machines can reach, where Access.check does; InvalidRequest for what
         is no port, Unavailable for one that is taken."""
-        access = access or Access()
-        access.check(host)
-        split_address(join_address(host, port))
+        access = Access.at(host, port, access)
         try:
             kind = _IPv6 if ":" in host else _Server
             self._server = make_server(host, port, _guarded(make_wsgi_app(metrics.registry), access), kind, _Handler)

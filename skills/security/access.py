@@ -27,7 +27,7 @@ import yaml
 from skills import files
 from skills.errors import AccessError, PermissionDenied, Unauthenticated
 from skills.security.tls import ServerTLS, read_file, warn_if_over, warn_if_shared, when
-from skills.wire.conventions import is_loopback
+from skills.wire.conventions import is_loopback, join_address, split_address
 
 log = logging.getLogger(__name__)
 
@@ -175,6 +175,15 @@ class Access:
     ) -> Access:
         """From files, which `reload` reads again. Raises AccessError where the source does."""
         return cls(*source(), reflection, open_to_all, source)
+
+    @classmethod
+    def at(cls, host: str, port: int, given: Access | None) -> Access:
+        """Of a service that listens there; None: nothing is asked. Raises AccessError as `check` does, InvalidRequest
+        for what is no port."""
+        access = given or cls()
+        access.check(host)
+        split_address(join_address(host, port))
+        return access
 
     def reload(self) -> bool:
         """What the files say now holds for each call and each connection from now on; those that run go on. A file that
