@@ -260,8 +260,10 @@ def test_cancels_are_acknowledged_within_100_ms_and_no_action_follows(serve, rob
     with skill_service.serve(LIBRARY, Walker(), Thinker(0.03), limits=UNHURRIED) as server:
         client = serve(server.address)
         machine.lateness()
-        for _ in range(100):
-            execution = client.execute(ENDLESS)
+        for number in range(100):
+            before, execution = robot.applied, client.execute(ENDLESS)
+            if number % 4 == 3:  # it moves already, however slow this machine is
+                wait_until(lambda before=before: robot.applied > before)
             time.sleep(generator.uniform(0, 0.04))
             asked = time.monotonic()
             assert execution.cancel(), outcome_of(execution)
@@ -269,7 +271,6 @@ def test_cancels_are_acknowledged_within_100_ms_and_no_action_follows(serve, rob
             delays.append(acknowledged - asked)
             assert outcome_of(execution).status is Status.CANCELED
             assert not robot.applies or robot.applies[-1] < acknowledged
-    assert robot.applied
     assert sorted(delays)[98] < 0.1 + machine.lateness()
 
 
