@@ -1,16 +1,23 @@
 """When the planner asks: the guarantee of its threshold, what it asks, and a person at the other end of a pipe."""
 
+import io
 import json
+import os
+import queue
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
+from rich.console import Console
+from tiny_services import wait_until
 
 from planners.asking import Asking, Question, confidence, threshold
 from planners.saycan import WORD_FOR_WORD, Candidate, Decision, Refusal, Step
 from saycan_qt.journey.journey import verdict
+from saycan_qt.journey.person import Person
 from saycan_qt.kitchen.language.answers import right_next
 from saycan_qt.kitchen.symbolic import SymbolicKitchen
 from skills.library import SkillLibrary
@@ -160,3 +167,24 @@ def test_a_person_chooses_says_it_otherwise_and_judges(tmp_path):
         first["options"][1], "bring me the sponge", third["options"][0], None
     ]  # fmt: skip
     assert (code, plan["success"], plan["ended"], plan["judge"]) == (1, False, "stopped", "person")
+
+
+def test_what_is_typed_as_a_browser_answers_is_no_answer_to_the_next_question(monkeypatch):
+    end, typed = os.pipe()
+    monkeypatch.setattr(sys, "stdin", os.fdopen(end))
+    screen, answers = io.StringIO(), queue.SimpleQueue()
+    person = Person(Console(file=screen), piped=False)
+    question = Question("x", "?", instructions=("yes", "no"))
+    threading.Thread(target=lambda: [answers.put(person.ask(question)) for _ in range(2)], daemon=True).start()
+    wait_until(lambda: person.answer(1, "no"))
+    wait_until(lambda: screen.getvalue().count("to stop") == 2)
+    assert person._since > 0
+    person._since += 60  # however slow this machine is
+    os.write(typed, b"1\n")  # a moment too late
+    wait_until(lambda: "say it again" in screen.getvalue())
+    assert answers.get(timeout=10).instruction == "no"
+    person._since = 0
+    os.write(typed, b"2\n")
+    assert answers.get(timeout=10).instruction == "no"
+    os.close(typed)
+    sys.stdin.close()

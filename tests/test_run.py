@@ -17,8 +17,10 @@ import small_disk
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from mcap.reader import make_reader
 
+from saycan_qt.journey.config import Parts, RunConfig
 from saycan_qt.learning.checkpoint import SHIPPED
 from saycan_qt.robot import check
+from saycan_qt.run import run
 from saycan_qt.services.processes import LISTENING
 from skills.client import RobotClient
 from skills.errors import LibraryError
@@ -407,7 +409,7 @@ def one_line(err):
     return line
 
 
-def test_mistakes_are_told_in_one_line_with_exit_code_2(tmp_path):
+def test_mistakes_are_told_in_one_line_with_exit_code_2(tmp_path, capsys):
     (tmp_path / "bad.yaml").write_text("families:\n  pick: {nme: pick}\n")
     (tmp_path / "endless.yaml").write_text("families:\n  wait: {name: wait}\n")
     (tmp_path / "full").mkdir()
@@ -416,20 +418,21 @@ def test_mistakes_are_told_in_one_line_with_exit_code_2(tmp_path):
         closed.bind(("127.0.0.1", 0))
         nobody = f"127.0.0.1:{closed.getsockname()[1]}"
         cases = [
-            (["--skills", tmp_path / "none.yaml"], "none.yaml"),
-            (["--skills", tmp_path / "bad.yaml"], "bad.yaml:2"),
-            (["--skills", tmp_path / "endless.yaml"], "'done'"),
-            (["--out", tmp_path / "full"], "already"),
-            (["--max-steps", 0], "--max-steps"),
-            (["--preselect", -1], "--preselect"),
-            (["--server", "nowhere"], "HOST:PORT"),
-            (["--server", nobody, "--calibrated"], "--calibrated is for the skill server that run starts"),
-            (["--model", "night"], "--model is for a skill server that already runs"),
-            (["--server", nobody, "--out", tmp_path / "out"], f"skill server at {nobody} cannot be reached"),
+            ({"skills": tmp_path / "none.yaml"}, "none.yaml"),
+            ({"skills": tmp_path / "bad.yaml"}, "bad.yaml:2"),
+            ({"skills": tmp_path / "endless.yaml"}, "'done'"),
+            ({"out": tmp_path / "full"}, "already"),
+            ({"max_steps": 0}, "--max-steps"),
+            ({"preselect": -1}, "--preselect"),
+            ({"server": "nowhere"}, "HOST:PORT"),
+            ({"server": nobody, "calibrated": True}, "--calibrated is for the skill server that run starts"),
+            ({"model": "night"}, "--model is for a skill server that already runs"),
         ]
-        for arguments, told in cases:
-            code, _, err = run_small(INSTRUCTION, *arguments)
+        for options, told in cases:
+            code, err = run(RunConfig(INSTRUCTION, **options), Parts(load_language=None)), capsys.readouterr().err
             assert (code, told in one_line(err)) == (2, True), err
+        code, _, err = run_small(INSTRUCTION, "--server", nobody, "--out", tmp_path / "out")
+        assert code == 2 and f"skill server at {nobody} cannot be reached" in one_line(err), err
     assert {path.name for path in tmp_path.iterdir()} == {"bad.yaml", "endless.yaml", "full"}
 
 

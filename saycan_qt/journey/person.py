@@ -13,6 +13,7 @@ import json
 import queue
 import sys
 import threading
+import time
 from collections.abc import Callable, Collection
 from contextlib import suppress
 
@@ -25,6 +26,7 @@ from skills.library import Skill
 from skills.wire.conventions import CONTROL, plain
 
 YES, NO = "yes", "no"
+REACTION = 0.7  # [s] nobody reads a question and types an answer in less
 
 
 def word_of(line: str) -> str:
@@ -55,6 +57,8 @@ class Person:
         self._reading = False
         self._closed = False  # standard input
         self._number = 0
+        self._overtaken = False  # the question before was answered elsewhere, and a line of the terminal's may be of it
+        self._since = 0.0  # [s] of time.monotonic, before it no line can be meant for the open question
         self._open: queue.SimpleQueue[str | None] | None = None  # where answers to the open question go
         if isinstance(sys.stdin, io.TextIOWrapper):
             with suppress(OSError):  # it was read before
@@ -88,6 +92,7 @@ class Person:
         with self._lock:
             if number != self._number or not self._close(text):
                 return False
+            self._overtaken = not self._piped
         if not self._piped:
             self._console.print(escape(plain(text)), highlight=False)
         return True
@@ -123,6 +128,8 @@ class Person:
         with self._lock:
             self._number += 1
             self._open = answers
+            self._since = time.monotonic() + REACTION if self._overtaken else 0.0
+            self._overtaken = False
         if self._piped:
             print(json.dumps({"question": question.told}), flush=True)
         else:
@@ -161,8 +168,14 @@ class Person:
             apart = self._hear is not None and word_of(line) in self._apart
             with self._lock:
                 self._closed = not line
-                more = self._reading = self._hear is not None and not self._closed  # else whoever asks next reads
-                asked = not apart and not (self._closed and self._elsewhere) and self._close(line)
+                missed = bool(line) and not apart and self._open is not None and time.monotonic() < self._since
+                more = self._reading = (
+                    self._hear is not None or missed
+                ) and not self._closed  # else who asks next reads
+                asked = not apart and not missed and not (self._closed and self._elsewhere) and self._close(line)
+            if missed:
+                self._console.print("  the question before was answered elsewhere; say it again", highlight=False)
+                continue
             if not asked and line and self._hear is None:
                 self._console.print("  nothing is asked just now", highlight=False)
             if self._hear is not None and (self._closed or not asked):
