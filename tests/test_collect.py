@@ -114,9 +114,7 @@ def test_only_the_families_asked_for_are_collected_anywhere_too():
 
 def test_replays_follow_a_demonstrations_path_by_chance_worse_and_say_of_which(tmp_path, capsys):
     shown, again = tmp_path / "shown", tmp_path / "again"
-    assert (
-        main(["--out", str(shown), "--episodes", "2", "--failures", "0", "--families", "pick", "--pace", "0.05"]) == 0
-    )
+    assert main(["--out", str(shown), "--episodes", "2", *PICKING, "--pace", "0.05"]) == 0
     command = ["--out", str(again), "--replay", str(shown), "--workers", "1", "--episodes"]
     assert main([*command, "1", "--seed", "0"]) == 2 and "--seed 0, too" in capsys.readouterr().err
     assert main([*command, "3", "--seed", "1"]) == 0

@@ -11,7 +11,7 @@ from saycan_qt.learning import checkpoint
 from skills.types import blank
 
 
-@pytest.mark.parametrize("algorithm", ["rt1", "q-transformer"])
+@pytest.mark.parametrize("algorithm", [pytest.param("rt1", marks=pytest.mark.slow), "q-transformer"])
 @pytest.mark.parametrize("name", [*ROBOTS, "bridge"])
 def test_a_robots_own_dataset_trains_a_policy_that_acts_for_it(tmp_path, name, algorithm):
     if name == "bridge":

@@ -147,7 +147,7 @@ YAML = {
 }
 
 
-@pytest.mark.parametrize("name", YAML)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow if n == "many" else ()) for n in YAML])
 def test_yaml_is_read_within_bounds(name):
     text, why = YAML[name]
     began = time.monotonic()

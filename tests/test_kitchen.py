@@ -49,7 +49,7 @@ def run_skill(robot: KitchenRobot, name: str) -> bool | None:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_expert_solves_what_the_precondition_calls_feasible(family):
     wins = 0
-    for seed in range(8):
+    for seed in range(4):
         env = KitchenEnv(LIBRARY[EXAMPLES[family]])
         env.reset(seed=seed)
         assert feasible(env.world, env.skill)
@@ -58,7 +58,7 @@ def test_the_expert_solves_what_the_precondition_calls_feasible(family):
             _, reward, terminated, truncated, _ = env.step(expert.act())
             over = terminated or truncated
         wins += int(reward)
-    assert wins >= 7
+    assert wins == 4
 
 
 def test_same_seed_and_actions_give_the_same_pixels():

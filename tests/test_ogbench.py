@@ -105,7 +105,8 @@ def test_where_a_cube_is_from_the_gripper_follows_from_what_is_observed():
     judged.env.close()
 
 
-@pytest.mark.parametrize("row", ["q-transformer-5", pytest.param("decision-transformer-1", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("row", ["q-transformer-5", "decision-transformer-1"])
 def test_a_cell_is_trained_judged_and_kept(row, tmp_path, capsys):
     config = Config(tmp_path / "out", tmp_path, rows=(row,), together=1, debug=True)
     assert ogbench_tasks.main(config) == 0 and "97" in capsys.readouterr().out

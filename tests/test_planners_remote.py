@@ -58,7 +58,7 @@ def vllm(scorer, change=lambda values: values, least=0):
     return answer
 
 
-@pytest.mark.parametrize("least", [0, 1])
+@pytest.mark.parametrize("least", [pytest.param(0, marks=pytest.mark.slow), 1])
 def test_remote_scores_equal_local_ones_also_where_no_token_may_be_left_unsaid(local, least):
     with serving(vllm(local, least=least)) as url:
         scorer = RemoteScorer(url, "small", batch=4, negligible=0)

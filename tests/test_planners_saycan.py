@@ -238,7 +238,10 @@ def test_plans_reach_their_goal_although_a_pick_fails(planner, instruction, need
     assert last.done and reached(kitchen)
 
 
-@pytest.mark.parametrize("instruction", ["make me a pizza", "what is the weather", "mow the lawn"])
+@pytest.mark.parametrize(
+    "instruction",
+    ["make me a pizza", *(pytest.param(s, marks=pytest.mark.slow) for s in ("what is the weather", "mow the lawn"))],
+)
 def test_what_the_robot_cannot_serve_ends_at_the_first_step(planner, instruction):
     here = Here(SymbolicKitchen.random(np.random.default_rng(0), LIBRARY.objects))
     (decision,) = planner.plan(instruction, here, here)

@@ -51,24 +51,22 @@ def begun(folder, number):
 
 
 def test_a_pipe_gets_a_line_for_a_line_and_the_world_remembers(tmp_path):
+    """And what is not carried out is told by the exit code."""
     process = session("--json", "--out", tmp_path / "s")
-    out, err = process.communicate(f"{INSTRUCTION}\n\n{INSTRUCTION}\nfind the sponge\n", timeout=120)
-    first, again, third = map(json.loads, out.splitlines())
+    said = f"{INSTRUCTION}\n\n{INSTRUCTION}\nfind the sponge\nmake me a pizza\n"
+    out, err = process.communicate(said, timeout=120)
+    first, again, third, fourth = map(json.loads, out.splitlines())
     assert [plan["success"] for plan in (first, again, third)] == [True, True, True], err
     assert first["steps"][0]["place"] == "table" and again["steps"][0]["objects"] == {
         "apple": "operator",
         "sponge": "table",
     }
-    assert third == plan_of(tmp_path / "s" / "03-find-the-sponge") and process.returncode == 0
+    assert third == plan_of(tmp_path / "s" / "03-find-the-sponge")
+    assert fourth["ended"] == "refused" and process.returncode == 1
     assert err.count("loading the skill server") == 1
 
 
-def test_what_a_session_does_not_carry_out_is_its_exit_code(tmp_path):
-    process = session("--json", "--out", tmp_path / "s")
-    out, _ = process.communicate("make me a pizza\nfind the sponge\n", timeout=120)
-    assert [json.loads(line)["ended"] for line in out.splitlines()] == ["refused", "done"] and process.returncode == 1
-
-
+@pytest.mark.slow
 def test_a_killed_skill_server_costs_an_instruction_and_one_line(tmp_path):
     process = session("--out", tmp_path / "s", SMALL_PERIOD="0.3")
     say(process, INSTRUCTION)
@@ -135,7 +133,8 @@ def test_the_first_interrupt_ends_the_instruction_and_the_next_the_session(tmp_p
     assert (code, "Traceback" in err) == (130, False)
 
 
-@pytest.mark.parametrize("last", ["", pytest.param("quit\n", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("last", ["", "quit\n"])
 def test_a_pipe_that_ends_at_a_question_ends_the_session(tmp_path, last):
     process = session("--json", "--ask", "always", "--out", tmp_path / "s")
     out, err = process.communicate(f"{INSTRUCTION}\n{last}", timeout=120)
@@ -144,6 +143,7 @@ def test_a_pipe_that_ends_at_a_question_ends_the_session(tmp_path, last):
     assert "say `release`" not in err
 
 
+@pytest.mark.slow
 def test_stop_and_release_are_heard_at_a_question(tmp_path):
     process = session("--json", "--ask", "always", "--out", tmp_path / "s")
     say(process, INSTRUCTION)
@@ -211,6 +211,7 @@ def test_an_interrupt_while_it_loads_ends_it_at_once(tmp_path):
     assert (code, err) == (130, "") and "✓ skill server" not in out
 
 
+@pytest.mark.slow
 def test_a_folder_in_which_nothing_happened_is_not_left(tmp_path):
     for _ in range(2):
         code, _, err = finish(session("--server", "127.0.0.1:1", "--out", tmp_path / "s"))
