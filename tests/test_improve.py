@@ -224,9 +224,10 @@ class Idler:
     embodiment = KITCHEN
 
     def __init__(self, ends):
-        self.ends = ends
+        self.ends, self.asked = ends, 0
 
     def act(self, history, instruction):
+        self.asked += 1
         return np.array([0, 0, 0, 0, 0, 0, 0.123, float(self.ends)])
 
 
@@ -236,6 +237,14 @@ def test_the_expert_finishes_what_the_policy_began_and_only_its_part_is_kept(end
     found = episode(config, 0, SkillLibrary.load(), Idler(ends))
     assert found.success and found.info["mode"] == rollouts.HELPED and len(found.actions) > 2
     assert not np.isclose(found.actions[:, 6], 0.123).any() and found.actions[-1, 7] > 0.5
+
+
+def test_the_expert_takes_over_where_the_policy_stands_still():
+    library = SkillLibrary.load()
+    for seed in range(3):
+        idler = Idler(False)
+        run = rollouts.start(np.random.default_rng(seed), library["pick apple"], library, rollouts.HELPED, actor=idler)
+        assert list(run) and run.success and 0 < idler.asked <= rollouts.STILL[0]
 
 
 def test_without_a_policy_there_is_nothing_to_help_with(tmp_path, capsys):

@@ -24,6 +24,7 @@ AUTONOMOUS, HELPED = "autonomous", "helped"  # likewise
 WITHOUT_HOPE = ("elsewhere", IMPOSSIBLE)  # a few steps where the skill cannot succeed
 MAX_STEPS = 45  # the policy's limit
 HELP_BEFORE = 20  # [steps] an expert takes over before this one
+STILL = (4, 0.01)  # [steps, m] a gripper whose tip was nowhere else for as long stands still
 
 
 @dataclass(frozen=True)
@@ -42,8 +43,9 @@ class Rollout:
     terminates before success; "noisy" is disturbed at most steps; "endless" never terminates; "elsewhere" reaches
     for a few steps where there is no worktop; "impossible" does another skill for a few steps where this one cannot be
     done (`disturbances`); "autonomous" is what `actor` does, disturbed like a demonstration in every other episode;
-    "helped" begins like that, and the expert finishes it: from a step drawn at random on, or from where `actor` would
-    have ended without success. Its Steps are the expert's alone, as what led there is not to be cloned [DAgger]."""
+    "helped" begins like that, and the expert finishes it from where `actor` is lost, which stands still there or would
+    end without success; in every other episode from a step drawn at random on, if that comes first. Its Steps are the
+    expert's alone, as what led there is not to be cloned [DAgger]."""
 
     world: World
     skill: Skill
@@ -77,7 +79,8 @@ class Rollout:
         done: np.ndarray | None = None  # the action before
         own = self.max_steps if self.actor else 0  # steps before the expert acts
         if self.mode == HELPED:
-            own = int(rng.integers(1, HELP_BEFORE))
+            own = int(rng.integers(1, HELP_BEFORE)) if rng.random() < 0.5 else self.max_steps
+        tips: deque[np.ndarray] = deque(maxlen=STILL[0])
         for step in range(self.max_steps + (own if self.mode == HELPED else 0)):
             observation = world.observe() if self.observing else None
             if self.actor is None or observation is None or step >= own:
@@ -85,7 +88,9 @@ class Rollout:
             else:
                 seen.append(replace(observation, action=done))
                 action = np.array(self.actor.act(list(seen), self.skill.name))
-                if self.mode == HELPED and action[7] > 0.5 and not succeeded(world, self.skill, height):
+                tips.append(world.tip())
+                ends_badly = action[7] > 0.5 and not succeeded(world, self.skill, height)
+                if self.mode == HELPED and (ends_badly or still(tips)):
                     own, action = step, expert.act()
             if rng.random() < share and action[7] < 0.5:
                 action[:3] += rng.normal(0, shift, 3)
@@ -106,6 +111,11 @@ class Rollout:
                 self.success = self.mode != IMPOSSIBLE and succeeded(world, self.skill, height)
                 return
         self.truncated = True
+
+
+def still(tips: deque[np.ndarray]) -> bool:
+    """Has the gripper's tip, in as many steps as there is room for, been in one place?"""
+    return len(tips) == tips.maxlen and float(np.ptp(tips, axis=0).max()) < STILL[1]
 
 
 def random_skill(rng: np.random.Generator, library: SkillLibrary, weights: dict[str, float] | None = None) -> Skill:
