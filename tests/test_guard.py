@@ -225,12 +225,15 @@ def test_silent_connections_do_not_keep_a_stop_out(server, machine):
     silent = [socket.create_connection((host, int(port))) for _ in range(CONNECTIONS + 100)]
     for each in silent[::2]:
         each.send(b"POST /stop HTTP/1.1\r\nx: ")
-    machine.lateness()
-    asked = time.monotonic()
-    assert post(server.guard.address)[0] == 200
-    assert time.monotonic() - asked < 0.1 + machine.lateness()
+    took = []
+    for _ in range(3):
+        machine.lateness()
+        asked = time.monotonic()
+        assert post(server.guard.address)[0] == 200
+        took.append(time.monotonic() - asked - machine.lateness())
     for each in silent:
         each.close()
+    assert sorted(took)[1] < 0.1
 
 
 # ---- what Stop promises
