@@ -51,7 +51,7 @@ from skills.wire.conventions import plain
 AGAIN = 2.0  # [s] between two looks whether a service is back
 STOP, RELEASE, QUIT = ("stop",), ("release",), ("quit", "exit")
 READY = "What shall it do? (release, quit)"
-STOPPED = "the robot is stopped; say `release` when it is safe"
+STOPPED, FREE = "the robot is stopped; say `release` when it is safe", "the robot may move again"
 
 
 class Session:
@@ -107,7 +107,7 @@ class Session:
     def _release(self) -> None:
         try:
             self.stack.release()
-            self._say("the robot may move again")
+            self._say(FREE)
         except SkillError as error:
             self._say(str(error))
 
@@ -165,6 +165,8 @@ class Session:
                 return text
             except queue.Empty:
                 self._mend()
+                if (stopped := self.stack.news()) is not None:
+                    self._say(STOPPED if stopped else FREE)
             except ValueError as error:
                 self._refuse(str(error))
 
@@ -217,7 +219,7 @@ class Session:
         self._run.wait()
         self._codes.add(ending.code)
         self._answer(folder.content())
-        if self.stack.stopped:
+        if self.stack.look():
             self._say(STOPPED)
         self._mend()
 

@@ -22,6 +22,8 @@ from test_run import (
 )
 from websockets.sync.client import connect
 
+from skills.client import RobotClient
+
 __all__ = ["nothing_left_running"]
 
 
@@ -118,6 +120,17 @@ def test_stop_halts_the_robot_until_it_is_released(tmp_path):
     plans = [plan_of(folder) for folder in sorted((tmp_path / "s").glob("0*"))]
     assert [plan["ended"] for plan in plans] == ["stopped", "error", "done"], out + err
     assert plans[0]["steps"][-1]["outcome"] == "canceled" and "say `release`" in plans[1]["reason"]
+
+
+@pytest.mark.slow
+def test_a_stop_by_somebody_else_is_told_between_instructions_too(tmp_path):
+    process, _, _, at = beside_others(tmp_path / "s")
+    with RobotClient(at) as other:
+        other.stop()
+    assert any("is stopped" in line for line in iter(process.stdout.readline, ""))
+    say(process, "release", "find the apple", "quit")
+    code, out, err = finish(process)
+    assert code == 0, out + err
 
 
 @pytest.mark.slow

@@ -76,6 +76,7 @@ class Stack:
         self._lease: Lease | None = None  # None: the robot's service is older
         self._failing: set[str] = set()  # what could not be started the last time
         self._halted = False  # a robot that is started now is one that was told to stop
+        self._stopped = False  # as was told last
         self._over = False
 
     def ready(self) -> None:
@@ -87,7 +88,7 @@ class Stack:
         if self._lease is not None and self._lease.lost:
             self._take(self.robot)
         self.info = self.robot.info()
-        self.feed.tell(stopped=self.info.stopped)
+        self._tell_stopped(self.info.stopped)
         if self.info.stopped:
             raise Stopped(f"the robot at {self.robot.address} is stopped; when it is safe, {self._how(self.robot)}")
 
@@ -104,7 +105,7 @@ class Stack:
     def halted(self) -> None:
         """It was told to stop by another road, and so is one that takes its place."""
         self._halted = True
-        self.feed.tell(stopped=True)
+        self._tell_stopped(True)
 
     def stop(self) -> bool:
         """By both roads; waits for half a second. Was it heard? A robot that is dead stops by itself; the one in its
@@ -115,26 +116,40 @@ class Stack:
         done = in_background(robot.stop)
         wait([done], 0.5)
         if done.done() and done.exception() is None:
-            self.feed.tell(stopped=True)
+            self._tell_stopped(True)
             return True
         log.info("the robot could not be told to stop: %s", done.exception() if done.done() else "no answer yet")
         return False
 
-    @property
-    def stopped(self) -> bool:
-        """Is its latch set, as far as it says?"""
+    def look(self) -> bool | None:
+        """Is its latch set? None: it does not say within half a second. Whoever watches is told."""
         if (robot := self.robot) is None:
-            return False
+            return None
         asked = in_background(robot.info)
         wait([asked], 0.5)
-        return asked.done() and asked.exception() is None and asked.result().stopped
+        if not asked.done() or asked.exception() is not None:
+            return None
+        self._tell_stopped(asked.result().stopped)
+        return self._stopped
+
+    def news(self) -> bool | None:
+        """What somebody else has made of its latch since it was last told of here; None: nothing."""
+        before, now = self._stopped, self.look()
+        if now is None or now is before:
+            return None
+        self._halted = now
+        return now
 
     def release(self) -> None:
         """Raises SkillError."""
         self._halted = False
         if self.robot is not None:
             self.robot.reset()
-            self.feed.tell(stopped=False)
+            self._tell_stopped(False)
+
+    def _tell_stopped(self, stopped: bool) -> None:
+        self._stopped = stopped
+        self.feed.tell(stopped=stopped)
 
     def end(self) -> None:
         """Services are told to end; nothing is started any more."""
@@ -299,9 +314,11 @@ class Stack:
         return () if self.config.robot_folder is None else ("--robot-folder", str(self.config.robot_folder))
 
     def _process(self, name: str, command: Sequence[str]) -> Service:
-        stem, number = slug(name) or "robot", 1
+        stem, number, last = slug(name) or "robot", 1, None
         while (told := self.logs / f"{stem}{f'-{number}' if number > 1 else ''}.log").exists():
-            number += 1
+            number, last = number + 1, told
+        if name in self._failing and last is not None:  # tried over and over, of which the last time tells enough
+            told = last
         try:
             self.logs.mkdir(parents=True, exist_ok=True)  # somebody may have taken it away
             service = ServiceProcess(name, command, told, partial(self._lost, name))
