@@ -53,7 +53,7 @@ class LoopConfig:
     # Folder of decoded frames and perceived images; default: `.cache` in the first of --data, or, where that cannot be
     # written, in --out
     cache: Path | None = None
-    device: str = "cpu"
+    device: str = "cpu"  # as PyTorch says: cpu, cuda, cuda:1
     # Autocast; on a CPU in the small preset alone, as convolutions are several times slower in it there
     bfloat16: bool = True
     compile: bool = False  # torch.compile, which takes a minute or two at first

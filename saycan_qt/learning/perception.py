@@ -44,7 +44,7 @@ class PretrainConfig:
     # Share of the frames from where planners ask for affordances: scenes of all kinds, the arm at rest before them. The
     # others are of skills being carried out
     asked: float = 0.0
-    epochs: int = 24
+    epochs: int = 24  # passes over the frames
     batch_size: int = 64  # frames
     learning_rate: float = 2e-3
     weight_decay: float = 1e-4
