@@ -18,7 +18,8 @@ from tiny_policies import TEXTS, make, observation
 from tiny_services import wait_until
 
 from saycan_qt.learning import checkpoint
-from saycan_qt.services.replicas import INSTALL, RayOptions, Replicas
+from saycan_qt.services.cluster import INSTALL
+from saycan_qt.services.replicas import RayOptions, Replicas
 from skills.client import SkillClient
 from skills.errors import InvalidRequest, Unavailable
 from skills.types import Observation
