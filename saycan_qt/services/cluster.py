@@ -25,7 +25,6 @@ from typing import Any, TypeVar
 
 from skills import files
 from skills.errors import Unavailable
-from skills.wire.conventions import split_address
 
 log = logging.getLogger(__name__)
 Part = TypeVar("Part")
@@ -83,6 +82,8 @@ def load_ray() -> Any:
 def join(address: str, cpus: int) -> Any:
     """Ray, in a cluster; with `local` in one of its own that has so many CPUs. Its lines are not for our standard
     output. Raises Unavailable."""
+    from skills.wire.conventions import split_address  # here, so that workers do not load gRPC
+
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     on_sigterm = signal.getsignal(signal.SIGTERM)
     try:
