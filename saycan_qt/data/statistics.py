@@ -111,5 +111,5 @@ class Summary:
     @classmethod
     def parse(cls, stats: Mapping[str, Any], counted: Sequence[str]) -> Self:
         """What `to_json` said, and each dimension's bins. Raises ValueError, KeyError or TypeError."""
-        parts = (np.array(stats[key], np.float64).reshape(-1) for key in ("min", "max", "mean", "std"))
-        return cls(*parts, int(stats["count"][0]), tuple(Bins.parse(text) for text in counted))
+        low, high, mean, std = (np.array(stats[key], np.float64).reshape(-1) for key in ("min", "max", "mean", "std"))
+        return cls(low, high, mean, std, int(stats["count"][0]), tuple(Bins.parse(text) for text in counted))
