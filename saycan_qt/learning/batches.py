@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -325,8 +324,9 @@ def cached_features(
     folder.mkdir(parents=True, exist_ok=True)
     with atomic.lock(folder / ".features.lock", wait=True):  # a second run waits, then finds them
         needed = 0 if path.exists() else 2 * len(dataset.images) * trunk.config.keypoints * trunk.config.outputs
-        with atomic.lock(folder / ".lock", wait=True) if cache_size else contextlib.nullcontext():
-            room.make_room(folder, needed, cache_size, [dataset.folder, path], "what the eyes saw in all frames")
+        if cache_size:
+            with atomic.lock(folder / ".lock", wait=True):
+                room.make_room(folder, needed, cache_size, [dataset.folder, path], "what the eyes saw in all frames")
         if needed:
             _perceive(path, dataset, trunk, device, bfloat16)
     room.used(path)
