@@ -77,12 +77,14 @@ def test_a_damaged_piece_ends_the_merge(tmp_path, capsys):
     assert "collect it again" in capsys.readouterr().err
 
 
-def test_a_piece_is_neither_continued_as_another_nor_are_merged_ones_collected_to(tmp_path, capsys):
+def test_what_is_asked_of_a_piece_and_makes_no_sense_is_refused(tmp_path, capsys):
     first = piece(tmp_path / "p", 4, "1/1")
     assert main(["--out", str(first), "--shard", "2/3", "--workers", "1"]) == 2
     assert "made with --shard 1/1" in capsys.readouterr().err
     assert main(["--out", str(tmp_path / "q"), "--shard", "4/3"]) == 2
     assert "--shard 4/3: which of how many" in capsys.readouterr().err
+    assert main(["--out", str(tmp_path / "q"), "--replay", str(first), "--seed", "1", "--ray", "local"]) == 2
+    assert "use --shard K/N" in capsys.readouterr().err
     assert merge(tmp_path / "merged", first) == 0 and main(["--out", str(tmp_path / "merged")]) == 2
     assert "was merged" in capsys.readouterr().err
 

@@ -27,7 +27,9 @@ class MergeConfig:
     """Make one dataset of a collection's pieces, in the order of the episodes' numbers: the same bits as if one worker
     had collected them all. Interrupted, or with pieces that have grown, it goes on where it was."""
 
-    collections: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="DIR")]  # all pieces
+    collections: Annotated[
+        tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="DIR...", help_behavior_hint="")
+    ]
     out: Path  # folder of the dataset
 
 
