@@ -1,6 +1,6 @@
 """The whole path of a fleet's data with made-up episodes: written, decoded, indexed, shuffled, perceived, trained on.
 
-    python benchmarks/fleet.py                                       # 300,000 episodes; about 2 GB of disk in --home
+    python benchmarks/fleet.py                                       # 300,000 episodes; 0.8 GB of disk, in --home
     python benchmarks/fleet.py --episodes 30000 --shards 10          # a tenth of it: memory should be as much
 
 Episodes are short and their images small, so that there is time for many: what grows with their number would show.
