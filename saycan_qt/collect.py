@@ -9,6 +9,9 @@
     python -m saycan_qt.collect --out data/replays --episodes 1150 --replay data/shown --seed 1
     python -m saycan_qt.collect --out data/small --episodes 40 --families pick      # a quick look
     python -m saycan_qt.collect affordance --out data/scenes --scenes 1000
+    python -m saycan_qt.collect --out data/kitchen-3 --shard 3/8        # on the third of eight machines, and then
+    python -m saycan_qt.collect merge --out data/kitchen data/kitchen-*            # one dataset of what they made
+    python -m saycan_qt.collect --out data/kitchen --ray auto --workers 8          # or by the workers of a Ray cluster
 
 Episodes, as a LeRobotDataset v3: two thirds are demonstrations; the rest are failures that look like near successes
 (grasps beside the object, the wrong skill, ending too early, heavy noise, never ending) or happen where the skill is
@@ -20,32 +23,38 @@ Labelled scenes, for `python -m saycan_qt.evaluate affordance`: what the robot s
 it could be done; `affordance --help` says more.
 
 Every episode and every scene follows from the seed and its number alone, so the same command writes the same data with
-any number of workers, and after an interruption it continues where it was.
+any number of workers or machines, and after an interruption it continues where it was.
 """
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import multiprocessing
 import queue
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from saycan_qt.data import scenes
-from saycan_qt.data.episodes import DatasetError, EpisodeWriter
-from saycan_qt.kitchen.camera import HEAD
+from saycan_qt.data.episodes import DatasetError
 from saycan_qt.kitchen.embodiment import EMBODIMENT
-from saycan_qt.kitchen.practice import affordances
-from saycan_qt.kitchen.practice.collection import CollectConfig, begin, episode
+from saycan_qt.kitchen.practice import affordances, merging
+from saycan_qt.kitchen.practice.collection import CollectConfig, begin, episode, several, writer
 from saycan_qt.kitchen.practice.experts import STEP
 from saycan_qt.options import Command, dispatch, require, require_share
+from saycan_qt.services import cluster
+from skills.errors import SkillError
 from skills.library import SkillLibrary
 from skills.types import Actor
+
+TOGETHER = 8  # episodes that a cluster's worker makes at a time
 
 
 def load_actor(name: str) -> Actor:
@@ -61,20 +70,21 @@ def load_actor(name: str) -> Actor:
     return policy
 
 
-def shard(config: CollectConfig, worker: int) -> Path:
+def place(config: CollectConfig, worker: int) -> Path:
+    """Folder of a worker's dataset."""
     return config.out / f"shard-{worker:02d}"
 
 
 def _work(config: CollectConfig, worker: int, done: multiprocessing.Queue) -> None:
     library = SkillLibrary.load()
     actor = load_actor(config.policy) if config.policy else None
-    numbers = range(worker, config.episodes, config.workers)
-    with EpisodeWriter(shard(config, worker), image_size=(HEAD.height, HEAD.width)) as writer:
-        done.put(writer.num_episodes)
-        for number in numbers[writer.num_episodes :]:
+    numbers = config.numbers[worker :: config.workers]
+    with writer(place(config, worker)) as out:
+        done.put(out.num_episodes)
+        for number in numbers[out.num_episodes :]:
             if orphaned():
                 return
-            writer.add(episode(config, number, library, actor))
+            out.add(episode(config, number, library, actor))
             done.put(1)
 
 
@@ -118,8 +128,25 @@ def episodes(config: CollectConfig) -> int:
     require_share(config, "failures", "impossible", "anywhere", "help_by_expert")
     if config.policy:
         load_actor(config.policy)  # what cannot be loaded is refused before any worker starts
+    if config.ray and config.replay:
+        raise ValueError("--replay with --ray: other machines do not have that folder; use --shard K/N on each of them")
+    wanted = len(config.numbers)
     begin(config)
-    return _in_parallel(_work, config, config.workers, config.episodes, "episodes", config.out)
+    return (
+        _on_a_cluster(config)
+        if config.ray
+        else _in_parallel(_work, config, config.workers, wanted, "episodes", config.out)
+    )
+
+
+def merge(config: merging.MergeConfig) -> int:
+    started = time.monotonic()
+    pieces, settings = merging.pieces(config)
+    total = sum(len(piece.numbers) for piece in pieces)
+    with _bar("episodes", total, "merging") as advance:
+        merging.merge(config, pieces, settings, advance)
+    print(f"{total} episodes in {config.out} after {time.monotonic() - started:.0f} s")
+    return 0
 
 
 def affordance(config: AffordanceConfig) -> int:
@@ -134,6 +161,15 @@ def orphaned() -> bool:
     return parent is not None and not parent.is_alive()
 
 
+@contextlib.contextmanager
+def _bar(what: str, wanted: int, doing: str = "collecting") -> Iterator[Callable[[int], None]]:
+    """A progress bar; yields what advances it."""
+    columns = (TextColumn(doing), BarColumn(), MofNCompleteColumn(), TextColumn(what), TimeRemainingColumn())
+    with Progress(*columns) as progress:
+        bar = progress.add_task("", total=wanted)
+        yield lambda count: progress.advance(bar, count)
+
+
 def _in_parallel(work: Callable, config: Any, count: int, wanted: int, what: str, out: Path) -> int:
     """Run work(config, worker, queue) in `count` processes, which report on the queue what they have done."""
     started, context = time.monotonic(), multiprocessing.get_context("spawn")
@@ -142,18 +178,11 @@ def _in_parallel(work: Callable, config: Any, count: int, wanted: int, what: str
     for worker in workers:
         worker.start()
     total = 0
-    columns = (
-        TextColumn("collecting"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn(what),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns) as progress:
-        bar = progress.add_task("", total=wanted)
+    with _bar(what, wanted) as advance:
         while total < wanted:
             try:
-                total += done.get(timeout=1.0)
+                total += (more := done.get(timeout=1.0))
+                advance(more)
             except queue.Empty:
                 if failed := [w for w in workers if w.exitcode not in (None, 0)]:
                     print(
@@ -163,7 +192,6 @@ def _in_parallel(work: Callable, config: Any, count: int, wanted: int, what: str
                     return 1
                 if all(w.exitcode == 0 for w in workers):
                     break
-            progress.update(bar, completed=total)
     for worker in workers:
         worker.join()
     if any(worker.exitcode for worker in workers):
@@ -173,14 +201,38 @@ def _in_parallel(work: Callable, config: Any, count: int, wanted: int, what: str
     return 0
 
 
+def _on_a_cluster(config: CollectConfig) -> int:
+    """The cluster's workers make the episodes, and each is written here to the dataset where a process of `workers`
+    would have written it."""
+    started, total = time.monotonic(), len(config.numbers)
+    with contextlib.ExitStack() as stack:
+        ray = stack.enter_context(cluster.joined(config.ray, config.workers))
+        model = cluster.ship(ray, config.policy) if config.policy else None
+        outs = [stack.enter_context(writer(place(config, worker))) for worker in range(config.workers)]
+        lacking = [
+            (n, w) for w, out in enumerate(outs) for n in config.numbers[w :: config.workers][out.num_episodes :]
+        ]
+        lacking.sort()
+        parts = [[number for number, _ in lacking[i : i + TOGETHER]] for i in range(0, len(lacking), TOGETHER)]
+        made = cluster.carried_out(ray, partial(several, config=config), parts, model)
+        advance = stack.enter_context(_bar("episodes", total))
+        advance(total - len(lacking))
+        for (_, worker), found in zip(lacking, itertools.chain.from_iterable(made), strict=True):
+            outs[worker].add(found)
+            advance(1)
+    print(f"{total} episodes in {config.out} after {time.monotonic() - started:.0f} s")
+    return 0
+
+
 def main(arguments: list[str] | None = None) -> int:
     commands: dict[str, Callable[[], Command]] = {
         "": lambda: (CollectConfig, episodes),
         "affordance": lambda: (AffordanceConfig, affordance),
+        "merge": lambda: (merging.MergeConfig, merge),
     }
     try:
         return dispatch("python -m saycan_qt.collect", __doc__, commands, arguments)
-    except (ValueError, OSError, DatasetError) as error:
+    except (ValueError, OSError, DatasetError, SkillError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
 

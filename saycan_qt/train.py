@@ -85,7 +85,18 @@ def debug_config(config: TrainConfig) -> TrainConfig:
 
 def check(config: TrainConfig) -> None:
     """Raises ValueError for numbers that make no run."""
-    require(config, steps=1, warmup=0, log_every=1, validate_every=1, threads=1, minutes=0, save_seconds=0, rate=0)
+    require(
+        config,
+        steps=1,
+        warmup=0,
+        log_every=1,
+        validate_every=1,
+        threads=1,
+        minutes=0,
+        save_seconds=0,
+        rate=0,
+        cache_size=0,
+    )
     require(config, weight_decay=0, chunk=1)
     require(config.batches, batch_size=1, stretch=0, jitter_common=0, jitter_each=0, terminal_motion=0, seed=0)
     require_share(config, "average", "max_bad_share")
@@ -107,7 +118,7 @@ def check(config: TrainConfig) -> None:
 
 FREE = {  # settings that may change from one start of a run to the next; of the data, its digest is compared
     *("out", "steps", "minutes", "threads", "save_seconds", "validate_every", "snapshots", "device", "compile"),
-    *("cache", "data", "mapping", "data_digest"),
+    *("cache", "cache_size", "data", "mapping", "data_digest"),
 }
 
 
@@ -202,6 +213,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
             config.mapping or None,
             rate=config.rate or None,
             success=config.success or None,
+            cache_size=config.cache_size,
         )
         preset = preset_for(config.preset, dataset.embodiment)
         if config.preset is None and preset != "small" and config.init is None:

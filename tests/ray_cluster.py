@@ -1,7 +1,7 @@
 """A Ray cluster on this machine, in a process of its own: a head that holds no replica, and workers with one CPU each.
 
     python tests/ray_cluster.py 2        # prints its address; "replica", "node" on a line kills one, "freeze" stops a
-    replica, "thaw" lets it go on, and it is printed
+    replica, "thaw" lets it go on, and it is printed; so it is with workers that carry out a part of some work
 
 Ends with its standard input.
 """
@@ -15,6 +15,7 @@ from pathlib import Path
 from ray._private.ray_constants import PROCESS_TYPE_RAYLET
 from ray.cluster_utils import Cluster
 
+TITLES = b"ray::Replica", b"ray::_carry_out"  # as Ray calls their processes while they are at it
 MEMORY = 80_000_000  # [bytes] of each node's object store
 
 
@@ -24,7 +25,7 @@ def replicas(node):
     children = [
         pid for task in Path(f"/proc/{raylet}/task").iterdir() for pid in (task / "children").read_text().split()
     ]
-    return [int(pid) for pid in children if Path("/proc", pid, "cmdline").read_bytes().startswith(b"ray::Replica")]
+    return [int(pid) for pid in children if Path("/proc", pid, "cmdline").read_bytes().startswith(TITLES)]
 
 
 def main():
@@ -34,7 +35,8 @@ def main():
     print(cluster.address, flush=True)
     frozen = []
     for line in sys.stdin:
-        node = next(node for node in cluster.worker_nodes if replicas(node))
+        while (node := next((node for node in cluster.worker_nodes if replicas(node)), None)) is None:
+            time.sleep(0.05)
         pids = replicas(node)
         if line.strip() == "replica":
             os.kill(pids[0], signal.SIGKILL)

@@ -9,6 +9,7 @@ import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -17,8 +18,12 @@ import pytest
 from tiny_policies import TEXTS, make, observation
 from tiny_services import wait_until
 
+from saycan_qt import collect
+from saycan_qt.evaluation.skills import SkillsConfig, results
+from saycan_qt.kitchen.tasks import FAMILIES
 from saycan_qt.learning import checkpoint
-from saycan_qt.services.replicas import INSTALL, RayOptions, Replicas
+from saycan_qt.services.cluster import INSTALL, carried_out, joined
+from saycan_qt.services.replicas import RayOptions, Replicas
 from skills.client import SkillClient
 from skills.errors import InvalidRequest, Unavailable
 from skills.types import Observation
@@ -189,6 +194,46 @@ def test_the_server_drains_and_leaves_no_replica_behind(served):
     served.cluster.stdin.close()
     assert served.cluster.stdout.read() == ""  # "left", and which
     assert served.cluster.wait(60) == 0
+
+
+@needs_ray
+def test_what_a_lost_worker_and_a_lost_node_collected_is_collected_again_to_the_same_bits(tmp_path):
+    options = ["--episodes", "40", "--families", "pick", "--failures", "0", "--workers", "2"]
+    helper, environment = Path(__file__).with_name("ray_cluster.py"), os.environ | {"RAY_USAGE_STATS_ENABLED": "0"}
+    with running(environment, None, str(helper), "2") as cluster:
+        flags = ["--ray", cluster.stdout.readline().strip(), "--out", str(tmp_path / "cluster"), *options]
+        with running(environment, subprocess.PIPE, "-m", "saycan_qt.collect", *flags) as collecting:
+            for what in ("replica", "node"):
+                print(what, file=cluster.stdin, flush=True)
+                assert cluster.stdout.readline().split()[1:]
+                assert "a worker was lost" in collecting.stderr.readline()
+            assert "40 episodes in" in collecting.stdout.read() and collecting.wait(60) == 0
+    assert collect.main([*options, "--out", str(tmp_path / "here")]) == 0
+    there, here = (
+        {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+        for folder in (tmp_path / "cluster", tmp_path / "here")
+    )
+    assert there == here
+
+
+@needs_ray
+def test_skills_are_evaluated_on_a_cluster_as_by_processes_here():
+    config = SkillsConfig(episodes=2, families=("open drawer", "close drawer"))
+    assert list(results(replace(config, ray="local"))) == sorted(
+        results(config), key=lambda r: FAMILIES.index(r.family)
+    )
+
+
+@needs_ray
+def test_the_works_own_error_is_raised_as_it_is():
+    with joined("local", 1) as ray, pytest.raises(KeyError):
+        list(carried_out(ray, lambda part, policy: {}[part], ["a"]))
+
+
+@needs_ray
+def test_a_part_that_kills_worker_after_worker_is_given_up():
+    with joined("local", 1) as ray, pytest.raises(Unavailable, match="5 workers were lost over one part"):
+        list(carried_out(ray, lambda part, policy: os.kill(os.getpid(), signal.SIGKILL), [1]))
 
 
 def test_an_address_where_no_cluster_is_is_refused_at_once():

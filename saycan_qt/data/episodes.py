@@ -13,8 +13,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import re
-import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import IO, Any
@@ -23,9 +22,10 @@ import numpy as np
 import pyarrow as pa
 
 from saycan_qt import atomic
-from saycan_qt.data import cache as caches
 from saycan_qt.data import corrections, lerobot, reader, rlds
-from saycan_qt.data.cache import CACHE_VERSION, Shard, cache_folder, digest_of
+from saycan_qt.data.cache import frames as caches
+from saycan_qt.data.cache import room
+from saycan_qt.data.cache.frames import CACHE_VERSION, Shard, cache_folder, digest_of
 from saycan_qt.data.digests import NotedDigests
 from saycan_qt.data.layout.mapping import ColumnMapping
 from saycan_qt.data.layout.outcomes import Outcomes
@@ -51,7 +51,6 @@ __all__ = [
 
 log = logging.getLogger(__name__)
 
-LONG = 20_000  # decoding more frames than this shows a progress bar
 VERSION_FOLDER = re.compile(r"\d+\.\d+\.\d+")  # of TFDS
 OTHERS = {".hdf5": "HDF5", ".h5": "HDF5", ".zarr": "Zarr", ".npz": "NumPy", ".bag": "a ROS bag", ".mcap": "MCAP"}
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
@@ -78,6 +77,7 @@ class EpisodeDataset:
     quarantined: list[Quarantined]
     warnings: list[str]  # what is odd about the data, each with what to write where; logged once
     digest: str  # of the content of all files, the same on every machine
+    folder: Path  # of the decoded frames, in the cache
 
     def __init__(
         self,
@@ -85,9 +85,10 @@ class EpisodeDataset:
         max_bad_share: float = 0.05,  # more quarantined episodes than this raise DatasetError
         cache: str | Path | None = None,  # folder of the decoded frames; `.cache` in the first root when None
         mapping: str | Path | ColumnMapping | None = None,  # a built-in one's name, a YAML file; None: as the data says
-        progress: bool | None = None,  # show a bar while decoding; None: when it takes long and a person looks on
+        progress: bool | None = None,  # a bar while decoding; None: where a person looks on, else lines of the log
         rate: float | None = None,  # [Hz] to bring all episodes to; None: theirs, which must be one
         success: str | None = None,  # "all", a column or a file of outcomes, instead of the data's and the mapping's
+        cache_size: float = 0.0,  # [GB] that `cache` may hold; what was used longest ago makes way; 0: no bound
     ) -> None:
         given = [Path(roots)] if isinstance(roots, str | Path) else [Path(root) for root in roots]
         rate = rate or None
@@ -114,12 +115,14 @@ class EpisodeDataset:
                     noted.forget()
                     shards = self._find(paths, columns, noted, home, rate)
                 noted.save()
-                with _bar(sum(shard.num_frames for shard in shards), progress) as advance:
-                    caches.build(self._folder, shards, columns, self.digest, rate, max_bad_share, advance)
-                caches.remove_stale(self._folder)
+                with room.shown("decoding", sum(shard.num_frames for shard in shards), progress) as advance:
+                    caches.build(self.folder, shards, columns, self.digest, rate, max_bad_share, advance, cache_size)
+                caches.remove_stale(self.folder)
                 if not self._open():
-                    raise DatasetError(f"{self._folder}: damaged as soon as it was written; is the disk full?")
+                    raise DatasetError(f"{self.folder}: damaged as soon as it was written; is the disk full?")
             if refused is None:
+                room.used(self.folder)
+                room.make_room(home, 0, cache_size, [self.folder], "the decoded frames")
                 noted.save()
                 caches.list_for_people(home / caches.QUARANTINED, self.quarantined, self.num_episodes)
         self._correct(given)
@@ -163,7 +166,7 @@ class EpisodeDataset:
 
     @cached_property
     def _infos(self) -> pa.Table:
-        return lerobot.read_table(self._folder / "info.parquet", None)
+        return lerobot.read_table(self.folder / "info.parquet", None)
 
     def frames(self, episode: int) -> slice:
         return slice(int(self.episode_start[episode]), int(self.episode_start[episode + 1]))
@@ -211,20 +214,20 @@ class EpisodeDataset:
         shards = [_shard(path, columns, noted, rate) for path in paths]
         _of_one_robot(shards, rate)
         self.digest = digest_of(shards, columns, rate)
-        self._folder = cache_folder(home, self.digest)
+        self.folder = cache_folder(home, self.digest)
         return shards
 
     def _open(self) -> bool:
         """Map the cache; False when there is none or it is damaged."""
-        index = caches.read_index(self._folder, self.digest)
+        index = caches.read_index(self.folder, self.digest)
         if index is None:
             return False
         try:
-            for name, array in caches.arrays(self._folder, index).items():
+            for name, array in caches.arrays(self.folder, index).items():
                 setattr(self, name, array)
-            self.cameras = caches.cameras(self._folder, index)
+            self.cameras = caches.cameras(self.folder, index)
             self.image_size = tuple(index["image_size"])
-            self.embodiment = Embodiment.parse(index["embodiment"], str(self._folder))
+            self.embodiment = Embodiment.parse(index["embodiment"], str(self.folder))
             self.tasks, self.warnings = index["tasks"], index["warnings"]
             self.quarantined = [Quarantined(**entry) for entry in index["quarantined"]]
         except (OSError, ValueError, KeyError, TypeError, AttributeError, EmbodimentError):
@@ -318,17 +321,3 @@ def _difference(mine: Embodiment, theirs: Embodiment) -> str:
             ]
             return f"{what} {texts[0] or 'none'}; {texts[1] or 'none'}"
     return ""
-
-
-@contextlib.contextmanager
-def _bar(frames: int, progress: bool | None) -> Iterator[Callable[[int], None]]:
-    """A progress bar on standard error, or nothing; yields what advances it."""
-    if not (frames > LONG and sys.stderr.isatty() if progress is None else progress):
-        yield lambda frames: None
-        return
-    from rich.console import Console
-    from rich.progress import Progress
-
-    with Progress(console=Console(stderr=True)) as display:
-        bar = display.add_task("decoding frames", total=frames)
-        yield lambda frames: display.advance(bar, frames)

@@ -414,23 +414,3 @@ def tasks_parquet(tasks: Mapping[str, int]) -> bytes:
 def vectors(values: np.ndarray) -> pa.FixedSizeListArray:
     """(N, D) -> a column of fixed-size lists."""
     return pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), values.shape[1])
-
-
-def merge_stats(before: Mapping[str, np.ndarray] | None, values: np.ndarray) -> dict[str, np.ndarray]:
-    """Statistics of all values so far, per dimension; values: (N, D), those that are new."""
-    count, mean, variance = len(values), values.mean(0, dtype=np.float64), values.var(0, dtype=np.float64)
-    low, high = values.min(0).astype(np.float64), values.max(0).astype(np.float64)
-    if before is not None:
-        n, total = float(before["count"][0]), float(before["count"][0]) + count
-        shift = mean - before["mean"]
-        variance = (n * before["std"] ** 2 + count * variance + shift**2 * n * count / total) / total
-        mean = before["mean"] + shift * count / total
-        low, high = np.minimum(low, before["min"]), np.maximum(high, before["max"])
-        count = int(total)
-    return {"min": low, "max": high, "mean": mean, "std": np.sqrt(variance), "count": np.array([count])}
-
-
-def stats_json(key: str, values: Mapping[str, np.ndarray]) -> dict[str, list[Any]]:
-    """As meta/stats.json has it: statistics of images have the shape (3, 1, 1)."""
-    shape = {name: (-1, 1, 1) if key.startswith(IMAGES) and name != "count" else (-1,) for name in values}
-    return {name: value.reshape(shape[name]).tolist() for name, value in values.items()}

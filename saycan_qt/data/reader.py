@@ -113,9 +113,23 @@ class Shard:
         """About, once they are brought to the rate."""
         return int(self.info.get("total_frames") or 0) // self.layout.every
 
-    def episodes(self) -> Iterator[tuple[Episode, bool] | Quarantined]:
-        """Every episode, or each of its parts, with whether the time limit cut it; or what is wrong with it."""
-        by_file: dict[str, list[_Row]] = {}
+    def noted(self, key: str) -> np.ndarray:
+        """(E,) what `Episode.info` has under `key`, of every episode in their order. Raises DatasetError."""
+        names, column = (
+            sorted(name for name in self.files if name.startswith("meta/episodes/")),
+            lerobot.INFO_PREFIX + key,
+        )
+        for name in names:
+            self._check(name)
+        tables = [lerobot.read_table(lerobot.inside(self.root, name), [column]) for name in names]
+        return (
+            np.concatenate([table.column(column).to_numpy() for table in tables]) if tables else np.zeros(0, np.int64)
+        )
+
+    def episodes(self, first: int = 0) -> Iterator[tuple[Episode, bool] | Quarantined]:
+        """Every episode from the `first` on, or each of its parts, with whether the time limit cut it; or what is wrong
+        with it."""
+        by_file: dict[str, list[pa.Table]] = {}  # their rows, in Arrow's columns: there may be a million
         listed_rows = 0
         for name, rows in self._listed():
             if isinstance(rows, DatasetError):
@@ -124,13 +138,15 @@ class Shard:
             listed_rows += len(rows)
             if listed_rows > lerobot.MOST_EPISODES:
                 raise DatasetError(f"{self.root / name}: above {lerobot.MOST_EPISODES} episodes in all")
-            for entry in rows:
-                place = {"chunk_index": entry["data/chunk_index"], "file_index": entry["data/file_index"]}
-                row = _Row(entry["episode_index"], entry["length"], entry)
-                by_file.setdefault(self._path("data_path", **place), []).append(row)
+            for (chunk, file), part in _by_place(rows):
+                by_file.setdefault(self._path("data_path", chunk_index=chunk, file_index=file), []).append(part)
         layout = self.layout
         needed = [*layout.columns, "episode_index", *self.pictures, *(["timestamp"] if self.videos else [])]
-        for name, listed in by_file.items():
+        for name, rows_of in by_file.items():
+            listed = [_Row(row["episode_index"], row["length"], row) for part in rows_of for row in part.to_pylist()]
+            first, listed = max(0, first - len(listed)), listed[first:]
+            if not listed:
+                continue
             path = self.root / name
             try:
                 path = lerobot.inside(self.root, name)
@@ -214,7 +230,7 @@ class Shard:
                 continue
         return {}
 
-    def _listed(self) -> Iterator[tuple[str, list[dict[str, Any]] | DatasetError]]:
+    def _listed(self) -> Iterator[tuple[str, pa.Table | DatasetError]]:
         """The files of meta/episodes, each with its rows."""
         places = ("chunk_index", "file_index", "from_timestamp")
         needed = [*LISTED, *(f"videos/{column}/{key}" for column in self.videos for key in places)]
@@ -228,7 +244,7 @@ class Shard:
                 table = lerobot.read_table(path, needed, extra, lerobot.MOST_EPISODES, lerobot.MOST_LISTED)
                 for key in needed:
                     _require_numbers(path, table, key)
-                yield name, table.to_pylist()
+                yield name, table
             except DatasetError as error:
                 yield name, error
 
@@ -367,6 +383,19 @@ class Shard:
         return read_frames(
             lerobot.inside(self.root, name), start + times.to_numpy().astype(np.float64), self.contents.hz
         )
+
+
+def _by_place(rows: pa.Table) -> Iterator[tuple[tuple[int, int], pa.Table]]:
+    """Rows of meta/episodes by the chunk and the file that their frames are in, in the order of these."""
+    columns = [
+        rows.column(f"data/{key}").cast(pa.int64(), safe=False).to_numpy() for key in ("chunk_index", "file_index")
+    ]
+    if not len(rows):
+        return
+    places, begins, which = np.unique(np.stack(columns, 1), axis=0, return_index=True, return_inverse=True)
+    for number in np.argsort(begins):
+        chunk, file = places[number].tolist()
+        yield (chunk, file), rows.take(pa.array(np.flatnonzero(which.ravel() == number)))
 
 
 def _places(table: pa.Table) -> dict[int, slice]:

@@ -20,6 +20,7 @@ import pyarrow as pa
 from saycan_qt import atomic
 from saycan_qt.data import lerobot
 from saycan_qt.data.lerobot import ACTION, IMAGES, STATE, DatasetError, Episode
+from saycan_qt.data.statistics import Summary
 from saycan_qt.data.video import write_video
 from skills.embodiment import Embodiment
 from skills.errors import EmbodimentError
@@ -85,7 +86,7 @@ class EpisodeWriter:
         self.info = lerobot.dataset_info(robot, robot_type, self.videos)
         self.manifest: dict[str, Any] = {"files": {}}
         self.tasks: dict[str, int] = {}
-        self.stats: dict[str, dict[str, np.ndarray]] = {}
+        self.stats: dict[str, Summary] = {}
         self._info_types: dict[str, pa.DataType] | None = None  # those of the first episode
         self._waiting: list[_Waiting] = []
         self.root.mkdir(parents=True, exist_ok=True)
@@ -180,7 +181,8 @@ class EpisodeWriter:
                 clips = [np.asarray(episode.frames[camera]) for episode in self._waiting]
                 write_video(temporary, clips, self.info["fps"])
             files[path] = {"sha256": atomic.sha256(self.root / path), **counts}
-        stats = {key: lerobot.merge_stats(self.stats.get(key), new) for key, new in self._values().items()}
+        new = {key: Summary.of(values) for key, values in self._values().items()}
+        stats = {key: self.stats[key].plus(more) if key in self.stats else more for key, more in new.items()}
         self._commit(files, tasks, stats)
 
     def discard(self) -> None:
@@ -265,13 +267,15 @@ class EpisodeWriter:
             "next.reward": np.concatenate([episode.rewards for episode in self._waiting])[:, None],
         }
 
-    def _commit(self, files: dict[str, Any], tasks: dict[str, int], stats: dict[str, dict[str, np.ndarray]]) -> None:
+    def _commit(self, files: dict[str, Any], tasks: dict[str, int], stats: dict[str, Summary]) -> None:
         """Replace the manifest, which makes `files` exist, then what follows from it."""
         counts = [entry for name, entry in files.items() if name.startswith("data/")]
         episodes, frames = (sum(entry[key] for entry in counts) for key in ("episodes", "frames"))
         totals = {"total_episodes": episodes, "total_frames": frames, "total_tasks": len(tasks)}
         info = self.info | totals | {"splits": {"train": f"0:{episodes}"}}
-        stats_json = {key: lerobot.stats_json(key, values) for key, values in stats.items()}
+        shapes = {key: (-1, 1, 1) if key.startswith(IMAGES) else (-1,) for key in stats}
+        stats_json = {key: summary.to_json(shapes[key]) for key, summary in stats.items()}
+        counted = {key: [bins.to_text() for bins in summary.bins] for key, summary in stats.items()}
         derived = {
             lerobot.INFO: atomic.to_json(info),
             lerobot.STATS: atomic.to_json(stats_json),
@@ -283,7 +287,7 @@ class EpisodeWriter:
             for name, data in derived.items()
         }
         # Tasks and statistics ride along, so that a kill between here and the files below loses nothing.
-        manifest = {"files": files, "derived": accepted, "tasks": list(tasks), "stats": stats_json}
+        manifest = {"files": files, "derived": accepted, "tasks": list(tasks), "stats": stats_json, "counted": counted}
         atomic.write(self.root / lerobot.MANIFEST, atomic.to_json(manifest))
         self.manifest, self._waiting = manifest, []
         self.info, self.tasks, self.stats = info, tasks, stats
@@ -326,10 +330,11 @@ class EpisodeWriter:
         ]
         self._info_types = dict(sorted(types))
         tasks = {task: number for number, task in enumerate(manifest["tasks"])}
-        stats = {
-            key: {name: np.asarray(value).reshape(-1) for name, value in entry.items()}
-            for key, entry in manifest["stats"].items()
-        }
+        counted = manifest.get("counted", {})
+        try:
+            stats = {key: Summary.parse(entry, counted.get(key, ())) for key, entry in manifest["stats"].items()}
+        except (ValueError, KeyError, TypeError, IndexError, AttributeError, OverflowError) as error:
+            raise DatasetError(f"{self.root / lerobot.MANIFEST}: damaged at its stats: {error}") from None
         self._commit(manifest["files"], tasks, stats)  # mends what a kill left half replaced
 
     def _remove_leftovers(self) -> None:

@@ -8,9 +8,10 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+import tyro
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -22,6 +23,8 @@ from saycan_qt.kitchen.env import KitchenEnv
 from saycan_qt.kitchen.practice.rollouts import random_skill
 from saycan_qt.kitchen.tasks import FAMILIES
 from saycan_qt.options import File, require
+from saycan_qt.services import cluster
+from skills.errors import Unavailable
 from skills.library import Skill, SkillLibrary
 from skills.types import Actor, BatchedActor, Observation, embodiment_of
 
@@ -37,6 +40,9 @@ class SkillsConfig:
     episodes: int = 50  # for each family
     families: tuple[str, ...] = FAMILIES
     workers: int = 2  # processes
+    # Ray cluster whose workers roll out in place of processes here: auto (the one that this machine belongs to), local,
+    # HOST:PORT or ray://HOST:PORT. Episodes are divided as among `workers` processes, so a larger cluster wants more
+    ray: Annotated[str, tyro.conf.arg(metavar="ADDRESS", help_behavior_hint="")] = ""
     json: bool = False  # print the result as JSON on standard output
     out: File = None  # also write the JSON here
 
@@ -127,8 +133,8 @@ def _prepare(checkpoint: str) -> None:
     _actor = load(checkpoint)
 
 
-def _some(starts: list[Start]) -> list[Result]:
-    return list(roll_out(_actor, starts))
+def _some(starts: list[Start], actor: Actor | None = None) -> list[Result]:
+    return list(roll_out(actor or _actor, starts))
 
 
 def results(config: SkillsConfig) -> Iterator[Result]:
@@ -136,6 +142,11 @@ def results(config: SkillsConfig) -> Iterator[Result]:
     starts = [start for family in config.families for start in starts_of(family, config.seed, numbers, library)]
     size = min(2 * TOGETHER, -(-len(starts) // config.workers))
     parts = [starts[i : i + size] for i in range(0, len(starts), size)]
+    if config.ray:
+        with cluster.joined(config.ray, config.workers) as ray:
+            for part in cluster.carried_out(ray, _some, parts, cluster.ship(ray, config.checkpoint)):
+                yield from part
+        return
     context = multiprocessing.get_context("spawn")
     with context.Pool(config.workers, _prepare, (config.checkpoint,)) as pool:
         for part in pool.imap_unordered(_some, parts):
@@ -158,7 +169,10 @@ def skills(config: SkillsConfig) -> int:
         return refuse(str(error))
     console = Console(stderr=True)
     total = len(config.families) * config.episodes
-    found = list(track(results(config), "rolling out", total=total, console=console))
+    try:
+        found = list(track(results(config), "rolling out", total=total, console=console))
+    except Unavailable as error:
+        return refuse(str(error))
     table = Table(title=f"{config.checkpoint}: closed-loop success, seed {config.seed}")
     for column in ("family", "rate", "95 % interval", "episodes", "never terminated", "mean steps"):
         table.add_column(column, justify="left" if column == "family" else "right")

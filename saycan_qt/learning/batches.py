@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor
 
 from saycan_qt import atomic
+from saycan_qt.data.cache import room
 from saycan_qt.data.relabel import POSSIBLE, meanings, possible_tasks, relabel, relabel_impossible
 from saycan_qt.learning.algorithms.policy import Batch, Policy
 from saycan_qt.learning.stretches import Frames, Order, Shared
@@ -23,6 +23,7 @@ from skills.embodiment import TERMINATE_THRESHOLD, ActionDimension, Embodiment
 from skills.library import SkillLibrary
 
 HELD_OUT = 20  # every twentieth episode is kept for validation; where that is none, the last of two or more
+PERCEIVED = 128  # frames at a time
 STRETCH, APART = 8, 8  # transitions of a stretch; stretches of a batch at least, or they are shorter
 TERMINAL_MOTION = {"m": 1.0, "rad": 6.0}  # by unit, of what --terminal-motion says in metres
 TERMINAL_MOTION_ELSE = 6.0  # of other units, times the dimension's range: as of a rotation whose range is 1 rad
@@ -43,6 +44,7 @@ class Episodes(Protocol):
     rewards: np.ndarray
     tasks: list[str]
     digest: str
+    folder: Path  # in the cache
 
     @property
     def finished(self) -> np.ndarray: ...
@@ -310,32 +312,36 @@ def return_range(dataset: Episodes, discount: float) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def cached_features(folder: Path, dataset: Episodes, trunk: KeypointTrunk, device: str, bfloat16: bool) -> np.ndarray:
-    """(N, K, numbers) float16 memory map in `folder`: each frame is perceived once for all epochs and runs."""
+def cached_features(
+    folder: Path, dataset: Episodes, trunk: KeypointTrunk, device: str, bfloat16: bool, cache_size: float = 0.0
+) -> np.ndarray:
+    """(N, K, numbers) float16 memory map in `folder`: each frame is perceived once for all epochs and runs. cache_size
+    [GB] bounds what is kept there beside it, 0 does not."""
     digest = hashlib.sha256()
     for key, value in sorted(trunk.state_dict().items()):
         digest.update(key.encode() + value.cpu().contiguous().numpy().tobytes())
     path = folder / f"features-{digest.hexdigest()[:12]}-{dataset.digest[:12]}.npy"
     folder.mkdir(parents=True, exist_ok=True)
     with atomic.lock(folder / ".features.lock", wait=True):  # a second run waits, then finds them
-        if not path.exists():
+        needed = 0 if path.exists() else 2 * len(dataset.images) * trunk.config.keypoints * trunk.config.outputs
+        if cache_size:
+            with atomic.lock(folder / ".lock", wait=True):
+                room.make_room(folder, needed, cache_size, [dataset.folder, path], "what the eyes saw in all frames")
+        if needed:
             _perceive(path, dataset, trunk, device, bfloat16)
+    room.used(path)
     return np.load(path, mmap_mode="r")
 
 
 def _perceive(path: Path, dataset: Episodes, trunk: KeypointTrunk, device: str, bfloat16: bool) -> None:
-    count = len(dataset.images)
-    temporary, start, shown = path.with_suffix(".tmp"), time.monotonic(), time.monotonic()
+    count, temporary = len(dataset.images), path.with_suffix(".tmp")
     shape = (count, trunk.config.keypoints, trunk.config.outputs)
     features = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.float16, shape=shape)
-    for i in range(0, count, 128):
-        images = torch.from_numpy(np.array(dataset.images[i : i + 128])).to(device)
-        with torch.inference_mode(), torch.autocast(device, torch.bfloat16, enabled=bfloat16):
-            features[i : i + 128] = trunk(images).numbers().half().cpu().numpy()
-        if time.monotonic() - shown > 10:
-            shown = time.monotonic()
-            rate = i / (shown - start)
-            left = (count - i) / rate / 60
-            print(f"features: {i:,} of {count:,} frames, {rate:.0f} frames/s, {left:.1f} min left", flush=True)
+    with room.shown("features", count) as advance:
+        for i in range(0, count, PERCEIVED):
+            images = torch.from_numpy(np.array(dataset.images[i : i + PERCEIVED])).to(device)
+            with torch.inference_mode(), torch.autocast(device, torch.bfloat16, enabled=bfloat16):
+                features[i : i + PERCEIVED] = trunk(images).numbers().half().cpu().numpy()
+            advance(len(images))
     features.flush()
     temporary.replace(path)

@@ -53,6 +53,7 @@ class LoopConfig:
     # Folder of decoded frames and perceived images; default: `.cache` in the first of --data, or, where that cannot be
     # written, in --out
     cache: Path | None = None
+    cache_size: float = 0.0  # [GB] that this folder may hold: what was used longest ago makes way; 0: all that fits
     device: str = "cpu"  # as PyTorch says: cpu, cuda, cuda:1
     # Autocast; on a CPU in the small preset alone, as convolutions are several times slower in it there
     bfloat16: bool = True
@@ -83,7 +84,7 @@ class Run:
         encoder, frames = self.policy.network.encoder, [dataset.cameras[c.name] for c in policy.embodiment.cameras]
         if isinstance(encoder, KeypointEncoder) and config.freeze_trunk:
             cache = config.cache or config.data[0] / ".cache"
-            frames = [cached_features(cache, dataset, encoder.trunk, config.device, config.bfloat16)]
+            frames = [cached_features(cache, dataset, encoder.trunk, config.device, config.bfloat16, config.cache_size)]
         self.transitions = Transitions(config.batches, dataset, frames, self.policy)
         self.mine = share_of(config.batches.batch_size)
         self.parameters = [p for p in self.policy.network.parameters() if p.requires_grad]

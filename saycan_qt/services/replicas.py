@@ -11,13 +11,8 @@ pickle: let nobody into a cluster whom you would not let onto its machines.
 
 from __future__ import annotations
 
-import importlib
 import logging
 import math
-import os
-import signal
-import socket
-import tempfile
 import threading
 import weakref
 from collections.abc import Iterator, Sequence
@@ -30,18 +25,15 @@ import numpy as np
 import tyro
 
 from saycan_qt.services import own
+from saycan_qt.services.cluster import LOCAL, Shipped, join, load_ray, received, ship
 from saycan_qt.services.processes import keep_memory
-from skills import files
 from skills.embodiment import Embodiment
 from skills.errors import Unavailable
 from skills.types import Observation, Reader, blank, embodiment_of
-from skills.wire.conventions import split_address
 
 log = logging.getLogger(__name__)
 
-LOCAL, LOCAL_REPLICAS = "local", 2
-INSTALL = "--ray needs Ray, here and on every node: pip install 'saycan-qt[ray]'"
-START = "start one with `ray start --head`, and on each further machine `ray start --address HEAD:6379`; or --ray local"
+LOCAL_REPLICAS = 2
 PLACING = 120.0  # [s] that a cluster has to start the replicas
 WAITING = 10.0  # [s] that a question waits for some replica to come back, when none is there
 LOOKING = 0.5  # [s] between two looks whether the server ends, while a replica is awaited
@@ -65,17 +57,6 @@ class RayOptions:
 WhereModelsLive = Annotated[RayOptions, tyro.conf.arg(name="")]
 
 
-@dataclass(frozen=True)
-class Shipped:
-    """A checkpoint in the object store, or a class."""
-
-    name: str  # of its folder, for messages
-    sha256: str  # of its manifest
-    # Reference to their bytes by name; in a list, Ray passes it on as it is. Empty for a class of the user's own, which
-    # every node can import
-    files: list[Any]
-
-
 class Replica:
     """What runs on a worker, in a process of its own: a copy of every model."""
 
@@ -96,7 +77,7 @@ class Replica:
         kept = {model.sha256 for model, _ in models}
         with self._loading:
             self._policies = {sha256: policy for sha256, policy in self._policies.items() if sha256 in kept}
-        return str(_ray().get_runtime_context().get_node_id())
+        return str(load_ray().get_runtime_context().get_node_id())
 
     def keep(self, model: Shipped, words: Sequence[str]) -> None:
         policy = self._policy(model)
@@ -117,18 +98,11 @@ class Replica:
             return [one(*each) for each in zip(*arguments, strict=True)]
 
     def _policy(self, model: Shipped) -> Any:
-        from saycan_qt.learning import checkpoint
-
         with self._loading:
             if model.sha256 not in self._policies and not model.files:
                 self._policies[model.sha256] = own.construct(model.name)
             if model.sha256 not in self._policies:
-                with tempfile.TemporaryDirectory() as parent:
-                    folder = Path(parent, model.name)
-                    folder.mkdir()
-                    for name, content in _ray().get(model.files[0]).items():
-                        (folder / name).write_bytes(content)
-                    self._policies[model.sha256] = checkpoint.load(folder, self._device).hasten()
+                self._policies[model.sha256] = received(model, self._device).hasten()
             return self._policies[model.sha256]
 
     def _warm_up(self, policy: Any) -> None:
@@ -207,7 +181,9 @@ class Replicas:
     _waiting: list[threading.Thread] = field(init=False, default_factory=list)  # for a replica each
 
     def __post_init__(self) -> None:
-        self._ray = _joined(self.options)
+        assert self.options.ray is not None
+        cpus_here = math.ceil((self.options.replicas or LOCAL_REPLICAS) * self.options.replica_cpus)
+        self._ray = join(self.options.ray, cpus_here)
         cpus, gpus = self.options.replica_cpus, self.options.replica_gpus
         count = self._count()
         actor = self._ray.remote(
@@ -250,15 +226,10 @@ class Replicas:
 
     def load(self, name_or_path: str | Path) -> RemoteActor:
         """The policy of a checkpoint, once every replica holds it. Raises CheckpointError."""
-        from saycan_qt import atomic
-        from saycan_qt.learning import checkpoint, fit
+        from saycan_qt.learning import checkpoint
 
         policy = checkpoint.load(name_or_path)  # here, too: whatever is wrong with it is said before it travels
-        folder = atomic.newest(checkpoint.resolve(name_or_path))
-        names = checkpoint.CONFIG, checkpoint.MODEL, checkpoint.PROVENANCE, checkpoint.MANIFEST
-        content = {name: files.read(folder / name, fit.WEIGHTS) for name in names}
-        model = Shipped(folder.name, atomic.sha256(content[checkpoint.MANIFEST]), [self._ray.put(content)])
-        return self._held_as(model, policy, policy.network_config.history)
+        return self._held_as(ship(self._ray, name_or_path), policy, policy.network_config.history)
 
     def load_own(self, name: str) -> RemoteActor:
         """The same of a class, `module:Class`. Raises Unreadable."""
@@ -368,33 +339,3 @@ class Replicas:
                 "see --replicas, --replica-cpus and --replica-gpus, or add nodes"
             )
         return count
-
-
-def _ray() -> Any:
-    try:
-        return importlib.import_module("ray")
-    except ImportError:
-        raise Unavailable(INSTALL) from None
-
-
-def _joined(options: RayOptions) -> Any:
-    """Ray, in a cluster; its own lines are not for our standard output."""
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    assert options.ray is not None
-    on_sigterm = signal.getsignal(signal.SIGTERM)
-    try:
-        if ":" in options.ray:  # Ray itself would try for minutes
-            socket.create_connection(split_address(options.ray.removeprefix("ray://")), timeout=10).close()
-        ray = _ray()
-        own: dict[str, Any] = {}
-        if options.ray == LOCAL:
-            cpus = math.ceil((options.replicas or LOCAL_REPLICAS) * options.replica_cpus)
-            own = {"num_cpus": cpus, "include_dashboard": False}
-        ray.init(options.ray, log_to_driver=False, logging_level=logging.ERROR, **own)
-    except (OSError, RuntimeError, ValueError) as error:  # ConnectionError is an OSError
-        reason = str(error).strip().splitlines()[0]
-        raise Unavailable(f"cannot join the Ray cluster {options.ray!r}: {reason}; {START}") from None
-    finally:
-        signal.signal(signal.SIGTERM, on_sigterm)  # Ray sets its own, under which a server would not drain
-    ray._private.worker._worker_logs_enabled = False  # deaths are told by `Replicas`, in a line each
-    return ray

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+import tyro
 
 from saycan_qt import atomic
 from saycan_qt.data import lerobot
-from saycan_qt.data.episodes import Episode
+from saycan_qt.data.episodes import Episode, EpisodeWriter
 from saycan_qt.data.relabel import POSSIBLE, lines
+from saycan_qt.kitchen.camera import HEAD
 from saycan_qt.kitchen.looks import LookName
 from saycan_qt.kitchen.physics import Unstable
 from saycan_qt.kitchen.practice import affordances, rollouts
@@ -33,6 +35,7 @@ FAMILY_WEIGHTS = {
 }
 FAILURES = rollouts.MODES[1:]
 SETTINGS = "collect.json"  # in a collection's folder
+MERGED = "merged"  # in the settings of what was merged
 ENDLESS_STEPS = 22  # an episode that never terminates is cut here, before its tail outweighs everything else
 
 
@@ -40,8 +43,11 @@ ENDLESS_STEPS = 22  # an episode that never terminates is cut here, before its t
 class CollectConfig:
     """Options of `python -m saycan_qt.collect`."""
 
-    out: Path  # the dataset's folder; one shard for each worker is written below it
+    out: Path  # folder of the collection; a dataset for each worker is written below it
     episodes: int = 6000  # how many in all
+    # K/N: only every Nth of them, from the Kth on, as one of N machines collects them; `collect merge` makes one
+    # dataset of all N
+    shard: Annotated[str, tyro.conf.arg(metavar="K/N", help_behavior_hint="")] = ""
     seed: int = 0  # decides every episode
     failures: float = 0.33  # share of failed episodes
     # Share of short failed episodes in scenes disturbed so that the skill is impossible: hand full, drawer open
@@ -64,7 +70,38 @@ class CollectConfig:
     pace: float = STEP  # [m] experts move the tip no further along an axis in one action
     look: LookName = "target"  # "source" differs in colours, light and camera, as a simulator does from the real thing
     families: tuple[str, ...] = ()  # only these families; all learnt ones when empty
-    workers: int = 2  # processes
+    workers: int = 2  # processes, each with a dataset of its own below `out`
+    # Ray cluster whose workers collect in place of processes here: auto (the one that this machine belongs to), local,
+    # HOST:PORT or ray://HOST:PORT. What they collect is written here, the same as `workers` processes would write
+    ray: Annotated[str, tyro.conf.arg(metavar="ADDRESS", help_behavior_hint="")] = ""
+
+    @property
+    def numbers(self) -> range:
+        """Of the episodes that are collected here. Raises ValueError."""
+        piece, pieces = shard_in(self.shard)
+        return range(piece - 1, self.episodes, pieces)
+
+
+def shard_in(text: str) -> tuple[int, int]:
+    """ "3/8" -> (3, 8); "" is all there is. Raises ValueError."""
+    piece, _, pieces = (text or "1/1").partition("/")
+    if not (piece.isdecimal() and pieces.isdecimal() and 1 <= int(piece) <= int(pieces)):
+        raise ValueError(f"--shard {text}: which of how many, such as 3/8")
+    return int(piece), int(pieces)
+
+
+def datasets(folder: Path) -> list[Path]:
+    """Those of the collection in `folder`: one for each worker, or the one that they were merged into."""
+    return [folder] if (folder / lerobot.INFO).exists() else sorted(folder.glob("shard-*"))
+
+
+def writer(root: Path) -> EpisodeWriter:
+    return EpisodeWriter(root, image_size=(HEAD.height, HEAD.width))
+
+
+def several(numbers: Sequence[int], actor: Actor | None, config: CollectConfig) -> list[Episode]:
+    library = SkillLibrary.load()
+    return [episode(config, number, library, actor) for number in numbers]
 
 
 def episode(config: CollectConfig, number: int, library: SkillLibrary, actor: Actor | None = None) -> Episode:
@@ -149,7 +186,7 @@ def demonstration(folder: Path, number: int) -> Demonstration:
 
 def collected(folder: Path) -> int:
     """How many episodes the collection in `folder` holds."""
-    return sum(lerobot.read_info(shard)["total_episodes"] for shard in folder.glob("shard-*"))
+    return sum(lerobot.read_info(root)["total_episodes"] for root in datasets(folder))
 
 
 demonstrations = functools.cache(collected)  # of a collection that is replayed, and does not grow meanwhile
@@ -163,6 +200,10 @@ def settings_in(folder: Path) -> CollectConfig:
     known = {field.name for field in dataclasses.fields(CollectConfig)}
     given: dict[str, Any] = {k: tuple(v) if k == "families" else v for k, v in there.items() if k in known}
     config = CollectConfig(folder, **given)
+    if config.shard:
+        raise ValueError(
+            f"--replay {folder}: it is --shard {config.shard} of a collection; `collect merge` makes it whole"
+        )
     if config.failures or config.impossible or config.anywhere or config.policy or config.replay:
         raise ValueError(f"--replay {folder}: not of demonstrations alone, each in its own scene (--failures 0)")
     return config
@@ -174,7 +215,9 @@ def begin(config: CollectConfig) -> None:
     if unknown := set(config.families) - known:
         raise ValueError(f"no family {sorted(unknown)}; the learnt families are {sorted(known)}")
     settings = {"seed": config.seed, "failures": config.failures, "families": list(config.families)}
-    settings["workers"] = config.workers  # decides which episode lies in which shard
+    settings["workers"] = config.workers  # decides which episode lies in which dataset
+    if config.shard:
+        settings["shard"] = "/".join(map(str, shard_in(config.shard)))
     usual = CollectConfig(config.out)
     if config.replay is not None:
         shown = settings_in(config.replay)
@@ -208,8 +251,12 @@ def begin(config: CollectConfig) -> None:
     if not path.exists():
         config.out.mkdir(parents=True, exist_ok=True)
         atomic.write(path, atomic.to_json(settings))
-    elif (there := lerobot.read_json(path)) != settings:
+    elif (there := lerobot.read_json(path)).get(MERGED):
+        raise ValueError(f"{config.out} was merged; go on with what it was merged of, and merge again")
+    elif there != settings:
         differing = ", ".join(
-            f"--{key.replace('_', '-')} {there.get(key)}" for key in settings if there.get(key) != settings[key]
+            f"--{key.replace('_', '-')} {there.get(key, 'none')}"
+            for key in [*settings, *(key for key in there if key not in settings)]
+            if there.get(key) != settings.get(key)
         )
         raise ValueError(f"{config.out} holds a collection made with {differing}; use that, or another --out")

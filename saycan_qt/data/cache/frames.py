@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 
 from saycan_qt import atomic
 from saycan_qt.data import reader, rlds
+from saycan_qt.data.cache import room
 from saycan_qt.data.layout.mapping import ColumnMapping
 from saycan_qt.data.layout.settle import without
 from saycan_qt.data.lerobot import DatasetError
@@ -36,6 +37,7 @@ NUMBERS = ("states", "actions", "rewards")  # one row a frame
 EACH = ("frame_episode", "episode_start", "episode_task", "success", "truncated")  # one number a frame or an episode
 SEEN = (slice(None), slice(None, None, 4), slice(None, None, 4))  # of a camera's frames, to find out if it is constant
 NOISE, BLACK = 3, 8  # of 255, that coding adds to a constant picture, and to a black one
+TOGETHER = 1000  # episodes whose notes are turned into columns
 NARROW = 1e-3  # half the range of a dimension that never changes, relative or absolute
 
 Shard = reader.Shard | rlds.Shard
@@ -98,13 +100,14 @@ def build(
     rate: float | None,
     max_bad_share: float,
     advance: Callable[[int], None],
+    gigabytes: float = 0.0,
 ) -> None:
-    """Decode all good episodes into the cache `folder`."""
-    _check_space(folder.parent, shards)
+    """Decode all good episodes into the cache `folder`. gigabytes: what all caches beside it may hold; 0: any."""
+    _check_space(folder.parent, shards, gigabytes)
     quarantined: list[Quarantined] = []
     tasks: dict[str, int] = {}
     lengths, episode_task, success, truncated = [], [], [], []
-    infos: list[Mapping[str, Any]] = []
+    infos, noted = list[Mapping[str, Any]](), list[pa.Table]()  # the last ones, and those before, which take less
     files_of = image_files(list(shards[0].layout.cameras))
     spans: dict[str, _Span] = {name: _Span() for name in (*files_of, "actions")}
     with atomic.replacing_folder(folder) as temporary, contextlib.ExitStack() as stack:
@@ -129,6 +132,9 @@ def build(
             success.append(episode.success)
             truncated.append(cut)
             infos.append(episode.info)
+            if len(infos) == TOGETHER:
+                noted.append(_table(infos))
+                infos = []
             advance(len(episode))
         list_for_people(folder.parent / QUARANTINED, quarantined, len(lengths))
         judge(quarantined, len(lengths), max_bad_share, folder.parent / QUARANTINED, quietly=True)
@@ -139,7 +145,6 @@ def build(
             "rewards": ("<f4", (sum(lengths),)),
         }
         small = {
-            "frame_episode": np.repeat(np.arange(len(lengths)), lengths),
             "episode_start": np.concatenate([[0], np.cumsum(lengths)]),
             "episode_task": np.array(episode_task),
             "success": np.array(success, np.bool_),
@@ -148,8 +153,13 @@ def build(
         for name, array in small.items():
             (temporary / f"{name}.bin").write_bytes(array.data)
             shapes[name] = (array.dtype.str, array.shape)
-        keys = dict.fromkeys(key for info in infos for key in info)
-        pq.write_table(pa.table({key: [info.get(key) for info in infos] for key in keys}), temporary / "info.parquet")
+        with (temporary / "frame_episode.bin").open("wb") as file:
+            for first in range(0, len(lengths), TOGETHER):
+                part = lengths[first : first + TOGETHER]
+                file.write(np.repeat(np.arange(first, first + len(part)), part).data)
+        shapes["frame_episode"] = ("<i8", (sum(lengths),))
+        info = pa.concat_tables([*noted, _table(infos)], promote_options="permissive")
+        pq.write_table(info, temporary / "info.parquet")
         index = {
             "version": CACHE_VERSION,
             "digest": digest,
@@ -165,6 +175,12 @@ def build(
             "warnings": _warnings(shards, spans),
         }
         (temporary / "index.json").write_bytes(atomic.to_json(index))
+
+
+def _table(infos: Sequence[Mapping[str, Any]]) -> pa.Table:
+    """A row an episode, with None for what it has not noted."""
+    keys = dict.fromkeys(key for info in infos for key in info)
+    return pa.table({key: [info.get(key) for info in infos] for key in keys})
 
 
 class _Span:
@@ -238,12 +254,13 @@ def _constant(span: _Span) -> bool:
     return span.low is not None and span.high is not None and int((span.high - span.low).max(initial=0)) <= NOISE
 
 
-def _check_space(home: Path, shards: Sequence[Shard]) -> None:
+def _check_space(home: Path, shards: Sequence[Shard], gigabytes: float) -> None:
     """Decoded frames take much more space than the files they come from."""
     first = shards[0].layout
     numbers = 4 * (len(first.embodiment.state) + len(first.embodiment.action)) + 12
     pixels = len(first.cameras) * int(np.prod(first.size)) * 3
     needed = sum(shard.num_frames for shard in shards) * (pixels + numbers)
+    room.make_room(home, needed, gigabytes, (), "the decoded frames")
     free = shutil.disk_usage(home).free
     if needed > free:
         raise DatasetError(
