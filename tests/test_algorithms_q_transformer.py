@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from tiny_policies import TEXTS, batch_for, make, observation
+from tiny_policies import KINDS, TEXTS, batch_for, make, observation, texts
 
 from saycan_qt.learning.algorithms.policy import smooth_probabilities
 from saycan_qt.learning.algorithms.q_transformer import QTransformerConfig, dimension_targets, q_loss, shares
@@ -235,3 +235,44 @@ def test_constrained_acting_picks_the_best_q_among_likely_bins():
     assert policy.choose(network, torch.zeros(1, 32), dim=0).item() == 20
     policy.config = QTransformerConfig()
     assert policy.choose(network, torch.zeros(1, 32), dim=0).item() == 10
+
+
+def circling(circles=3):
+    algorithm, config, network = KINDS["q-transformer, constrained"]
+    torch.manual_seed(0)
+    return algorithm(network, replace(config, circles=circles), texts())
+
+
+def test_circles_are_states_that_recur_for_one_step_more_than_they_are_long():
+    policy = circling()
+    here, there, elsewhere = (observation(policy, seed) for seed in range(3))
+    for path in (
+        [here] * 3,
+        [here, there] * 3,
+        [elsewhere, here, there, here, there, here],
+        [here, there, elsewhere] * 3,
+    ):
+        assert policy.in_circles(path) and not circling(0).in_circles(path)
+    for path in ([here] * 2, [here, there] * 2, [here, there, there], [here, here, here, there], [elsewhere]):
+        assert not policy.in_circles(path)
+    assert policy.embodiment.history == 7 and circling(0).embodiment.history == 1
+
+
+def test_in_a_circle_the_action_is_drawn_from_the_behaviour_head_alike_in_every_batch():
+    policy, network = circling(), circling().acting
+    here, there = (observation(policy, seed) for seed in range(2))
+    lost, well = [here, there, here, there, here], [there, here]
+    one, two = policy.act(lost, TEXTS[0]), policy.act(well, TEXTS[0])
+    np.testing.assert_array_equal(policy.act_many([well, lost], [TEXTS[0]] * 2), [two, one])
+    np.testing.assert_array_equal(two, policy.act([here], TEXTS[0]))  # as without circles
+    assert not np.array_equal(one, two)
+    hidden = torch.randn(1, network.config.width).expand(10_000, -1)
+    drawn = policy.draw(network, hidden, 0, torch.rand(10_000))
+    density = network.outputs["behavior"].one(hidden[:1], 0).softmax(-1)[0]
+    assert abs(drawn.float().mean() - (density * torch.arange(len(density))).sum()) < 0.02 * len(density)
+
+
+def test_circles_need_a_behaviour_head_to_draw_from():
+    algorithm, _, network = KINDS["q-transformer"]
+    with pytest.raises(ValueError, match="behaviour head"):
+        algorithm(network, QTransformerConfig(circles=3), texts())

@@ -229,7 +229,7 @@ class Replicas:
         from saycan_qt.learning import checkpoint
 
         policy = checkpoint.load(name_or_path)  # here, too: whatever is wrong with it is said before it travels
-        return self._held_as(ship(self._ray, name_or_path), policy, policy.network_config.history)
+        return self._held_as(ship(self._ray, name_or_path), policy, policy.embodiment.history)
 
     def load_own(self, name: str) -> RemoteActor:
         """The same of a class, `module:Class`. Raises Unreadable."""

@@ -6,10 +6,11 @@ Equations, sections and appendices are the paper's (arXiv 2309.10150).
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -18,11 +19,12 @@ from torch import Tensor
 
 from saycan_qt.learning.algorithms.policy import Batch, Judge, Metrics, behavior_loss, smooth_probabilities
 from saycan_qt.learning.distributed import shared_count
-from saycan_qt.networks.backbone import Memory, PolicyNetwork
+from saycan_qt.networks.backbone import Memory, NetworkConfig, PolicyNetwork
 from skills.types import Observation
 
 Conservatism = Literal["paper", "softmax", "none"]
 Loss = Literal["squared", "cross_entropy"]
+NEAR = 0.07  # of each state number's typical deviation: two states no further apart are one place in a circle
 STRIP, MAP_WIDTH = 16, 512  # [pixels] of a value map: the height of a dimension, and its width at least
 RAMPS = ((68, 33, 253), (1, 145, 231), (84, 140, 37))  # red, green and blue of Q = 0, 1/2, 1
 
@@ -51,6 +53,10 @@ class QTransformerConfig:
     # rather than months of training the arg max over many bins of nearly equal value picks noise.
     label_deviation: float = 3.0  # [bins] width of the behaviour head's labels
     smoothing: float = 4.0  # [bins] behaviour densities are averaged over neighbours before they are compared
+    # [steps] of the longest circle that is noticed: where the states of the last steps are those of so many before, or
+    # of fewer, the action is drawn from the behaviour head. Departs (paper: 0, the arg max throughout): that sees the
+    # present alone where the history is short, and then lets go and grasps again, or hovers, until its time is up
+    circles: int = 0
 
 
 def dimension_targets(
@@ -152,6 +158,16 @@ class QTransformer(Judge):
     config_type = QTransformerConfig
     chunked = True
 
+    def __init__(self, network: NetworkConfig, config: QTransformerConfig, *rest: Any, **more: Any) -> None:
+        super().__init__(network, config, *rest, **more)
+        if config.circles:
+            if config.behavior_weight <= 0 or not self.embodiment.state or network.chunk > 1:
+                raise ValueError(
+                    f"circles {config.circles} needs a behaviour head (--behavior-weight), a state, and single actions"
+                )
+            seen = max(network.history, 2 * config.circles + 1)
+            self.embodiment = dataclasses.replace(self.embodiment, history=seen)
+
     @classmethod
     def heads(cls, config: QTransformerConfig) -> Sequence[str]:
         return ["q", "behavior"] if config.behavior_weight > 0 else ["q"]
@@ -223,6 +239,45 @@ class QTransformer(Judge):
             last = self.network_config.bins - 1
             return last * (q_values[:, last] > q_values[:, 0])
         return q_values.argmax(-1)
+
+    def act_many(self, histories: Sequence[Sequence[Observation]], instructions: Sequence[str]) -> np.ndarray:
+        lost = np.array([self.in_circles(history) for history in histories])
+        if not lost.any():
+            return super().act_many(histories, instructions)
+        network = self.acting.eval()
+        shares = torch.from_numpy(np.stack([self.drawn(history[-1]) for history in histories])).to(self.device)
+        rows = torch.from_numpy(lost).to(self.device)
+
+        def choose(hidden: Tensor, dim: int) -> Tensor:
+            return torch.where(rows, self.draw(network, hidden, dim, shares[:, dim]), self.choose(network, hidden, dim))
+
+        with self.inferring():
+            bins = network.decode(self.remember(network, histories, instructions), choose, self.tokenizer.dims)
+            return self.tokenizer.decode(bins).float().cpu().numpy()
+
+    def in_circles(self, history: Sequence[Observation]) -> bool:
+        """Were the last states, of a circle and one step more, those of as many steps before?"""
+        recent = list(history)[-2 * self.config.circles - 1 :] if self.config.circles else []
+        states = np.array([self._state(observation) for observation in recent])
+        near = NEAR * np.array(self.network_config.state.scale)
+        return any(
+            bool((np.abs(states[period:] - states[:-period])[-period - 1 :] < near).all())
+            for period in range(1, (len(states) - 1) // 2 + 1)
+        )
+
+    def drawn(self, observation: Observation) -> np.ndarray:
+        """(D,) float32 in [0, 1): the same for the same state, in whatever batch."""
+        seed = np.frombuffer(self._state(observation).tobytes(), np.uint32)
+        return np.random.default_rng(seed).random(self.tokenizer.dims, np.float32)
+
+    def draw(self, network: PolicyNetwork, hidden: Tensor, dim: int, shares: Tensor) -> Tensor:
+        """(N,) bins: where so much of the behaviour head's distribution lies below."""
+        density = network.outputs["behavior"].one(hidden, dim).float().softmax(-1)  # type: ignore[operator]
+        last = self.network_config.bins - 1
+        if self.terminates(dim):
+            ends = density[:, last] / (density[:, 0] + density[:, last])
+            return last * (shares < ends)
+        return (density.cumsum(-1) <= shares[:, None]).sum(-1).clamp(max=last)
 
     def values(self, network: PolicyNetwork, memory: Memory) -> Tensor:
         """The maximum over the first action dimension. By Eq. 1 that is the value of the whole action; with `n_step`,
