@@ -113,6 +113,8 @@ class Subgoals(Benchmark):
 
     def judge(self, plans: Mapping[str, Sequence[str]], as_it_is: bool = False) -> dict[str, bool]:
         """Which tasks' goals are reached. Raises ValueError for a plan that its evaluator cannot read."""
+        if as_it_is:
+            raise ValueError("--as-it-is: nothing of this evaluator is mended, leave it out")
         told = SimpleNamespace(resource_dir=str(self.root / "resources"), dataset_dir=str(self.root / "dataset"))
         found = {}
         for number, plan in plans.items():
