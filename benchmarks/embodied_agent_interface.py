@@ -34,10 +34,10 @@ import logging
 import random
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import SimpleNamespace
@@ -132,7 +132,7 @@ TUNING = (  # every second category of which some task can be evaluated, by the 
     "Watch TV",
     "Write an email",
 )
-ABOUT_PLANS = ("language", "without", "plans", "nearest", "check", "parts", "done", "steps")
+NOT_ABOUT_PLANS = ("out", "split", "tasks", "seed", "as_it_is", "show", "threads")
 
 
 @dataclass(frozen=True)
@@ -162,6 +162,8 @@ class Config:
 class Benchmark:
     """Its files, and its code where it is needed."""
 
+    examples = "examples"  # the folder in --out
+
     def __init__(self) -> None:
         """Raises ValueError where it is not installed."""
         try:
@@ -190,6 +192,15 @@ class Benchmark:
         """Tasks of a split, the sets of which are this project's."""
         return [n for n, (category, _) in self.goals.items() if (category in TUNING) == (which == "tuning")]
 
+    def home(self, number: str) -> Home:
+        return Home(self, number)
+
+    def plan(self, home: Home, planners: Callable[[], Planners], config: Config) -> list[str]:
+        return plan(home, planners().planner(home), config)
+
+    def judge(self, plans: Mapping[str, Sequence[str]], as_it_is: bool = False) -> dict[str, bool]:
+        return judge(self, plans, as_it_is)
+
 
 class Home:
     """One task: its scene, in which skills are carried out."""
@@ -200,7 +211,7 @@ class Home:
         self.states = benchmark.code.remove_duplicate_dicts([one for one in goal["goal"] if "state" in one])
         self.relations = benchmark.code.remove_duplicate_dicts([g for g in goal["goal"] if "relation_type" in g])
         self.wanted = list(dict.fromkeys(goal["actions"]))  # actions that have to occur, in this order
-        self.planner, _, self.shipped, _, _ = benchmark.code.construct_planner(
+        self.planner, _, self.actions_shipped, _, _ = benchmark.code.construct_planner(
             None, None, None, script_id=number, dataset_root=str(benchmark.data)
         )
         *_, relevant = self.planner.get_symbolic_goal_nl(self.states, self.relations, action_goals=self.wanted)
@@ -210,9 +221,12 @@ class Home:
         grounded = list(self._grounded())
         self.lines = {skill.name: line for skill, line in grounded}  # the evaluator's
         self.skills = SkillLibrary([*(skill for skill, _ in grounded), Skill(DONE, DONE)])
-        parse = benchmark.scripts.parse_script_line
-        self._scripts = {name: benchmark.scripts.Script([parse(line, 1)]) for name, line in self.lines.items()}
+        self._prepare()
         self.reset()
+
+    def _prepare(self) -> None:
+        parse = self.benchmark.scripts.parse_script_line
+        self._scripts = {name: self.benchmark.scripts.Script([parse(line, 1)]) for name, line in self.lines.items()}
 
     def _grounded(self) -> Iterator[tuple[Skill, str]]:
         for action, text in ACTIONS.items():
@@ -230,6 +244,10 @@ class Home:
     def possible(self) -> dict[str, float]:
         """Skill -> 1 where the simulator would carry it out."""
         return {name: 1.0 for name, script in self._scripts.items() if self._next(script, modify=False) is not None}
+
+    def goes(self, skill: Skill) -> bool:
+        """Would it be carried out? Of a skill that `possible` names; here it has been tried already."""
+        return True
 
     def execute(self, skill: Skill) -> bool:
         state = self._next(self._scripts[skill.name])
@@ -256,6 +274,23 @@ class Home:
             and all(one in scene["edges"] for one in relations)
             and bool(self.benchmark.code.check_order_with_or(wanted, " ".join(done)))
         )
+
+    @property
+    def shipped(self) -> list[str]:
+        """The plan that the benchmark brings, in the evaluator's lines."""
+        return self.actions_shipped
+
+    def found_first(self, steps: Sequence[Skill]) -> list[Skill]:
+        """The steps, each thing found before something is done with it."""
+        found: list[Skill] = []
+        met: set[str] = set()
+        for step in steps:
+            thing = step.arguments.get("thing", "")
+            if thing and thing not in met and step.family not in ("find", "walk", "run"):
+                found.append(self.skills[f"find the {thing}"])
+            found.append(step)
+            met |= set(step.arguments.values())
+        return found
 
     @property
     def evaluable(self) -> bool:
@@ -319,7 +354,7 @@ def pairs(ids: Iterable[int]) -> list[tuple[int, int]]:
 
 
 def verb(action: str) -> str:
-    return ACTIONS[action].replace(" the {thing}", "").strip()
+    return ACTIONS[action].replace(" the {thing}", "").partition(" the {place}")[0]
 
 
 # -- how it is planned -------------------------------------------------------------------------------------------------
@@ -353,7 +388,7 @@ def choose(home: Home, planner: SayCanPlanner, history: Sequence[Step], parts: i
     decision = planner.step(say(home.parts[:parts]), history, home.possible())
     may_end = not config.check and (history or parts < len(home.parts))
     ranked = [c.skill for c in decision.candidates if c.score > 0 and (may_end or c.skill.name != DONE)]
-    return ranked[0] if ranked else home.skills[DONE]
+    return next((skill for skill in ranked if skill.name == DONE or home.goes(skill)), home.skills[DONE])
 
 
 Examples = tuple[dict[str, list[Example]], list[str]]  # by category, and the things that they are about
@@ -386,9 +421,11 @@ class Planners:
     @staticmethod
     def of(config: Config, benchmark: Benchmark) -> Planners:
         """Raises LanguageError."""
-        home = Home(benchmark, benchmark.split("tuning")[0])
+        home = benchmark.home(benchmark.split("tuning")[0])
         language = load_language(config.language, RobotLanguage.read(home.skills), home.skills)
-        return Planners(benchmark, config, language, examples_of(benchmark, config.plans, config.out / "examples"))
+        return Planners(
+            benchmark, config, language, examples_of(benchmark, config.plans, config.out / benchmark.examples)
+        )
 
     def planner(self, home: Home) -> SayCanPlanner:
         config, told = self.config, bool(self.language.prompt.head)
@@ -419,9 +456,9 @@ def examples_of(benchmark: Benchmark, plans: str, folder: Path) -> Examples:
         things: dict[str, None] = {}
         best: dict[str, tuple[int, int]] = {}  # of each goal the shortest: how many things and steps it has
         for number in benchmark.split("tuning"):
-            home = Home(benchmark, number)
+            home = benchmark.home(number)
             by_line = {line: home.skills[name] for name, line in home.lines.items()}
-            if not home.evaluable or any(line not in by_line for line in home.shipped):
+            if not (home.evaluable and home.shipped) or any(line not in by_line for line in home.shipped):
                 continue
             steps = [by_line[line] for line in home.shipped]
             steps = needed(home, steps) if plans == "short" else steps
@@ -445,14 +482,7 @@ def examples_of(benchmark: Benchmark, plans: str, folder: Path) -> Examples:
 def needed(home: Home, steps: Sequence[Skill]) -> list[Skill]:
     """A shipped plan without what its goal does not need: a thing is found before something is done with it, and then
     steps are left out one by one, those with other things than the goal's first, as long as the goal is reached."""
-    left: list[Skill] = []
-    met: set[str] = set()
-    for step in steps:
-        thing = step.arguments.get("thing", "")
-        if thing and thing not in met and step.family not in ("find", "walk", "run"):
-            left.append(home.skills[f"find the {thing}"])
-        left.append(step)
-        met |= set(step.arguments.values())
+    left = home.found_first(steps)
     if not reaches(home, left):
         left = list(steps)
     foreign = [bool(set(step.arguments.values()) - home.of_the_goal) for step in left]
@@ -563,7 +593,7 @@ def to_answer(lines: Sequence[str]) -> str:
 
 def settings(config: Config) -> dict[str, Any]:
     """What plans depend on."""
-    return json.loads(json.dumps({name: getattr(config, name) for name in ABOUT_PLANS}, default=asdict))
+    return json.loads(json.dumps({k: v for k, v in asdict(config).items() if k not in NOT_ABOUT_PLANS}, default=str))
 
 
 def planned(config: Config, benchmark: Benchmark) -> dict[str, dict[str, Any]]:
@@ -573,14 +603,13 @@ def planned(config: Config, benchmark: Benchmark) -> dict[str, dict[str, Any]]:
     numbers = benchmark.split(config.split)
     random.Random(config.seed).shuffle(numbers)
     numbers = numbers[: config.tasks or None]
-    planners: Planners | None = None
+    planners = cache(lambda: Planners.of(config, benchmark))
     found: dict[str, dict[str, Any]] = {}
     for count, number in enumerate(numbers, 1):
         file = kept / f"{number}.json"
         if not file.exists():
-            planners = planners or Planners.of(config, benchmark)
-            home, began = Home(benchmark, number), time.monotonic()
-            lines = plan(home, planners.planner(home), config) if home.evaluable else []
+            home, began = benchmark.home(number), time.monotonic()
+            lines = benchmark.plan(home, planners, config) if home.evaluable else []
             row = {"category": home.category, "goal": home.said, "evaluable": home.evaluable, "plan": lines}
             row |= {"shipped": lines == home.shipped, "seconds": time.monotonic() - began}
             atomic.write(file, atomic.to_json(row))
@@ -598,7 +627,7 @@ def judged(config: Config, benchmark: Benchmark, rows: Mapping[str, dict[str, An
     new = [number for number in rows if number not in known]
     for first in range(0, len(new), TOGETHER):
         some = {number: rows[number]["plan"] for number in new[first : first + TOGETHER]}
-        known |= judge(benchmark, some, config.as_it_is)
+        known |= benchmark.judge(some, config.as_it_is)
         atomic.write(file, atomic.to_json(known))
         print(f"\r{min(first + TOGETHER, len(new))} of {len(new)} judged", end="", file=sys.stderr, flush=True)
     return {number: known[number] for number in rows if number in known}
@@ -614,11 +643,11 @@ def told(name: str, right: Sequence[bool]) -> str:
     return f"{name:28s} {sum(right):3d} of {len(right):3d}   {share:.2f} ({low:.2f} - {high:.2f})"
 
 
-def main(config: Config) -> int:
+def run(config: Config, kind: type[Benchmark] = Benchmark) -> int:
     try:
         if config.threads:
             torch.set_num_threads(config.threads)
-        benchmark = Benchmark()
+        benchmark = kind()
         rows = planned(config, benchmark)
         found = judged(config, benchmark, rows)
     except (ValueError, LanguageError) as error:
@@ -637,4 +666,4 @@ def main(config: Config) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(tyro.cli(Config, description=__doc__)))
+    sys.exit(run(tyro.cli(Config, description=__doc__)))

@@ -105,3 +105,47 @@ def test_goals_are_said_as_the_benchmark_tells_them_and_no_more(benchmark, phone
 def test_splits_share_no_category(benchmark):
     splits = {which: {benchmark.goals[n][0] for n in benchmark.split(which)} for which in eai.SPLITS}
     assert splits["tuning"] == set(eai.TUNING) and not splits["tuning"] & splits["held-out"]
+
+
+# -- subgoals ----------------------------------------------------------------------------------------------------------
+
+SLEEP, SEATED = "1027_2", "149_1"  # tasks; in the second the robot sits, and no subgoal makes it stand up
+
+
+@pytest.fixture(scope="module")
+def subgoals():
+    pytest.importorskip("lark")
+    import embodied_agent_subgoals
+
+    return embodied_agent_subgoals.Subgoals()
+
+
+def test_a_goals_parts_are_subgoals_word_for_word_and_a_list_of_them_is_judged(subgoals):
+    home = subgoals.home(PHONE)
+    assert home.as_told() == [home.lines["hold the phone"]] == home.shipped[-1:]
+    assert subgoals.judge({PHONE: home.as_told()}) == {PHONE: True}
+    assert subgoals.judge({PHONE: [home.lines["be near the phone"]]}) == {PHONE: False}
+    assert subgoals.judge({PHONE: []}) == {PHONE: False}
+
+
+def test_a_plan_that_the_evaluator_cannot_read_is_no_failed_plan(subgoals):
+    with pytest.raises(ValueError, match=PHONE):
+        subgoals.judge({PHONE: ["HOLDS(phone.1000)"]})
+
+
+def test_a_subgoal_is_brought_about_in_every_way_in_which_the_evaluator_does(subgoals):
+    home = subgoals.home(SLEEP)
+    assert home.parts == ["be lying", "be on the bed", "sleep"]
+    assert home.execute(home.skills["be on the bed"]) and home.satisfied(2)  # it sits, or it lies
+    assert home.execute(home.skills["sleep"]) and home.satisfied()
+
+
+def test_a_subgoal_is_possible_where_the_evaluators_actions_go(subgoals):
+    home = subgoals.home(SEATED)
+    assert "hold the phone" not in home.possible() and not home.execute(home.skills["hold the phone"])
+
+
+def test_the_planner_plans_subgoals_as_it_plans_actions(subgoals, tmp_path):
+    home = subgoals.home(PHONE)
+    likes = planner(home, "hold the phone", DONE)
+    assert eai.plan(home, likes, eai.Config(tmp_path, steps=3)) == [home.lines["hold the phone"]]
