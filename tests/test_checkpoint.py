@@ -125,7 +125,8 @@ def test_the_shipped_models_judge_and_act_as_they_did():
         np.testing.assert_allclose(policy.value(seen, list(ACTIONS)), values, atol=2e-6)
         for instruction, action in ACTIONS.items() if name == "execution" else ():
             np.testing.assert_allclose(policy.act(seen, instruction), action, atol=1e-6)
-        assert policy.embodiment == default_robot().embodiment  # which the older one does not say
+        there = dataclasses.replace(policy.embodiment, history=1)  # which the older one does not say
+        assert there == default_robot().embodiment and policy.embodiment.history == (7 if name == "execution" else 1)
 
 
 def test_a_checkpoint_says_its_robot_in_words_of_its_own(policy_folder):

@@ -1,6 +1,5 @@
 """A robot moves only while fresh actions come and nobody has told it to stop: with faults made for real."""
 
-import gc
 import os
 import random
 import signal
@@ -119,15 +118,6 @@ class Answers(skills_pb2_grpc.SkillServiceServicer):
 @pytest.fixture
 def robot():
     return TimedRobot()
-
-
-@pytest.fixture(autouse=True, scope="module")
-def no_long_garbage_collection():
-    """A full one in pytest's process, with all that it has loaded, held up every thread for 2 s and more."""
-    gc.collect()
-    gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 @pytest.fixture
