@@ -169,9 +169,8 @@ class Person:
             with self._lock:
                 self._closed = not line
                 missed = bool(line) and not apart and self._open is not None and time.monotonic() < self._since
-                more = self._reading = (
-                    self._hear is not None or missed
-                ) and not self._closed  # else who asks next reads
+                reads_on = self._hear is not None or missed  # else whoever asks next reads
+                more = self._reading = reads_on and not self._closed
                 asked = not apart and not missed and not (self._closed and self._elsewhere) and self._close(line)
             if missed:
                 self._console.print("  the question before was answered elsewhere; say it again", highlight=False)
