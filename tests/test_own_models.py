@@ -1,6 +1,7 @@
 """Commands for other robots: serve with classes of one's own, numbers that will not do, and who waits for whom."""
 
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import pytest
 from tiny_services import LINE, LineRobot, Walker
 
 from saycan_qt import serve as command
+from saycan_qt.learning import checkpoint
 from saycan_qt.services import models, own
 from saycan_qt.services.replicas import RayOptions, Replica, Shipped
 from skills.client import SkillClient
@@ -117,6 +119,15 @@ def test_a_class_that_cannot_be_served_is_refused_in_one_line_with_its_reason(fo
 def test_a_class_has_no_curve_to_be_calibrated_by(folder):
     with pytest.raises(Unreadable, match="--calibrated takes a checkpoint"):
         choose("my_models:Kitchen", calibrated=True)
+
+
+def test_two_checkpoints_are_told_apart_by_their_settings_too(tmp_path):
+    """The same weights act otherwise with other settings: their ids are two."""
+    config, tensors, provenance = checkpoint.load_files(checkpoint.SHIPPED / "execution")
+    config["config"]["circles"] += 1
+    checkpoint.save(tmp_path / "execution", config, tensors, provenance)
+    ids = [models.checkpoints("affordance", name).actor_id for name in ("execution", str(tmp_path / "execution"))]
+    assert ids[0] != ids[1] and all(re.fullmatch("execution@[0-9a-f]{8}", name) for name in ids)
 
 
 def test_a_folder_with_a_colon_in_its_name_is_a_folder(tmp_path, monkeypatch):

@@ -430,6 +430,26 @@ def test_a_q_transformer_starts_from_a_clone(data, perception, tmp_path):
     assert own.keys() - same == {"outputs.q.weight", "outputs.q.bias"}
 
 
+def test_a_network_goes_on_with_more_frames_and_with_fewer(data, perception, tmp_path):
+    """Where the newest stood in the tokens it stays, the text before them; all other weights are as they were."""
+
+    def begun(init, history):
+        run = run_command("q-transformer", data, perception, tmp_path / "on", "--init", init, "--history", history)
+        return train.new_policy(train.debug_config(train.command(run)), EpisodeDataset(data))[0]
+
+    train.train(train.command(run_command("rt1", data, perception, tmp_path / "clone", "--steps", "2")))
+    before = begun(tmp_path / "clone" / "checkpoint", 1)
+    more = begun(tmp_path / "clone" / "checkpoint", 3)
+    own, was = more.network.state_dict(), before.network.state_dict()
+    text, frame = was["places"].split([1, 9])
+    assert torch.equal(own["places"], torch.cat([text, frame, frame, frame]))
+    assert more.embodiment.history == more.network_config.history == 3
+    own["places"] += torch.arange(len(own["places"]))[:, None]
+    checkpoint.save(tmp_path / "three", *more.describe(sorted(TEXTS)), {})
+    fewer = begun(tmp_path / "three", 2)
+    assert torch.equal(fewer.network.places, torch.cat([own["places"][:1], own["places"][10:]]))
+
+
 def test_a_network_goes_on_with_other_eyes(data, perception, tmp_path):
     train.train(train.command(run_command("rt1", data, perception, tmp_path / "clone", "--steps", "2")))
     described, seen = checkpoint.read(perception)

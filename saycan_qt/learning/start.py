@@ -77,6 +77,9 @@ class TrainConfig(LoopConfig):
     # Consecutive actions that are chosen together, and carried out while the next are computed: they are dimensions of
     # one long action, whose value is that of them all. For long tasks and high rates; beyond the paper, which has 1
     chunk: int = 1
+    # Frames that the policy sees, this one and those before it. Several tell apart what one cannot: was the thing put
+    # down, or is it yet to be grasped? Default: the preset's (paper: 6), or that of --init, which another may replace
+    history: int | None = None
     max_bad_share: float = 0.05  # of episodes that cannot be used; training refuses to start above it
     threads: int = 2
     debug: bool = False  # tiny, for tests
@@ -190,7 +193,14 @@ def new_policy(config: TrainConfig, dataset: Episodes) -> tuple[Policy, list[str
     else:
         network, eyes, table = new_network(config, dataset)
     if isinstance(algorithm, DecisionTransformerConfig):
+        if config.history not in (None, algorithm.context):
+            raise ValueError(f"a Decision Transformer sees its --context of {algorithm.context}; leave out --history")
         network = dataclasses.replace(network, history=algorithm.context)
+    elif config.history is not None:
+        if "network.places" in start:
+            start["network.places"] = places_for(config.history, network, start["network.places"])
+        network = dataclasses.replace(network, history=config.history)
+        network.require_sound()
     if (camera := next(iter(embodiment.cameras), None)) is not None:
         height, width = dataset.cameras[camera.name].shape[1:3]
         if network.encoder is not None and (height, width) != tuple(network.encoder.image):
@@ -211,6 +221,14 @@ def new_policy(config: TrainConfig, dataset: Episodes) -> tuple[Policy, list[str
             perception = config.perception or SHIPPED_PERCEPTION
             raise ValueError(f"{perception} does not fit this network: it lacks {', '.join(fresh[:3])}")
     return policy, list(table)
+
+
+def places_for(history: int, network: NetworkConfig, places: torch.Tensor) -> torch.Tensor:
+    """Embeddings (prefix, width) of the places of `network`'s tokens, for another number of frames: the newest keep
+    theirs, and whatever is added before the oldest starts as a copy of it."""
+    text, frames = places[: (said := int(network.text_token))], places[said:].unflatten(0, (network.history, -1))
+    added = frames[:1].expand(max(0, history - len(frames)), -1, -1)
+    return torch.cat([text, torch.cat([added, frames])[-history:].flatten(0, 1)])
 
 
 def new_network(
