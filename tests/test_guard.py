@@ -296,6 +296,20 @@ def test_a_service_that_does_not_answer_is_halted_and_ended_within_a_second(tmp_
     assert max(service.when("moves")) < begun + 1.5 + machine.lateness()
 
 
+def test_a_guard_that_is_starved_itself_still_ends_a_service_that_does_not_answer(tmp_path):
+    """Each of its looks is late, as on a machine with far too much to do: then it judges later, not never."""
+    with Process(tmp_path) as service:
+        tasks = Path(f"/proc/{service.process.pid}/task").glob("*/children")
+        (guard,) = (int(pid) for task in tasks for pid in task.read_text().split())
+        service.process.send_signal(signal.SIGSTOP)
+        begun = time.monotonic()
+        while service.process.poll() is None and time.monotonic() - begun < 15:
+            for asked, pause in ((signal.SIGSTOP, 0.3), (signal.SIGCONT, 0.03)):
+                os.kill(guard, asked)
+                time.sleep(pause)
+        assert service.process.returncode == -signal.SIGKILL
+
+
 @pytest.mark.parametrize("fault", ["hold", "deafen"])
 def test_stop_gets_through_to_a_service_that_hangs(tmp_path, machine, fault):
     with Process(tmp_path, fault) as service:

@@ -37,7 +37,7 @@ from skills.latch import make, remove
 TICK = 0.02  # [s] between two looks at the memory
 DEAF = 1.0  # [s] without a pulse after which a service is deaf
 LATE = 0.1  # [s] after a motion's end at which the service itself has not halted the robot
-ASLEEP = 0.2  # [s] that a look may be late; beyond, this process was frozen or starved, and judges nobody by that time
+ASLEEP = 0.2  # [s] that one look counts at most: for what is beyond, this process was frozen or starved itself
 CONFIRM = 0.1  # [s] that an answer to Stop waits for the driver's word
 CONNECTIONS = 256  # at one time; beyond, the oldest one that has said nothing is closed
 PATIENCE = 1.0  # [s] for a request to arrive
@@ -70,7 +70,7 @@ class GuardProcess:
         self.confirmed: dict[int, asyncio.Event] = {}  # of halts that the service was told of
         self.open: dict[asyncio.StreamWriter, float] = {}  # connections that have said nothing yet
         self.service: asyncio.StreamWriter  # the link
-        self.looked = self.awake = time.monotonic()  # when it last looked; since when it has looked in time
+        self.looked = time.monotonic()
         memory[ALIVE], memory[LATCHED] = self.looked, float(settings["latched"])
         memory[RIGHT] = 1 - memory[LATCHED]
 
@@ -216,16 +216,21 @@ class GuardProcess:
     # -- watching ----------------------------------------------------------------------------------------------------
 
     async def tick(self) -> None:
-        told = 0.0  # of this motion the robot was halted
+        """Others are judged by the time that this process was awake for, lest it blame them for what held it up: a
+        machine that was suspended, say. With no more than a look now and then it still judges, only later."""
+        awake = heard = passed = 0.0  # [s] of that time: now, when the last pulse came, when the next action was due
+        pulse = due = told = 0.0  # as read; of which motion the robot was halted
         while True:
             now = time.monotonic()
-            if now - self.looked > ASLEEP:
-                self.awake = now
+            awake += min(now - self.looked, ASLEEP)
             self.looked = self.memory[ALIVE] = now
+            if self.memory[PULSE] != pulse or not self.watching:
+                pulse, heard = self.memory[PULSE], awake
             if self.watching:
-                await self.listen(now - max(self.memory[PULSE], self.awake))
-            due = self.memory[DUE]
-            if due and due != told and now - max(due, self.awake) > LATE:
+                await self.listen(awake - heard)
+            if self.memory[DUE] != due or due > now:
+                due, passed = self.memory[DUE], awake
+            if due and due != told and awake - passed > LATE:
                 told = due
                 self.say("the next action is late, and the service has not halted the robot")
                 self.background(self.halt(""))  # as the service would have: the skill goes on with the next action
