@@ -231,6 +231,15 @@ class Idler:
         return np.array([0, 0, 0, 0, 0, 0, 0.123, float(self.ends)])
 
 
+class Rocker(Idler):
+    def __init__(self, step):
+        super().__init__(ends=False)
+        self.step = step
+
+    def act(self, history, instruction):
+        return super().act(history, instruction) + np.array([0, 0, self.step * (-1) ** self.asked, 0, 0, 0, 0, 0])
+
+
 @pytest.mark.parametrize("ends", [False, True])
 def test_the_expert_finishes_what_the_policy_began_and_only_its_part_is_kept(ends):
     config = CollectConfig(Path("unused"), help_by_expert=1.0, policy="x", families=(FAMILY,), seed=5)
@@ -239,12 +248,13 @@ def test_the_expert_finishes_what_the_policy_began_and_only_its_part_is_kept(end
     assert not np.isclose(found.actions[:, 6], 0.123).any() and found.actions[-1, 7] > 0.5
 
 
-def test_the_expert_takes_over_where_the_policy_stands_still():
+@pytest.mark.parametrize("step", [0.0, 0.04])
+def test_the_expert_takes_over_where_the_policy_stands_still_or_goes_up_and_down(step):
     library = SkillLibrary.load()
-    for seed in range(3):
-        idler = Idler(False)
-        run = rollouts.start(np.random.default_rng(seed), library["pick apple"], library, rollouts.HELPED, actor=idler)
-        assert list(run) and run.success and 0 < idler.asked <= rollouts.STILL[0]
+    for seed in range(4):
+        rocker = Rocker(step)
+        run = rollouts.start(np.random.default_rng(seed), library["pick apple"], library, rollouts.HELPED, actor=rocker)
+        assert list(run) and run.success and 0 < rocker.asked <= rollouts.CIRCLE + rollouts.AGAIN
 
 
 def test_without_a_policy_there_is_nothing_to_help_with(tmp_path, capsys):

@@ -4,7 +4,7 @@ successes, and what a policy does by itself. What `collect` writes to disk and p
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -24,7 +24,7 @@ AUTONOMOUS, HELPED = "autonomous", "helped"  # likewise
 WITHOUT_HOPE = ("elsewhere", IMPOSSIBLE)  # a few steps where the skill cannot succeed
 MAX_STEPS = 45  # the policy's limit
 HELP_BEFORE = 20  # [steps] an expert takes over before this one
-STILL = (4, 0.01)  # [steps, m] a gripper whose tip was nowhere else for as long stands still
+CIRCLE, AGAIN, SAME = 3, 3, 0.01  # [steps] of the longest circle, that show it, and [m] between places that are one
 
 
 @dataclass(frozen=True)
@@ -43,9 +43,9 @@ class Rollout:
     terminates before success; "noisy" is disturbed at most steps; "endless" never terminates; "elsewhere" reaches
     for a few steps where there is no worktop; "impossible" does another skill for a few steps where this one cannot be
     done (`disturbances`); "autonomous" is what `actor` does, disturbed like a demonstration in every other episode;
-    "helped" begins like that, and the expert finishes it from where `actor` is lost, which stands still there or would
-    end without success; in every other episode from a step drawn at random on, if that comes first. Its Steps are the
-    expert's alone, as what led there is not to be cloned [DAgger]."""
+    "helped" begins like that, and the expert finishes it from where `actor` is lost, which stands still there, goes in
+    circles or would end without success; in every other episode from a step drawn at random on, if that comes first.
+    Its Steps are the expert's alone, as what led there is not to be cloned [DAgger]."""
 
     world: World
     skill: Skill
@@ -80,7 +80,7 @@ class Rollout:
         own = self.max_steps if self.actor else 0  # steps before the expert acts
         if self.mode == HELPED:
             own = int(rng.integers(1, HELP_BEFORE)) if rng.random() < 0.5 else self.max_steps
-        tips: deque[np.ndarray] = deque(maxlen=STILL[0])
+        tips: deque[np.ndarray] = deque(maxlen=CIRCLE + AGAIN)
         for step in range(self.max_steps + (own if self.mode == HELPED else 0)):
             observation = world.observe() if self.observing else None
             if self.actor is None or observation is None or step >= own:
@@ -90,7 +90,7 @@ class Rollout:
                 action = np.array(self.actor.act(list(seen), self.skill.name))
                 tips.append(world.tip())
                 ends_badly = action[7] > 0.5 and not succeeded(world, self.skill, height)
-                if self.mode == HELPED and (ends_badly or still(tips)):
+                if self.mode == HELPED and (ends_badly or in_circles(tips)):
                     own, action = step, expert.act()
             if rng.random() < share and action[7] < 0.5:
                 action[:3] += rng.normal(0, shift, 3)
@@ -113,9 +113,13 @@ class Rollout:
         self.truncated = True
 
 
-def still(tips: deque[np.ndarray]) -> bool:
-    """Has the gripper's tip, in as many steps as there is room for, been in one place?"""
-    return len(tips) == tips.maxlen and float(np.ptp(tips, axis=0).max()) < STILL[1]
+def in_circles(tips: Sequence[np.ndarray]) -> bool:
+    """Was the gripper's tip (3,) [m] in its last places before, as many steps ago each? One: it stands still."""
+    path = np.array(tips)
+    return any(
+        bool((np.abs(path[-AGAIN:] - path[-AGAIN - period : -period]) < SAME).all())
+        for period in range(1, min(CIRCLE, len(path) - AGAIN) + 1)
+    )
 
 
 def random_skill(rng: np.random.Generator, library: SkillLibrary, weights: dict[str, float] | None = None) -> Skill:
