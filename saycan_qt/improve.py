@@ -318,8 +318,7 @@ def settings(config: ImproveConfig) -> dict[str, Any]:
     described = {key: value for key, value in dataclasses.asdict(config).items() if key not in FREE}
     described |= {"families": list(config.families), **described.pop("q")}
     described["data"] = [f"{folder.resolve()} ({content_of(folder)})" for folder in config.data]
-    manifest = atomic.newest(checkpoint.resolve(config.start)) / checkpoint.MANIFEST
-    described["start"] = f"{config.start} ({atomic.sha256(manifest)[:12]})"
+    described["start"] = f"{config.start} ({checkpoint.digest(checkpoint.resolve(config.start))[:12]})"
     plain: dict[str, Any] = json.loads(json.dumps(described))
     return plain
 

@@ -71,15 +71,10 @@ def beside(folder: Path) -> Path:
     return folder.with_name(f"{folder.name}.calibration.json")
 
 
-def weights_of(folder: Path) -> str:
-    """What a calibration is fitted to: the manifest's SHA-256, and with it that of every file."""
-    return atomic.sha256(atomic.newest(folder) / checkpoint.MANIFEST)
-
-
 def save(curve: Calibration, folder: Path, provenance: Mapping[str, Any]) -> Path:
     """Beside the checkpoint in `folder`, replacing what was there. Returns where. Raises CalibrationError."""
     shape = {"temperature": curve.temperature} if curve.method == "temperature" else {"knots": curve.knots}
-    content = {"format": FORMAT, "method": curve.method, **shape, "checkpoint": weights_of(folder), **provenance}
+    content = {"format": FORMAT, "method": curve.method, **shape, "checkpoint": checkpoint.digest(folder), **provenance}
     try:
         atomic.write(beside(folder), atomic.to_json(content))
     except OSError as error:
@@ -100,7 +95,7 @@ def load(name_or_path: str | Path) -> Calibration:
         if content["format"] != FORMAT:
             raise CalibrationError(f"{path}: format {content['format']!r}, not {FORMAT!r}; {make} makes it again")
         curve = _read(content)
-        if content["checkpoint"] != weights_of(folder):
+        if content["checkpoint"] != checkpoint.digest(folder):
             raise CalibrationError(f"{path}: fitted to other weights than those of {folder} now; {make} fits it again")
     except (OSError, ValueError, KeyError, TypeError, OverflowError) as error:
         raise CalibrationError(f"{path}: damaged ({type(error).__name__}: {error}); {make} makes it again") from None

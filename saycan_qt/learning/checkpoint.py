@@ -155,6 +155,11 @@ def exists(folder: Path) -> bool:
     return (atomic.newest(folder) / MANIFEST).exists()
 
 
+def digest(folder: Path) -> str:
+    """Which checkpoint it is: the manifest's SHA-256, and with it that of every file. Raises OSError."""
+    return atomic.sha256(files.read(atomic.newest(folder) / MANIFEST))
+
+
 def resolve(name_or_path: str | Path) -> Path:
     """The folder of a checkpoint: a path, or the name of one that ships."""
     try:

@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from saycan_qt import atomic
 from saycan_qt.services import own
 from saycan_qt.services.processes import keep_memory
 from saycan_qt.services.replicas import Replicas
@@ -75,8 +74,7 @@ def _kind(name: str) -> str:
 
 
 def _identify(name: str) -> tuple[str, Embodiment | None]:
-    """Its name, a checkpoint's with the beginning of a SHA-256 of settings and weights, and for which robots it says it
-    is."""
+    """Its name, a checkpoint's with the beginning of its digest, and for which robots it says it is."""
     if is_openpi(name):
         return name, None
     if own.is_own(name):
@@ -85,9 +83,7 @@ def _identify(name: str) -> tuple[str, Embodiment | None]:
 
     try:
         folder = checkpoint.resolve(name)
-        entries = files.read_json(folder / checkpoint.MANIFEST)["files"]
-        digests = [entries[name]["sha256"] for name in (checkpoint.CONFIG, checkpoint.MODEL)]
-        return f"{folder.name}@{atomic.sha256(''.join(digests).encode())[:8]}", _embodiment(folder)
+        return f"{folder.name}@{checkpoint.digest(folder)[:8]}", _embodiment(folder)
     except (checkpoint.CheckpointError, EmbodimentError) as error:
         raise Unreadable(str(error)) from None
     except (OSError, ValueError, LookupError, TypeError, AttributeError):  # damaged, as `load` will say

@@ -70,8 +70,7 @@ class GuardProcess:
         self.confirmed: dict[int, asyncio.Event] = {}  # of halts that the service was told of
         self.open: dict[asyncio.StreamWriter, float] = {}  # connections that have said nothing yet
         self.service: asyncio.StreamWriter  # the link
-        self.looked = time.monotonic()
-        memory[ALIVE], memory[LATCHED] = self.looked, float(settings["latched"])
+        memory[ALIVE], memory[LATCHED] = time.monotonic(), float(settings["latched"])
         memory[RIGHT] = 1 - memory[LATCHED]
 
     async def run(self, reader: asyncio.StreamReader, service: asyncio.StreamWriter, listener: socket.socket) -> None:
@@ -220,10 +219,11 @@ class GuardProcess:
         machine that was suspended, say. With no more than a look now and then it still judges, only later."""
         awake = heard = passed = 0.0  # [s] of that time: now, when the last pulse came, when the next action was due
         pulse = due = told = 0.0  # as read; of which motion the robot was halted
+        looked = time.monotonic()
         while True:
             now = time.monotonic()
-            awake += min(now - self.looked, ASLEEP)
-            self.looked = self.memory[ALIVE] = now
+            awake += min(now - looked, ASLEEP)
+            looked = self.memory[ALIVE] = now
             if self.memory[PULSE] != pulse or not self.watching:
                 pulse, heard = self.memory[PULSE], awake
             if self.watching:

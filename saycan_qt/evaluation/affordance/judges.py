@@ -50,7 +50,7 @@ def of_checkpoint(name: str) -> Judge:
     folder = checkpoint.resolve(name)
     return Judge(
         name,
-        atomic.sha256(atomic.newest(folder) / checkpoint.MANIFEST)[:12],
+        checkpoint.digest(folder)[:12],
         policy.value,
         lambda text: text in policy.texts.table,
         folder,

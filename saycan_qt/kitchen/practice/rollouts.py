@@ -117,7 +117,7 @@ def in_circles(tips: Sequence[np.ndarray]) -> bool:
     """Was the gripper's tip (3,) [m] in its last places before, as many steps ago each? One: it stands still."""
     path = np.array(tips)
     return any(
-        bool((np.abs(path[-AGAIN:] - path[-AGAIN - period : -period]) < SAME).all())
+        all(np.ptp(path[-AGAIN - period + first :: period], axis=0).max() < SAME for first in range(period))
         for period in range(1, min(CIRCLE, len(path) - AGAIN) + 1)
     )
 
