@@ -266,9 +266,11 @@ def test_a_lease_is_kept_alive_beyond_its_seconds(client):
 
 
 def test_a_lease_that_runs_out_cancels_what_it_had_begun_and_empties_its_queue(client, robot):
-    found = client._stub.AcquireLease(pb.AcquireLeaseRequest(owner="gone", seconds=0.5), timeout=5)
+    found = client._stub.AcquireLease(pb.AcquireLeaseRequest(owner="gone", seconds=1.5), timeout=5)
     own = Lease(found.lease_id, 60, time.monotonic(), "here", lambda within: None, lambda: None)  # says nothing
-    running, waiting = (client.execute(LONG, when_busy="queue", lease=own) for _ in range(2))
+    running = client.execute(LONG, lease=own)
+    assert robot.moving.wait(10)  # calls that are under way at once come in any order
+    waiting = client.execute(LONG, when_busy="queue", lease=own)
     assert waiting.ahead() == 1
     for each in (running, waiting):
         outcome = outcome_of(each)
