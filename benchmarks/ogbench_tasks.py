@@ -61,11 +61,14 @@ FIRST_EPISODE = 10_000  # seed of the first judged one; data is made with others
 Q = ("--discount", "0.99")
 SPREAD = ("--td-deviation", "1.5", "--loss", "cross_entropy")  # Q-Transformer's, for 64 bins
 LABELS = ("--label-deviation", "1", "--smoothing", "1")  # of those that clone, likewise
+CONSTRAINED = ("--behavior-weight", "1", "--behavior-threshold", "0.5")  # to what it may imitate, see `shown`
 ROWS = {  # name -> arguments of saycan_qt.train
     "q-transformer-5": ("q-transformer", "--chunk", "5", *Q, *SPREAD),
     "q-transformer-1": ("q-transformer", *Q, *SPREAD),
     "rt1-5": ("rt1", "--chunk", "5", *LABELS),
     "rt1-1": ("rt1", *LABELS),
+    "q-transformer-constrained-5": ("q-transformer", "--chunk", "5", *Q, *SPREAD, *CONSTRAINED, *LABELS),
+    "q-transformer-constrained-1": ("q-transformer", *Q, *SPREAD, *CONSTRAINED, *LABELS),
     "iql-1": ("iql", *Q, *LABELS),
     "aw-opt-1": ("aw-opt", *Q, *LABELS),
     "qt-opt-1": ("qt-opt", *Q),
@@ -94,6 +97,7 @@ class Config:
     tokens: int = 2  # of the state
     episodes: int = 50  # judged in each cell [OGBench]
     replan: int = 0  # actions of a chunk that are carried out before the next; 0: all
+    shown: int = 0  # steps before the task is done, the only ones to imitate; 0: all play may be
     relative: bool = False  # the policy also sees where cubes are from the gripper; OGBench's own learners do not
     together: int = (
         5  # episodes whose actions are computed at a time, each in an environment that takes seconds to make
@@ -130,7 +134,7 @@ class PlayEpisodes:
     doing it for ever does, as time-outs of the paper count as failures. (OGBench's own learners look past that step.)
     """
 
-    def __init__(self, path: Path, environment: str, discount: float, transitions: int, relative: int = 0) -> None:
+    def __init__(self, path: Path, environment: str, discount: float, transitions: int, shown: int = 0, relative: int = 0) -> None:
         import gymnasium
         import ogbench.manipspace  # noqa: F401  it registers the environments
         from ogbench.relabel_utils import relabel_dataset
@@ -151,13 +155,19 @@ class PlayEpisodes:
         rewards = data["rewards"][kept].astype(np.float32)
         reached = reaches[kept][ends]
         rewards[ends[~reached]] += discount * self.worst
+        if shown:
+            cuts = ends[reached] - shown  # the last steps before what may be imitated
+            cuts = cuts[cuts >= np.append(0, ends[:-1] + 1)[reached]]
+            rewards[cuts] += [discount**k for k in range(1, shown + 1)] @ rewards[cuts + np.arange(1, shown + 1)[:, None]]
+            ends = np.union1d(ends, cuts)
+            reached = np.isin(ends, np.flatnonzero(reaches[kept]))
         self.rewards, self.states = rewards, with_relative(data["observations"][kept], relative)
         self.actions = np.clip(data["actions"][kept], -1, 1)
         self.episode_start = np.concatenate([[0], ends + 1])
         count = len(ends)
         self.frame_episode = np.repeat(np.arange(count), np.diff(self.episode_start))
         self.reached = reached
-        self.success = np.ones(count, bool)  # all of it may be imitated; what is to be sought the rewards say
+        self.success = reached if shown else np.ones(count, bool)  # what may be imitated; the rewards say what to seek
         self.finished, self.episode_task = np.ones(count, bool), np.zeros(count, int)
         self.tasks, self.cameras = [INSTRUCTION], dict[str, np.ndarray]()
         self.images = np.zeros((len(rewards), 0, 0, 3), np.uint8)
@@ -279,7 +289,7 @@ def chosen(policy: Policy, histories: Sequence[Sequence[Observation]]) -> np.nda
 
 def cell(config: Config, name: str, task: int, row: str, seed: int) -> dict[str, Any]:
     """What one policy reached; computed now, or read where it was."""
-    home = config.out / f"{name}-task{task}-{row}{'-relative' if config.relative else ''}-{seed}"
+    home = config.out / f"{name}-task{task}-{row}{f'-shown-{config.shown}' if config.shown else ''}{'-relative' if config.relative else ''}-{seed}"
     cubes = CUBES.get(name.removesuffix("-play"), 0) if config.relative else 0
     result = home / f"judged-{config.episodes}{f'-replan-{config.replan}' if config.replan else ''}.json"
     if result.exists():
@@ -288,7 +298,7 @@ def cell(config: Config, name: str, task: int, row: str, seed: int) -> dict[str,
     settings = settings_of(config, row, home, seed)
     discount = getattr(settings.algorithm, "discount", 0.99)
     path = ogbench_datasets.make(ogbench_datasets.Config(name, config.transitions, config.data))
-    data = PlayEpisodes(path, environment, discount, config.transitions, cubes)
+    data = PlayEpisodes(path, environment, discount, config.transitions, config.shown, cubes)
     began = time.process_time()
     policy = learn(config, row, settings, data)
     learnt = time.process_time() - began
@@ -311,6 +321,7 @@ def cell(config: Config, name: str, task: int, row: str, seed: int) -> dict[str,
         "width": config.width,
         "layers": config.layers,
         "replan": config.replan,
+        "shown": config.shown,
         "relative": config.relative,
         "arguments": [*ROWS[row], *shlex.split(config.more)],
         "cpu_seconds": round(learnt),

@@ -89,6 +89,20 @@ def test_play_is_cut_where_the_task_is_done_and_what_breaks_off_counts_as_never_
     assert to_go == pytest.approx(found.worst)  # as if it had gone on for ever
 
 
+def test_only_the_last_steps_before_the_task_is_done_may_be_imitated_and_every_return_stays(tmp_path):
+    """As above; of the eight steps to the second time that it is done five, of the first four none is cut off."""
+    path = play(tmp_path, [4, 5, 19, 20, 21])
+    found, whole = PlayEpisodes(path, TASK, GAMMA, 100, shown=5), PlayEpisodes(path, TASK, GAMMA, 100)
+    assert np.diff(found.episode_start).tolist() == [4, 4, 3, 5] and found.states.tolist() == whole.states.tolist()
+    assert found.success.tolist() == [True, False, False, True] and whole.success.all()
+
+    def returns(data):
+        parts = np.split(data.rewards, data.episode_start[1:-1])
+        return [sum(GAMMA**k * r for k, r in enumerate(part[i:])) for part in parts for i in range(len(part))]
+
+    np.testing.assert_allclose(returns(found), returns(whole), rtol=1e-5)
+
+
 def test_no_more_transitions_are_taken_than_asked_for(tmp_path):
     found = PlayEpisodes(play(tmp_path, []), TASK, GAMMA, 13)
     assert len(found.rewards) == 13 and np.diff(found.episode_start).tolist() == [10, 3] and not found.reached.any()
