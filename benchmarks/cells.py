@@ -146,8 +146,8 @@ class Job:
         for path in (self.result, self.run / "settings.json"):
             if path.exists():
                 before = read(path)["settings"]
-                if changed := [key for key in self.settings if before.get(key) != self.settings[key]]:
-                    was, now = before.get(changed[0]), self.settings[changed[0]]
+                if changed := [key for key in self.settings | before if before.get(key) != self.settings.get(key)]:
+                    was, now = (told.get(changed[0], "as usual") for told in (before, self.settings))
                     raise ValueError(f"{path}: made with {changed[0]} {was}, not {now}; another --out, or delete it")
         return self.result.exists()
 
@@ -193,11 +193,19 @@ def job(figure: Figure, config: CellsConfig, variant: Variant, seed: int) -> Job
         **dataclasses.asdict(algorithm),
         "data": variant.data,
         **kept,
+        **unusual(config),
         "measured": [(step, len(starts)) for step, starts in measured],
     }
     return Job(
         variant.name, seed, train, measured, figure.groups, json.loads(json.dumps(settings, default=str)), config.out
     )
+
+
+def unusual(config: CellsConfig) -> dict[str, Any]:
+    """A figure's own options, of its data, where they are not its defaults."""
+    common = {field.name for field in dataclasses.fields(CellsConfig)}
+    own = {f.name: f.default for f in dataclasses.fields(config) if f.name not in common}
+    return {name: value for name, usual in own.items() if (value := getattr(config, name)) != usual}
 
 
 # -- one cell ----------------------------------------------------------------------------------------------------------
@@ -491,8 +499,8 @@ def check(config: CellsConfig, variants: Sequence[Variant]) -> None:
     names = [variant.name for variant in variants]
     if unknown := [name for name in config.cells if name not in names]:
         raise ValueError(f"--cells {unknown[0]}: there are {', '.join(names)}")
-    if not config.seeds or min(config.seeds) < 0:
-        raise ValueError("--seeds: give numbers from 0")
+    if not config.seeds or min(config.seeds) < 0 or len(set(config.seeds)) < len(config.seeds):
+        raise ValueError("--seeds: give numbers from 0, each once")
     if not config.at or list(config.at) != sorted(set(config.at)) or not 0 < config.at[0] <= config.at[-1]:
         raise ValueError(f"--at {' '.join(map(str, config.at))}: it must be steps that rise, the first above 0")
     if config.at[-1] != config.steps:

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 from cells import CellsConfig, Figure, Variant, main
-from figure5 import DEMONSTRATIONS, SPREAD, collected
+from figure5 import DEMONSTRATIONS, SPREAD, collected, mark, there
 
 from saycan_qt.evaluation.skills import Start
 from skills.library import SkillLibrary
@@ -72,13 +72,18 @@ def clone(config: FamiliesConfig, home: Path) -> Path:
     from saycan_qt.train import TrainRT1, train
 
     out = home / "clone"
-    if not (mark := home / "clone.done").exists():
+    if not there(out, taught(config)):
         data, batches = (home / DEMONSTRATIONS,), BatchConfig(config.batch_size, seed=1000)
         length = {"steps": config.steps, "validate_every": config.steps, "save_seconds": 20.0, "debug": config.debug}
         how = {"cache": home / "cache", "preset": "small", "threads": max(2, config.workers), **length}
         train(TrainRT1(data, out, batches, algorithm=RT1Config(), **how))
-        mark.touch()
+        mark(out, taught(config))
     return out / "checkpoint"
+
+
+def taught(config: FamiliesConfig) -> str:
+    """All that the clone follows from."""
+    return f"{config.steps} steps of {config.batch_size} from {config.demonstrations} demonstrations"
 
 
 def keep_failures(source: Path, target: Path, cache: Path) -> None:
@@ -111,11 +116,12 @@ def prepare(config: FamiliesConfig, home: Path, names: Sequence[str]) -> None:
     families = ("--families", *(family for families in GROUPS.values() for family in families))
     collected(home / DEMONSTRATIONS, "--episodes", config.demonstrations, "--failures", 0, *families)
     require_few(home / DEMONSTRATIONS, home / "cache")
-    if FAILURES in names and not (mark := home / f"{FAILURES}.done").exists():
+    words = f"{config.autonomous} episodes of a clone after {taught(config)}"
+    if FAILURES in names and not there(home / FAILURES, words):
         policy = clone(config, home)
         collected(home / AUTONOMOUS, "--episodes", config.autonomous, "--policy", policy, "--seed", 1, *families)
         keep_failures(home / AUTONOMOUS, home / FAILURES, home / "cache")
-        mark.touch()
+        mark(home / FAILURES, words)
 
 
 def tasks() -> dict[str, list[str]]:

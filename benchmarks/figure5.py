@@ -54,18 +54,30 @@ class PickingConfig(CellsConfig):
     replays: int = 1150  # episodes
 
 
+def there(folder: Path, words: str) -> bool:
+    """Was this made? Raises ValueError where it was, otherwise than `words` say."""
+    path = folder.with_suffix(".done")
+    if not path.exists():
+        return False
+    if (before := path.read_text().strip()) != words:
+        raise ValueError(f"{folder} was made with `{before}`, not `{words}`; another --data or --out")
+    return True
+
+
+def mark(folder: Path, words: str) -> None:
+    atomic.write(folder.with_suffix(".done"), f"{words}\n".encode())
+
+
 def collected(folder: Path, *arguments: object) -> None:
     """What `collect` makes of these options, once; interrupted, it goes on. Raises ValueError where that fails, or
     where something else is there."""
-    mark, words = folder.with_suffix(".done"), " ".join(map(str, arguments))
-    if mark.exists():
-        if (before := mark.read_text().strip()) != words:
-            raise ValueError(f"{folder} was collected with `{before}`, not `{words}`; another --data or --out")
+    words = " ".join(map(str, arguments))
+    if there(folder, words):
         return
     command = [sys.executable, "-m", "saycan_qt.collect", "--out", str(folder), *map(str, arguments)]
     if code := subprocess.run(command).returncode:
         raise ValueError(f"`python {' '.join(command[1:])}` ended with {code}")
-    atomic.write(mark, f"{words}\n".encode())
+    mark(folder, words)
 
 
 def prepare(config: PickingConfig, home: Path, names: Sequence[str]) -> None:

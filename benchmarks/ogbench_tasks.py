@@ -134,7 +134,9 @@ class PlayEpisodes:
     doing it for ever does, as time-outs of the paper count as failures. (OGBench's own learners look past that step.)
     """
 
-    def __init__(self, path: Path, environment: str, discount: float, transitions: int, shown: int = 0, relative: int = 0) -> None:
+    def __init__(
+        self, path: Path, environment: str, discount: float, transitions: int, shown: int = 0, relative: int = 0
+    ) -> None:
         import gymnasium
         import ogbench.manipspace  # noqa: F401  it registers the environments
         from ogbench.relabel_utils import relabel_dataset
@@ -158,7 +160,8 @@ class PlayEpisodes:
         if shown:
             cuts = ends[reached] - shown  # the last steps before what may be imitated
             cuts = cuts[cuts >= np.append(0, ends[:-1] + 1)[reached]]
-            rewards[cuts] += [discount**k for k in range(1, shown + 1)] @ rewards[cuts + np.arange(1, shown + 1)[:, None]]
+            later = np.arange(1, shown + 1)
+            rewards[cuts] += discount**later @ rewards[cuts + later[:, None]]
             ends = np.union1d(ends, cuts)
             reached = np.isin(ends, np.flatnonzero(reaches[kept]))
         self.rewards, self.states = rewards, with_relative(data["observations"][kept], relative)
@@ -289,7 +292,8 @@ def chosen(policy: Policy, histories: Sequence[Sequence[Observation]]) -> np.nda
 
 def cell(config: Config, name: str, task: int, row: str, seed: int) -> dict[str, Any]:
     """What one policy reached; computed now, or read where it was."""
-    home = config.out / f"{name}-task{task}-{row}{f'-shown-{config.shown}' if config.shown else ''}{'-relative' if config.relative else ''}-{seed}"
+    kind = (f"-shown-{config.shown}" if config.shown else "") + ("-relative" if config.relative else "")
+    home = config.out / f"{name}-task{task}-{row}{kind}-{seed}"
     cubes = CUBES.get(name.removesuffix("-play"), 0) if config.relative else 0
     result = home / f"judged-{config.episodes}{f'-replan-{config.replan}' if config.replan else ''}.json"
     if result.exists():

@@ -32,13 +32,14 @@ import contextlib
 import itertools
 import multiprocessing
 import queue
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -52,12 +53,14 @@ from saycan_qt.options import Command, dispatch, require, require_share
 from saycan_qt.services import cluster
 from skills.errors import SkillError
 from skills.library import SkillLibrary
-from skills.types import Actor
+
+if TYPE_CHECKING:  # it takes PyTorch, which experts do without
+    from saycan_qt.learning.algorithms.policy import Policy
 
 TOGETHER = 8  # episodes that a cluster's worker makes at a time
 
 
-def load_actor(name: str) -> Actor:
+def load_actor(name: str) -> Policy:
     """A policy on one thread, for a process of many. Raises ValueError for one that is not of the kitchen's robot."""
     import torch
 
@@ -170,18 +173,29 @@ def _bar(what: str, wanted: int, doing: str = "collecting") -> Iterator[Callable
         yield lambda count: progress.advance(bar, count)
 
 
+def _worker(work: Callable, config: Any, worker: int, done: multiprocessing.Queue) -> None:
+    """What cannot be done, however often it is tried, it says on the queue."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer
+    try:
+        work(config, worker, done)
+    except (ValueError, OSError, DatasetError, SkillError) as error:
+        done.put(str(error))
+
+
 def _in_parallel(work: Callable, config: Any, count: int, wanted: int, what: str, out: Path) -> int:
     """Run work(config, worker, queue) in `count` processes, which report on the queue what they have done."""
     started, context = time.monotonic(), multiprocessing.get_context("spawn")
     done: multiprocessing.Queue = context.Queue()
-    workers = [context.Process(target=work, args=(config, w, done), daemon=True) for w in range(count)]
+    workers = [context.Process(target=_worker, args=(work, config, w, done), daemon=True) for w in range(count)]
     for worker in workers:
         worker.start()
     total = 0
     with _bar(what, wanted) as advance:
         while total < wanted:
             try:
-                total += (more := done.get(timeout=1.0))
+                if isinstance(more := done.get(timeout=1.0), str):
+                    raise ValueError(more)
+                total += more
                 advance(more)
             except queue.Empty:
                 if failed := [w for w in workers if w.exitcode not in (None, 0)]:
@@ -235,6 +249,9 @@ def main(arguments: list[str] | None = None) -> int:
     except (ValueError, OSError, DatasetError, SkillError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on", file=sys.stderr)
+        return 130
 
 
 if __name__ == "__main__":

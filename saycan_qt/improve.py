@@ -44,14 +44,14 @@ from rich.table import Table
 
 from saycan_qt import atomic, collect, train
 from saycan_qt.data import lerobot
-from saycan_qt.data.episodes import DatasetError
+from saycan_qt.data.episodes import DatasetError, datasets_in
 from saycan_qt.evaluation import skills
 from saycan_qt.evaluation.rates import mcnemar, wilson
-from saycan_qt.kitchen.practice.collection import CollectConfig, collected
+from saycan_qt.kitchen.practice.collection import SETTINGS, CollectConfig, collected
 from saycan_qt.kitchen.practice.rollouts import HELPED
 from saycan_qt.kitchen.tasks import FAMILIES
 from saycan_qt.learning import checkpoint, divergence
-from saycan_qt.learning.algorithms.q_transformer import QTransformerConfig
+from saycan_qt.learning.algorithms.q_transformer import QTransformer, QTransformerConfig
 from saycan_qt.learning.batches import BatchConfig
 from saycan_qt.learning.folder import only_writer
 from saycan_qt.options import Checkpoint, called, require, require_share
@@ -65,6 +65,8 @@ LEAST = 50  # pairs of held-out episodes; fewer say too little to keep anything 
 OWN_SEEDS, HELD_OUT_SEEDS, MOST_ROUNDS = 1_000_000, 2_000_000, 999
 EVERY = 15.0  # [s] between lines while held-out episodes run
 FREE = {"out", "rounds", "workers", "threads", "device"}  # may change when a command goes on
+# All that decides what is done before anything is learnt
+ACTING = {"start", "episodes", "families", "anywhere", "help_by_expert", "seed"}
 
 
 def settings_of(start: str) -> QTransformerConfig:
@@ -158,6 +160,8 @@ class Flywheel:
                 raise ValueError(f"{self.path}: damaged; choose another --out") from None
             if any(divergence.has_diverged(config.out / r.candidate) for r in self.rounds):
                 differing = [key for key in differing if key != "learning_rate"]  # goes on with a smaller one
+            if not any((config.out / r.candidate).exists() for r in self.rounds):
+                differing = [key for key in differing if key in ACTING]
             if differing:
                 said = ", ".join(f"--{key.replace('_', '-')} {told(before.get(key))}" for key in differing)
                 raise ValueError(f"{config.out} holds rounds made with {said}; use that, or another --out")
@@ -232,25 +236,15 @@ class Flywheel:
             families=config.asked if config.families else (),
             workers=config.workers,
         )
+        if (begun := wanted.out / SETTINGS).exists():  # with so many workers it goes on
+            wanted = dataclasses.replace(wanted, workers=files.read_json(begun)["workers"])
         if collected(wanted.out) < config.episodes and collect.episodes(wanted):
             raise ValueError(f"{wanted.out}: collecting ended early; run the same command again to go on")
         return name, *outcomes_in(wanted.out)
 
     def train(self, this: Round) -> None:
-        config = self.config
-        own = [config.out / str(r.own) for r in self.rounds if r.arm == this.arm and r.number <= this.number]
-        how: dict[str, Any] = {
-            "data": (*config.data, *own),
-            "out": config.out / this.candidate,
-            "init": self.policy(this.acted),
-            "batches": BatchConfig(batch_size=config.batch_size, seed=config.seed),
-            "cache": config.out / "cache",
-        }
-        how |= {k: getattr(config, k) for k in ("steps", "learning_rate", "threads", "device", "debug")}
-        if this.arm == Q:
-            train.train(train.TrainQTransformer(algorithm=config.q, **how))
-        else:
-            train.train(train.TrainRT1(**how))
+        own = [self.config.out / str(r.own) for r in self.rounds if r.arm == this.arm and r.number <= this.number]
+        train.train(training(self.config, this.arm, self.policy(this.acted), own, self.config.out / this.candidate))
 
     def outcomes(self, name: str, number: int) -> dict[str, list[bool]]:
         """Family -> success of each of its held-out episodes in round `number`, in their order."""
@@ -311,6 +305,19 @@ class Flywheel:
     def expected(self, what: str) -> str:
         before = [r.seconds[what] for r in self.rounds if what in r.seconds]
         return f" (about {before[-1] / 60:.1f} min, as the last time)" if before else ""
+
+
+def training(config: ImproveConfig, arm: str, init: Path, own: Sequence[Path], out: Path) -> train.TrainConfig:
+    """How a round of this arm learns."""
+    how: dict[str, Any] = {
+        "data": (*config.data, *own),
+        "out": out,
+        "init": init,
+        "batches": BatchConfig(batch_size=config.batch_size, seed=config.seed),
+        "cache": config.out / "cache",
+    }
+    how |= {k: getattr(config, k) for k in ("steps", "learning_rate", "threads", "device", "debug")}
+    return train.TrainQTransformer(algorithm=config.q, **how) if arm == Q else train.TrainRT1(**how)
 
 
 def settings(config: ImproveConfig) -> dict[str, Any]:
@@ -406,10 +413,11 @@ def check(config: ImproveConfig) -> None:
     if (pairs := config.trials * len(config.asked)) < LEAST and not config.debug:
         enough = -(-LEAST // len(config.asked))
         raise ValueError(f"--trials {config.trials}: {pairs} pairs of episodes keep nothing; give {enough} or more")
-    collect.load_actor(config.start)
-    for folder in config.data:
-        if not folder.is_dir():
-            raise ValueError(f"--data {folder}: not a folder; `python -m saycan_qt.collect --out {folder}` makes one")
+    policy = collect.load_actor(config.start)
+    train.check(training(config, Q, Path(config.start), (), config.out))
+    QTransformer(policy.network_config, config.q, policy.texts, policy.tokenizer, policy.embodiment)  # do they fit?
+    if config.data:
+        datasets_in(config.data)
 
 
 def improve(config: ImproveConfig) -> int:
@@ -422,13 +430,13 @@ def improve(config: ImproveConfig) -> int:
             config.out / CURVE, atomic.to_json({"settings": flywheel.settings, "curves": curve(flywheel.rounds)})
         )
     Console().print(table(config, flywheel.rounds))
-    kept = [this.candidate for this in flywheel.rounds if this.arm == Q and this.kept]
-    if not kept:
+    last = {this.arm: flywheel.policy(this.candidate) for this in flywheel.rounds if this.kept}
+    if not last:
         say(f"nothing better than {config.start} was found")
         return 1
-    best = flywheel.policy(kept[-1])
-    say(f"{best} is the last policy that was kept; in scenes that nothing was chosen by:")
-    say(f"  python -m saycan_qt.evaluate skills --checkpoint {best}")
+    for arm, best in last.items():
+        say(f"{best} is the last policy of {arm} that was kept; in scenes that nothing was chosen by:")
+        say(f"  python -m saycan_qt.evaluate skills --checkpoint {best}")
     return 0
 
 
@@ -451,6 +459,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, OSError, DatasetError, SkillError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on", file=sys.stderr)
+        return 130
 
 
 if __name__ == "__main__":

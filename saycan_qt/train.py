@@ -46,7 +46,7 @@ from saycan_qt.learning.algorithms.q_transformer import QTransformerConfig
 from saycan_qt.learning.algorithms.qt_opt import QTOptConfig
 from saycan_qt.learning.batches import Episodes
 from saycan_qt.learning.folder import only_writer
-from saycan_qt.learning.loop import STATE, Run
+from saycan_qt.learning.loop import CHECKPOINT, STATE, Run
 from saycan_qt.learning.start import (
     Finetune,
     TrainAWOpt,
@@ -74,6 +74,7 @@ def debug_config(config: TrainConfig) -> TrainConfig:
         preset="debug",
         batches=dataclasses.replace(config.batches, batch_size=32),
         steps=min(config.steps, 20),
+        snapshots=tuple(step for step in config.snapshots if step <= 20),
         warmup=5,
         log_every=2,
         validate_every=10,
@@ -103,12 +104,24 @@ def check(config: TrainConfig) -> None:
     require_share(config.batches, "relabel", "starts", "random_shift", "colour_jitter")
     if config.freeze_norm is not None:
         require(config, freeze_norm=0)
+    if beyond := [step for step in config.snapshots if not 1 <= step <= config.steps]:
+        raise ValueError(f"--snapshots {beyond[0]}: from 1 to --steps {config.steps}")
+    if config.init is not None:
+        usual = TrainConfig(config.data, config.out)
+        for name in ("preset", "text_model", "bounds", "bins"):
+            if (given := getattr(config, name)) != getattr(usual, name) and not config.debug:
+                said = f"--{name.replace('_', '-')} {given}"
+                raise ValueError(f"{said}: that comes with --init {config.init}; leave one of them out")
     if not 0 < config.learning_rate < math.inf:
         raise ValueError(f"--learning-rate {config.learning_rate}: it must be above 0")
     if isinstance(config.algorithm, QTOptConfig | IQLConfig | DecisionTransformerConfig):
         config.algorithm.require_sound()
     if isinstance(config.algorithm, QTransformerConfig):
-        require(config.algorithm, conservative_weight=0, td_deviation=0, label_deviation=0, smoothing=0)
+        require(config.algorithm, conservative_weight=0, td_deviation=0, label_deviation=0, smoothing=0, circles=0)
+        require(config.algorithm, behavior_weight=0)
+        require_share(config.algorithm, "behavior_threshold")
+        if config.algorithm.behavior_threshold > 0 and config.algorithm.behavior_weight == 0:
+            raise ValueError("--behavior-threshold is about the behaviour head; give it a --behavior-weight")
     if isinstance(config.algorithm, QTransformerConfig | QTOptConfig | IQLConfig):
         require_share(config.algorithm, "discount")
         if not config.algorithm.value_low < config.algorithm.value_high:
@@ -127,7 +140,10 @@ def remember(config: TrainConfig, kind: str, digest: str) -> None:
     described = {"kind": kind, **dataclasses.asdict(config), "data_digest": digest}
     described = json.loads(json.dumps(described, default=str))
     path = config.out / "config.json"
-    if path.exists() and checkpoint.exists(config.out / STATE):
+    begun = [name for name in (STATE, CHECKPOINT) if checkpoint.exists(config.out / name)]
+    if begun and not path.exists():
+        raise ValueError(f"{config.out / begun[0]} is there, and no {path.name} says of what run; choose another --out")
+    if begun:
         before: dict[str, Any] = files.read_json(path)
         if not isinstance(before, dict):
             raise ValueError(f"{path}: damaged: not a JSON object")
@@ -260,6 +276,9 @@ def main() -> int:
     except (ValueError, OSError, DatasetError, SkillError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from the last state that was saved", file=sys.stderr)
+        return 130
     return 0
 
 

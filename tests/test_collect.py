@@ -1,5 +1,7 @@
 """Collecting is repeatable, resumable, and refuses to mix two collections."""
 
+import json
+import shutil
 import subprocess
 import sys
 import time
@@ -12,6 +14,8 @@ from saycan_qt.collect import CollectConfig, episode, episodes, load_actor, main
 from saycan_qt.data.episodes import DatasetError, EpisodeDataset, EpisodeWriter
 from saycan_qt.data.scenes import HISTORY, SceneDataset
 from saycan_qt.kitchen.practice.affordances import labelled_scene
+from saycan_qt.kitchen.practice.collection import begin
+from saycan_qt.learning import checkpoint
 from skills.library import SkillLibrary
 
 PICKING = ("--families", "pick", "--failures", "0", "--workers", "1")
@@ -103,6 +107,36 @@ def test_a_policy_collects_its_own_episodes_successes_and_failures_alike(tmp_pat
     assert again.info["mode"] == "autonomous" and (again.images == last).all()
     assert main(["--policy", "nobody", "--out", str(tmp_path / "none")]) == 2
     assert main(["--policy", "execution", "--impossible", "0.5", "--out", str(tmp_path / "none")]) == 2
+    assert main(["--policy", "execution", "--pace", "0.02", "--out", str(tmp_path / "none")]) == 2
+
+
+def test_a_collection_is_of_one_policy_and_replays_are_of_the_same_demonstrations(tmp_path):
+    """Whatever lies under their names by now; collections of before this was noted go on."""
+    shutil.copytree(checkpoint.SHIPPED / "execution", tmp_path / "policy")
+    config = CollectConfig(tmp_path / "own", episodes=1, policy=str(tmp_path / "policy"))
+    begin(config)
+    begin(config)
+    shutil.rmtree(tmp_path / "policy")
+    shutil.copytree(checkpoint.SHIPPED / "affordance", tmp_path / "policy")
+    with pytest.raises(ValueError, match="made with another policy of that name"):
+        begin(config)
+    settings = json.loads((tmp_path / "own" / "collect.json").read_text())
+    del settings["weights"]
+    (tmp_path / "own" / "collect.json").write_text(json.dumps(settings))
+    begin(config)
+    assert main(["--out", str(tmp_path / "shown"), "--episodes", "1", *PICKING]) == 0
+    replays = CollectConfig(tmp_path / "replays", replay=tmp_path / "shown", seed=1)
+    begin(replays)
+    shown = json.loads((tmp_path / "shown" / "collect.json").read_text())
+    (tmp_path / "shown" / "collect.json").write_text(json.dumps(shown | {"pace": 0.03}))
+    with pytest.raises(ValueError, match="made with other demonstrations in --replay"):
+        begin(replays)
+
+
+def test_what_no_expert_can_show_ends_in_one_line(tmp_path, capsys):
+    assert main(["--out", str(tmp_path), "--episodes", "1", *PICKING, "--pace", "0.005"]) == 2
+    told = capsys.readouterr().err
+    assert "error: no episode of mode 'demonstration'" in told and "0.005 m an action may be too slow" in told
 
 
 @pytest.mark.slow

@@ -311,8 +311,10 @@ def test_a_dataset_without_outcome_columns_says_so(tmp_path):
 def test_a_folder_without_a_dataset_names_the_command(tmp_path):
     with pytest.raises(DatasetError, match=r"python -m saycan_qt\.collect"):
         EpisodeDataset(tmp_path / "nothing")
-    with pytest.raises(DatasetError, match="no dataset in"):
-        EpisodeDataset(tmp_path)
+    write(tmp_path / "some", range(4))
+    (tmp_path / "none").mkdir()
+    with pytest.raises(DatasetError, match=f"no dataset in {tmp_path / 'none'};"):
+        EpisodeDataset([tmp_path / "some", tmp_path / "none"])
 
 
 def test_relabelled_episodes_have_another_task_and_no_reward():

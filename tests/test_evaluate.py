@@ -111,6 +111,8 @@ def test_wilson_interval_matches_the_textbook():
     low, high = wilson(5, 10)
     assert low + high == pytest.approx(1.0)
     assert wilson(0, 0) == (0.0, 1.0)
+    for n in range(1, 1000):  # whatever the rounding, the rate lies within
+        assert wilson(0, n)[0] == 0 and wilson(n, n)[1] == 1
 
 
 def test_terminating_at_once_and_never_terminating_both_fail():
@@ -128,6 +130,11 @@ def test_a_mistake_is_one_line_and_exit_code_2(flag, value, capsys):
     assert main(["skills", flag, value]) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ") and error.count("\n") == 1 and value in error
+
+
+@pytest.mark.parametrize("families", [(), ("pick", "pick")])
+def test_families_are_counted_once_each(families, capsys):
+    assert main(["skills", "--families", *families]) == 2 and "each once" in capsys.readouterr().err
 
 
 def test_the_answer_is_the_same_json_on_standard_output_and_in_the_file(tmp_path, capsys, monkeypatch):

@@ -82,6 +82,19 @@ def test_a_cell_made_with_other_settings_is_not_taken_for_this_one(home, tmp_pat
     (mine.run / "settings.json").write_text(json.dumps({"settings": {**mine.settings, "warmup": 7}}))
     with pytest.raises(ValueError, match=r"made with warmup 7, not 200; another --out, or delete it"):
         mine.done()
+    (mine.run / "settings.json").write_text(json.dumps({"settings": {**mine.settings, "replays": 50}}))
+    with pytest.raises(ValueError, match=r"made with replays 50, not as usual;"):
+        mine.done()
+    config = figure5.PickingConfig(tmp_path, demonstrations=50)
+    assert cells.job(figure5.FIGURE, config, figure5.RT1, 0).settings["demonstrations"] == 50
+
+
+def test_data_made_otherwise_is_not_taken_for_this(tmp_path):
+    assert not figure5.there(tmp_path / "clone", "800 steps")
+    figure5.mark(tmp_path / "clone", "800 steps")
+    assert figure5.there(tmp_path / "clone", "800 steps")
+    with pytest.raises(ValueError, match=r"made with `800 steps`, not `900 steps`"):
+        figure5.there(tmp_path / "clone", "900 steps")
 
 
 def cell(name, seed, wins, digest="a"):
@@ -133,6 +146,7 @@ def test_cells_of_different_data_make_no_table(tmp_path, capsys):
         (["--at", "200", "400"], "must end with the last step, 800"),
         (["--draw"], "no cells of figure5 yet"),
         (["--workers", "0"], "--workers 0"),
+        (["--draw", "--seeds", "0", "0"], "each once"),
     ],
 )
 def test_a_mistake_is_one_line(options, said, tmp_path, capsys):

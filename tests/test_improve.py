@@ -1,5 +1,6 @@
 """The flywheel keeps what a paired test shows to be better, goes on where it was killed, and mixes nothing."""
 
+import dataclasses
 import json
 import signal
 import subprocess
@@ -201,6 +202,44 @@ def test_exit_codes_and_refusals_are_told_in_one_line(home, tmp_path, monkeypatc
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "letter").touch()
     assert run(home, tmp_path / "mine") == 2 and "letter" in capsys.readouterr().err
+
+
+def test_what_cannot_be_learnt_with_is_refused_before_anything_is_done(home, tmp_path, monkeypatch, capsys):
+    world = World(monkeypatch)
+    (tmp_path / "empty").mkdir()
+    for more, said in (
+        (("--discount", 2), "--discount 2.0"),
+        (("--behavior-weight", 0), "--behavior-threshold"),
+        (("--behavior-weight", 0, "--behavior-threshold", 0, "--circles", 2), "needs a behaviour head"),
+        (("--learning-rate", 0), "--learning-rate"),
+        (("--data", home / "shown", tmp_path / "empty"), f"no dataset in {tmp_path / 'empty'}"),
+    ):
+        assert run(home, tmp_path / "out", *more) == 2 and said in capsys.readouterr().err
+    assert not world.did and not (tmp_path / "out").exists()
+
+
+def test_until_something_is_learnt_what_is_learnt_with_may_change(home, tmp_path, monkeypatch, capsys):
+    world = World(monkeypatch)
+    monkeypatch.setattr(train, "train", interrupted)
+    assert run(home, tmp_path / "out", "--rounds", 1) == 130
+    assert run(home, tmp_path / "out", "--rounds", 1, "--seed", 1) == 2 and "--seed 0" in capsys.readouterr().err
+    monkeypatch.setattr(train, "train", world.train)
+    assert run(home, tmp_path / "out", "--rounds", 1, "--discount", 0.9) == 0
+    assert [line for line in world.did if line.startswith("act")] == ["act round-001-start"]
+
+
+def interrupted(config):
+    raise KeyboardInterrupt
+
+
+def test_own_episodes_go_on_with_as_many_workers_as_they_began_with(home, tmp_path):
+    """Which decides where each of them lies."""
+    given = ["--out", tmp_path, "--start", home / "start", "--families", FAMILY, "--episodes", 2, "--debug"]
+    flywheel = improve.Flywheel(improve.command([*map(str, given), "--workers", "1"]))
+    one = CollectConfig(tmp_path / "own" / "round-001-start", 1, seed=1_000_001, policy=str(home / "start"), workers=1)
+    assert collect.episodes(dataclasses.replace(one, families=(FAMILY,))) == 0
+    flywheel.config = dataclasses.replace(flywheel.config, workers=2)
+    assert flywheel.act(flywheel.of("q", 1))[0] == "own/round-001-start" and len(list(one.out.glob("shard-*"))) == 1
 
 
 def test_a_smaller_learning_rate_goes_on_where_training_diverged(home, tmp_path, monkeypatch, capsys):

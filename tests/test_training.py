@@ -289,6 +289,8 @@ def test_processes_that_somebody_else_starts_join_a_group_or_are_refused(data, p
         ("--relabel", "2", "within 0 to 1"),
         ("--discount", "1.5", "within 0 to 1"),
         ("--value-low", "3", "below --value-high 1"),
+        ("--behavior-threshold", "2", "within 0 to 1"),
+        ("--snapshots", "0", "from 1 to --steps"),
         ("--device", "cuda:99", "cannot be used here"),
     ],
 )
@@ -299,6 +301,19 @@ def test_a_number_that_makes_no_run_is_one_line(option, value, said, data, perce
     with pytest.raises(ValueError, match=f"{option} {value}.*{said}") as refusal:
         train.train(config)
     assert "\n" not in str(refusal.value)
+
+
+def test_what_comes_with_a_checkpoint_is_not_asked_for_beside_it(data, tmp_path):
+    given = ["--data", str(data), "--out", str(tmp_path), "--init", "execution"]
+    for more in (("--bins", "adaptive"), ("--bounds", "data"), ("--preset", "paper"), ("--text-model", "some")):
+        with pytest.raises(ValueError, match=f"{' '.join(more)}: that comes with --init execution"):
+            train.train(train.command(["rt1", *given, *more]))
+
+
+def test_a_checkpoint_that_no_run_says_it_made_is_not_overwritten(data, perception, tmp_path):
+    shutil.copytree(checkpoint.SHIPPED / "execution", tmp_path / "run" / "checkpoint")
+    with pytest.raises(ValueError, match=r"no config\.json says of what run"):
+        train.train(train.command(run_command("rt1", data, perception, tmp_path / "run")))
 
 
 def test_a_command_that_cannot_be_done_is_one_line_and_exit_code_2(tmp_path, monkeypatch, capsys):
@@ -317,9 +332,9 @@ def test_a_run_begun_before_a_setting_was_there_goes_on_with_its_default_and_wit
     def command(*more):
         return train.command(["q-transformer", "--data", "x", "--out", str(tmp_path), *more])
 
+    train.remember(command(), "QTransformerConfig", "digest")
     (tmp_path / "state").mkdir()
     checkpoint.save_training_state(tmp_path / "state", {}, torch.optim.SGD([torch.zeros(1)]), {"step": 1})
-    train.remember(command(), "QTransformerConfig", "digest")
     path = tmp_path / "config.json"
     written = json.loads(path.read_text())
     del written["chunk"], written["algorithm"]["td_deviation"], written["batches"]["unfinished"]

@@ -93,9 +93,7 @@ class EpisodeDataset:
         given = [Path(roots)] if isinstance(roots, str | Path) else [Path(root) for root in roots]
         rate = rate or None
         columns = ColumnMapping.load(mapping or None).with_success(success or None)
-        paths = [path for root in given for path in _shards(root)]
-        if not paths:
-            raise DatasetError(f"no dataset in {', '.join(map(str, given)) or 'an empty list of folders'}; {READ}")
+        paths = datasets_in(given)
         if len(paths) > 1 and isinstance(columns.success, Outcomes) and "" in columns.success.of_dataset:
             names = f"{paths[0].name}, {paths[1].name}"
             raise DatasetError(
@@ -247,6 +245,15 @@ def _writable(home: Path) -> Iterator[OSError | None]:
         problem = error
     with lock or contextlib.nullcontext():
         yield problem
+
+
+def datasets_in(roots: Sequence[Path]) -> list[Path]:
+    """Their folders. Raises DatasetError where one of the roots has none."""
+    found = [_shards(root) for root in roots]
+    without = [str(root) for root, paths in zip(roots, found, strict=True) if not paths]
+    if without or not roots:
+        raise DatasetError(f"no dataset in {', '.join(without) or 'an empty list of folders'}; {READ}")
+    return [path for paths in found for path in paths]
 
 
 def _shards(root: Path) -> list[Path]:

@@ -11,7 +11,8 @@ def wilson(successes: int, n: int, z: float = 1.96) -> tuple[float, float]:
         return 0.0, 1.0
     p, zz = successes / n, z * z
     center, spread = p + zz / (2 * n), z * math.sqrt(p * (1 - p) / n + zz / (4 * n * n))
-    return max(0.0, (center - spread) / (1 + zz / n)), min(1.0, (center + spread) / (1 + zz / n))
+    low, high = (center - spread) / (1 + zz / n), (center + spread) / (1 + zz / n)
+    return max(0.0, min(p, low)), min(1.0, max(p, high))  # p lies within, whatever the rounding
 
 
 def mcnemar(won: int, lost: int) -> float:

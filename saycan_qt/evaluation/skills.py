@@ -161,6 +161,8 @@ def skills(config: SkillsConfig) -> int:
         require(config, seed=0, episodes=1, workers=1)
         if unknown := set(config.families) - set(FAMILIES):
             raise ValueError(f"no family {sorted(unknown)}; there are {', '.join(FAMILIES)}")
+        if not config.families or len(set(config.families)) < len(config.families):
+            raise ValueError(f"--families {' '.join(config.families)}: name one or more, each once")
         if config.out and config.out.is_dir():
             raise ValueError(f"--out {config.out} is a folder; give a file's name")
         if problem := load(config.checkpoint).embodiment.misfit(EMBODIMENT):

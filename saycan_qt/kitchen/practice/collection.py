@@ -35,6 +35,7 @@ FAMILY_WEIGHTS = {
 }
 FAILURES = rollouts.MODES[1:]
 SETTINGS = "collect.json"  # in a collection's folder
+CONTENT = {"weights": "another policy of that name", "shown": "other demonstrations in --replay"}  # digests of these
 MERGED = "merged"  # in the settings of what was merged
 ENDLESS_STEPS = 22  # an episode that never terminates is cut here, before its tail outweighs everything else
 
@@ -130,7 +131,7 @@ def carried_out(
 ) -> tuple[rollouts.Rollout, list[rollouts.Step]]:
     """What an expert or `actor` did. Tries again, from the same generator, until the rollout ends as its kind should: a
     demonstration in success, a failure without; what `actor` does by itself ends as it may, but not where the
-    simulation gives up."""
+    simulation gives up. Raises ValueError where it never does."""
     rng = np.random.default_rng([config.seed, number])
     weights = {f: w * (not config.families or f in config.families) for f, w in FAMILY_WEIGHTS.items()}
     mode = str(rng.choice(FAILURES)) if rng.random() < config.failures else "demonstration"
@@ -159,7 +160,10 @@ def carried_out(
             continue
         if actor is not None or run.success == (mode == "demonstration"):
             return run, steps
-    raise RuntimeError(f"no rollout of mode {mode!r} ended as it should in 50 tries (seed {config.seed}, {number})")
+    slow = f"; experts who move {config.pace:g} m an action may be too slow" if config.pace < STEP else ""
+    raise ValueError(
+        f"no episode of mode {mode!r} ended as it should in 50 tries (--seed {config.seed}, number {number}){slow}"
+    )
 
 
 def replayed(config: CollectConfig, number: int) -> tuple[Replay, list[rollouts.Step]]:
@@ -173,7 +177,7 @@ def replayed(config: CollectConfig, number: int) -> tuple[Replay, list[rollouts.
             return run, list(run)
         except Unstable:
             continue
-    raise RuntimeError(f"no replay of {config.replay} was stable in 50 tries (seed {config.seed}, {number})")
+    raise ValueError(f"no replay of {config.replay} was stable in 50 tries (seed {config.seed}, {number})")
 
 
 @functools.cache
@@ -234,6 +238,8 @@ def begin(config: CollectConfig) -> None:
         raise ValueError("--failures and --impossible are about experts' episodes; leave them out with --policy")
     if config.help_by_expert and not config.policy:
         raise ValueError("--help-by-expert finishes what a policy began: name it with --policy")
+    if config.pace != usual.pace and config.policy and not config.help_by_expert:
+        raise ValueError("--pace is that of experts; a --policy moves as it will")
     for key in (
         "impossible",
         "anywhere",
@@ -247,16 +253,22 @@ def begin(config: CollectConfig) -> None:
             settings[key] = value
     if config.replay is not None:
         settings |= {"replay": str(config.replay), "noise": config.noise, "of": demonstrations(config.replay)}
+        settings["shown"] = atomic.sha256((config.replay / SETTINGS).read_bytes())
+    if config.policy:
+        from saycan_qt.learning import checkpoint  # here: it takes PyTorch, which experts do without
+
+        settings["weights"] = checkpoint.digest(checkpoint.resolve(config.policy))
     path = config.out / SETTINGS
     if not path.exists():
         config.out.mkdir(parents=True, exist_ok=True)
         atomic.write(path, atomic.to_json(settings))
-    elif (there := lerobot.read_json(path)).get(MERGED):
+        return
+    there = lerobot.read_json(path)
+    if there.get(MERGED):
         raise ValueError(f"{config.out} was merged; go on with what it was merged of, and merge again")
-    elif there != settings:
-        differing = ", ".join(
-            f"--{key.replace('_', '-')} {there.get(key, 'none')}"
-            for key in [*settings, *(key for key in there if key not in settings)]
-            if there.get(key) != settings.get(key)
-        )
-        raise ValueError(f"{config.out} holds a collection made with {differing}; use that, or another --out")
+    for key in CONTENT.keys() - there.keys():  # collections of before it was noted
+        settings.pop(key, None)
+    differing = [key for key in settings | there if there.get(key) != settings.get(key)]
+    if differing:
+        told = (CONTENT.get(key) or f"--{key.replace('_', '-')} {there.get(key, 'none')}" for key in differing)
+        raise ValueError(f"{config.out} holds a collection made with {', '.join(told)}; use that, or another --out")
