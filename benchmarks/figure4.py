@@ -46,7 +46,7 @@ def paper(*rates: float) -> dict[str, float]:
 
 
 VARIANTS = (
-    Variant("q-transformer", "Q-Transformer", "q-transformer", BOTH, SPREAD, paper(0.64, 0.33, 0.71)),
+    Variant("q-transformer", "Q-Transformer, target spread", "q-transformer", BOTH, SPREAD, paper(0.64, 0.33, 0.71)),
     Variant("decision-transformer", "Decision Transformer", "decision-transformer", BOTH, {}, paper(0.49, 0.11, 0.40)),
     Variant("iql", "IQL", "iql", BOTH, {}, paper(0.11, 0.11, 0.60)),
     Variant("rt1", "RT-1, demonstrations", "rt1", (DEMONSTRATIONS,), {}, paper(0.17, 0.00, 0.58)),

@@ -32,7 +32,7 @@ PACE = 0.05  # [m] an action
 # Departs: the paper's Dirac at the data's action becomes a Gaussian over neighbouring motion bins. After hundreds of
 # steps, not hundreds of thousands, Q over 256 bins that know nothing of each other is too jagged for an arg max
 SPREAD = {"td_deviation": 3.0}
-Q_TRANSFORMER = Variant("q-transformer", "Q-Transformer", "q-transformer", ALL, SPREAD, {PICK: 0.55})
+Q_TRANSFORMER = Variant("q-transformer", "Q-Transformer, target spread", "q-transformer", ALL, SPREAD, {PICK: 0.55})
 RT1 = Variant("rt1", "RT-1, demonstrations", "rt1", (DEMONSTRATIONS,), paper={PICK: 0.14})
 VARIANTS = (  # the paper's rates are read off its curves
     Q_TRANSFORMER,

@@ -333,7 +333,7 @@ def settings(config: ImproveConfig) -> dict[str, Any]:
 def content_of(folder: Path) -> str:
     """Another text where a dataset has grown; of its files' names and sizes, without what is hidden, as `.cache`."""
     names = ((path.relative_to(folder), path) for path in sorted(folder.rglob("*")) if path.is_file())
-    sizes = [f"{name} {path.stat().st_size}" for name, path in names if not str(name).startswith(".")]
+    sizes = [f"{name} {path.stat().st_size}" for name, path in names if not any(p[0] == "." for p in name.parts)]
     return atomic.sha256("\n".join(sizes).encode())[:12]
 
 
