@@ -61,7 +61,10 @@ FIRST_EPISODE = 10_000  # seed of the first judged one; data is made with others
 Q = ("--discount", "0.99")
 SPREAD = ("--td-deviation", "1.5", "--loss", "cross_entropy")  # Q-Transformer's, for 64 bins
 LABELS = ("--label-deviation", "1", "--smoothing", "1")  # of those that clone, likewise
-CONSTRAINED = ("--behavior-weight", "1", "--behavior-threshold", "0.5")  # to what it may imitate, see `shown`
+CONSTRAINED = (  # to what it may imitate, see `shown`, which is half of each batch
+    *("--behavior-weight", "1", "--behavior-threshold", "0.5"),
+    *("--successes", "0.5"),
+)
 ROWS = {  # name -> arguments of saycan_qt.train
     "q-transformer-5": ("q-transformer", "--chunk", "5", *Q, *SPREAD),
     "q-transformer-1": ("q-transformer", *Q, *SPREAD),

@@ -101,7 +101,7 @@ def check(config: TrainConfig) -> None:
     require(config, weight_decay=0, chunk=1)
     require(config.batches, batch_size=1, stretch=0, jitter_common=0, jitter_each=0, terminal_motion=0, seed=0)
     require_share(config, "average", "max_bad_share")
-    require_share(config.batches, "relabel", "starts", "random_shift", "colour_jitter")
+    require_share(config.batches, "relabel", "starts", "successes", "random_shift", "colour_jitter")
     if config.freeze_norm is not None:
         require(config, freeze_norm=0)
     if beyond := [step for step in config.snapshots if not 1 <= step <= config.steps]:

@@ -568,6 +568,19 @@ def test_a_share_of_transitions_can_come_from_where_episodes_start(data):
     np.testing.assert_array_equal(states, starts)
 
 
+def test_a_share_of_transitions_can_come_from_successes(data):
+    _, batches = transitions(data, successes=1.0)
+    assert batches.step_batch(0).demonstrates.all()
+    _, batches = transitions(data, successes=0.5)
+    shares = [batches.step_batch(step).demonstrates.mean() for step in range(40)]
+    assert np.mean(shares) == pytest.approx(0.5 + 0.5 * float(np.mean(usual_share(data))), abs=0.05)
+
+
+def usual_share(data):
+    _, batches = transitions(data)
+    return [batches.step_batch(step).demonstrates.mean() for step in range(40)]
+
+
 def test_cloning_uses_successful_episodes_alone(data):
     dataset, batches = transitions(data, kind="rt1")
     assert dataset.success[dataset.frame_episode[batches.train[np.arange(len(batches.train))]]].all()

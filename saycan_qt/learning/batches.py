@@ -76,6 +76,9 @@ class BatchConfig:
     # Share of transitions replaced by the first one of their episode. Departs (paper: 0), for affordances: planners ask
     # from where episodes start, which only one transition in fifteen shows
     starts: float = 0.0
+    # Share of transitions drawn from successful episodes alone, where these are a small part of the data: what imitates
+    # them beside learning from everything sees enough of them. Departs (paper: 0)
+    successes: float = 0.0
     jitter_common: float = 0.005  # [m] noise on the positions of all keypoints of a transition together (small preset)
     jitter_each: float = 0.003  # [m] and on each of them; about what perception gets wrong
     # Scripted demonstrations end standing exactly still. Told apart by that, the end would be chosen with the first
@@ -118,6 +121,9 @@ class Transitions:
         if not len(self.train):
             what = "succeeded" if policy.only_successes else "came to its end (--unfinished takes others too)"
             raise ValueError(f"{policy.name} has nothing to train on: none of the episodes {what}")
+        self.successes = Frames(dataset.episode_start, episodes[usable & ~held_out & np.asarray(dataset.success)])
+        if config.successes > 0 and not len(self.successes):
+            raise ValueError(f"--successes {config.successes}: none of the episodes that are trained on succeeded")
         pixels = bool(frames) and frames[0].dtype == np.uint8
         self.augmentation = Augmentation(config.random_shift, config.colour_jitter)
         if not pixels and (self.augmentation or config.stretch > 1):
@@ -151,6 +157,9 @@ class Transitions:
         if self.config.starts > 0:
             first = self.dataset.episode_start[self.dataset.frame_episode[rows]]
             rows = np.where(rng.random(len(rows)) < self.config.starts, first, rows)
+        if self.config.successes > 0:
+            succeeded = self.successes[rng.integers(len(self.successes), size=len(rows))]
+            rows = np.where(rng.random(len(rows)) < self.config.successes, succeeded, rows)
         return self.batch(rows, rng, augment=True, mine=mine)
 
     def batch(self, rows: np.ndarray, rng: np.random.Generator, augment: bool, mine: slice = slice(None)) -> Batch:
