@@ -41,6 +41,10 @@ BOTH = (DEMONSTRATIONS, FAILURES)
 MOST = 100  # demonstrations of a task [5.1]
 
 
+# Departs: the arg max is taken among what a second head, which clones the successes, holds likely; as what ships does
+CONSTRAINED = SPREAD | {"behavior_weight": 1.0, "behavior_threshold": 0.7}
+
+
 def paper(*rates: float) -> dict[str, float]:
     return dict(zip(GROUPS, rates, strict=True))
 
@@ -50,6 +54,7 @@ VARIANTS = (
     Variant("decision-transformer", "Decision Transformer", "decision-transformer", BOTH, {}, paper(0.49, 0.11, 0.40)),
     Variant("iql", "IQL", "iql", BOTH, {}, paper(0.11, 0.11, 0.60)),
     Variant("rt1", "RT-1, demonstrations", "rt1", (DEMONSTRATIONS,), {}, paper(0.17, 0.00, 0.58)),
+    Variant("q-transformer-constrained", "Q-Transformer among a clone's actions", "q-transformer", BOTH, CONSTRAINED),
 )
 
 
