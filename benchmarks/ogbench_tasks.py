@@ -135,6 +135,10 @@ class PlayEpisodes:
     What is played is cut where the task is done, since there a judged episode ends: no step is learnt from after it,
     until it is undone again. A recording that breaks off before counts as never done: its last step costs what not
     doing it for ever does, as time-outs of the paper count as failures. (OGBench's own learners look past that step.)
+
+    What may be imitated is all of it, or, with `shown`, no more than so many steps before the task is done: the oracle
+    has one random target after the other, and what it did before was for another one. There an episode is cut, and the
+    last step before the cut earns what came after it, discounted.
     """
 
     def __init__(
@@ -294,13 +298,20 @@ def chosen(policy: Policy, histories: Sequence[Sequence[Observation]]) -> np.nda
 
 
 def cell(config: Config, name: str, task: int, row: str, seed: int) -> dict[str, Any]:
-    """What one policy reached; computed now, or read where it was."""
+    """What one policy reached; computed now, or read where it was. Raises ValueError where that was done otherwise."""
     kind = (f"-shown-{config.shown}" if config.shown else "") + ("-relative" if config.relative else "")
     home = config.out / f"{name}-task{task}-{row}{kind}-{seed}"
     cubes = CUBES.get(name.removesuffix("-play"), 0) if config.relative else 0
     result = home / f"judged-{config.episodes}{f'-replan-{config.replan}' if config.replan else ''}.json"
+    names = ("steps", "batch_size", "bins", "width", "layers", "replan", "shown", "relative")
+    asked = {name: getattr(config, name) for name in names}
+    asked |= {"arguments": [*ROWS[row], *shlex.split(config.more)], "first_episode": FIRST_EPISODE}
     if result.exists():
-        return json.loads(result.read_text())
+        there = json.loads(result.read_text())
+        for key, value in asked.items():
+            if (before := there.get(key, value)) != value:
+                raise ValueError(f"{result}: made with {key} {before}, not {value}; another --out, or delete it")
+        return there
     environment = f"{name.removesuffix('-play')}-singletask-task{task}-v0"
     settings = settings_of(config, row, home, seed)
     discount = getattr(settings.algorithm, "discount", 0.99)
@@ -319,18 +330,9 @@ def cell(config: Config, name: str, task: int, row: str, seed: int) -> dict[str,
         "episodes": len(found),
         "interval": wilson(sum(found), len(found)),
         "each": found,
-        "first_episode": FIRST_EPISODE,
         "transitions": len(data.rewards),
         "times_done": int(data.reached.sum()),
-        "steps": config.steps,
-        "batch_size": config.batch_size,
-        "bins": config.bins,
-        "width": config.width,
-        "layers": config.layers,
-        "replan": config.replan,
-        "shown": config.shown,
-        "relative": config.relative,
-        "arguments": [*ROWS[row], *shlex.split(config.more)],
+        **asked,
         "cpu_seconds": round(learnt),
     }
     atomic.write(result, atomic.to_json(answer))

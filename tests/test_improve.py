@@ -242,6 +242,13 @@ def test_own_episodes_go_on_with_as_many_workers_as_they_began_with(home, tmp_pa
     assert flywheel.act(flywheel.of("q", 1))[0] == "own/round-001-start" and len(list(one.out.glob("shard-*"))) == 1
 
 
+@pytest.mark.slow
+def test_a_clone_that_is_kept_is_named_and_counts(home, tmp_path, monkeypatch, capsys):
+    World(monkeypatch, better=("clone-001",))
+    assert run(home, tmp_path / "out", "--rounds", 1, "--clone") == 0
+    assert f"{tmp_path / 'out' / 'clone-001' / 'checkpoint'} is the last policy of clone" in capsys.readouterr().out
+
+
 def test_a_smaller_learning_rate_goes_on_where_training_diverged(home, tmp_path, monkeypatch, capsys):
     world = World(monkeypatch)
     world.really = lambda config: require_finite("the loss", float(config.learning_rate < 1e-4 or "nan"), 1, config.out)

@@ -129,6 +129,8 @@ def test_a_cell_is_trained_judged_and_kept(row, tmp_path, capsys):
     assert told["episodes"] == 2 == len(told["each"]) and told["successes"] == sum(told["each"])
     path.write_text(json.dumps(told | {"successes": 1}))
     assert ogbench_tasks.main(config) == 0 and "50 (9-91)" in capsys.readouterr().out
+    assert ogbench_tasks.main(replace(config, more="--discount 0.9")) == 2
+    assert "made with arguments" in capsys.readouterr().err
 
 
 def test_what_there_is_not_is_said_in_one_line(tmp_path, capsys):
