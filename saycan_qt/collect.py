@@ -129,12 +129,16 @@ def episodes(config: CollectConfig) -> int:
     if not 0 < config.pace <= STEP:
         raise ValueError(f"--pace {config.pace:g}: it must be above 0 and at most {STEP:g} m, the arm's furthest")
     require_share(config, "failures", "impossible", "anywhere", "help_by_expert")
+    weights = ""
     if config.policy:
+        from saycan_qt.learning import checkpoint  # here: it takes PyTorch, which experts do without
+
         load_actor(config.policy)  # what cannot be loaded is refused before any worker starts
+        weights = checkpoint.digest(checkpoint.resolve(config.policy))
     if config.ray and config.replay:
         raise ValueError("--replay with --ray: other machines do not have that folder; use --shard K/N on each of them")
     wanted = len(config.numbers)
-    begin(config)
+    begin(config, weights)
     return (
         _on_a_cluster(config)
         if config.ray

@@ -238,8 +238,8 @@ def test_checkpoints_of_before_there_were_chunks_act_as_they_did(tmp_path):
 
 def test_a_run_of_before_goes_on_and_one_with_another_chunk_does_not(tmp_path):
     config = train.command(["rt1", "--data", ".", "--out", str(tmp_path), "--chunk", "3"])
-    started(tmp_path, "cart", "rt1").save()
     train.remember(replace(config, chunk=1), "RT1Config", "")
+    started(tmp_path, "cart", "rt1").save()
     told = json.loads((tmp_path / "config.json").read_text())
     del told["chunk"]
     (tmp_path / "config.json").write_text(json.dumps(told))

@@ -232,6 +232,7 @@ def interrupted(config):
     raise KeyboardInterrupt
 
 
+@pytest.mark.slow
 def test_own_episodes_go_on_with_as_many_workers_as_they_began_with(home, tmp_path):
     """Which decides where each of them lies."""
     given = ["--out", tmp_path, "--start", home / "start", "--families", FAMILY, "--episodes", 2, "--debug"]

@@ -213,8 +213,10 @@ def settings_in(folder: Path) -> CollectConfig:
     return config
 
 
-def begin(config: CollectConfig) -> None:
-    """Refuse what cannot be collected, and to continue a collection with settings that would mix two; ValueError."""
+def begin(config: CollectConfig, weights: str = "") -> None:
+    """Refuse what cannot be collected, and to continue a collection with settings that would mix two; ValueError.
+
+    weights: digest of --policy, whose name may be another policy's by the time that a collection goes on."""
     known = set(FAMILY_WEIGHTS)
     if unknown := set(config.families) - known:
         raise ValueError(f"no family {sorted(unknown)}; the learnt families are {sorted(known)}")
@@ -254,10 +256,8 @@ def begin(config: CollectConfig) -> None:
     if config.replay is not None:
         settings |= {"replay": str(config.replay), "noise": config.noise, "of": demonstrations(config.replay)}
         settings["shown"] = atomic.sha256((config.replay / SETTINGS).read_bytes())
-    if config.policy:
-        from saycan_qt.learning import checkpoint  # here: it takes PyTorch, which experts do without
-
-        settings["weights"] = checkpoint.digest(checkpoint.resolve(config.policy))
+    if weights:
+        settings["weights"] = weights
     path = config.out / SETTINGS
     if not path.exists():
         config.out.mkdir(parents=True, exist_ok=True)
