@@ -141,22 +141,28 @@ class Link:
             _close(self._connections)
             raise ServerFault(f"{self}: {error}") from None
 
+    def _connect(self) -> ClientConnection:
+        key = os.environ.get(API_KEY, "").strip()
+        return connect_websocket(
+            self._url,
+            ssl=ssl.create_default_context() if self._secure else None,
+            compression=None,
+            additional_headers={"Authorization": f"Api-Key {key}"} if key else None,
+            proxy=None,
+            open_timeout=CONNECT,
+            close_timeout=1.0,
+            ping_interval=None,  # openpi's own server answers none while it computes
+            max_size=MAX_BYTES,
+        ).__enter__()  # `_close` is its end
+
     def _connected(self) -> ClientConnection:
         if self._connections:
             return self._connections[0]
-        key = os.environ.get(API_KEY, "").strip()
         try:
-            connection = connect_websocket(
-                self._url,
-                ssl=ssl.create_default_context() if self._secure else None,
-                compression=None,
-                additional_headers={"Authorization": f"Api-Key {key}"} if key else None,
-                proxy=None,
-                open_timeout=CONNECT,
-                close_timeout=1.0,
-                ping_interval=None,  # openpi's own server answers none while it computes
-                max_size=MAX_BYTES,
-            ).__enter__()  # `_close` is its end
+            try:
+                connection = self._connect()
+            except InvalidMessage:  # no HTTP, or a refusal of which nothing arrived before the connection's end
+                connection = self._connect()
         except (OSError, TimeoutError, InvalidHandshake, InvalidMessage, EOFError) as error:
             raise Unavailable(f"{self} {_why(error)}") from None
         self._connections.append(connection)
