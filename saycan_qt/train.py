@@ -107,9 +107,9 @@ def check(config: TrainConfig) -> None:
     if beyond := [step for step in config.snapshots if not 1 <= step <= config.steps]:
         raise ValueError(f"--snapshots {beyond[0]}: from 1 to --steps {config.steps}")
     if config.init is not None:
-        usual = TrainConfig(config.data, config.out)
+        usual = defaults_of(config)
         for name in ("preset", "text_model", "bounds", "bins"):
-            if (given := getattr(config, name)) != getattr(usual, name) and not config.debug:
+            if (given := getattr(config, name)) != usual[name] and not config.debug:
                 said = f"--{name.replace('_', '-')} {given}"
                 raise ValueError(f"{said}: that comes with --init {config.init}; leave one of them out")
     if not 0 < config.learning_rate < math.inf:
