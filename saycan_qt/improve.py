@@ -6,12 +6,13 @@
     python -m saycan_qt.figures improve runs/better                             # success against own episodes
 
 In each round the present policy acts in fresh scenes, every other episode with its actions disturbed, and its successes
-and failures are kept; a Q-Transformer, whose weights start from the present policy's, trains on the starting data and
-on all own episodes so far; then both act in the same held-out scenes, other ones in each round, and the new one is kept
-if it is better: by McNemar's exact test, one-sided, on the episodes that one won and the other lost, at --level, with
-at least 50 pairs of episodes. Nothing else shows it to be better, nor is it shown twice: of N rounds without any
-progress, N * level keep something, at most. No demonstration is added, unless --help-by-expert says so: then that is
-another stage, in which the scripted expert finishes what the policy began, from the policy's own states, as in DAgger.
+and failures are kept; a Q-Transformer, whose weights start from the present policy's, or with --anew by chance, trains
+on the starting data and on all own episodes so far; then both act in the same held-out scenes, other ones in each
+round, and the new one is kept if it is better: by McNemar's exact test, one-sided, on the episodes that one won and the
+other lost, at --level, with at least 50 pairs of episodes. Nothing else shows it to be better, nor is it shown twice:
+of N rounds without any progress, N * level keep something, at most. No demonstration is added, unless --help-by-expert
+says so: then that is another stage, in which the scripted expert finishes what the policy began, from the policy's own
+states, as in DAgger.
 
 Q's settings are those of --start where that is a Q-Transformer, else the paper's; the options below change them.
 --clone runs the plain alternative beside it: cloning of the starting data's and one's own successes, with rounds,
@@ -97,6 +98,9 @@ class ImproveConfig:
     trials: int = 100  # held-out episodes for each family, the same for candidate and present policy
     level: float = 0.05  # of the test: how often what is no better may be kept
     seed: int = 0  # decides all scenes
+    # Weights begin by chance in each round, but for the eyes of --start; else they are the present policy's, which has
+    # fitted less data well and may hold on to that
+    anew: bool = False
     steps: int = 2000  # optimiser steps of a round
     learning_rate: float = 2e-4  # its peak
     batch_size: int = 512  # transitions
@@ -316,7 +320,7 @@ def training(config: ImproveConfig, arm: str, init: Path, own: Sequence[Path], o
         "batches": BatchConfig(batch_size=config.batch_size, seed=config.seed),
         "cache": config.out / "cache",
     }
-    how |= {k: getattr(config, k) for k in ("steps", "learning_rate", "threads", "device", "debug")}
+    how |= {k: getattr(config, k) for k in ("anew", "steps", "learning_rate", "threads", "device", "debug")}
     return train.TrainQTransformer(algorithm=config.q, **how) if arm == Q else train.TrainRT1(**how)
 
 

@@ -106,6 +106,8 @@ def check(config: TrainConfig) -> None:
         require(config, freeze_norm=0)
     if beyond := [step for step in config.snapshots if not 1 <= step <= config.steps]:
         raise ValueError(f"--snapshots {beyond[0]}: from 1 to --steps {config.steps}")
+    if config.anew and config.init is None:
+        raise ValueError("--anew is about --init, whose eyes it takes; without that, all begins by chance anyway")
     if config.init is not None:
         usual = defaults_of(config)
         for name in ("preset", "text_model", "bounds", "bins"):

@@ -445,6 +445,22 @@ def test_a_q_transformer_starts_from_a_clone(data, perception, tmp_path):
     assert own.keys() - same == {"outputs.q.weight", "outputs.q.bias"}
 
 
+def test_a_network_begins_anew_with_the_eyes_and_the_bins_of_another(data, perception, tmp_path):
+    run = run_command("rt1", data, perception, tmp_path / "clone", "--steps", "4", "--bounds", "data")
+    train.train(train.command(run))
+    before = weights(tmp_path / "clone")
+    there = ("--data", data, "--out", tmp_path / "q", "--init", tmp_path / "clone" / "checkpoint", "--seed", 7)
+    config = train.command(["q-transformer", *map(str, there), "--anew", "--behavior-weight", "1.0"])
+    policy = train.new_policy(train.debug_config(config), EpisodeDataset(data))[0]
+    weight = "weight"  # a bias begins at 0 or 1 whatever the chance
+    own = {key: value for key, value in policy.network.state_dict().items() if key.endswith(weight) and value.ndim > 1}
+    same = {key for key, value in own.items() if torch.equal(value, before.get(f"network.{key}", torch.empty(0)))}
+    assert same == {key for key in own if key.startswith("encoder.")} != set()
+    assert torch.equal(policy.tokenizer.edges, before["action_edges"])
+    with pytest.raises(ValueError, match="--anew is about --init"):
+        train.check(train.command(["rt1", "--data", str(data), "--out", str(tmp_path), "--anew"]))
+
+
 def test_a_network_goes_on_with_more_frames_and_with_fewer(data, perception, tmp_path):
     """Where the newest stood in the tokens it stays, the text before them; all other weights are as they were."""
 

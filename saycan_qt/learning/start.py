@@ -20,7 +20,7 @@ from saycan_qt.learning.algorithms import ALGORITHMS
 from saycan_qt.learning.algorithms.aw_opt import AWOptConfig
 from saycan_qt.learning.algorithms.decision_transformer import DecisionTransformerConfig
 from saycan_qt.learning.algorithms.iql import IQLConfig
-from saycan_qt.learning.algorithms.policy import Judge, Policy, embodiment_in, tokenizer_of
+from saycan_qt.learning.algorithms.policy import NETWORK, Judge, Policy, embodiment_in, tokenizer_of
 from saycan_qt.learning.algorithms.q_transformer import QTransformerConfig
 from saycan_qt.learning.algorithms.qt_opt import QTOptConfig
 from saycan_qt.learning.algorithms.rt1 import RT1Config
@@ -45,6 +45,7 @@ from skills.robot_folder import default_robot
 log = logging.getLogger(__name__)
 SHIPPED_PERCEPTION = checkpoint.SHIPPED / "perception"
 AlgorithmConfig = QTransformerConfig | QTOptConfig | IQLConfig | AWOptConfig | DecisionTransformerConfig | RT1Config
+EYES = f"{NETWORK}encoder."  # how a checkpoint calls their weights
 SAMPLE = 200_000  # frames that bounds, adaptive bins and the state's size are computed from
 STILL = 1e-6  # a state number that deviates less tells nothing; its size is taken for 1
 STRETCHED = 0.25  # share of a range below which its use is worth a word
@@ -68,6 +69,7 @@ class TrainConfig(LoopConfig):
     perception: Path | None = None  # checkpoint of saycan_qt.pretrain; default: the one that ships
     # Checkpoint, or a shipped one's name, whose network it starts from; with its eyes, unless --perception has others
     init: Path | None = None
+    anew: bool = False  # of --init take the network's sizes, the action bins and the eyes; all else begins by chance
     text_model: str = ""  # sentence-transformers model by name or folder; "" is the pinned MiniLM
     # Range of each action dimension: "robot" is what the robot's description says, which comes with the data; "data"
     # comes from the episodes' percentiles; or a YAML file with as many numbers each under `low` and `high`
@@ -180,6 +182,8 @@ def new_policy(config: TrainConfig, dataset: Episodes) -> tuple[Policy, list[str
             raise ValueError(f"{config.init} is no policy: its algorithm is {described.get('algorithm')!r}")
         algorithm = algorithm or ALGORITHMS[described["algorithm"]].config_type(**described["config"])
         network = NetworkConfig.from_dict(described["network"])
+        if config.anew:
+            start = {key: value for key, value in start.items() if not key.startswith(NETWORK) or key.startswith(EYES)}
         if config.chunk not in (1, network.chunk):
             raise ValueError(
                 f"{config.init} acts in chunks of {network.chunk}, not of --chunk {config.chunk}; leave one out"
@@ -214,8 +218,11 @@ def new_policy(config: TrainConfig, dataset: Episodes) -> tuple[Policy, list[str
     kind = next(kind for kind in ALGORITHMS.values() if kind.config_type is type(algorithm))
     policy = kind(network, algorithm, texts, tokenizer, embodiment)
     if start:
-        fresh = policy.start_from(start, "network.")
-        log.info("started from %s%s", config.init, f"; new: {', '.join(fresh)}" if fresh else "")
+        fresh = policy.start_from(start, NETWORK)
+        if config.anew:
+            log.info("sizes, bins and eyes of %s; all else begins by chance", config.init)
+        else:
+            log.info("started from %s%s", config.init, f"; new: {', '.join(fresh)}" if fresh else "")
     for part in parts if eyes else ():
         if fresh := policy.start_from(eyes, f"{part}.", f"encoder.{part}."):
             perception = config.perception or SHIPPED_PERCEPTION
