@@ -41,10 +41,15 @@ class Config:
     seed: int = 0
 
 
+def recordings(transitions: int) -> int:
+    """How many episodes have so many."""
+    return -(-transitions // (LENGTH - 1))
+
+
 def make(config: Config) -> Path:
     """The dataset's file, made now where it is not there yet."""
     path = config.out / f"{config.name}-v0.npz"
-    episodes = -(-config.transitions // (LENGTH - 1))
+    episodes = recordings(config.transitions)
     if path.exists():
         with np.load(path) as there:
             if (count := int(there["terminals"].sum())) >= episodes:

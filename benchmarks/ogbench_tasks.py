@@ -22,7 +22,7 @@ import shlex
 import sys
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -244,18 +244,29 @@ def learn(config: Config, row: str, settings: TrainConfig, data: PlayEpisodes) -
 class Judged:
     """One episode at a time, seen as a policy sees it."""
 
-    def __init__(self, environment: str, history: int, relative: int = 0) -> None:
+    def __init__(
+        self,
+        environment: str,
+        history: int,
+        seen_as: Callable[[np.ndarray, Any], np.ndarray],  # what the policy sees of a state and of what is wanted
+        options: Mapping[str, Any] | None = None,  # of the environment
+        begin_with: Mapping[str, Any] | None = None,  # of each episode
+    ) -> None:
         import gymnasium
         import ogbench.manipspace  # noqa: F401  it registers the environments
 
-        self.env, self.relative = gymnasium.make(environment), relative
+        self.env = gymnasium.make(environment, **(options or {}))
+        self.seen_as, self.begin_with = seen_as, dict(begin_with or {})
         self.seen: deque[Observation] = deque(maxlen=history)
+        self.goal: Any = None
         self.over = self.succeeded = False
 
     def begin(self, seed: int) -> None:
         self.seen.clear()
         self.over = self.succeeded = False
-        self._see(self.env.reset(seed=seed)[0], None)
+        state, info = self.env.reset(seed=seed, options=self.begin_with)
+        self.goal = info.get("goal")
+        self._see(state, None)
 
     def carry_out(self, actions: np.ndarray) -> None:
         """(H, D), one after the other, until the episode is over."""
@@ -268,12 +279,12 @@ class Judged:
                 return
 
     def _see(self, state: np.ndarray, action: np.ndarray | None) -> None:
-        self.seen.append(Observation({}, with_relative(state, self.relative), action=action))
+        self.seen.append(Observation({}, self.seen_as(state, self.goal), action=action))
 
 
-def judge(policy: Policy, environment: str, episodes: int, replan: int, together: int, relative: int = 0) -> list[bool]:
+def judge(new: Callable[[], Judged], policy: Policy, episodes: int, replan: int, together: int) -> list[bool]:
     """Which of the episodes, seeded from FIRST_EPISODE on, succeeded."""
-    all_of = [Judged(environment, policy.embodiment.history, relative) for _ in range(min(together, episodes))]
+    all_of = [new() for _ in range(min(together, episodes))]
     found: list[bool] = []
     for first in range(0, episodes, len(all_of)):
         some = all_of[: episodes - first]
@@ -320,7 +331,11 @@ def cell(config: Config, name: str, task: int, row: str, seed: int) -> dict[str,
     began = time.process_time()
     policy = learn(config, row, settings, data)
     learnt = time.process_time() - began
-    found = judge(policy, environment, config.episodes, config.replan, config.together, cubes)
+
+    def new() -> Judged:
+        return Judged(environment, policy.embodiment.history, lambda state, _: with_relative(state, cubes))
+
+    found = judge(new, policy, config.episodes, config.replan, config.together)
     answer = {
         "name": name,
         "task": task,

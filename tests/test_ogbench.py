@@ -109,7 +109,7 @@ def test_no_more_transitions_are_taken_than_asked_for(tmp_path):
 
 
 def test_where_a_cube_is_from_the_gripper_follows_from_what_is_observed():
-    judged = ogbench_tasks.Judged(TASK, 1, relative=1)
+    judged = ogbench_tasks.Judged(TASK, 1, lambda state, _: ogbench_tasks.with_relative(state, 1))
     judged.begin(0)
     info, more = judged.env.unwrapped.compute_ob_info(), judged.seen[-1].state[28:]
     away = info["privileged/block_0_pos"] - info["proprio/effector_pos"]

@@ -38,6 +38,9 @@ from skills.openpi.keys import SIDE, Keys, Named
 from skills.types import Observation, blank
 
 log = logging.getLogger(__name__)
+# What a server does to the protocol is said in one line by what is raised; a refusal over TLS is a traceback there
+_frames = logging.getLogger(f"{__name__}.frames")
+_frames.setLevel(logging.CRITICAL)
 
 NAME = re.compile(r"openpi(?P<secure>s?)://(?P<rest>[^\s/?#]+:\d{1,5}(/[^\s?#]*)?)")
 API_KEY = "OPENPI_API_KEY"  # environment variable; a command line is for everybody on the machine to see
@@ -153,6 +156,7 @@ class Link:
             close_timeout=1.0,
             ping_interval=None,  # openpi's own server answers none while it computes
             max_size=MAX_BYTES,
+            logger=_frames,
         ).__enter__()  # `_close` is its end
 
     def _connected(self) -> ClientConnection:

@@ -1,0 +1,299 @@
+"""OGBench's manipulation tasks by goals: one policy for whatever is wanted, trained with hindsight on play.
+
+    python benchmarks/ogbench_goals.py --out runs/goals                                     # cube-double-play, RT-1
+    python benchmarks/ogbench_goals.py --out runs/goals --names cube-double-play scene-play --seeds 3
+    python benchmarks/ogbench_goals.py --out runs/goals --rows q-transformer-constrained-5  # others: ogbench_tasks.py
+    python benchmarks/ogbench_goals.py --out /tmp/goals --debug                             # tiny, to see that it runs
+
+The data (`ogbench_datasets.py` makes what is not there) is play towards random targets, without rewards. Where a thing
+comes to rest, a deed is done; and the last deeds before it, one or several, show how what lies there now is reached
+from what lay there before: tasks relabelled in hindsight, as the paper relabels the affordance model's. Each thing is
+moved once in such a demonstration, or moved and put back, as what was only in the way of others.
+
+The policy sees the state, and what is wanted as OGBench tells it (`use_oracle_rep`: cubes' places, buttons, drawer and
+window). A cell - an algorithm, a dataset, a seed - is trained once and judged in all five tasks, as OGBench judges its
+learners of goals. What is done is kept in --out: interrupted, it goes on.
+
+Published: OGBench [Park et al. 2024, arXiv 2410.20092], means of five tasks from a million transitions and a million
+steps, 8 seeds; its learners see the whole wanted state, ours only where things shall be.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import shlex
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ogbench_datasets
+import torch
+import tyro
+from ogbench_tasks import FIRST_EPISODE, INSTRUCTION, ROWS, WIDE, Config, Judged, body, judge, learn, settings_of, small
+from ogbench_tasks import with_relative as from_gripper
+from rich.console import Console
+from rich.table import Table
+
+from saycan_qt import atomic
+from saycan_qt.evaluation.rates import wilson
+
+TASKS = (1, 2, 3, 4, 5)
+PUBLISHED = {  # per cent, the mean of five tasks: goal-conditioned cloning, and the best of OGBench's six learners
+    "cube-single-play": (6, 68),
+    "cube-double-play": (1, 40),
+    "scene-play": (5, 51),
+}
+ARM = 19  # numbers of the state before the things
+CUBE, BUTTON, SLIDE = 9, 4, 2  # numbers of each thing there
+REST = 5  # steps in which something that rests does not move
+STILL = 0.02  # [OGBench's units] how far it may seem to
+LONGEST = 250  # steps of one deed; a longer pause is none
+NEAR = (
+    0.15  # [10 cm] what is wanted is told with such an error in training, as where things begin is in judged episodes
+)
+
+
+@dataclass(frozen=True)
+class Things:
+    """What there is to be moved, and where the state tells of it [ogbench: compute_observation]."""
+
+    cubes: int
+    buttons: int = 0
+    slides: tuple[float, ...] = ()  # how far each must move to have been moved, in the state's units
+
+    def places(self, states: np.ndarray) -> np.ndarray:
+        """(N, S) states -> (N, G) where all things are: 3 numbers of a cube, 1 of a button (0 or 1), 1 of a slide; as
+        OGBench's own `compute_oracle_observation`."""
+        cubes = [states[:, first : first + 3] for first in range(ARM, ARM + CUBE * self.cubes, CUBE)]
+        first = ARM + CUBE * self.cubes
+        buttons = [states[:, at + 1 : at + 2] for at in range(first, first + BUTTON * self.buttons, BUTTON)]
+        first += BUTTON * self.buttons
+        slides = [states[:, at : at + 1] for at in range(first, first + SLIDE * len(self.slides), SLIDE)]
+        return np.concatenate([*cubes, *buttons, *slides], axis=1)
+
+    @property
+    def each(self) -> list[tuple[slice, float]]:
+        """Of each thing: where its place is told, and how far it must be from another place to be elsewhere: OGBench's
+        own tolerance."""
+        cubes = [(slice(3 * i, 3 * i + 3), 0.4) for i in range(self.cubes)]
+        first = 3 * self.cubes
+        buttons = [(slice(first + i, first + i + 1), 0.5) for i in range(self.buttons)]
+        first += self.buttons
+        return cubes + buttons + [(slice(first + i, first + i + 1), far) for i, far in enumerate(self.slides)]
+
+    def seen(self, states: np.ndarray, goals: np.ndarray) -> np.ndarray:
+        """(N, S) states, (N, G) wanted places -> what the policy sees: also where the cubes are from the gripper, and
+        how far all things are from where they shall be."""
+        missing = goals - self.places(states)
+        cubes, gripper = 3 * self.cubes, states[:, 12:15]
+        wanted = [goals[:, i : i + 3] - gripper for i in range(0, cubes, 3)]
+        more = [np.tanh(missing[:, :cubes] / 0.3), *wanted]
+        return np.concatenate([from_gripper(states, self.cubes), missing, *more], axis=1).astype(np.float32)
+
+
+THINGS = {
+    "cube-single-play": Things(1),
+    "cube-double-play": Things(2),
+    "cube-triple-play": Things(3),
+    "scene-play": Things(1, 2, (18 * 0.04, 15 * 0.04)),  # the drawer and the window
+}
+
+
+def deeds(places: np.ndarray, things: Things) -> list[tuple[int, int]]:
+    """(T, G) -> the steps at which something came to rest elsewhere, or a button was pressed, in their order, and which
+    thing it was."""
+    found = []
+    for number, (where, far) in enumerate(things.each):
+        one = places[:, where]
+        moves = np.abs(np.diff(one, axis=0)).max(axis=1) > STILL
+        rests = np.convolve(moves, np.ones(REST))[REST - 1 : len(moves)] == 0  # none of the next REST steps moves
+        last: np.ndarray | None = None
+        for step in np.flatnonzero(rests):
+            if last is not None and np.linalg.norm(one[step] - last) > far:
+                found.append((int(step), number))
+                last = one[step]
+            last = one[step] if last is None else last
+    return sorted(found)
+
+
+def demonstrations(places: np.ndarray, things: Things, most: int) -> list[tuple[int, int]]:
+    """First step, and the step at which all is done, of each demonstration of up to `most` deeds in one recording."""
+    done = deeds(places, things)
+    ends = [-1, *(step for step, _ in done)]
+    found = []
+    for last in range(len(done)):
+        for first in range(last, max(-1, last - most), -1):  # the deeds first .. last
+            if ends[first + 1] - ends[first] > LONGEST:
+                break
+            start, end = ends[first] + 1, ends[last + 1]
+            which = [thing for _, thing in done[first : last + 1]]
+            if end > start and all(
+                which.count(thing) == 1 or returned(places, things, thing, start, end, which) for thing in set(which)
+            ):
+                found.append((start, end))
+    return found
+
+
+def returned(places: np.ndarray, things: Things, thing: int, start: int, end: int, which: Sequence[int]) -> bool:
+    """Was it put back where it was, and something else moved meanwhile?"""
+    where, far = things.each[thing]
+    back = np.linalg.norm(places[end, where] - places[start, where]) <= far
+    at = [i for i, other in enumerate(which) if other == thing]
+    return bool(back and len(at) == 2 and at[1] > at[0] + 1)
+
+
+class GoalEpisodes:
+    """Demonstrations found in play, as `saycan_qt.learning.batches` takes episodes. A step costs 1."""
+
+    def __init__(self, path: Path, things: Things, transitions: int, most: int, discount: float, seed: int) -> None:
+        with np.load(path) as file:
+            data = {key: file[key] for key in ("observations", "actions", "terminals")}
+        last = np.flatnonzero(data["terminals"])[: ogbench_datasets.recordings(transitions)]
+        random = np.random.default_rng(seed)
+        states, actions, lengths = [], [], []
+        for first, end in zip([0, *(last[:-1] + 1)], last, strict=True):
+            rows, acts = data["observations"][first : end + 1], data["actions"][first : end + 1]
+            places = things.places(rows)
+            for start, done in demonstrations(places, things, most):
+                goal = places[done].copy()
+                goal[: 3 * things.cubes] += random.uniform(-NEAR, NEAR, 3 * things.cubes)
+                part = rows[start:done]
+                states.append(things.seen(part, np.broadcast_to(goal, (len(part), len(goal)))))
+                actions.append(acts[start:done])
+                lengths.append(done - start)
+        if not lengths:
+            raise ValueError(f"{path}: nothing came to rest elsewhere in {transitions} transitions; take more")
+        self.states, self.actions = np.concatenate(states), np.clip(np.concatenate(actions), -1, 1)
+        self.episode_start = np.cumsum([0, *lengths])
+        count = len(lengths)
+        self.rewards = np.full(len(self.states), -1, np.float32)
+        self.parts, self.worst = 1.0, -1 / (1 - discount)
+        self.frame_episode = np.repeat(np.arange(count), lengths)
+        self.reached = self.success = self.finished = np.ones(count, bool)
+        self.episode_task = np.zeros(count, int)
+        self.tasks, self.cameras = [INSTRUCTION], dict[str, np.ndarray]()
+        self.images = np.zeros((len(self.rewards), 0, 0, 3), np.uint8)
+        self.embodiment = body(self.states.shape[1], self.actions.shape[1])
+        digest = hashlib.sha256(f"goals {discount}".encode())
+        for array in (self.states, self.actions, self.episode_start):
+            digest.update(np.ascontiguousarray(array).tobytes())
+        self.digest = digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class GoalsConfig(Config):
+    """Train and judge cells."""
+
+    names: tuple[str, ...] = ("cube-double-play",)
+    rows: tuple[str, ...] = ("rt1-5",)  # see ROWS of ogbench_tasks.py
+    transitions: int = 300_000  # of the data
+    deeds: int = 5  # of one demonstration, at most
+    steps: int = 6000  # optimiser steps
+    layers: int = 2
+    # Of Config: what goals leave nothing to say about
+    tasks: tyro.conf.Suppress[tuple[int, ...]] = TASKS
+    shown: tyro.conf.Suppress[int] = 0
+    relative: tyro.conf.Suppress[bool] = True
+
+
+def cell(config: GoalsConfig, name: str, row: str, seed: int) -> list[dict[str, Any]]:
+    """What one policy reached in each task; computed now, or read where it was. Raises ValueError where that was done
+    otherwise."""
+    home = config.out / f"{name}-goals-{row}-{seed}"
+    names = ("transitions", "deeds", "steps", "batch_size", "learning_rate", "bins", "width", "layers", "replan")
+    asked = {key: getattr(config, key) for key in names}
+    asked |= {"arguments": [*ROWS[row], *shlex.split(config.more)], "first_episode": FIRST_EPISODE}
+    things, found, policy = THINGS[name], [], None
+    for task in config.tasks:
+        result = home / f"task{task}-judged-{config.episodes}{f'-replan-{config.replan}' if config.replan else ''}.json"
+        if result.exists():
+            there = json.loads(result.read_text())
+            for key, value in asked.items():
+                if (before := there.get(key, value)) != value:
+                    raise ValueError(f"{result}: made with {key} {before}, not {value}; another --out, or delete it")
+            found.append(there)
+            continue
+        if policy is None:
+            settings = settings_of(config, row, home, seed)
+            discount = getattr(settings.algorithm, "discount", 0.99)
+            path = ogbench_datasets.make(ogbench_datasets.Config(name, config.transitions, config.data))
+            data = GoalEpisodes(path, things, config.transitions, config.deeds, discount, seed)
+            began = time.process_time()
+            policy = learn(config, row, settings, data)
+            learnt = round(time.process_time() - began)
+        new = functools.partial(
+            Judged,
+            f"{name.removesuffix('-play')}-v0",
+            policy.embodiment.history,
+            lambda state, goal: things.seen(state[None], goal[None])[0],
+            {"use_oracle_rep": True},
+            {"task_id": task},
+        )
+        wins = judge(new, policy, config.episodes, config.replan, config.together)
+        answer = {
+            "name": name,
+            "task": task,
+            "row": row,
+            "seed": seed,
+            "successes": sum(wins),
+            "episodes": len(wins),
+            "interval": wilson(sum(wins), len(wins)),
+            "each": wins,
+            "samples": len(data.rewards),
+            "demonstrations": len(data.success),
+            **asked,
+            "cpu_seconds": learnt,
+        }
+        atomic.write(result, atomic.to_json(answer))
+        print(f"{home.name}, task {task}: {sum(wins)} of {len(wins)}", flush=True)
+        found.append(answer)
+    return found
+
+
+def table(cells: Sequence[dict[str, Any]]) -> Table:
+    shown = Table(title="success, per cent of each task's episodes (95 % interval); OGBench: arXiv 2410.20092")
+    columns = ("data", "row", "seeds", *(f"task {task}" for task in TASKS), "all", "OGBench: cloning", "its best")
+    for column in columns:
+        shown.add_column(column, justify="left" if column in ("data", "row") else "right")
+    for name, row in dict.fromkeys((c["name"], c["row"]) for c in cells):
+        mine = [c for c in cells if (c["name"], c["row"]) == (name, row)]
+        each = [[c for c in mine if c["task"] == task] for task in TASKS]
+        rates = [f"{100 * sum(c['successes'] for c in some) / sum(c['episodes'] for c in some):.0f}" for some in each]
+        done, all_of = sum(c["successes"] for c in mine), sum(c["episodes"] for c in mine)
+        low, high = wilson(done, all_of)
+        whole = f"{100 * done / all_of:.0f} ({100 * low:.0f}-{100 * high:.0f})"
+        published = [str(number) for number in PUBLISHED.get(name, ("", ""))]
+        shown.add_row(name, row, str(len({c["seed"] for c in mine})), *rates, whole, *published)
+    return shown
+
+
+def main(config: GoalsConfig) -> int:
+    try:
+        if unknown := [row for row in config.rows if row not in ROWS]:
+            raise ValueError(f"no row {unknown[0]!r}; there are {', '.join(ROWS)}")
+        if unknown := [name for name in config.names if name not in THINGS]:
+            raise ValueError(f"{unknown[0]}: what can be moved there is not known here; there are {', '.join(THINGS)}")
+        config = small(config) if config.debug else config
+        torch.set_num_threads(config.threads)
+        cells = [
+            one
+            for name in config.names
+            for row in config.rows
+            for seed in range(config.seeds)
+            for one in cell(config, name, row, seed)
+        ]
+    except (ValueError, ModuleNotFoundError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    Console(width=None if sys.stdout.isatty() else WIDE).print(table(cells))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(tyro.cli(GoalsConfig, description=__doc__)))
