@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 import warnings
 from dataclasses import replace
@@ -17,7 +18,9 @@ with warnings.catch_warnings():  # what it imports warns of a display that is no
     pytest.importorskip("ogbench.manipspace", reason="pip install 'saycan-qt[ogbench]'")
 
 import ogbench_datasets
+import ogbench_goals
 import ogbench_tasks
+from ogbench_goals import GoalEpisodes, Things
 from ogbench_tasks import Config, PlayEpisodes
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*precision lowered.*")
@@ -117,6 +120,70 @@ def test_where_a_cube_is_from_the_gripper_follows_from_what_is_observed():
     turned = 4 * (info["privileged/block_0_yaw"] - info["proprio/effector_yaw"])
     np.testing.assert_allclose(more[6:], [*np.cos(turned), *np.sin(turned)], atol=1e-5)
     judged.env.close()
+
+
+def path_through(*stops, still=8, moving=4):
+    """(T, D): from one stop to the next, resting at each."""
+    rows = [np.repeat([stops[0]], still, axis=0)]
+    for before, after in itertools.pairwise(stops):
+        rows += [np.linspace(before, after, moving + 2)[1:], np.repeat([after], still, axis=0)]
+    return np.concatenate(rows)
+
+
+def test_a_deed_is_done_where_a_thing_comes_to_rest_elsewhere():
+    """A cube and a button: the cube 1 along, back by less than OGBench tolerates, then up; the button before that."""
+    cube = path_through([0, 0, 0.2], [1, 0, 0.2], [0.7, 0, 0.2], [0.7, 0, 0.6])
+    button = (np.arange(len(cube)) >= 20).astype(float)[:, None]
+    found = ogbench_goals.deeds(np.concatenate([cube, button], axis=1), Things(1, 1))
+    rest_at = [8 + 13 * i + 4 for i in range(3)]
+    assert [thing for _, thing in found] == [0, 1, 0]
+    assert [step for step, _ in found] == pytest.approx([rest_at[0], 20, rest_at[2]], abs=1)
+
+
+def test_what_is_moved_twice_is_shown_only_where_it_was_put_back_and_something_else_moved_meanwhile():
+    drawer = path_through([0], [2], [2], [0], [0], [2])
+    cube = np.concatenate([path_through([0, 0, 0], [0, 0, 0], [1, 0, 0], [1, 0, 0]), np.zeros((26, 3)) + [1, 0, 0]])
+    places, things = np.concatenate([cube, drawer], axis=1), Things(1, 0, (0.7,))
+    opened, put, closed, again = (step for step, _ in ogbench_goals.deeds(places, things))
+    found = ogbench_goals.demonstrations(places, things, 5)
+    assert (0, closed) in found and (opened + 1, closed) in found  # open, put in, close: the drawer as it was
+    assert (0, again) not in found and (closed + 1, again) in found and (0, put) in found
+    assert all(end != closed or start < closed for start, end in found)
+    assert (0, closed) not in ogbench_goals.demonstrations(places, things, 2)  # of two deeds at most
+
+
+@pytest.mark.parametrize("name", ["cube-double", "scene"])
+def test_where_things_are_is_read_from_the_state_as_ogbench_tells_it(name):
+    env, things = gymnasium.make(f"{name}-v0", use_oracle_rep=True), ogbench_goals.THINGS[f"{name}-play"]
+    state, info = env.reset(seed=0, options={"task_id": 4})
+    np.testing.assert_allclose(things.places(state[None])[0], env.unwrapped.compute_oracle_observation(), atol=1e-5)
+    assert things.seen(state[None], info["goal"][None]).shape[1] > state.size + info["goal"].size
+
+
+def test_hindsight_takes_what_was_reached_for_what_was_wanted(tmp_path):
+    cube = path_through([0, 0, 0.2], [1, 0, 0.2], [1, 2, 0.2])
+    states = np.zeros((len(cube), 28), np.float32)
+    states[:, 19:22] = cube
+    ends = np.arange(len(cube)) == len(cube) - 1
+    np.savez(tmp_path / "play.npz", observations=states, actions=np.zeros((len(cube), 5)), terminals=ends)
+    found = GoalEpisodes(tmp_path / "play.npz", Things(1), 1, 5, GAMMA, 0)
+    lengths = np.diff(found.episode_start)
+    assert len(lengths) == 2 and (found.rewards == -1).all() and found.success.all()
+    missing = found.states[:, 36:39]  # after OGBench's 28 numbers, and 8 of the cube from the gripper
+    first, second = missing[0], missing[lengths[0]]
+    np.testing.assert_allclose(first, [1, 0, 0], atol=ogbench_goals.NEAR)
+    np.testing.assert_allclose(second, [0, 2, 0], atol=ogbench_goals.NEAR)
+
+
+@pytest.mark.slow
+def test_a_policy_of_goals_is_trained_judged_and_kept(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(ogbench_datasets, "LENGTH", 201)
+    config = ogbench_goals.GoalsConfig(tmp_path / "out", tmp_path, together=1, debug=True)
+    assert ogbench_goals.main(config) == 0 and "40" in capsys.readouterr().out
+    assert len(told := list(tmp_path.rglob("task*-judged-2.json"))) == 5
+    assert json.loads(told[0].read_text())["episodes"] == 2
+    assert ogbench_goals.main(replace(config, deeds=2)) == 2
+    assert "made with deeds 5, not 2" in capsys.readouterr().err
 
 
 @pytest.mark.slow
