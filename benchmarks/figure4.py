@@ -39,8 +39,9 @@ IN_DRAWERS = {  # that appendix H picks from a drawer and places into it
 FAILURES, AUTONOMOUS = "failures", "autonomous"  # folders: of the former's episodes, those that failed
 BOTH = (DEMONSTRATIONS, FAILURES)
 MOST = 100  # demonstrations of a task [5.1]
-# Departs: the arg max is taken among what a second head, which clones the successes, holds likely; as what ships does
-CONSTRAINED = SPREAD | {"behavior_weight": 1.0, "behavior_threshold": 0.7}
+# Departs: the arg max is taken among what a second head, which clones the successes, holds likely, and where the last
+# states recur the action is drawn from that head; as what ships does
+CONSTRAINED = SPREAD | {"behavior_weight": 1.0, "behavior_threshold": 0.7, "circles": 3}
 
 
 def paper(*rates: float) -> dict[str, float]:
