@@ -8,7 +8,8 @@
 The data (`ogbench_datasets.py` makes what is not there) is play towards random targets, without rewards. Where a thing
 comes to rest, a deed is done; and the last deeds before it, one or several, show how what lies there now is reached
 from what lay there before: tasks relabelled in hindsight, as the paper relabels the affordance model's. Each thing is
-moved once in such a demonstration, or moved and put back, as what was only in the way of others.
+moved once in such a demonstration, or moved and put back, as what was only in the way of others; and it begins when the
+arm has left what it was busy with: else letting go would be shown where something is to be grasped.
 
 The policy sees the state, and what is wanted as OGBench tells it (`use_oracle_rep`: cubes' places, buttons, drawer and
 window). A cell - an algorithm, a dataset, a seed - is trained once and judged in all five tasks, as OGBench judges its
@@ -53,6 +54,7 @@ ARM = 19  # numbers of the state before the things
 CUBE, BUTTON, SLIDE = 9, 4, 2  # numbers of each thing there
 REST = 5  # steps in which something that rests does not move
 STILL = 0.02  # [OGBench's units] how far it may seem to
+LEAVES = 24  # steps in which the arm lets go of what it was busy with and leaves it, whatever comes next
 LONGEST = 250  # steps of one deed; a longer pause is none
 NEAR = (
     0.15  # [10 cm] what is wanted is told with such an error in training, as where things begin is in judged episodes
@@ -131,7 +133,7 @@ def demonstrations(places: np.ndarray, things: Things, most: int) -> list[tuple[
         for first in range(last, max(-1, last - most), -1):  # the deeds first .. last
             if ends[first + 1] - ends[first] > LONGEST:
                 break
-            start, end = ends[first] + 1, ends[last + 1]
+            start, end = ends[first] + (LEAVES if first else 1), ends[last + 1]
             which = [thing for _, thing in done[first : last + 1]]
             if end > start and all(
                 which.count(thing) == 1 or returned(places, things, thing, start, end, which) for thing in set(which)

@@ -140,7 +140,8 @@ def test_a_deed_is_done_where_a_thing_comes_to_rest_elsewhere():
     assert [step for step, _ in found] == pytest.approx([rest_at[0], 20, rest_at[2]], abs=1)
 
 
-def test_what_is_moved_twice_is_shown_only_where_it_was_put_back_and_something_else_moved_meanwhile():
+def test_what_is_moved_twice_is_shown_only_where_it_was_put_back_and_something_else_moved_meanwhile(monkeypatch):
+    monkeypatch.setattr(ogbench_goals, "LEAVES", 1)
     drawer = path_through([0], [2], [2], [0], [0], [2])
     cube = np.concatenate([path_through([0, 0, 0], [0, 0, 0], [1, 0, 0], [1, 0, 0]), np.zeros((26, 3)) + [1, 0, 0]])
     places, things = np.concatenate([cube, drawer], axis=1), Things(1, 0, (0.7,))
@@ -150,6 +151,8 @@ def test_what_is_moved_twice_is_shown_only_where_it_was_put_back_and_something_e
     assert (0, again) not in found and (closed + 1, again) in found and (0, put) in found
     assert all(end != closed or start < closed for start, end in found)
     assert (0, closed) not in ogbench_goals.demonstrations(places, things, 2)  # of two deeds at most
+    monkeypatch.setattr(ogbench_goals, "LEAVES", 5)
+    assert (closed + 5, again) in ogbench_goals.demonstrations(places, things, 5)  # the arm has left by then
 
 
 @pytest.mark.parametrize("name", ["cube-double", "scene"])
@@ -160,7 +163,8 @@ def test_where_things_are_is_read_from_the_state_as_ogbench_tells_it(name):
     assert things.seen(state[None], info["goal"][None]).shape[1] > state.size + info["goal"].size
 
 
-def test_hindsight_takes_what_was_reached_for_what_was_wanted(tmp_path):
+def test_hindsight_takes_what_was_reached_for_what_was_wanted(tmp_path, monkeypatch):
+    monkeypatch.setattr(ogbench_goals, "LEAVES", 1)
     cube = path_through([0, 0, 0.2], [1, 0, 0.2], [1, 2, 0.2])
     states = np.zeros((len(cube), 28), np.float32)
     states[:, 19:22] = cube
