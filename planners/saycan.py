@@ -343,7 +343,8 @@ class SayCanPlanner:
         skills (all,) would do that with another thing, and why it goes no further, if so.
 
         Whoever neither names the thing nor has a language model that was told the scene means any such thing. What is
-        not possible for another reason (a full hand, a shut door) may be brought about, by whatever is likely next.
+        not possible for another reason (a full hand, a shut door, a thing that fell over) may be brought about, by
+        whatever is likely next; what is named is not replaced by what is not, there neither.
         """
         nothing = np.zeros(len(self.skills), bool)
         rest = np.setdiff1d(self._preselected(instruction, ~possible), np.flatnonzero(np.isfinite(language)))
@@ -352,8 +353,11 @@ class SayCanPlanner:
         skill = self.skills[favourite]
         names = named(instruction, skill.arguments.values())
         missing = self._not_there(skill, known) if known and known.objects else names[: not history]
-        if possible[favourite] or not missing or not (names or (self.prompt.tuned and known)):
+        if possible[favourite] or not (names or (missing and self.prompt.tuned and known)):
             return nothing, None
+        if not missing:
+            count = self._count(instruction)
+            return (self._families == self._families[favourite]) & (count < count[favourite]), None
         meant = {slot: value for slot, value in skill.arguments.items() if value in names or not names}
         instead = np.array([s.family == skill.family and not meant.items() <= s.arguments.items() for s in self.skills])
         left = float(np.exp(language[possible & ~instead]).sum() / np.exp(language).sum())
@@ -387,11 +391,15 @@ class SayCanPlanner:
         reason += f"; the nearest that is: {', '.join(f'“{words}”' for words in offers)}" if offers else ""
         return Refusal(reason, offers, None, left, missing=skill.text)
 
+    def _count(self, instruction: str) -> np.ndarray:
+        """Of what each skill (all,) is about, how much the instruction names."""
+        names = set(named(instruction, self._values))
+        return np.array([len(names.intersection(skill.arguments.values())) for skill in self.skills])
+
     def _renamed(self, instruction: str, language: np.ndarray, possible: np.ndarray) -> np.ndarray:
         """Which skills (all,) name less of what the instruction names than a possible one of their family that the
         language model finds no less likely: affordance does not replace what was asked for by another thing."""
-        names = set(named(instruction, self._values))
-        count = np.array([len(names.intersection(skill.arguments.values())) for skill in self.skills])
+        count = self._count(instruction)
         found = np.zeros(len(self.skills), bool)
         for i in np.flatnonzero(possible & (count > 0)):
             found |= (self._families == self._families[i]) & (count < count[i]) & (language <= language[i])

@@ -129,6 +129,17 @@ def test_what_is_there_and_not_possible_just_now_is_worked_towards(known):
     assert decision.refusal is None and decision.skill.name == "go to shelf"
 
 
+def test_what_is_there_and_not_possible_is_not_replaced_either():
+    """It fell over, or was missed too often: no other thing is gripped in its place, but for another that is named."""
+    scorer, here = Likes(grip_the_ball=0.8, grip_the_cone=0.1, go_to_the_shelf=0.05), seen(ball="table", cone="table")
+    done = [Step(LIBRARY["grip ball"], FAILED)] * 3
+    decision = planner(scorer).step("the ball, onto the shelf", done, possible("grip cone", "go to shelf"), here)
+    assert decision.refusal is None and decision.skill.name == "go to shelf"
+    assert {row.skill.name: row.lowered for row in decision.candidates}["grip cone"] == 0
+    both = planner(scorer).step("the ball and the cone", done, possible("grip cone", "go to shelf"), here)
+    assert both.skill.name == "grip cone"
+
+
 def test_where_refusing_is_off_the_next_best_is_tried():
     decision = planner(Likes(grip_the_cone=0.99), refuse=False).step("the cone", [], possible("grip ball"))
     assert decision.refusal is None and decision.skill.name in ("grip ball", "done")
