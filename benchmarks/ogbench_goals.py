@@ -8,8 +8,9 @@
 The data (`ogbench_datasets.py` makes what is not there) is play towards random targets, without rewards. Where a thing
 comes to rest, a deed is done; and the last deeds before it, one or several, show how what lies there now is reached
 from what lay there before: tasks relabelled in hindsight, as the paper relabels the affordance model's. Each thing is
-moved once in such a demonstration, or moved and put back, as what was only in the way of others; and it begins when the
-arm has left what it was busy with: else letting go would be shown where something is to be grasped.
+moved once in such a demonstration, or moved and put back for what it was in the way of, as a drawer for what is put
+into it; and it begins when the arm has left what it was busy with: else letting go would be shown where something is to
+be grasped.
 
 The policy sees the state, and what is wanted as OGBench tells it (`use_oracle_rep`: cubes' places, buttons, drawer and
 window). A cell - an algorithm, a dataset, a seed - is trained once and judged in all five tasks, as OGBench judges its
@@ -27,8 +28,8 @@ import json
 import shlex
 import sys
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +69,7 @@ class Things:
     cubes: int
     buttons: int = 0
     slides: tuple[float, ...] = ()  # how far each must move to have been moved, in the state's units
+    opens: Mapping[int, int] = field(default_factory=dict)  # thing -> that which only it gives the way to
 
     def places(self, states: np.ndarray) -> np.ndarray:
         """(N, S) states -> (N, G) where all things are: 3 numbers of a cube, 1 of a button (0 or 1), 1 of a slide; as
@@ -103,13 +105,14 @@ THINGS = {
     "cube-single-play": Things(1),
     "cube-double-play": Things(2),
     "cube-triple-play": Things(3),
-    "scene-play": Things(1, 2, (18 * 0.04, 15 * 0.04)),  # the drawer and the window
+    # The drawer and the window, which a button each locks; the cube may lie in the drawer
+    "scene-play": Things(1, 2, (18 * 0.04, 15 * 0.04), {1: 3, 2: 4, 3: 0}),
 }
 
 
 def deeds(places: np.ndarray, things: Things) -> list[tuple[int, int]]:
     """(T, G) -> the steps at which something came to rest elsewhere, or a button was pressed, in their order, and which
-    thing it was."""
+    thing it was. What was moved along with another thing, as the cube in the drawer, did nothing by itself."""
     found = []
     for number, (where, far) in enumerate(things.each):
         one = places[:, where]
@@ -121,7 +124,10 @@ def deeds(places: np.ndarray, things: Things) -> list[tuple[int, int]]:
                 found.append((int(step), number))
                 last = one[step]
             last = one[step] if last is None else last
-    return sorted(found)
+    slid = [step for step, number in found if number >= things.cubes + things.buttons]
+    return sorted(
+        (step, number) for step, number in found if number >= things.cubes or all(abs(step - s) > REST for s in slid)
+    )
 
 
 def demonstrations(places: np.ndarray, things: Things, most: int) -> list[tuple[int, int]]:
@@ -135,19 +141,19 @@ def demonstrations(places: np.ndarray, things: Things, most: int) -> list[tuple[
                 break
             start, end = ends[first] + (LEAVES if first else 1), ends[last + 1]
             which = [thing for _, thing in done[first : last + 1]]
-            if end > start and all(
-                which.count(thing) == 1 or returned(places, things, thing, start, end, which) for thing in set(which)
-            ):
+            if end > start and all(serves(places[[start, end]], things, thing, which) for thing in set(which)):
                 found.append((start, end))
     return found
 
 
-def returned(places: np.ndarray, things: Things, thing: int, start: int, end: int, which: Sequence[int]) -> bool:
-    """Was it put back where it was, and something else moved meanwhile?"""
-    where, far = things.each[thing]
-    back = np.linalg.norm(places[end, where] - places[start, where]) <= far
+def serves(places: np.ndarray, things: Things, thing: int, which: Sequence[int]) -> bool:
+    """Was it moved once, or moved and put back for what it stands in the way of? places: (2, G), before and after."""
     at = [i for i, other in enumerate(which) if other == thing]
-    return bool(back and len(at) == 2 and at[1] > at[0] + 1)
+    if len(at) == 1:
+        return True
+    where, far = things.each[thing]
+    back = np.linalg.norm(places[1, where] - places[0, where]) <= far
+    return bool(len(at) == 2 and back and things.opens.get(thing) in which[at[0] : at[1]])
 
 
 class GoalEpisodes:

@@ -140,17 +140,26 @@ def test_a_deed_is_done_where_a_thing_comes_to_rest_elsewhere():
     assert [step for step, _ in found] == pytest.approx([rest_at[0], 20, rest_at[2]], abs=1)
 
 
+def test_what_a_drawer_takes_along_was_not_moved_by_itself():
+    drawer = path_through([0], [2])
+    cube = path_through([0, 0, 0], [1, 0, 0])
+    assert [
+        thing for _, thing in ogbench_goals.deeds(np.concatenate([cube, drawer], axis=1), Things(1, 0, (0.7,)))
+    ] == [1]
+
+
 def test_what_is_moved_twice_is_shown_only_where_it_was_put_back_and_something_else_moved_meanwhile(monkeypatch):
     monkeypatch.setattr(ogbench_goals, "LEAVES", 1)
     drawer = path_through([0], [2], [2], [0], [0], [2])
     cube = np.concatenate([path_through([0, 0, 0], [0, 0, 0], [1, 0, 0], [1, 0, 0]), np.zeros((26, 3)) + [1, 0, 0]])
-    places, things = np.concatenate([cube, drawer], axis=1), Things(1, 0, (0.7,))
+    places, things = np.concatenate([cube, drawer], axis=1), Things(1, 0, (0.7,), {1: 0})
     opened, put, closed, again = (step for step, _ in ogbench_goals.deeds(places, things))
     found = ogbench_goals.demonstrations(places, things, 5)
     assert (0, closed) in found and (opened + 1, closed) in found  # open, put in, close: the drawer as it was
     assert (0, again) not in found and (closed + 1, again) in found and (0, put) in found
     assert all(end != closed or start < closed for start, end in found)
     assert (0, closed) not in ogbench_goals.demonstrations(places, things, 2)  # of two deeds at most
+    assert (0, closed) not in ogbench_goals.demonstrations(places, replace(things, opens={}), 5)  # it was in no way
     monkeypatch.setattr(ogbench_goals, "LEAVES", 5)
     assert (closed + 5, again) in ogbench_goals.demonstrations(places, things, 5)  # the arm has left by then
 
