@@ -120,7 +120,7 @@ def check(config: TrainConfig) -> None:
         config.algorithm.require_sound()
     if isinstance(config.algorithm, QTransformerConfig):
         require(config.algorithm, conservative_weight=0, td_deviation=0, label_deviation=0, smoothing=0, circles=0)
-        require(config.algorithm, behavior_weight=0)
+        require(config.algorithm, behavior_weight=0, acting_deviation=0)
         require_share(config.algorithm, "behavior_threshold")
         if config.algorithm.behavior_threshold > 0 and config.algorithm.behavior_weight == 0:
             raise ValueError("--behavior-threshold is about the behaviour head; give it a --behavior-weight")

@@ -237,6 +237,21 @@ def test_constrained_acting_picks_the_best_q_among_likely_bins():
     assert policy.choose(network, torch.zeros(1, 32), dim=0).item() == 10
 
 
+def test_smoothed_acting_takes_the_hill_and_not_the_spike_and_leaves_the_gripper_its_bins():
+    policy, q_values = make("q-transformer"), torch.full((1, 256), -4.0)
+    q_values[..., 200], q_values[..., 50:71] = 2.0, 1.0
+    network = make("q-transformer").network
+    network.outputs["q"].one = lambda hidden, dim: q_values
+
+    def chosen(dim):
+        return policy.choose(network, torch.zeros(1, 32), dim=dim).item()
+
+    closedness = next(i for i, dimension in enumerate(policy.embodiment.action) if dimension.kind == "fraction")
+    assert chosen(0) == chosen(closedness) == 200
+    policy.config = replace(policy.config, acting_deviation=6.0)
+    assert (chosen(0), chosen(closedness)) == (60, 200)
+
+
 def circling(circles=3):
     algorithm, config, network = KINDS["q-transformer, constrained"]
     torch.manual_seed(0)

@@ -46,6 +46,9 @@ class QTransformerConfig:
     # Dirac, in dimensions of motion. Departs (paper: 0): Q over 256 independent bins is jagged where data is scarce,
     # and its arg max picks noise. About 3 is of use
     td_deviation: float = 0.0
+    # [bins] Acting takes the arg max of Q averaged over neighbouring bins of motion, by a Gaussian. Departs (paper: 0,
+    # each bin's own), for the same reason: the differences between neighbours are noise, those between hills are not
+    acting_deviation: float = 0.0
     loss: Loss = "squared"  # "cross_entropy" departs: per-bin, its gradient does not vanish where the sigmoid saturates
     behavior_weight: float = 0.0  # of a second, softmax head that clones successes. Departs (paper: 0), see below
     behavior_threshold: float = 0.0  # tau: act with the best Q among bins of at least tau times the likeliest's density
@@ -223,13 +226,20 @@ class QTransformer(Judge):
 
     @property
     def deviations(self) -> Tensor:
-        """(D,) [bins] of the TD label. Fractions and ends keep single bins: between a gripper's open and shut, and
-        between going on and ending, lies nothing that the data holds."""
-        motion = [dimension.kind not in ("fraction", "terminate") for dimension in self.embodiment.action] * self.chunk
+        """(D,) [bins] of the TD label."""
+        motion = [self.moves(dim) for dim in range(self.network.dims)]
         return self.config.td_deviation * torch.tensor(motion, dtype=torch.float32, device=self.device)
+
+    def moves(self, dim: int) -> bool:
+        """Fractions and ends keep single bins: between a gripper's open and shut, and between going on and ending, lies
+        nothing that the data holds."""
+        action = self.embodiment.action
+        return action[dim % len(action)].kind not in ("fraction", "terminate")
 
     def choose(self, network: PolicyNetwork, hidden: Tensor, dim: int) -> Tensor:
         q_values, ends = network.outputs["q"].one(hidden, dim), self.terminates(dim)  # type: ignore[operator]
+        if self.config.acting_deviation > 0 and self.moves(dim):
+            q_values = smooth_probabilities(q_values.sigmoid(), self.config.acting_deviation)
         if self.config.behavior_threshold > 0 and "behavior" in network.outputs:
             density = network.outputs["behavior"].one(hidden, dim).softmax(-1)  # type: ignore[operator]
             density = smooth_probabilities(density, 0.0 if ends else self.config.smoothing)
