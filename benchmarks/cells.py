@@ -127,6 +127,7 @@ class Job:
     measured: tuple[tuple[int, tuple[Start, ...]], ...]  # step -> episodes
     groups: Mapping[str, tuple[str, ...]]
     settings: Mapping[str, Any]  # all that its result depends on, as JSON has it
+    usual: Mapping[str, Any]  # the algorithm's own defaults: what a setting was before there was one
     out: Path
 
     @property
@@ -145,7 +146,7 @@ class Job:
         """Raises ValueError where a cell of this name was made, or begun, otherwise."""
         for path in (self.result, self.run / "settings.json"):
             if path.exists():
-                before = read(path)["settings"]
+                before = {**self.usual, **read(path)["settings"]}
                 if changed := [key for key in self.settings | before if before.get(key) != self.settings.get(key)]:
                     was, now = (told.get(changed[0], "as usual") for told in (before, self.settings))
                     raise ValueError(f"{path}: made with {changed[0]} {was}, not {now}; another --out, or delete it")
@@ -162,7 +163,7 @@ def read(path: Path) -> dict[str, Any]:
 def job(figure: Figure, config: CellsConfig, variant: Variant, seed: int) -> Job:
     """Raises ValueError for a variant that this version cannot train."""
     from saycan_qt.learning.batches import BatchConfig
-    from saycan_qt.train import TrainConfig
+    from saycan_qt.train import TrainConfig, defaults_of
 
     algorithm, home = variant.config(), config.data or config.out / "data"
     out = config.out / "runs" / f"{variant.name}-{seed}"
@@ -196,9 +197,8 @@ def job(figure: Figure, config: CellsConfig, variant: Variant, seed: int) -> Job
         **unusual(config),
         "measured": [(step, len(starts)) for step, starts in measured],
     }
-    return Job(
-        variant.name, seed, train, measured, figure.groups, json.loads(json.dumps(settings, default=str)), config.out
-    )
+    plain = json.loads(json.dumps(settings, default=str))
+    return Job(variant.name, seed, train, measured, figure.groups, plain, defaults_of(algorithm), config.out)
 
 
 def unusual(config: CellsConfig) -> dict[str, Any]:
@@ -384,8 +384,13 @@ Rates = dict[str, dict[int, dict[str, Rate]]]  # variant -> step -> group
 
 def load_cells(out: Path, variants: Sequence[Variant], seeds: Sequence[int]) -> list[dict[str, Any]]:
     """Those that are there. Raises ValueError where they are of different data or settings."""
+    from saycan_qt.train import defaults_of
+
     paths = [out / "cells" / f"{variant.name}-{seed}.json" for variant in variants for seed in seeds]
     cells = [read(path) for path in paths if path.exists()]
+    usual = {variant.name: defaults_of(variant.config()) for variant in variants}
+    for cell in cells:
+        cell["settings"] = {**usual[cell["cell"]], **cell["settings"]}
     same = {variant.name: variant.data for variant in variants}
     for kind in ("data_digest", "settings"):
         first: dict[Any, dict[str, Any]] = {}

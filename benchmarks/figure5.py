@@ -33,7 +33,7 @@ PACE = 0.05  # [m] an action
 # steps, not hundreds of thousands, Q over 256 bins that know nothing of each other is too jagged for an arg max
 SPREAD = {"td_deviation": 3.0}
 Q_TRANSFORMER = Variant("q-transformer", "Q-Transformer, target spread", "q-transformer", ALL, SPREAD, {PICK: 0.55})
-# Departs: likewise, where it acts; the width was chosen with the weights of one seed, in scenes that measure nothing here
+# Departs: likewise, where it acts. The width was chosen by the weights of one seed, in scenes not measured here
 SMOOTH = SPREAD | {"acting_deviation": 24.0}
 RT1 = Variant("rt1", "RT-1, demonstrations", "rt1", (DEMONSTRATIONS,), paper={PICK: 0.14})
 VARIANTS = (  # the paper's rates are read off its curves

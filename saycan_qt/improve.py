@@ -158,7 +158,9 @@ class Flywheel:
         if self.path.exists():
             there = files.read_json(self.path)
             try:
-                before, self.rounds = there["settings"], [Round(**row) for row in there["rounds"]]
+                usual = train.defaults_of(config) | train.defaults_of(config.q)  # of what older rounds do not say
+                before = {key: usual[key] for key in self.settings if key in usual} | there["settings"]
+                self.rounds = [Round(**row) for row in there["rounds"]]
                 differing = [key for key in self.settings | before if before.get(key) != self.settings.get(key)]
             except (KeyError, TypeError, AttributeError):
                 raise ValueError(f"{self.path}: damaged; choose another --out") from None

@@ -85,6 +85,12 @@ def test_a_cell_made_with_other_settings_is_not_taken_for_this_one(home, tmp_pat
     (mine.run / "settings.json").write_text(json.dumps({"settings": {**mine.settings, "replays": 50}}))
     with pytest.raises(ValueError, match=r"made with replays 50, not as usual;"):
         mine.done()
+    learner = next(variant for variant in figure5.VARIANTS if variant.name == "q-transformer")
+    older = cells.job(figure5.FIGURE, figure5.PickingConfig(tmp_path / "older"), learner, 0)
+    older.result.parent.mkdir(parents=True)
+    known = {key: value for key, value in older.settings.items() if key != "acting_deviation"}
+    older.result.write_text(json.dumps({"settings": known}))
+    assert older.done()  # of before there was such a setting
     config = figure5.PickingConfig(tmp_path, demonstrations=50)
     assert cells.job(figure5.FIGURE, config, figure5.RT1, 0).settings["demonstrations"] == 50
 
