@@ -103,7 +103,7 @@ class Things:
 
 THINGS = {
     "cube-single-play": Things(1),
-    "cube-double-play": Things(2),
+    "cube-double-play": Things(2, opens={0: 1, 1: 0}),  # where one lies on the other
     "cube-triple-play": Things(3),
     # The drawer and the window, which a button each locks; the cube may lie in the drawer
     "scene-play": Things(1, 2, (18 * 0.04, 15 * 0.04), {1: 3, 2: 4, 3: 0}),
