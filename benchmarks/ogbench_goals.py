@@ -16,7 +16,7 @@ The policy sees the state, and what is wanted as OGBench tells it (`use_oracle_r
 window). A cell - an algorithm, a dataset, a seed - is trained once and judged in all five tasks, as OGBench judges its
 learners of goals. What is done is kept in --out: interrupted, it goes on.
 
-Published: Flow Q-Learning [Park et al. 2025, arXiv 2502.02538], means of the five tasks, which it learns one by one from
+Published: Flow Q-Learning [Park et al. 2025, arXiv 2502.02538], means of five tasks, which it learns one by one from
 rewards and a million transitions; no like for like.
 """
 
