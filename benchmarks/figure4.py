@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 from cells import CellsConfig, Figure, Variant, main
-from figure5 import DEMONSTRATIONS, SPREAD, collected, mark, there
+from figure5 import DEMONSTRATIONS, SMOOTH, SPREAD, collected, mark, there
 
 from saycan_qt.evaluation.skills import Start
 from skills.library import SkillLibrary
@@ -50,6 +50,9 @@ def paper(*rates: float) -> dict[str, float]:
 
 VARIANTS = (
     Variant("q-transformer", "Q-Transformer, target spread", "q-transformer", BOTH, SPREAD, paper(0.64, 0.33, 0.71)),
+    Variant(
+        "q-transformer-smooth", "... and averaged where it acts", "q-transformer", BOTH, SMOOTH, paper(0.64, 0.33, 0.71)
+    ),
     Variant("decision-transformer", "Decision Transformer", "decision-transformer", BOTH, {}, paper(0.49, 0.11, 0.40)),
     Variant("iql", "IQL", "iql", BOTH, {}, paper(0.11, 0.11, 0.60)),
     Variant("rt1", "RT-1, demonstrations", "rt1", (DEMONSTRATIONS,), {}, paper(0.17, 0.00, 0.58)),
