@@ -24,8 +24,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import json
-import shlex
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -38,15 +36,17 @@ import ogbench_datasets
 import torch
 import tyro
 from ogbench_tasks import (
-    FIRST_EPISODE,
     INSTRUCTION,
     PUBLISHED,
     ROWS,
     WIDE,
     Config,
     Judged,
+    asked_for,
     body,
     judge,
+    judged_in,
+    kept,
     learn,
     settings_of,
     small,
@@ -65,9 +65,7 @@ REST = 5  # steps in which something that rests does not move
 STILL = 0.02  # [OGBench's units] how far it may seem to
 LEAVES = 24  # steps in which the arm lets go of what it was busy with and leaves it, whatever comes next
 LONGEST = 250  # steps of one deed; a longer pause is none
-NEAR = (
-    0.15  # [10 cm] what is wanted is told with such an error in training, as where things begin is in judged episodes
-)
+NEAR = 0.15  # [10 cm] what is wanted is told with such an error in training, as judged episodes begin with one
 
 
 @dataclass(frozen=True)
@@ -223,16 +221,11 @@ def cell(config: GoalsConfig, name: str, row: str, seed: int) -> list[dict[str, 
     otherwise."""
     home = config.out / f"{name}-goals-{row}-{seed}"
     names = ("transitions", "deeds", "steps", "batch_size", "learning_rate", "bins", "width", "layers", "replan")
-    asked = {key: getattr(config, key) for key in names}
-    asked |= {"arguments": [*ROWS[row], *shlex.split(config.more)], "first_episode": FIRST_EPISODE}
+    asked = asked_for(config, row, names)
     things, found, policy = THINGS[name], [], None
     for task in config.tasks:
-        result = home / f"task{task}-judged-{config.episodes}{f'-replan-{config.replan}' if config.replan else ''}.json"
-        if result.exists():
-            there = json.loads(result.read_text())
-            for key, value in asked.items():
-                if (before := there.get(key, value)) != value:
-                    raise ValueError(f"{result}: made with {key} {before}, not {value}; another --out, or delete it")
+        result = judged_in(config, home, f"task{task}-")
+        if (there := kept(result, asked)) is not None:
             found.append(there)
             continue
         if policy is None:

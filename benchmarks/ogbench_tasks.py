@@ -308,20 +308,37 @@ def chosen(policy: Policy, histories: Sequence[Sequence[Observation]]) -> np.nda
     return policy.act_chunks(histories, words, [nothing] * len(histories))
 
 
+def judged_in(config: Config, home: Path, prefix: str = "") -> Path:
+    """Where a cell's result lies."""
+    return home / f"{prefix}judged-{config.episodes}{f'-replan-{config.replan}' if config.replan else ''}.json"
+
+
+def asked_for(config: Config, row: str, names: Sequence[str]) -> dict[str, Any]:
+    """What decides a result: these settings, the row's arguments, the episodes."""
+    arguments = [*ROWS[row], *shlex.split(config.more)]
+    return {name: getattr(config, name) for name in names} | {"arguments": arguments, "first_episode": FIRST_EPISODE}
+
+
+def kept(result: Path, asked: Mapping[str, Any]) -> dict[str, Any] | None:
+    """A cell's result, where it is there. Raises ValueError where it was made otherwise."""
+    if not result.exists():
+        return None
+    there: dict[str, Any] = json.loads(result.read_text())
+    for key, value in asked.items():
+        if (before := there.get(key, value)) != value:
+            raise ValueError(f"{result}: made with {key} {before}, not {value}; another --out, or delete it")
+    return there
+
+
 def cell(config: Config, name: str, task: int, row: str, seed: int) -> dict[str, Any]:
     """What one policy reached; computed now, or read where it was. Raises ValueError where that was done otherwise."""
     kind = (f"-shown-{config.shown}" if config.shown else "") + ("-relative" if config.relative else "")
     home = config.out / f"{name}-task{task}-{row}{kind}-{seed}"
     cubes = CUBES.get(name.removesuffix("-play"), 0) if config.relative else 0
-    result = home / f"judged-{config.episodes}{f'-replan-{config.replan}' if config.replan else ''}.json"
+    result = judged_in(config, home)
     names = ("steps", "batch_size", "bins", "width", "layers", "replan", "shown", "relative")
-    asked = {name: getattr(config, name) for name in names}
-    asked |= {"arguments": [*ROWS[row], *shlex.split(config.more)], "first_episode": FIRST_EPISODE}
-    if result.exists():
-        there = json.loads(result.read_text())
-        for key, value in asked.items():
-            if (before := there.get(key, value)) != value:
-                raise ValueError(f"{result}: made with {key} {before}, not {value}; another --out, or delete it")
+    asked = asked_for(config, row, names)
+    if (there := kept(result, asked)) is not None:
         return there
     environment = f"{name.removesuffix('-play')}-singletask-task{task}-v0"
     settings = settings_of(config, row, home, seed)
