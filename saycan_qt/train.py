@@ -6,6 +6,7 @@
     python -m saycan_qt.train qt-opt --data data/kitchen --relabel 0.5 --out runs/qt-opt      # or iql, aw-opt
     python -m saycan_qt.train decision-transformer --data data/kitchen --out runs/decisions
     python -m saycan_qt.train finetune --init execution --data data/new data/kitchen --out runs/finetuned
+    python -m saycan_qt.train acting --init execution --circles 0 --out runs/straight         # trains nothing
     python -m saycan_qt.train rt1 --data data/kitchen --out /tmp/run --debug      # tiny model; what the tests run
     torchrun --nproc-per-node 2 -m saycan_qt.train rt1 ...                        # the same run on two processes
 
@@ -39,6 +40,7 @@ import tyro
 
 from saycan_qt.data.episodes import DatasetError, EpisodeDataset
 from saycan_qt.learning import checkpoint, distributed, divergence
+from saycan_qt.learning.acting import Acting
 from saycan_qt.learning.algorithms.decision_transformer import DecisionTransformerConfig
 from saycan_qt.learning.algorithms.iql import IQLConfig
 from saycan_qt.learning.algorithms.policy import Judge
@@ -116,18 +118,23 @@ def check(config: TrainConfig) -> None:
                 raise ValueError(f"{said}: that comes with --init {config.init}; leave one of them out")
     if not 0 < config.learning_rate < math.inf:
         raise ValueError(f"--learning-rate {config.learning_rate}: it must be above 0")
-    if isinstance(config.algorithm, QTOptConfig | IQLConfig | DecisionTransformerConfig):
-        config.algorithm.require_sound()
-    if isinstance(config.algorithm, QTransformerConfig):
-        require(config.algorithm, conservative_weight=0, td_deviation=0, label_deviation=0, smoothing=0, circles=0)
-        require(config.algorithm, behavior_weight=0, acting_deviation=0)
-        require_share(config.algorithm, "behavior_threshold")
-        if config.algorithm.behavior_threshold > 0 and config.algorithm.behavior_weight == 0:
+    check_algorithm(config.algorithm)
+
+
+def check_algorithm(config: Any) -> None:
+    """Raises ValueError for settings of an algorithm that mean nothing."""
+    if isinstance(config, QTOptConfig | IQLConfig | DecisionTransformerConfig):
+        config.require_sound()
+    if isinstance(config, QTransformerConfig):
+        require(config, conservative_weight=0, td_deviation=0, label_deviation=0, smoothing=0, circles=0)
+        require(config, behavior_weight=0, acting_deviation=0)
+        require_share(config, "behavior_threshold")
+        if config.behavior_threshold > 0 and config.behavior_weight == 0:
             raise ValueError("--behavior-threshold is about the behaviour head; give it a --behavior-weight")
-    if isinstance(config.algorithm, QTransformerConfig | QTOptConfig | IQLConfig):
-        require_share(config.algorithm, "discount")
-        if not config.algorithm.value_low < config.algorithm.value_high:
-            low, high = config.algorithm.value_low, config.algorithm.value_high
+    if isinstance(config, QTransformerConfig | QTOptConfig | IQLConfig):
+        require_share(config, "discount")
+        if not config.value_low < config.value_high:
+            low, high = config.value_low, config.value_high
             raise ValueError(f"--value-low {low:g} must be below --value-high {high:g}")
 
 
@@ -254,6 +261,20 @@ def train(config: TrainConfig) -> dict[str, Any]:
     return validation
 
 
+def act(asked: Acting) -> None:
+    """Write the checkpoint. Raises ValueError, and CheckpointError."""
+    policy, texts = asked.policy()
+    check_algorithm(policy.config)
+    provenance = checkpoint.load_files(checkpoint.resolve(asked.init))[2]
+    asked.out.mkdir(parents=True, exist_ok=True)
+    with only_writer(asked.out):
+        if begun := [name for name in (STATE, CHECKPOINT) if checkpoint.exists(asked.out / name)]:
+            raise ValueError(f"{asked.out / begun[0]} is there; choose another --out")
+        said = {"acting": "python -m saycan_qt.train " + " ".join(sys.argv[1:])}
+        checkpoint.save(asked.out / CHECKPOINT, *policy.describe(texts), provenance | said)
+    log.info("checkpoint in %s", asked.out / CHECKPOINT)
+
+
 Command = (
     Annotated[TrainQTransformer, tyro.conf.subcommand("q-transformer", prefix_name=False)]
     | Annotated[TrainQTOpt, tyro.conf.subcommand("qt-opt", prefix_name=False)]
@@ -262,10 +283,11 @@ Command = (
     | Annotated[TrainDecisionTransformer, tyro.conf.subcommand("decision-transformer", prefix_name=False)]
     | Annotated[TrainRT1, tyro.conf.subcommand("rt1", prefix_name=False)]
     | Annotated[Finetune, tyro.conf.subcommand("finetune", prefix_name=False)]
+    | Annotated[Acting, tyro.conf.subcommand("acting", prefix_name=False)]
 )
 
 
-def command(arguments: Sequence[str] | None = None) -> TrainConfig:
+def command(arguments: Sequence[str] | None = None) -> TrainConfig | Acting:
     flat = (tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes)
     program = called("python -m saycan_qt.train")
     return tyro.cli(Command, args=arguments, prog=program, description=__doc__, config=flat)  # type: ignore[arg-type]
@@ -274,7 +296,11 @@ def command(arguments: Sequence[str] | None = None) -> TrainConfig:
 def main() -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
-        train(command())
+        asked = command()
+        if isinstance(asked, Acting):
+            act(asked)
+        else:
+            train(asked)
     except (ValueError, OSError, DatasetError, SkillError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -137,6 +137,32 @@ def test_finetuning_goes_on_with_a_checkpoint_its_settings_and_its_bins(data, pe
     assert not torch.equal(weights(tmp_path / "new")["network.outputs.q.bias"], tensors["network.outputs.q.bias"])
 
 
+def test_the_same_weights_act_otherwise_in_a_checkpoint_of_their_own(tmp_path, monkeypatch, capsys):
+    def command(init, *settings, out="straight"):
+        told = ["train", "acting", "--init", init, "--out", str(tmp_path / out), *settings]
+        monkeypatch.setattr(sys, "argv", told)
+        return train.main(), capsys.readouterr().err
+
+    assert command("execution", "--circles", "0", "--acting-deviation", "6")[0] == 0
+    shipped, straight = checkpoint.read("execution"), checkpoint.read(tmp_path / "straight" / "checkpoint")
+    assert {**shipped[0]["config"], "circles": 0, "acting_deviation": 6.0}.items() <= straight[0]["config"].items()
+    assert all(torch.equal(straight[1][name], tensor) for name, tensor in shipped[1].items())
+    policies = [checkpoint.load(made) for made in ("execution", tmp_path / "straight" / "checkpoint")]
+    assert [policy.embodiment.history for policy in policies] == [7, 1]  # circles are told from seven observations
+    assert command("execution", "--circles", "2") == (
+        2,
+        f"error: {tmp_path / 'straight' / 'checkpoint'} is there; choose another --out\n",
+    )
+    for given, said in {
+        ("execution",): "would act as before",
+        ("execution", "--behavior-threshold", "2"): "must lie within 0 to 1",
+        ("affordance", "--circles", "3"): "needs a behaviour head",
+        ("perception", "--circles", "3"): "is no policy",
+    }.items():
+        code, error = command(*given, out="none")
+        assert code == 2 and said in error and not (tmp_path / "none").exists()
+
+
 def test_finetuning_without_a_checkpoint_says_what_to_give(data, perception, tmp_path):
     with pytest.raises(ValueError, match="--init"):
         train.train(train.command(run_command("finetune", data, perception, tmp_path / "new")))
