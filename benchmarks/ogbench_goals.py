@@ -23,7 +23,6 @@ rewards and a million transitions; no like for like.
 from __future__ import annotations
 
 import functools
-import hashlib
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -36,14 +35,13 @@ import ogbench_datasets
 import torch
 import tyro
 from ogbench_tasks import (
-    INSTRUCTION,
     PUBLISHED,
     ROWS,
     WIDE,
     Config,
     Judged,
+    StateEpisodes,
     asked_for,
-    body,
     judge,
     judged_in,
     kept,
@@ -162,8 +160,8 @@ def serves(places: np.ndarray, things: Things, thing: int, which: Sequence[int])
     return bool(len(at) == 2 and back and things.opens.get(thing) in which[at[0] : at[1]])
 
 
-class GoalEpisodes:
-    """Demonstrations found in play, as `saycan_qt.learning.batches` takes episodes. A step costs 1."""
+class GoalEpisodes(StateEpisodes):
+    """Demonstrations found in play. A step costs 1."""
 
     def __init__(self, path: Path, things: Things, transitions: int, most: int, discount: float, seed: int) -> None:
         with np.load(path) as file:
@@ -183,21 +181,12 @@ class GoalEpisodes:
                 lengths.append(done - start)
         if not lengths:
             raise ValueError(f"{path}: nothing came to rest elsewhere in {transitions} transitions; take more")
-        self.states, self.actions = np.concatenate(states), np.clip(np.concatenate(actions), -1, 1)
-        self.episode_start = np.cumsum([0, *lengths])
-        count = len(lengths)
-        self.rewards = np.full(len(self.states), -1, np.float32)
         self.parts, self.worst = 1.0, -1 / (1 - discount)
-        self.frame_episode = np.repeat(np.arange(count), lengths)
-        self.reached = self.success = self.finished = np.ones(count, bool)
-        self.episode_task = np.zeros(count, int)
-        self.tasks, self.cameras = [INSTRUCTION], dict[str, np.ndarray]()
-        self.images = np.zeros((len(self.rewards), 0, 0, 3), np.uint8)
-        self.embodiment = body(self.states.shape[1], self.actions.shape[1])
-        digest = hashlib.sha256(f"goals {discount}".encode())
-        for array in (self.states, self.actions, self.episode_start):
-            digest.update(np.ascontiguousarray(array).tobytes())
-        self.digest = digest.hexdigest()
+        all_of, costs = np.ones(len(lengths), bool), np.full(sum(lengths), -1, np.float32)
+        made = f"goals {discount}"
+        super().__init__(
+            np.concatenate(states), np.concatenate(actions), costs, np.array(lengths), all_of, all_of, made
+        )
 
 
 @dataclass(frozen=True)
@@ -238,6 +227,7 @@ def cell(config: GoalsConfig, name: str, row: str, seed: int) -> list[dict[str, 
             learnt = round(time.process_time() - began)
         new = functools.partial(
             Judged,
+            StateEpisodes,
             f"{name.removesuffix('-play')}-v0",
             policy.embodiment.history,
             lambda state, goal: things.seen(state[None], goal[None])[0],

@@ -129,8 +129,39 @@ def with_relative(states: np.ndarray, cubes: int) -> np.ndarray:
     return np.concatenate([states, *more], axis=-1).astype(np.float32)
 
 
-class PlayEpisodes:
-    """Play with the rewards of one task, as `saycan_qt.learning.batches` takes episodes.
+class StateEpisodes:
+    """Episodes without images, one instruction, as `saycan_qt.learning.batches` takes them."""
+
+    parts: float  # of the task, each of which costs 1 a step until it is done
+    worst: float  # return there is
+
+    def __init__(
+        self,
+        states: np.ndarray,  # (N, S)
+        actions: np.ndarray,  # (N, D)
+        rewards: np.ndarray,  # (N,)
+        lengths: np.ndarray,  # (E,) frames of each episode
+        reached: np.ndarray,  # (E,) is the task done at its end?
+        success: np.ndarray,  # (E,) may it be imitated?
+        made: str,  # how, where these arrays do not tell
+    ) -> None:
+        self.states, self.actions, self.rewards = states, np.clip(actions, -1, 1), rewards.astype(np.float32)
+        self.reached, self.success = reached, success
+        self.episode_start = np.cumsum([0, *lengths])
+        count = len(lengths)
+        self.frame_episode = np.repeat(np.arange(count), lengths)
+        self.finished, self.episode_task = np.ones(count, bool), np.zeros(count, int)
+        self.tasks, self.cameras = [INSTRUCTION], dict[str, np.ndarray]()
+        self.images = np.zeros((len(rewards), 0, 0, 3), np.uint8)
+        self.embodiment = body(states.shape[1], actions.shape[1])
+        digest = hashlib.sha256(made.encode())
+        for array in (self.states, self.actions, self.rewards, self.episode_start):
+            digest.update(np.ascontiguousarray(array).tobytes())
+        self.digest = digest.hexdigest()
+
+
+class PlayEpisodes(StateEpisodes):
+    """Play with the rewards of one task.
 
     What is played is cut where the task is done, since there a judged episode ends: no step is learnt from after it,
     until it is undone again. A recording that breaks off before counts as never done: its last step costs what not
@@ -171,21 +202,10 @@ class PlayEpisodes:
             rewards[cuts] += discount**later @ rewards[cuts + later[:, None]]
             ends = np.union1d(ends, cuts)
             reached = np.isin(ends, np.flatnonzero(reaches[kept]))
-        self.rewards, self.states = rewards, with_relative(data["observations"][kept], relative)
-        self.actions = np.clip(data["actions"][kept], -1, 1)
-        self.episode_start = np.concatenate([[0], ends + 1])
-        count = len(ends)
-        self.frame_episode = np.repeat(np.arange(count), np.diff(self.episode_start))
-        self.reached = reached
-        self.success = reached if shown else np.ones(count, bool)  # what may be imitated; the rewards say what to seek
-        self.finished, self.episode_task = np.ones(count, bool), np.zeros(count, int)
-        self.tasks, self.cameras = [INSTRUCTION], dict[str, np.ndarray]()
-        self.images = np.zeros((len(rewards), 0, 0, 3), np.uint8)
-        self.embodiment = body(self.states.shape[1], self.actions.shape[1])
-        digest = hashlib.sha256(f"{environment} {discount}".encode())
-        for array in (self.states, self.actions, self.rewards):
-            digest.update(np.ascontiguousarray(array).tobytes())
-        self.digest = digest.hexdigest()
+        success = reached if shown else np.ones(len(ends), bool)  # the rewards say what to seek
+        states, lengths = with_relative(data["observations"][kept], relative), np.diff([-1, *ends])
+        made = f"{environment} {discount}"
+        super().__init__(states, data["actions"][kept], rewards, lengths, reached, success, made)
 
 
 def body(states: int, actions: int) -> Embodiment:
@@ -211,7 +231,7 @@ def settings_of(config: Config, row: str, home: Path, seed: int) -> TrainConfig:
     return settings
 
 
-def learn(config: Config, row: str, settings: TrainConfig, data: PlayEpisodes) -> Policy:
+def learn(config: Config, row: str, settings: TrainConfig, data: StateEpisodes) -> Policy:
     """Train to the end, or go on; the policy as it is saved."""
     algorithm = settings.algorithm
     if hasattr(algorithm, "value_low"):
