@@ -74,6 +74,7 @@ class Things:
     buttons: int = 0
     slides: tuple[float, ...] = ()  # how far each must move to have been moved, in the state's units
     opens: Mapping[int, int] = field(default_factory=dict)  # thing -> that which only it gives the way to
+    row: int = 0  # buttons in a row, each of which turns those beside, above and below it, too; 0: itself alone
 
     def places(self, states: np.ndarray) -> np.ndarray:
         """(N, S) states -> (N, G) where all things are: 3 numbers of a cube, 1 of a button (0 or 1), 1 of a slide; as
@@ -95,10 +96,21 @@ class Things:
         first += self.buttons
         return cubes + buttons + [(slice(first + i, first + i + 1), far) for i, far in enumerate(self.slides)]
 
+    @property
+    def turns(self) -> dict[frozenset[int], int]:
+        """Which buttons are turned when one is pressed -> that one."""
+        at = [divmod(button, self.row) for button in range(self.buttons)]
+        return {
+            frozenset(j for j, (y, x) in enumerate(at) if abs(y - row) + abs(x - column) <= 1): i
+            for i, (row, column) in enumerate(at)
+        }
+
     def seen(self, states: np.ndarray, goals: np.ndarray) -> np.ndarray:
         """(N, S) states, (N, G) wanted places -> what the policy sees: also where the cubes are from the gripper, and
         how far all things are from where they shall be."""
         missing = goals - self.places(states)
+        if self.row:
+            missing = np.abs(missing)  # a button that is turned twice is as it was
         cubes, gripper = 3 * self.cubes, states[:, 12:15]
         wanted = [goals[:, i : i + 3] - gripper for i in range(0, cubes, 3)]
         more = [np.tanh(missing[:, :cubes] / 0.3), *wanted]
@@ -111,12 +123,16 @@ THINGS = {
     "cube-triple-play": Things(3),
     # The drawer and the window, which a button each locks; the cube may lie in the drawer
     "scene-play": Things(1, 2, (18 * 0.04, 15 * 0.04), {1: 3, 2: 4, 3: 0}),
+    "puzzle-3x3-play": Things(0, 9, row=3),
 }
 
 
 def deeds(places: np.ndarray, things: Things) -> list[tuple[int, int]]:
     """(T, G) -> the steps at which something came to rest elsewhere, or a button was pressed, in their order, and which
     thing it was. What was moved along with another thing, as the cube in the drawer, did nothing by itself."""
+    if things.row:
+        turned = np.diff(places, axis=0) != 0
+        return [(int(i) + 1, things.turns[frozenset(np.flatnonzero(turned[i]))]) for i in np.flatnonzero(turned.any(1))]
     found = []
     for number, (where, far) in enumerate(things.each):
         one = places[:, where]
