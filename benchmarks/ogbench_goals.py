@@ -25,7 +25,7 @@ from __future__ import annotations
 import functools
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -63,6 +63,7 @@ REST = 5  # steps in which something that rests does not move
 STILL = 0.02  # [OGBench's units] how far it may seem to
 LEAVES = 24  # steps in which the arm lets go of what it was busy with and leaves it, whatever comes next
 LONGEST = 250  # steps of one deed; a longer pause is none
+ELSEWHERE = 0.5  # how often things apart from those that were moved shall be where they were at another time
 NEAR = 0.15  # [10 cm] what is wanted is told with such an error in training, as judged episodes begin with one
 
 
@@ -74,6 +75,7 @@ class Things:
     buttons: int = 0
     slides: tuple[float, ...] = ()  # how far each must move to have been moved, in the state's units
     opens: Mapping[int, int] = field(default_factory=dict)  # thing -> that which only it gives the way to
+    apart: tuple[frozenset[int], ...] = ()  # things of which none is in the way of those of another set
     row: int = 0  # buttons in a row, each of which turns those beside, above and below it, too; 0: itself alone
 
     def places(self, states: np.ndarray) -> np.ndarray:
@@ -122,7 +124,7 @@ THINGS = {
     "cube-double-play": Things(2, opens={0: 1, 1: 0}),  # where one lies on the other
     "cube-triple-play": Things(3),
     # The drawer and the window, which a button each locks; the cube may lie in the drawer
-    "scene-play": Things(1, 2, (18 * 0.04, 15 * 0.04), {1: 3, 2: 4, 3: 0}),
+    "scene-play": Things(1, 2, (18 * 0.04, 15 * 0.04), {1: 3, 2: 4, 3: 0}, (frozenset({0, 1, 3}), frozenset({2, 4}))),
     "puzzle-3x3-play": Things(0, 9, row=3),
 }
 
@@ -150,8 +152,9 @@ def deeds(places: np.ndarray, things: Things) -> list[tuple[int, int]]:
     )
 
 
-def demonstrations(places: np.ndarray, things: Things, most: int) -> list[tuple[int, int]]:
-    """First step, and the step at which all is done, of each demonstration of up to `most` deeds in one recording."""
+def demonstrations(places: np.ndarray, things: Things, most: int) -> list[tuple[int, int, set[int]]]:
+    """First step, the step at which all is done, and the things that were moved, of each demonstration of up to `most`
+    deeds in one recording."""
     done = deeds(places, things)
     ends = [-1, *(step for step, _ in done)]
     found = []
@@ -162,7 +165,7 @@ def demonstrations(places: np.ndarray, things: Things, most: int) -> list[tuple[
             start, end = ends[first] + (LEAVES if first else 1), ends[last + 1]
             which = [thing for _, thing in done[first : last + 1]]
             if end > start and all(serves(places[[start, end]], things, thing, which) for thing in set(which)):
-                found.append((start, end))
+                found.append((start, end, set(which)))
     return found
 
 
@@ -176,6 +179,22 @@ def serves(places: np.ndarray, things: Things, thing: int, which: Sequence[int])
     return bool(len(at) == 2 and back and things.opens.get(thing) in which[at[0] : at[1]])
 
 
+def elsewhere(
+    goal: np.ndarray, moved: Set[int], reached: np.ndarray, things: Things, random: np.random.Generator
+) -> np.ndarray:
+    """(G,) the goal, and, of things apart from all that were moved, at times what was reached at some other time
+    [reached: (N, G)]: they may be seen to later. So what was shown shows also how to begin where more is wanted
+    [counterfactual data augmentation, Pitis et al. 2020]."""
+    goal = goal.copy()
+    for others in things.apart:
+        if not others & moved and random.random() < ELSEWHERE:
+            other = reached[random.integers(len(reached))]
+            for thing in others:
+                where, _ = things.each[thing]
+                goal[where] = other[where]
+    return goal
+
+
 class GoalEpisodes(StateEpisodes):
     """Demonstrations found in play. A step costs 1."""
 
@@ -185,11 +204,20 @@ class GoalEpisodes(StateEpisodes):
         last = np.flatnonzero(data["terminals"])[: ogbench_datasets.recordings(transitions)]
         random = np.random.default_rng(seed)
         states, actions, lengths = [], [], []
-        for first, end in zip([0, *(last[:-1] + 1)], last, strict=True):
-            rows, acts = data["observations"][first : end + 1], data["actions"][first : end + 1]
-            places = things.places(rows)
-            for start, done in demonstrations(places, things, most):
-                goal = places[done].copy()
+        all_places = things.places(data["observations"])
+        recorded = [slice(first, end + 1) for first, end in zip([0, *(last[:-1] + 1)], last, strict=True)]
+        shown = [demonstrations(all_places[part], things, most) for part in recorded]
+        reached = np.concatenate(
+            [
+                all_places[part][[done for _, done, _ in found]]
+                for part, found in zip(recorded, shown, strict=True)
+                if found
+            ]
+        )
+        for part, found in zip(recorded, shown, strict=True):
+            rows, acts, places = data["observations"][part], data["actions"][part], all_places[part]
+            for start, done, moved in found:
+                goal = elsewhere(places[done], moved, reached, things, random)
                 goal[: 3 * things.cubes] += random.uniform(-NEAR, NEAR, 3 * things.cubes)
                 part = rows[start:done]
                 states.append(things.seen(part, np.broadcast_to(goal, (len(part), len(goal)))))
