@@ -10,7 +10,8 @@ comes to rest, a deed is done; and the last deeds before it, one or several, sho
 from what lay there before: tasks relabelled in hindsight, as the paper relabels the affordance model's. Each thing is
 moved once in such a demonstration, or moved and put back for what it was in the way of, as a drawer for what is put
 into it; and it begins when the arm has left what it was busy with: else letting go would be shown where something is to
-be grasped.
+be grasped. Where nothing that was moved is in the way of other things, these may be wanted elsewhere, too: the drawer's
+demonstration shows how to begin where the window shall be opened as well.
 
 The policy sees the state, and what is wanted as OGBench tells it (`use_oracle_rep`: cubes' places, buttons, drawer and
 window). A cell - an algorithm, a dataset, a seed - is trained once and judged in all five tasks, as OGBench judges its
