@@ -64,7 +64,6 @@ REST = 5  # steps in which something that rests does not move
 STILL = 0.02  # [OGBench's units] how far it may seem to
 LEAVES = 24  # steps in which the arm lets go of what it was busy with and leaves it, whatever comes next
 LONGEST = 250  # steps of one deed; a longer pause is none
-ELSEWHERE = 0.5  # how often things apart from those that were moved shall be where they were at another time
 NEAR = 0.15  # [10 cm] what is wanted is told with such an error in training, as judged episodes begin with one
 
 
@@ -181,14 +180,19 @@ def serves(places: np.ndarray, things: Things, thing: int, which: Sequence[int])
 
 
 def elsewhere(
-    goal: np.ndarray, moved: Set[int], reached: np.ndarray, things: Things, random: np.random.Generator
+    goal: np.ndarray,
+    moved: Set[int],
+    reached: np.ndarray,
+    things: Things,
+    share: float,
+    random: np.random.Generator,
 ) -> np.ndarray:
-    """(G,) the goal, and, of things apart from all that were moved, at times what was reached at some other time
-    [reached: (N, G)]: they may be seen to later. So what was shown shows also how to begin where more is wanted
-    [counterfactual data augmentation, Pitis et al. 2020]."""
+    """(G,) the goal, and with things apart from all that were moved, in a share of all cases, where they were at some
+    other time [reached: (N, G)]: they may be seen to later. So what was shown shows also how to begin where more is
+    wanted [counterfactual data augmentation, Pitis et al. 2020, arXiv 2007.02863]."""
     goal = goal.copy()
     for others in things.apart:
-        if not others & moved and random.random() < ELSEWHERE:
+        if not others & moved and random.random() < share:
             other = reached[random.integers(len(reached))]
             for thing in others:
                 where, _ = things.each[thing]
@@ -199,33 +203,28 @@ def elsewhere(
 class GoalEpisodes(StateEpisodes):
     """Demonstrations found in play. A step costs 1."""
 
-    def __init__(self, path: Path, things: Things, transitions: int, most: int, discount: float, seed: int) -> None:
+    def __init__(
+        self, path: Path, things: Things, transitions: int, most: int, share: float, discount: float, seed: int
+    ) -> None:
+        """most: deeds of a demonstration; share: see `elsewhere`."""
         with np.load(path) as file:
             data = {key: file[key] for key in ("observations", "actions", "terminals")}
         last = np.flatnonzero(data["terminals"])[: ogbench_datasets.recordings(transitions)]
-        random = np.random.default_rng(seed)
-        states, actions, lengths = [], [], []
-        all_places = things.places(data["observations"])
-        recorded = [slice(first, end + 1) for first, end in zip([0, *(last[:-1] + 1)], last, strict=True)]
-        shown = [demonstrations(all_places[part], things, most) for part in recorded]
-        reached = np.concatenate(
-            [
-                all_places[part][[done for _, done, _ in found]]
-                for part, found in zip(recorded, shown, strict=True)
-                if found
-            ]
-        )
-        for part, found in zip(recorded, shown, strict=True):
-            rows, acts, places = data["observations"][part], data["actions"][part], all_places[part]
-            for start, done, moved in found:
-                goal = elsewhere(places[done], moved, reached, things, random)
-                goal[: 3 * things.cubes] += random.uniform(-NEAR, NEAR, 3 * things.cubes)
-                part = rows[start:done]
-                states.append(things.seen(part, np.broadcast_to(goal, (len(part), len(goal)))))
-                actions.append(acts[start:done])
-                lengths.append(done - start)
-        if not lengths:
+        places, shown = things.places(data["observations"]), list[tuple[int, int, set[int]]]()
+        for first, end in zip([0, *(last[:-1] + 1)], last, strict=True):
+            found = demonstrations(places[first : end + 1], things, most)
+            shown += [(first + start, first + done, moved) for start, done, moved in found]
+        if not shown:
             raise ValueError(f"{path}: nothing came to rest elsewhere in {transitions} transitions; take more")
+        reached, random = places[[done for _, done, _ in shown]], np.random.default_rng(seed)
+        states, actions, lengths = [], [], []
+        for start, done, moved in shown:
+            goal = elsewhere(places[done], moved, reached, things, share, random)
+            goal[: 3 * things.cubes] += random.uniform(-NEAR, NEAR, 3 * things.cubes)
+            part = data["observations"][start:done]
+            states.append(things.seen(part, np.broadcast_to(goal, (len(part), len(goal)))))
+            actions.append(data["actions"][start:done])
+            lengths.append(done - start)
         self.parts, self.worst = 1.0, -1 / (1 - discount)
         all_of, costs = np.ones(len(lengths), bool), np.full(sum(lengths), -1, np.float32)
         made = f"goals {discount}"
@@ -242,6 +241,7 @@ class GoalsConfig(Config):
     rows: tuple[str, ...] = ("rt1-5",)  # see ROWS of ogbench_tasks.py
     transitions: int = 300_000  # of the data
     deeds: int = 5  # of one demonstration, at most
+    elsewhere: float = 0.5  # how often what was not moved, and is in no way, shall be where it was at another time
     steps: int = 6000  # optimiser steps
     layers: int = 2
     # Of Config: what goals leave nothing to say about
@@ -254,7 +254,18 @@ def cell(config: GoalsConfig, name: str, row: str, seed: int) -> list[dict[str, 
     """What one policy reached in each task; computed now, or read where it was. Raises ValueError where that was done
     otherwise."""
     home = config.out / f"{name}-goals-{row}-{seed}"
-    names = ("transitions", "deeds", "steps", "batch_size", "learning_rate", "bins", "width", "layers", "replan")
+    names = (
+        "transitions",
+        "deeds",
+        "elsewhere",
+        "steps",
+        "batch_size",
+        "learning_rate",
+        "bins",
+        "width",
+        "layers",
+        "replan",
+    )
     asked = asked_for(config, row, names)
     things, found, policy = THINGS[name], [], None
     for task in config.tasks:
@@ -266,7 +277,7 @@ def cell(config: GoalsConfig, name: str, row: str, seed: int) -> list[dict[str, 
             settings = settings_of(config, row, home, seed)
             discount = getattr(settings.algorithm, "discount", 0.99)
             path = ogbench_datasets.make(ogbench_datasets.Config(name, config.transitions, config.data))
-            data = GoalEpisodes(path, things, config.transitions, config.deeds, discount, seed)
+            data = GoalEpisodes(path, things, config.transitions, config.deeds, config.elsewhere, discount, seed)
             began = time.process_time()
             policy = learn(config, row, settings, data)
             learnt = round(time.process_time() - began)

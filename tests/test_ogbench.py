@@ -199,7 +199,7 @@ def test_hindsight_takes_what_was_reached_for_what_was_wanted(tmp_path, monkeypa
     states[:, 19:22] = cube
     ends = np.arange(len(cube)) == len(cube) - 1
     np.savez(tmp_path / "play.npz", observations=states, actions=np.zeros((len(cube), 5)), terminals=ends)
-    found = GoalEpisodes(tmp_path / "play.npz", Things(1), 1, 5, GAMMA, 0)
+    found = GoalEpisodes(tmp_path / "play.npz", Things(1), 1, 5, 0.5, GAMMA, 0)
     lengths = np.diff(found.episode_start)
     assert len(lengths) == 2 and (found.rewards == -1).all() and found.success.all()
     missing = found.states[:, 36:39]  # after OGBench's 28 numbers, and 8 of the cube from the gripper
@@ -208,15 +208,14 @@ def test_hindsight_takes_what_was_reached_for_what_was_wanted(tmp_path, monkeypa
     np.testing.assert_allclose(second, [0, 2, 0], atol=ogbench_goals.NEAR)
 
 
-def test_what_was_not_moved_and_is_in_no_way_may_be_wanted_elsewhere(monkeypatch):
-    monkeypatch.setattr(ogbench_goals, "ELSEWHERE", 1)
+def test_what_was_not_moved_and_is_in_no_way_may_be_wanted_elsewhere():
     scene, rng = ogbench_goals.THINGS["scene-play"], np.random.default_rng(0)
     goal, reached = np.zeros(7), np.arange(1, 8)[None] * 10.0  # a cube, two buttons, drawer and window
-    wanted = {moved: ogbench_goals.elsewhere(goal, {moved}, reached, scene, rng) for moved in range(5)}
+    wanted = {moved: ogbench_goals.elsewhere(goal, {moved}, reached, scene, 1, rng) for moved in range(5)}
     cube_drawer_and_button, window_and_button = [10, 20, 30, 40, 0, 60, 0], [0, 0, 0, 0, 50, 0, 70]
     assert [wanted[moved].tolist() for moved in (0, 1, 3)] == [window_and_button] * 3
     assert [wanted[moved].tolist() for moved in (2, 4)] == [cube_drawer_and_button] * 2
-    assert ogbench_goals.elsewhere(goal, {0, 4}, reached, scene, rng).tolist() == [0] * 7 == goal.tolist()
+    assert ogbench_goals.elsewhere(goal, {0, 4}, reached, scene, 1, rng).tolist() == [0] * 7 == goal.tolist()
 
 
 @pytest.mark.slow
