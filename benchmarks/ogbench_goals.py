@@ -17,8 +17,8 @@ The policy sees the state, and what is wanted as OGBench tells it (`use_oracle_r
 window). A cell - an algorithm, a dataset, a seed - is trained once and judged in all five tasks, as OGBench judges its
 learners of goals. What is done is kept in --out: interrupted, it goes on.
 
-Published: Flow Q-Learning [Park et al. 2025, arXiv 2502.02538], means of five tasks, which it learns one by one from
-rewards and a million transitions; no like for like.
+Published: Flow Q-Learning [Park et al. 2025, arXiv 2502.02538], means of five tasks of cube-double and scene, which it
+learns one by one from rewards and a million transitions; no like for like.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ import ogbench_datasets
 import torch
 import tyro
 from ogbench_tasks import (
+    LEARNING,
     PUBLISHED,
     ROWS,
     WIDE,
@@ -62,7 +63,6 @@ ARM = 19  # numbers of the state before the things
 CUBE, BUTTON, SLIDE = 9, 4, 2  # numbers of each thing there
 REST = 5  # steps in which something that rests does not move
 STILL = 0.02  # [OGBench's units] how far it may seem to
-LEAVES = 24  # steps in which the arm lets go of what it was busy with and leaves it, whatever comes next
 LONGEST = 250  # steps of one deed; a longer pause is none
 NEAR = 0.15  # [10 cm] what is wanted is told with such an error in training, as judged episodes begin with one
 
@@ -76,6 +76,7 @@ class Things:
     slides: tuple[float, ...] = ()  # how far each must move to have been moved, in the state's units
     opens: Mapping[int, int] = field(default_factory=dict)  # thing -> that which only it gives the way to
     apart: tuple[frozenset[int], ...] = ()  # things of which none is in the way of those of another set
+    leaves: int = 24  # steps in which the arm lets go of what it was busy with and leaves it, whatever comes next
     row: int = 0  # buttons in a row, each of which turns those beside, above and below it, too; 0: itself alone
 
     def places(self, states: np.ndarray) -> np.ndarray:
@@ -125,7 +126,7 @@ THINGS = {
     "cube-triple-play": Things(3),
     # The drawer and the window, which a button each locks; the cube may lie in the drawer
     "scene-play": Things(1, 2, (18 * 0.04, 15 * 0.04), {1: 3, 2: 4, 3: 0}, (frozenset({0, 1, 3}), frozenset({2, 4}))),
-    "puzzle-3x3-play": Things(0, 9, row=3),
+    "puzzle-3x3-play": Things(0, 9, leaves=16, row=3),
 }
 
 
@@ -133,8 +134,9 @@ def deeds(places: np.ndarray, things: Things) -> list[tuple[int, int]]:
     """(T, G) -> the steps at which something came to rest elsewhere, or a button was pressed, in their order, and which
     thing it was. What was moved along with another thing, as the cube in the drawer, did nothing by itself."""
     if things.row:
-        turned = np.diff(places, axis=0) != 0
-        return [(int(i) + 1, things.turns[frozenset(np.flatnonzero(turned[i]))]) for i in np.flatnonzero(turned.any(1))]
+        turned, turns = np.diff(places, axis=0) != 0, things.turns
+        pressed = [(int(i) + 1, turns.get(frozenset(np.flatnonzero(turned[i])))) for i in np.flatnonzero(turned.any(1))]
+        return [(step, button) for step, button in pressed if button is not None]  # None: two at once
     found = []
     for number, (where, far) in enumerate(things.each):
         one = places[:, where]
@@ -162,11 +164,17 @@ def demonstrations(places: np.ndarray, things: Things, most: int) -> list[tuple[
         for first in range(last, max(-1, last - most), -1):  # the deeds first .. last
             if ends[first + 1] - ends[first] > LONGEST:
                 break
-            start, end = ends[first] + (LEAVES if first else 1), ends[last + 1]
+            start, end = ends[first] + (things.leaves if first else 1), ends[last + 1]
             which = [thing for _, thing in done[first : last + 1]]
             if end > start and all(serves(places[[start, end]], things, thing, which) for thing in set(which)):
-                found.append((start, end, set(which)))
+                found.append((start, end, set(which) | elsewhere_after(places[[start, end]], things)))
     return found
+
+
+def elsewhere_after(places: np.ndarray, things: Things) -> set[int]:
+    """The things that are in another place after it, whoever pushed them. places: (2, G), before and after."""
+    apart = places[1] - places[0]
+    return {thing for thing, (where, far) in enumerate(things.each) if np.linalg.norm(apart[where]) > far}
 
 
 def serves(places: np.ndarray, things: Things, thing: int, which: Sequence[int]) -> bool:
@@ -217,27 +225,26 @@ class GoalEpisodes(StateEpisodes):
         if not shown:
             raise ValueError(f"{path}: nothing came to rest elsewhere in {transitions} transitions; take more")
         reached, random = places[[done for _, done, _ in shown]], np.random.default_rng(seed)
-        states, actions, lengths = [], [], []
+        states, actions, lengths, done_all = [], [], [], []
         for start, done, moved in shown:
             goal = elsewhere(places[done], moved, reached, things, share, random)
+            done_all.append(bool((goal == places[done]).all()))
             goal[: 3 * things.cubes] += random.uniform(-NEAR, NEAR, 3 * things.cubes)
             part = data["observations"][start:done]
             states.append(things.seen(part, np.broadcast_to(goal, (len(part), len(goal)))))
             actions.append(data["actions"][start:done])
             lengths.append(done - start)
         self.parts, self.worst = 1.0, -1 / (1 - discount)
-        all_of, costs = np.ones(len(lengths), bool), np.full(sum(lengths), -1, np.float32)
-        made = f"goals {discount}"
-        super().__init__(
-            np.concatenate(states), np.concatenate(actions), costs, np.array(lengths), all_of, all_of, made
-        )
+        costs, shows = np.full(sum(lengths), -1, np.float32), np.ones(len(lengths), bool)
+        made, all_of = f"goals {discount}", np.concatenate
+        super().__init__(all_of(states), all_of(actions), costs, np.array(lengths), np.array(done_all), shows, made)
 
 
 @dataclass(frozen=True)
 class GoalsConfig(Config):
     """Train and judge cells."""
 
-    names: tuple[str, ...] = ("cube-double-play",)
+    names: tuple[str, ...] = ("cube-double-play",)  # or cube-single, cube-triple, scene or puzzle-3x3, each with -play
     rows: tuple[str, ...] = ("rt1-5",)  # see ROWS of ogbench_tasks.py
     transitions: int = 300_000  # of the data
     deeds: int = 5  # of one demonstration, at most
@@ -254,18 +261,7 @@ def cell(config: GoalsConfig, name: str, row: str, seed: int) -> list[dict[str, 
     """What one policy reached in each task; computed now, or read where it was. Raises ValueError where that was done
     otherwise."""
     home = config.out / f"{name}-goals-{row}-{seed}"
-    names = (
-        "transitions",
-        "deeds",
-        "elsewhere",
-        "steps",
-        "batch_size",
-        "learning_rate",
-        "bins",
-        "width",
-        "layers",
-        "replan",
-    )
+    names = ("transitions", "deeds", "elsewhere", *LEARNING, "replan")
     asked = asked_for(config, row, names)
     things, found, policy = THINGS[name], [], None
     for task in config.tasks:
@@ -275,15 +271,18 @@ def cell(config: GoalsConfig, name: str, row: str, seed: int) -> list[dict[str, 
             continue
         if policy is None:
             settings = settings_of(config, row, home, seed)
-            discount = getattr(settings.algorithm, "discount", 0.99)
+            discount = getattr(settings.algorithm, "discount", None)
+            if discount is not None and things.apart and config.elsewhere:
+                raise ValueError(f"{row} learns values, and what is wanted elsewhere is not reached; --elsewhere 0")
             path = ogbench_datasets.make(ogbench_datasets.Config(name, config.transitions, config.data))
-            data = GoalEpisodes(path, things, config.transitions, config.deeds, config.elsewhere, discount, seed)
+            data = GoalEpisodes(
+                path, things, config.transitions, config.deeds, config.elsewhere, discount or 0.99, seed
+            )
             began = time.process_time()
             policy = learn(config, row, settings, data)
             learnt = round(time.process_time() - began)
         new = functools.partial(
             Judged,
-            StateEpisodes,
             f"{name.removesuffix('-play')}-v0",
             policy.embodiment.history,
             lambda state, goal: things.seen(state[None], goal[None])[0],
@@ -334,6 +333,8 @@ def main(config: GoalsConfig) -> int:
             raise ValueError(f"no row {unknown[0]!r}; there are {', '.join(ROWS)}")
         if unknown := [name for name in config.names if name not in THINGS]:
             raise ValueError(f"{unknown[0]}: what can be moved there is not known here; there are {', '.join(THINGS)}")
+        if not 0 <= config.elsewhere <= 1:
+            raise ValueError(f"--elsewhere {config.elsewhere}: it must lie within 0 to 1")
         config = small(config) if config.debug else config
         torch.set_num_threads(config.threads)
         cells = [

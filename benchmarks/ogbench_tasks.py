@@ -65,6 +65,8 @@ CONSTRAINED = (  # to what it may imitate, see `shown`, which is half of each ba
     *("--behavior-weight", "1", "--behavior-threshold", "0.5"),
     *("--successes", "0.5"),
 )
+# Settings that decide what is learnt, whatever the data
+LEARNING = ("steps", "batch_size", "learning_rate", "average", "bins", "width", "layers", "tokens")
 ROWS = {  # name -> arguments of saycan_qt.train
     "q-transformer-5": ("q-transformer", "--chunk", "5", *Q, *SPREAD),
     "q-transformer-1": ("q-transformer", *Q, *SPREAD),
@@ -227,6 +229,7 @@ def settings_of(config: Config, row: str, home: Path, seed: int) -> TrainConfig:
     options |= {"--average": config.average, "--validate-every": max(config.steps // 4, 1), "--threads": config.threads}
     told = [word for name, value in options.items() for word in (name, str(value))]
     settings = train.command([kind, *told, *arguments, *shlex.split(config.more)])
+    assert isinstance(settings, TrainConfig)
     train.check(settings)
     return settings
 
@@ -345,7 +348,7 @@ def kept(result: Path, asked: Mapping[str, Any]) -> dict[str, Any] | None:
         return None
     there: dict[str, Any] = json.loads(result.read_text())
     for key, value in asked.items():
-        if (before := there.get(key, value)) != value:
+        if (before := there.get(key)) != value:
             raise ValueError(f"{result}: made with {key} {before}, not {value}; another --out, or delete it")
     return there
 
@@ -356,8 +359,7 @@ def cell(config: Config, name: str, task: int, row: str, seed: int) -> dict[str,
     home = config.out / f"{name}-task{task}-{row}{kind}-{seed}"
     cubes = CUBES.get(name.removesuffix("-play"), 0) if config.relative else 0
     result = judged_in(config, home)
-    names = ("steps", "batch_size", "bins", "width", "layers", "replan", "shown", "relative")
-    asked = asked_for(config, row, names)
+    asked = asked_for(config, row, ("transitions", *LEARNING, "replan", "shown", "relative"))
     if (there := kept(result, asked)) is not None:
         return there
     environment = f"{name.removesuffix('-play')}-singletask-task{task}-v0"
@@ -382,7 +384,7 @@ def cell(config: Config, name: str, task: int, row: str, seed: int) -> dict[str,
         "episodes": len(found),
         "interval": wilson(sum(found), len(found)),
         "each": found,
-        "transitions": len(data.rewards),
+        "samples": len(data.rewards),
         "times_done": int(data.reached.sum()),
         **asked,
         "cpu_seconds": round(learnt),

@@ -39,7 +39,7 @@ import torch
 import tyro
 
 from saycan_qt.data.episodes import DatasetError, EpisodeDataset
-from saycan_qt.learning import checkpoint, distributed, divergence
+from saycan_qt.learning import calibration, checkpoint, distributed, divergence
 from saycan_qt.learning.acting import Acting
 from saycan_qt.learning.algorithms.decision_transformer import DecisionTransformerConfig
 from saycan_qt.learning.algorithms.iql import IQLConfig
@@ -125,12 +125,12 @@ def check_algorithm(config: Any) -> None:
     """Raises ValueError for settings of an algorithm that mean nothing."""
     if isinstance(config, QTOptConfig | IQLConfig | DecisionTransformerConfig):
         config.require_sound()
+    require(config, **{name: 0 for name in ("label_deviation", "smoothing") if hasattr(config, name)})
     if isinstance(config, QTransformerConfig):
-        require(config, conservative_weight=0, td_deviation=0, label_deviation=0, smoothing=0, circles=0)
-        require(config, behavior_weight=0, acting_deviation=0)
+        require(config, conservative_weight=0, td_deviation=0, circles=0, behavior_weight=0, acting_deviation=0)
         require_share(config, "behavior_threshold")
         if config.behavior_threshold > 0 and config.behavior_weight == 0:
-            raise ValueError("--behavior-threshold is about the behaviour head; give it a --behavior-weight")
+            raise ValueError("--behavior-threshold is about the behaviour head, which --behavior-weight trains")
     if isinstance(config, QTransformerConfig | QTOptConfig | IQLConfig):
         require_share(config, "discount")
         if not config.value_low < config.value_high:
@@ -262,17 +262,22 @@ def train(config: TrainConfig) -> dict[str, Any]:
 
 
 def act(asked: Acting) -> None:
-    """Write the checkpoint. Raises ValueError, and CheckpointError."""
+    """Write the checkpoint, and its calibration where there is one. Raises ValueError, and CheckpointError."""
     policy, texts = asked.policy()
     check_algorithm(policy.config)
-    provenance = checkpoint.load_files(checkpoint.resolve(asked.init))[2]
+    old, new = checkpoint.resolve(asked.init), asked.out / CHECKPOINT
+    there = [folder for folder in (asked.out, asked.out / STATE, new) if checkpoint.exists(folder)]
+    if there:
+        raise ValueError(f"{there[0]} is there; choose another --out")
+    provenance = checkpoint.load_files(old)[2]
+    changes = [*provenance.get("acting", ()), "python -m saycan_qt.train " + " ".join(sys.argv[1:])]
+    curve = calibration.load(old) if calibration.beside(old).exists() else None  # values are what they were
     asked.out.mkdir(parents=True, exist_ok=True)
     with only_writer(asked.out):
-        if begun := [name for name in (STATE, CHECKPOINT) if checkpoint.exists(asked.out / name)]:
-            raise ValueError(f"{asked.out / begun[0]} is there; choose another --out")
-        said = {"acting": "python -m saycan_qt.train " + " ".join(sys.argv[1:])}
-        checkpoint.save(asked.out / CHECKPOINT, *policy.describe(texts), provenance | said)
-    log.info("checkpoint in %s", asked.out / CHECKPOINT)
+        checkpoint.save(new, *policy.describe(texts), provenance | {"acting": changes})
+        if curve is not None:
+            calibration.save(curve, new, curve.provenance)
+    log.info("checkpoint in %s", new)
 
 
 Command = (
@@ -301,7 +306,7 @@ def main() -> int:
             act(asked)
         else:
             train(asked)
-    except (ValueError, OSError, DatasetError, SkillError) as error:
+    except (ValueError, OSError, DatasetError, SkillError, calibration.CalibrationError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

@@ -153,11 +153,10 @@ def test_what_a_drawer_takes_along_was_not_moved_by_itself():
     ] == [1]
 
 
-def test_what_is_moved_twice_is_shown_only_where_it_was_put_back_and_something_else_moved_meanwhile(monkeypatch):
-    monkeypatch.setattr(ogbench_goals, "LEAVES", 1)
+def test_what_is_moved_twice_is_shown_only_where_it_was_put_back_and_something_else_moved_meanwhile():
     drawer = path_through([0], [2], [2], [0], [0], [2])
     cube = np.concatenate([path_through([0, 0, 0], [0, 0, 0], [1, 0, 0], [1, 0, 0]), np.zeros((26, 3)) + [1, 0, 0]])
-    places, things = np.concatenate([cube, drawer], axis=1), Things(1, 0, (0.7,), {1: 0})
+    places, things = np.concatenate([cube, drawer], axis=1), Things(1, 0, (0.7,), {1: 0}, leaves=1)
     opened, put, closed, again = (step for step, _ in ogbench_goals.deeds(places, things))
     found = spans(places, things, 5)
     assert (0, closed) in found and (opened + 1, closed) in found  # open, put in, close: the drawer as it was
@@ -165,13 +164,11 @@ def test_what_is_moved_twice_is_shown_only_where_it_was_put_back_and_something_e
     assert all(end != closed or start < closed for start, end in found)
     assert (0, closed) not in spans(places, things, 2)  # of two deeds at most
     assert (0, closed) not in spans(places, replace(things, opens={}), 5)  # it was in no way
-    monkeypatch.setattr(ogbench_goals, "LEAVES", 5)
-    assert (closed + 5, again) in spans(places, things, 5)  # the arm has left by then
+    assert (closed + 5, again) in spans(places, replace(things, leaves=5), 5)  # the arm has left by then
 
 
-def test_a_press_turns_neighbours_too_and_is_shown_where_no_button_was_pressed_twice(monkeypatch):
-    monkeypatch.setattr(ogbench_goals, "LEAVES", 1)
-    puzzle = ogbench_goals.THINGS["puzzle-3x3-play"]
+def test_a_press_turns_neighbours_too_and_is_shown_where_no_button_was_pressed_twice():
+    puzzle = replace(ogbench_goals.THINGS["puzzle-3x3-play"], leaves=1)
     places = np.zeros((50, 9))
     for step, turned in ((10, [0, 1, 3]), (20, [1, 3, 4, 5, 7]), (30, [5, 7, 8]), (40, [1, 3, 4, 5, 7])):
         places[step:, turned] = 1 - places[step:, turned]
@@ -192,20 +189,27 @@ def test_where_things_are_is_read_from_the_state_as_ogbench_tells_it(name):
     assert things.seen(state[None], info["goal"][None]).shape[1] >= state.size + info["goal"].size
 
 
-def test_hindsight_takes_what_was_reached_for_what_was_wanted(tmp_path, monkeypatch):
-    monkeypatch.setattr(ogbench_goals, "LEAVES", 1)
+def test_hindsight_takes_what_was_reached_for_what_was_wanted(tmp_path):
     cube = path_through([0, 0, 0.2], [1, 0, 0.2], [1, 2, 0.2])
     states = np.zeros((len(cube), 28), np.float32)
     states[:, 19:22] = cube
     ends = np.arange(len(cube)) == len(cube) - 1
     np.savez(tmp_path / "play.npz", observations=states, actions=np.zeros((len(cube), 5)), terminals=ends)
-    found = GoalEpisodes(tmp_path / "play.npz", Things(1), 1, 5, 0.5, GAMMA, 0)
+    found = GoalEpisodes(tmp_path / "play.npz", Things(1, leaves=1), 1, 5, 0.5, GAMMA, 0)
     lengths = np.diff(found.episode_start)
     assert len(lengths) == 2 and (found.rewards == -1).all() and found.success.all()
     missing = found.states[:, 36:39]  # after OGBench's 28 numbers, and 8 of the cube from the gripper
     first, second = missing[0], missing[lengths[0]]
     np.testing.assert_allclose(first, [1, 0, 0], atol=ogbench_goals.NEAR)
     np.testing.assert_allclose(second, [0, 2, 0], atol=ogbench_goals.NEAR)
+
+
+def test_what_was_pushed_along_counts_as_moved():
+    """A cube that the window's handle pushes, as happens in play."""
+    scene, before = replace(ogbench_goals.THINGS["scene-play"], leaves=1), np.zeros(7)
+    after = before + [1, 0, 0, 0, 0, 0, 2]
+    [(_, _, moved)] = ogbench_goals.demonstrations(path_through(before, after), scene, 1)[-1:]
+    assert moved == {0, 4}
 
 
 def test_what_was_not_moved_and_is_in_no_way_may_be_wanted_elsewhere():
@@ -225,8 +229,10 @@ def test_a_policy_of_goals_is_trained_judged_and_kept(tmp_path, capsys, monkeypa
     assert ogbench_goals.main(config) == 0 and "29" in capsys.readouterr().out
     assert len(told := list(tmp_path.rglob("task*-judged-2.json"))) == 5
     assert json.loads(told[0].read_text())["episodes"] == 2
-    assert ogbench_goals.main(replace(config, deeds=2)) == 2
-    assert "made with deeds 5, not 2" in capsys.readouterr().err
+    for changed, said in (({"deeds": 2}, "made with deeds 5, not 2"), ({"tokens": 3}, "made with tokens 2, not 3")):
+        assert ogbench_goals.main(replace(config, **changed)) == 2 and said in capsys.readouterr().err
+    values = replace(config, names=("scene-play",), rows=("q-transformer-5",))
+    assert ogbench_goals.main(values) == 2 and "--elsewhere 0" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -24,7 +24,7 @@ from planners.weights import WeightsError, sentence_model_path
 from saycan_qt import figures, pretrain, train
 from saycan_qt.data.episodes import Episode, EpisodeDataset, EpisodeWriter
 from saycan_qt.data.relabel import lines
-from saycan_qt.learning import checkpoint, start
+from saycan_qt.learning import calibration, checkpoint, start
 from saycan_qt.learning.batches import BatchConfig, Transitions, return_range
 from saycan_qt.learning.divergence import Diverged
 from saycan_qt.learning.folder import only_writer
@@ -154,13 +154,23 @@ def test_the_same_weights_act_otherwise_in_a_checkpoint_of_their_own(tmp_path, m
         f"error: {tmp_path / 'straight' / 'checkpoint'} is there; choose another --out\n",
     )
     for given, said in {
-        ("execution",): "would act as before",
+        ("execution",): "acts so already",
+        ("execution", "--circles", "3"): "acts so already",
+        ("execution", "--circles", "8"): "7 at most",
+        ("execution", "--smoothing", "nan"): "must be at least 0",
         ("execution", "--behavior-threshold", "2"): "must lie within 0 to 1",
         ("affordance", "--circles", "3"): "needs a behaviour head",
         ("perception", "--circles", "3"): "is no policy",
     }.items():
         code, error = command(*given, out="none")
         assert code == 2 and said in error and not (tmp_path / "none").exists()
+    assert command("affordance", "--acting-deviation", "3", out="judge")[0] == 0
+    judge, kept = tmp_path / "judge" / "checkpoint", calibration.load("affordance")
+    assert calibration.load(judge).knots == kept.knots  # values are what they were
+    assert command(str(judge), "--acting-deviation", "4", out="again")[0] == 0
+    acting = checkpoint.load_files(tmp_path / "again" / "checkpoint")[2]["acting"]
+    assert ["--acting-deviation 3" in acting[0], "--acting-deviation 4" in acting[1]] == [True, True]
+    assert command("execution", "--circles", "2", out="judge/checkpoint")[0] == 2  # a checkpoint itself
 
 
 def test_finetuning_without_a_checkpoint_says_what_to_give(data, perception, tmp_path):

@@ -26,8 +26,6 @@ class Acting:
         """It, and the texts whose embeddings go along. Raises ValueError or CheckpointError."""
         given = {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
         del given["init"], given["out"]
-        if not given:
-            raise ValueError(f"{self.init} would act as before; say how else, for example with --circles 0")
         described, tensors = checkpoint.read(self.init)
         kind = ALGORITHMS.get(str(described.get("algorithm")))
         if kind is None:
@@ -37,5 +35,8 @@ class Acting:
             raise ValueError(
                 f"--{strange[0].replace('_', '-')}: {self.init} is {kind.name}'s, which has no such setting"
             )
-        changed = {**described, "config": {**described["config"], **given}}
-        return kind.from_checkpoint(changed, tensors), described["texts"]
+        before = checkpoint.load(self.init).config  # which looks at the weights, too
+        after = dataclasses.replace(before, **given)
+        if after == before:
+            raise ValueError(f"{self.init} acts so already; say how else, for example with --circles 0")
+        return kind.from_checkpoint({**described, "config": dataclasses.asdict(after)}, tensors), described["texts"]

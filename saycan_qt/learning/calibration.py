@@ -74,7 +74,8 @@ def beside(folder: Path) -> Path:
 def save(curve: Calibration, folder: Path, provenance: Mapping[str, Any]) -> Path:
     """Beside the checkpoint in `folder`, replacing what was there. Returns where. Raises CalibrationError."""
     shape = {"temperature": curve.temperature} if curve.method == "temperature" else {"knots": curve.knots}
-    content = {"format": FORMAT, "method": curve.method, **shape, "checkpoint": checkpoint.digest(folder), **provenance}
+    own = {"format": FORMAT, "method": curve.method, **shape, "checkpoint": checkpoint.digest(folder)}
+    content = own | {name: value for name, value in provenance.items() if name not in own}
     try:
         atomic.write(beside(folder), atomic.to_json(content))
     except OSError as error:

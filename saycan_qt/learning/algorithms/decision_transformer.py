@@ -13,11 +13,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from saycan_qt.learning.algorithms.policy import Batch, Metrics, Policy, Seen, behavior_loss
+from saycan_qt.learning.algorithms.policy import MOST_SEEN, Batch, Metrics, Policy, Seen, behavior_loss
 from saycan_qt.networks.backbone import Memory, NetworkConfig, PolicyNetwork
 from skills.types import Observation
-
-MOST_CONTEXT = 16  # observations that a skill server keeps of a control stream
 
 
 @dataclass(frozen=True)
@@ -34,8 +32,8 @@ class DecisionTransformerConfig:
 
     def require_sound(self) -> None:
         """Raises ValueError for a window that is none."""
-        if not 1 <= self.context <= MOST_CONTEXT:
-            raise ValueError(f"--context {self.context}: it must be 1 to {MOST_CONTEXT}")
+        if not 1 <= self.context <= MOST_SEEN:
+            raise ValueError(f"--context {self.context}: it must be 1 to {MOST_SEEN}")
         if not self.return_scale > 0:
             raise ValueError(f"--return-scale {self.return_scale:g}: it must be above 0")
 

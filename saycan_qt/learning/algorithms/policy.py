@@ -27,6 +27,7 @@ from skills.types import Observation
 
 Metrics = dict[str, Tensor]
 Seen = tuple[Tensor | Shared, Tensor, Tensor]  # frames, states and text, as `PolicyNetwork.encode` takes them
+MOST_SEEN = 16  # observations that a skill server keeps of a control stream
 MOST_WEIGHT = 100.0  # of one transition's advantage
 NETWORK = "network."  # how the names of a network's tensors begin in a checkpoint
 

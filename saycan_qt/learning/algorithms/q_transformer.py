@@ -17,7 +17,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from saycan_qt.learning.algorithms.policy import Batch, Judge, Metrics, behavior_loss, smooth_probabilities
+from saycan_qt.learning.algorithms.policy import (
+    MOST_SEEN,
+    Batch,
+    Judge,
+    Metrics,
+    behavior_loss,
+    smooth_probabilities,
+)
 from saycan_qt.learning.distributed import shared_count
 from saycan_qt.networks.backbone import Memory, NetworkConfig, PolicyNetwork
 from skills.types import Observation
@@ -166,9 +173,14 @@ class QTransformer(Judge):
         if config.circles:
             if config.behavior_weight <= 0 or not self.embodiment.state or network.chunk > 1:
                 raise ValueError(
-                    f"circles {config.circles} needs a behaviour head (--behavior-weight), a state, and single actions"
+                    f"circles {config.circles} needs a behaviour head, which --behavior-weight trains, a state, and "
+                    "single actions"
                 )
-            seen = max(network.history, 2 * config.circles + 1)
+            if (seen := 2 * config.circles + 1) > MOST_SEEN:
+                raise ValueError(
+                    f"circles {config.circles}: {(MOST_SEEN - 1) // 2} at most, of which a server sees all"
+                )
+            seen = max(network.history, seen)
             self.embodiment = dataclasses.replace(self.embodiment, history=seen)
 
     @classmethod
