@@ -10,8 +10,7 @@ comes to rest, a deed is done; and the last deeds before it, one or several, sho
 from what lay there before: tasks relabelled in hindsight, as the paper relabels the affordance model's. Each thing is
 moved once in such a demonstration, or moved and put back for what it was in the way of, as a drawer for what is put
 into it; and it begins when the arm has left what it was busy with: else letting go would be shown where something is to
-be grasped. Where nothing that was moved is in the way of other things, these may be wanted elsewhere, too: the drawer's
-demonstration shows how to begin where the window shall be opened as well.
+be grasped.
 
 The policy sees the state, and what is wanted as OGBench tells it (`use_oracle_rep`: cubes' places, buttons, drawer and
 window). A cell - an algorithm, a dataset, a seed - is trained once and judged in all five tasks, as OGBench judges its
@@ -26,7 +25,7 @@ from __future__ import annotations
 import functools
 import sys
 import time
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -75,7 +74,6 @@ class Things:
     buttons: int = 0
     slides: tuple[float, ...] = ()  # how far each must move to have been moved, in the state's units
     opens: Mapping[int, int] = field(default_factory=dict)  # thing -> that which only it gives the way to
-    apart: tuple[frozenset[int], ...] = ()  # things of which none is in the way of those of another set
     leaves: int = 24  # steps in which the arm lets go of what it was busy with and leaves it, whatever comes next
     row: int = 0  # buttons in a row, each of which turns those beside, above and below it, too; 0: itself alone
 
@@ -125,7 +123,7 @@ THINGS = {
     "cube-double-play": Things(2, opens={0: 1, 1: 0}),  # where one lies on the other
     "cube-triple-play": Things(3),
     # The drawer and the window, which a button each locks; the cube may lie in the drawer
-    "scene-play": Things(1, 2, (18 * 0.04, 15 * 0.04), {1: 3, 2: 4, 3: 0}, (frozenset({0, 1, 3}), frozenset({2, 4}))),
+    "scene-play": Things(1, 2, (18 * 0.04, 15 * 0.04), {1: 3, 2: 4, 3: 0}),
     "puzzle-3x3-play": Things(0, 9, leaves=16, row=3),
 }
 
@@ -154,9 +152,8 @@ def deeds(places: np.ndarray, things: Things) -> list[tuple[int, int]]:
     )
 
 
-def demonstrations(places: np.ndarray, things: Things, most: int) -> list[tuple[int, int, set[int]]]:
-    """First step, the step at which all is done, and the things that were moved, of each demonstration of up to `most`
-    deeds in one recording."""
+def demonstrations(places: np.ndarray, things: Things, most: int) -> list[tuple[int, int]]:
+    """First step, and the step at which all is done, of each demonstration of up to `most` deeds in one recording."""
     done = deeds(places, things)
     ends = [-1, *(step for step, _ in done)]
     found = []
@@ -167,14 +164,8 @@ def demonstrations(places: np.ndarray, things: Things, most: int) -> list[tuple[
             start, end = ends[first] + (things.leaves if first else 1), ends[last + 1]
             which = [thing for _, thing in done[first : last + 1]]
             if end > start and all(serves(places[[start, end]], things, thing, which) for thing in set(which)):
-                found.append((start, end, set(which) | elsewhere_after(places[[start, end]], things)))
+                found.append((start, end))
     return found
-
-
-def elsewhere_after(places: np.ndarray, things: Things) -> set[int]:
-    """The things that are in another place after it, whoever pushed them. places: (2, G), before and after."""
-    apart = places[1] - places[0]
-    return {thing for thing, (where, far) in enumerate(things.each) if np.linalg.norm(apart[where]) > far}
 
 
 def serves(places: np.ndarray, things: Things, thing: int, which: Sequence[int]) -> bool:
@@ -187,57 +178,33 @@ def serves(places: np.ndarray, things: Things, thing: int, which: Sequence[int])
     return bool(len(at) == 2 and back and things.opens.get(thing) in which[at[0] : at[1]])
 
 
-def elsewhere(
-    goal: np.ndarray,
-    moved: Set[int],
-    reached: np.ndarray,
-    things: Things,
-    share: float,
-    random: np.random.Generator,
-) -> np.ndarray:
-    """(G,) the goal, and with things apart from all that were moved, in a share of all cases, where they were at some
-    other time [reached: (N, G)]: they may be seen to later. So what was shown shows also how to begin where more is
-    wanted [counterfactual data augmentation, Pitis et al. 2020, arXiv 2007.02863]."""
-    goal = goal.copy()
-    for others in things.apart:
-        if not others & moved and random.random() < share:
-            other = reached[random.integers(len(reached))]
-            for thing in others:
-                where, _ = things.each[thing]
-                goal[where] = other[where]
-    return goal
-
-
 class GoalEpisodes(StateEpisodes):
     """Demonstrations found in play. A step costs 1."""
 
-    def __init__(
-        self, path: Path, things: Things, transitions: int, most: int, share: float, discount: float, seed: int
-    ) -> None:
-        """most: deeds of a demonstration; share: see `elsewhere`."""
+    def __init__(self, path: Path, things: Things, transitions: int, most: int, discount: float, seed: int) -> None:
         with np.load(path) as file:
             data = {key: file[key] for key in ("observations", "actions", "terminals")}
         last = np.flatnonzero(data["terminals"])[: ogbench_datasets.recordings(transitions)]
-        places, shown = things.places(data["observations"]), list[tuple[int, int, set[int]]]()
+        places, shown = things.places(data["observations"]), list[tuple[int, int]]()
         for first, end in zip([0, *(last[:-1] + 1)], last, strict=True):
             found = demonstrations(places[first : end + 1], things, most)
-            shown += [(first + start, first + done, moved) for start, done, moved in found]
+            shown += [(first + start, first + done) for start, done in found]
         if not shown:
             raise ValueError(f"{path}: nothing came to rest elsewhere in {transitions} transitions; take more")
-        reached, random = places[[done for _, done, _ in shown]], np.random.default_rng(seed)
-        states, actions, lengths, done_all = [], [], [], []
-        for start, done, moved in shown:
-            goal = elsewhere(places[done], moved, reached, things, share, random)
-            done_all.append(bool((goal == places[done]).all()))
+        states, actions, lengths, random = [], [], [], np.random.default_rng(seed)
+        for start, done in shown:
+            goal = places[done].copy()
             goal[: 3 * things.cubes] += random.uniform(-NEAR, NEAR, 3 * things.cubes)
             part = data["observations"][start:done]
             states.append(things.seen(part, np.broadcast_to(goal, (len(part), len(goal)))))
             actions.append(data["actions"][start:done])
             lengths.append(done - start)
         self.parts, self.worst = 1.0, -1 / (1 - discount)
-        costs, shows = np.full(sum(lengths), -1, np.float32), np.ones(len(lengths), bool)
-        made, all_of = f"goals {discount}", np.concatenate
-        super().__init__(all_of(states), all_of(actions), costs, np.array(lengths), np.array(done_all), shows, made)
+        costs, all_of = np.full(sum(lengths), -1, np.float32), np.ones(len(lengths), bool)
+        made = f"goals {discount}"
+        super().__init__(
+            np.concatenate(states), np.concatenate(actions), costs, np.array(lengths), all_of, all_of, made
+        )
 
 
 @dataclass(frozen=True)
@@ -248,7 +215,6 @@ class GoalsConfig(Config):
     rows: tuple[str, ...] = ("rt1-5",)  # see ROWS of ogbench_tasks.py
     transitions: int = 300_000  # of the data
     deeds: int = 5  # of one demonstration, at most
-    elsewhere: float = 0.5  # how often what was not moved, and is in no way, shall be where it was at another time
     steps: int = 6000  # optimiser steps
     layers: int = 2
     # Of Config: what goals leave nothing to say about
@@ -261,7 +227,7 @@ def cell(config: GoalsConfig, name: str, row: str, seed: int) -> list[dict[str, 
     """What one policy reached in each task; computed now, or read where it was. Raises ValueError where that was done
     otherwise."""
     home = config.out / f"{name}-goals-{row}-{seed}"
-    names = ("transitions", "deeds", "elsewhere", *LEARNING, "replan")
+    names = ("transitions", "deeds", *LEARNING, "replan")
     asked = asked_for(config, row, names)
     things, found, policy = THINGS[name], [], None
     for task in config.tasks:
@@ -271,13 +237,9 @@ def cell(config: GoalsConfig, name: str, row: str, seed: int) -> list[dict[str, 
             continue
         if policy is None:
             settings = settings_of(config, row, home, seed)
-            discount = getattr(settings.algorithm, "discount", None)
-            if discount is not None and things.apart and config.elsewhere:
-                raise ValueError(f"{row} learns values, and what is wanted elsewhere is not reached; --elsewhere 0")
+            discount = getattr(settings.algorithm, "discount", 0.99)
             path = ogbench_datasets.make(ogbench_datasets.Config(name, config.transitions, config.data))
-            data = GoalEpisodes(
-                path, things, config.transitions, config.deeds, config.elsewhere, discount or 0.99, seed
-            )
+            data = GoalEpisodes(path, things, config.transitions, config.deeds, discount, seed)
             began = time.process_time()
             policy = learn(config, row, settings, data)
             learnt = round(time.process_time() - began)
@@ -333,8 +295,6 @@ def main(config: GoalsConfig) -> int:
             raise ValueError(f"no row {unknown[0]!r}; there are {', '.join(ROWS)}")
         if unknown := [name for name in config.names if name not in THINGS]:
             raise ValueError(f"{unknown[0]}: what can be moved there is not known here; there are {', '.join(THINGS)}")
-        if not 0 <= config.elsewhere <= 1:
-            raise ValueError(f"--elsewhere {config.elsewhere}: it must lie within 0 to 1")
         config = small(config) if config.debug else config
         torch.set_num_threads(config.threads)
         cells = [

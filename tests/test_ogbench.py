@@ -130,11 +130,6 @@ def path_through(*stops, still=8, moving=4):
     return np.concatenate(rows)
 
 
-def spans(places, things, most):
-    """First and last step of each demonstration."""
-    return [(start, end) for start, end, _ in ogbench_goals.demonstrations(places, things, most)]
-
-
 def test_a_deed_is_done_where_a_thing_comes_to_rest_elsewhere():
     """A cube and a button: the cube 1 along, back by less than OGBench tolerates, then up; the button before that."""
     cube = path_through([0, 0, 0.2], [1, 0, 0.2], [0.7, 0, 0.2], [0.7, 0, 0.6])
@@ -158,13 +153,15 @@ def test_what_is_moved_twice_is_shown_only_where_it_was_put_back_and_something_e
     cube = np.concatenate([path_through([0, 0, 0], [0, 0, 0], [1, 0, 0], [1, 0, 0]), np.zeros((26, 3)) + [1, 0, 0]])
     places, things = np.concatenate([cube, drawer], axis=1), Things(1, 0, (0.7,), {1: 0}, leaves=1)
     opened, put, closed, again = (step for step, _ in ogbench_goals.deeds(places, things))
-    found = spans(places, things, 5)
+    found = ogbench_goals.demonstrations(places, things, 5)
     assert (0, closed) in found and (opened + 1, closed) in found  # open, put in, close: the drawer as it was
     assert (0, again) not in found and (closed + 1, again) in found and (0, put) in found
     assert all(end != closed or start < closed for start, end in found)
-    assert (0, closed) not in spans(places, things, 2)  # of two deeds at most
-    assert (0, closed) not in spans(places, replace(things, opens={}), 5)  # it was in no way
-    assert (closed + 5, again) in spans(places, replace(things, leaves=5), 5)  # the arm has left by then
+    assert (0, closed) not in ogbench_goals.demonstrations(places, things, 2)  # of two deeds at most
+    assert (0, closed) not in ogbench_goals.demonstrations(places, replace(things, opens={}), 5)  # it was in no way
+    assert (closed + 5, again) in ogbench_goals.demonstrations(
+        places, replace(things, leaves=5), 5
+    )  # the arm has left by then
 
 
 def test_a_press_turns_neighbours_too_and_is_shown_where_no_button_was_pressed_twice():
@@ -173,7 +170,7 @@ def test_a_press_turns_neighbours_too_and_is_shown_where_no_button_was_pressed_t
     for step, turned in ((10, [0, 1, 3]), (20, [1, 3, 4, 5, 7]), (30, [5, 7, 8]), (40, [1, 3, 4, 5, 7])):
         places[step:, turned] = 1 - places[step:, turned]
     assert ogbench_goals.deeds(places, puzzle) == [(10, 0), (20, 4), (30, 8), (40, 4)]
-    found = spans(places, puzzle, 5)
+    found = ogbench_goals.demonstrations(places, puzzle, 5)
     assert {end for start, end in found if start < 10} == {10, 20, 30} and (11, 40) not in found and (21, 40) in found
     state = np.zeros((2, 19 + 4 * 9))
     state[1, 20] = state[0, 20 + 4] = 1  # the first button is on; in the other state the second
@@ -195,31 +192,13 @@ def test_hindsight_takes_what_was_reached_for_what_was_wanted(tmp_path):
     states[:, 19:22] = cube
     ends = np.arange(len(cube)) == len(cube) - 1
     np.savez(tmp_path / "play.npz", observations=states, actions=np.zeros((len(cube), 5)), terminals=ends)
-    found = GoalEpisodes(tmp_path / "play.npz", Things(1, leaves=1), 1, 5, 0.5, GAMMA, 0)
+    found = GoalEpisodes(tmp_path / "play.npz", Things(1, leaves=1), 1, 5, GAMMA, 0)
     lengths = np.diff(found.episode_start)
     assert len(lengths) == 2 and (found.rewards == -1).all() and found.success.all()
     missing = found.states[:, 36:39]  # after OGBench's 28 numbers, and 8 of the cube from the gripper
     first, second = missing[0], missing[lengths[0]]
     np.testing.assert_allclose(first, [1, 0, 0], atol=ogbench_goals.NEAR)
     np.testing.assert_allclose(second, [0, 2, 0], atol=ogbench_goals.NEAR)
-
-
-def test_what_was_pushed_along_counts_as_moved():
-    """A cube that the window's handle pushes, as happens in play."""
-    scene, before = replace(ogbench_goals.THINGS["scene-play"], leaves=1), np.zeros(7)
-    after = before + [1, 0, 0, 0, 0, 0, 2]
-    [(_, _, moved)] = ogbench_goals.demonstrations(path_through(before, after), scene, 1)[-1:]
-    assert moved == {0, 4}
-
-
-def test_what_was_not_moved_and_is_in_no_way_may_be_wanted_elsewhere():
-    scene, rng = ogbench_goals.THINGS["scene-play"], np.random.default_rng(0)
-    goal, reached = np.zeros(7), np.arange(1, 8)[None] * 10.0  # a cube, two buttons, drawer and window
-    wanted = {moved: ogbench_goals.elsewhere(goal, {moved}, reached, scene, 1, rng) for moved in range(5)}
-    cube_drawer_and_button, window_and_button = [10, 20, 30, 40, 0, 60, 0], [0, 0, 0, 0, 50, 0, 70]
-    assert [wanted[moved].tolist() for moved in (0, 1, 3)] == [window_and_button] * 3
-    assert [wanted[moved].tolist() for moved in (2, 4)] == [cube_drawer_and_button] * 2
-    assert ogbench_goals.elsewhere(goal, {0, 4}, reached, scene, 1, rng).tolist() == [0] * 7 == goal.tolist()
 
 
 @pytest.mark.slow
@@ -231,8 +210,6 @@ def test_a_policy_of_goals_is_trained_judged_and_kept(tmp_path, capsys, monkeypa
     assert json.loads(told[0].read_text())["episodes"] == 2
     for changed, said in (({"deeds": 2}, "made with deeds 5, not 2"), ({"tokens": 3}, "made with tokens 2, not 3")):
         assert ogbench_goals.main(replace(config, **changed)) == 2 and said in capsys.readouterr().err
-    values = replace(config, names=("scene-play",), rows=("q-transformer-5",))
-    assert ogbench_goals.main(values) == 2 and "--elsewhere 0" in capsys.readouterr().err
 
 
 @pytest.mark.slow
