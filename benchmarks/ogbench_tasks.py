@@ -55,6 +55,7 @@ PUBLISHED = {  # of FQL, per cent: the default task, and the mean of the five
     "cube-single-play": (97, None),
     "cube-double-play": (36, 29),
     "scene-play": (76, 56),
+    "puzzle-3x3-play": (None, 30),
 }
 WIDE = 140  # [characters] of the table where no terminal limits it
 FIRST_EPISODE = 10_000  # seed of the first judged one; data is made with others
