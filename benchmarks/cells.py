@@ -51,6 +51,10 @@ from skills.errors import SkillError
 
 RESAMPLES = 4000  # of the bootstrap
 WIDE = 140  # [characters] of the table where no terminal limits it
+TINY: dict[str, Any] = {  # as `--debug` asks; its trainings take no more steps nor others in a batch
+    **{"steps": 20, "at": (10, 20), "batch_size": 32, "warmup": 5, "seeds": (0, 1)},
+    **{"episodes": 4, "along": 2, "demonstrations": 12, "replays": 12, "autonomous": 12},
+}
 Counts = dict[str, tuple[int, int]]  # group of tasks -> successes, episodes
 
 
@@ -510,15 +514,15 @@ def check(config: CellsConfig, variants: Sequence[Variant]) -> None:
         raise ValueError(f"--at {' '.join(map(str, config.at))}: it must be steps that rise, the first above 0")
     if config.at[-1] != config.steps:
         raise ValueError(f"--at must end with the last step, {config.steps}, not with {config.at[-1]}")
+    if config.debug and (config.steps > TINY["steps"] or config.batch_size != TINY["batch_size"]):
+        raise ValueError(f"--debug trains {TINY['steps']} steps of {TINY['batch_size']} at most; leave the others out")
 
 
 def small(config: CellsConfig) -> CellsConfig:
     """Tiny, as `--debug` asks."""
-    numbers: dict[str, Any] = {"steps": 20, "at": (10, 20), "batch_size": 32, "warmup": 5, "seeds": (0, 1)}
-    numbers |= {"episodes": 4, "along": 2, "demonstrations": 12, "replays": 12, "autonomous": 12}
     usual = type(config)(config.out)
-    asked = [key for key in numbers if hasattr(config, key) and getattr(config, key) == getattr(usual, key)]
-    return dataclasses.replace(config, **{key: numbers[key] for key in asked})
+    asked = [key for key in TINY if hasattr(config, key) and getattr(config, key) == getattr(usual, key)]
+    return dataclasses.replace(config, **{key: TINY[key] for key in asked})
 
 
 def listed(jobs: Iterable[Job | tuple[str, str]]) -> str:

@@ -42,6 +42,21 @@ def test_it_follows_the_return_that_it_is_asked_for():
         assert (policy.act(at(0)[0], TEXTS[0])[0] > 0) == (asked == 1)
 
 
+def test_it_goes_by_what_was_done_before():
+    """Nothing but the last action tells which one is right: the same again."""
+    policy = walker("decision-transformer")
+
+    def again(seed):
+        actions = torch.rand(64, generator=torch.Generator().manual_seed(seed)) * 2 - 1
+        batch = walked(policy, torch.zeros(64), actions, torch.zeros(64), returns=torch.ones(64))
+        return replace(batch, past_tokens=batch.tokens[:, None].expand(-1, 2, -1))
+
+    fit_to(policy, map(again, range(100)))
+    for done in (-0.6, 0.6):
+        seen = Observation({}, np.zeros(1, np.float32), action=np.array([done], np.float32))
+        assert policy.act([seen] * 3, TEXTS[0])[0] * done > 0
+
+
 def test_a_window_tells_of_past_actions_and_of_what_was_still_to_be_earned():
     policy, batches = started()
     rows = np.array([0, 1, 4, 11])  # of episodes 0, 0, 0 and 1

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from tiny_policies import KINDS, TEXTS, batch_for, make, observation, texts
+from tiny_policies import KINDS, TEXTS, at, batch_for, body, fit_to, make, observation, texts, walked, walker
 
 from saycan_qt.learning.algorithms.policy import smooth_probabilities
 from saycan_qt.learning.algorithms.q_transformer import QTransformerConfig, dimension_targets, q_loss, shares
@@ -151,7 +151,9 @@ def test_densities_are_averaged_over_the_bins_there_are():
 def test_values_are_summed_over_bins_in_float32_whatever_the_rest_is_computed_in():
     head = BinHead(2, 8, 5)
     with torch.autocast("cpu", torch.bfloat16):
-        assert head(torch.randn(3, 2, 8, dtype=torch.bfloat16)).dtype == torch.float32
+        hidden = torch.randn(3, 2, 8, dtype=torch.bfloat16)
+        assert head(hidden).dtype == head.one(hidden[:, 1], 1).dtype == torch.float32
+        torch.testing.assert_close(head.one(hidden[:, 1], 1), head(hidden)[:, 1], rtol=0, atol=0)
 
 
 def test_without_conservatism_other_bins_are_left_alone_and_softmax_lifts_the_dataset_bin():
@@ -220,6 +222,23 @@ def test_the_value_is_the_best_q_of_the_first_dimension():
         policy.observe = lambda histories: batch.now()[:2]
         value = policy.value([None], [TEXTS[0]])
     np.testing.assert_allclose(value, [expected], atol=1e-6)
+
+
+@pytest.mark.parametrize("n_step", [False, True])
+def test_by_eq_1_the_value_is_of_the_best_action_and_with_n_step_of_what_the_data_does_next(n_step):
+    """A bandit: the first dimension is always 0; the second earns 1 where it is above that, as in half of the data."""
+    robot = body({"dx": (-1, 1, "", "delta"), "dy": (-1, 1, "", "delta")}, states=1)
+    policy = walker("q-transformer", robot, n_step=n_step, conservative_weight=0.0, loss="cross_entropy")
+
+    def bandit(seed):
+        actions = torch.rand(64, 2, generator=torch.Generator().manual_seed(seed)) * 2 - 1
+        actions[:, 0] = 0
+        won, zeros = (actions[:, 1] > 0).float(), torch.zeros(64)
+        return walked(policy, zeros, actions, zeros, reward=won, returns=zeros, terminated=torch.ones(64))
+
+    fit_to(policy, map(bandit, range(300)))
+    value = policy.value(at(0)[0], TEXTS[:1])[0]
+    assert 0.4 < value < 0.6 if n_step else value > 0.8
 
 
 def test_constrained_acting_picks_the_best_q_among_likely_bins():

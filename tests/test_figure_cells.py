@@ -152,6 +152,7 @@ def test_cells_of_different_data_make_no_table(tmp_path, capsys):
         (["--at", "200", "400"], "must end with the last step, 800"),
         (["--draw"], "no cells of figure5 yet"),
         (["--workers", "0"], "--workers 0"),
+        (["--debug", "--steps", "400", "--at", "400"], "--debug trains 20 steps of 32 at most"),
         (["--draw", "--seeds", "0", "0"], "each once"),
     ],
 )

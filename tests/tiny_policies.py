@@ -151,30 +151,31 @@ def batch_for(policy: Policy, size: int = 16, seed: int = 0) -> Batch:
 WALK = body({"dx": (-1, 1, "", "delta")}, states=1)
 
 
-def walker(kind: str, **settings) -> Policy:
+def walker(kind: str, robot: Embodiment = WALK, **settings) -> Policy:
     """A policy, ready to be trained, of a robot that is one number, and moves by one."""
     torch.manual_seed(0)
     algorithm, config, network = KINDS[kind]
-    state = StateConfig.of(WALK, [0], [1])
-    policy = algorithm(network.fitted(WALK, state), replace(config, **settings), texts(), embodiment=WALK)
+    state = StateConfig.of(robot, [0], [1])
+    policy = algorithm(network.fitted(robot, state), replace(config, **settings), texts(), embodiment=robot)
     policy.prepare("cpu", freeze_trunk=True)
     return policy
 
 
 def walked(policy: Policy, states, actions, after, **numbers) -> Batch:
-    """Transitions of it: (B,) each. Alone in their windows."""
+    """Transitions of it: (B,) each, actions (B,) or (B, D). Alone in their windows."""
     count, past = len(states), policy.network_config.history - 1
-    tokens = policy.tokenizer.encode(actions[:, None])
+    actions = actions.view(count, -1)
+    tokens = policy.tokenizer.encode(actions)
     zeros = torch.zeros(count)
     given = {name: zeros for name in ("reward", "terminated", "returns", "demonstrates")} | numbers
     return Batch(
         frames=torch.zeros(count, 0, dtype=torch.uint8),
         states=torch.stack([states] * (past + 1) + [after], dim=1)[..., None],
         text=policy.texts.encode([TEXTS[0]] * count),
-        actions=actions[:, None],
+        actions=actions,
         tokens=tokens,
         next_tokens=tokens,
-        past_tokens=torch.full((count, past, 1), -1),
+        past_tokens=torch.full((count, past, tokens.shape[1]), -1),
         past_returns=given["returns"][:, None].expand(-1, past),
         **given,
     )
