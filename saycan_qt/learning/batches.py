@@ -168,9 +168,9 @@ class Transitions:
         episode = np.asarray(data.frame_episode[rows])
         first, last = data.episode_start[episode], data.episode_start[episode + 1] - 1
         network, chunk = self.policy.network_config, self.policy.chunk
-        shift = min(chunk, network.history)
+        shift = min(chunk, network.history) if self.policy.looks_ahead else 0
         now = np.arange(1 - network.history, 1)  # t - h + 1 .. t
-        window = rows[:, None] + np.concatenate([now, now[-shift:] + chunk])  # .. t + n
+        window = rows[:, None] + np.concatenate([now, now[network.history - shift :] + chunk])  # .. t + n
         window = np.clip(window, first[:, None], last[:, None])
         task = data.episode_task[episode]
         first_of, stretch = self.stretches(episode)  # one of them has one instruction, as FiLM wants of what is shared
@@ -180,7 +180,7 @@ class Transitions:
         if self.possible is not None:  # known to be impossible there: nothing that follows would earn anything
             terminated = terminated | (relabelled & (rows == first))
         reward, returns = self.rewards(rows, last, success, relabelled)
-        after = window[:, -1]
+        after = np.minimum(rows + chunk, last)
         acted, to_act = (self.chunks(part, last, rng if augment else None) for part in (rows, after))
         shared = Shared.of(window[mine], stretch[mine], shift) if self.stretch > 1 else None
         frames = self.seen(window[mine] if shared is None else shared.rows[:, None])
@@ -200,7 +200,7 @@ class Transitions:
         }
         numbers = {"reward": reward, "terminated": terminated, "returns": returns, "demonstrates": success}
         if self.policy.looks_back:
-            before = window[:, :-2]
+            before = window[:, : network.history - 1]
             tokens = self.policy.tokenizer.encode(self.actions(before[mine].ravel(), None))
             began = rows[mine, None] + np.arange(-before.shape[1], 0) < first[mine, None]
             past = tokens.view(*began.shape, -1)

@@ -39,8 +39,11 @@ def augmented(images: Tensor, changes: np.ndarray) -> Tensor:
     moved = images[torch.arange(len(images))[:, None, None], rows[:, :, None], columns[:, None]]
     if bool((said[:, 2:] == 1).all()):
         return moved
-    brightness, contrast, saturation = (factor[:, None, None, None] for factor in said[:, 2:].unbind(1))
-    coloured = moved.float() * brightness
-    coloured = (coloured - 127.5) * contrast + 127.5  # about the middle grey, lest a frame's content tell how far
-    grey = (coloured * torch.tensor(GREY)).sum(-1, keepdim=True)
-    return ((coloured - grey) * saturation + grey).round().clamp(0, 255).to(torch.uint8)
+    brightness, contrast, saturation = said[:, 2:].unbind(1)
+    # All of it is one linear map of a pixel: brightness; contrast about the middle grey, lest a frame's content tell how
+    # far; and saturation, away from its own grey
+    factor = (brightness * contrast)[:, None, None]
+    away = saturation[:, None, None] * torch.eye(3) + (1 - saturation[:, None, None]) * torch.tensor(GREY)[:, None]
+    pixels = moved.flatten(1, 2).float()
+    coloured = torch.baddbmm(127.5 * (1 - contrast)[:, None, None], pixels, factor * away)
+    return coloured.round_().clamp_(0, 255).to(torch.uint8).view_as(moved)

@@ -70,6 +70,7 @@ class DecisionTransformer(Policy):
     config_type = DecisionTransformerConfig
     network_type: ClassVar[type[DecisionNetwork]] = DecisionNetwork
     looks_back = True
+    looks_ahead = False
     network: DecisionNetwork
 
     @classmethod

@@ -70,7 +70,7 @@ class Batch:
 
     def now(self) -> Seen:
         """What the policy sees at t, as networks encode it."""
-        states = self.states[:, : -self.shift]
+        states = self.states[:, : self.states.shape[1] - self.shift]
         if self.places is None or self.spoken is None:
             return self.frames[:, : self.frames.shape[1] - self.shift * self.cameras], states, self.text
         held = slice(0, len(self.frames) - self.alone[1])
@@ -190,6 +190,7 @@ class Policy(ABC):
     network_type: ClassVar[type[PolicyNetwork]] = PolicyNetwork
     only_successes: ClassVar[bool] = False  # train on successful episodes alone
     looks_back: ClassVar[bool] = False  # its batches tell of past actions and returns
+    looks_ahead: ClassVar[bool] = True  # its loss asks what is seen at t + n
     chunked: ClassVar[bool] = False  # can act in chunks
 
     def __init__(

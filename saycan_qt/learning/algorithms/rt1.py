@@ -25,6 +25,7 @@ class RT1(Policy):
     name = "rt1"
     config_type = RT1Config
     only_successes = True
+    looks_ahead = False
     chunked = True
 
     @classmethod
