@@ -66,13 +66,22 @@ def test_losses_reach_every_weight(name, tmp_path):
 
 
 def test_a_window_holds_each_cameras_images_at_each_time_and_moves_by_one_time(tmp_path):
-    run = started(tmp_path, "LIBERO")
+    run = started(tmp_path, "LIBERO", "q-transformer")
     data, rows = run.dataset, np.array([2, 5, 8])
     batch = run.transitions.batch(rows, np.random.default_rng(0), augment=False)
     for frames, at in ((batch.now()[0], rows), (batch.next()[0], np.array([3, 5, 9]))):
         for number, images in enumerate(data.cameras.values()):
             np.testing.assert_array_equal(frames[:, number], images[at])
     assert batch.next()[0].shape == (3, 2, 20, 24, 3)
+
+
+@pytest.mark.parametrize("name", ["rt1", "decision-transformer"])
+def test_who_clones_is_shown_nothing_that_comes_after(name, tmp_path):
+    run = started(tmp_path, "LIBERO", name, "--stretch", "1")
+    rows, seen = np.array([2, 5, 8]), run.policy.network_config.history
+    batch = run.transitions.batch(rows, np.random.default_rng(0), augment=False)
+    assert batch.frames.shape[1] == 2 * seen and batch.states.shape[1] == seen
+    np.testing.assert_array_equal(batch.now()[0][:, -2], run.dataset.cameras["a"][rows])
 
 
 class Brightness(torch.nn.Module):
