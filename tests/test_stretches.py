@@ -155,6 +155,10 @@ def test_edges_are_repeated_and_colours_are_multiplied():
     grey = torch.full((1, 2, 2, 3), 100, dtype=torch.uint8)
     assert (augmented(grey, np.array([[0, 0, 1.2, 1, 0.5]], np.float32)) == 120).all()
     assert (augmented(grey, np.array([[0, 0, 1, 2, 1]], np.float32)) == 72).all()
+    red = torch.tensor([200, 0, 0], dtype=torch.uint8).expand(1, 2, 2, 3)
+    assert (augmented(red, np.array([[0, 0, 1, 1, 0]], np.float32)) == 60).all()  # its own grey [BT.601]
+    halved = augmented(red, np.array([[0, 0, 0.5, 1, 0.5]], np.float32))[0, 0, 0]
+    assert halved.tolist() == [65, 15, 15]  # of 100, 0, 0 half way to their grey, 30
     assert not Augmentation() and Augmentation(colour=0.1)
 
 

@@ -40,8 +40,8 @@ def augmented(images: Tensor, changes: np.ndarray) -> Tensor:
     if bool((said[:, 2:] == 1).all()):
         return moved
     brightness, contrast, saturation = said[:, 2:].unbind(1)
-    # All of it is one linear map of a pixel: brightness; contrast about the middle grey, lest a frame's content tell how
-    # far; and saturation, away from its own grey
+    # All of it is one linear map of a pixel: brightness; contrast about the middle grey, lest a frame's content tell
+    # how far; and saturation, away from its own grey
     factor = (brightness * contrast)[:, None, None]
     away = saturation[:, None, None] * torch.eye(3) + (1 - saturation[:, None, None]) * torch.tensor(GREY)[:, None]
     pixels = moved.flatten(1, 2).float()
