@@ -19,6 +19,7 @@ from saycan_qt.learning.algorithms.policy import Batch, Policy
 from saycan_qt.learning.stretches import Frames, Order, Shared
 from saycan_qt.networks.augment import Augmentation, augmented
 from saycan_qt.networks.keypoints import POSITION, KeypointTrunk
+from saycan_qt.networks.pointing import PointingEncoder
 from skills.embodiment import TERMINATE_THRESHOLD, ActionDimension, Embodiment
 from skills.library import SkillLibrary
 
@@ -104,6 +105,7 @@ class Transitions:
         self.possible: np.ndarray | None = None  # (E, tasks) bool
         if config.relabel > 0 and config.relabel_with == "impossible":
             self.possible = possible_tasks(require_notes(dataset), dataset.tasks)
+        self.events = next_events(dataset) if taught(policy) else None  # (N, K)
         self.moving = [
             number for number, dimension in enumerate(dataset.embodiment.action) if dimension.kind == "delta"
         ]
@@ -210,6 +212,10 @@ class Transitions:
         if chunk > 1:
             numbers |= {"there": self.there(rows, last), "next_there": self.there(after, last)}
         tensors |= {name: torch.from_numpy(value[mine].astype(np.float32)) for name, value in numbers.items()}
+        if self.events is not None:
+            events = self.events[rows[mine]]
+            tensors["events"] = torch.from_numpy(np.asarray(data.states[np.maximum(events, 0)]))
+            tensors["to_come"] = torch.from_numpy((events >= 0).astype(np.float32))
         seed = int(rng.spawn(1)[0].integers(2**62))  # a stream of its own: nothing is taken from `rng`
         if augment and self.augmentation:
             changes = self.augmentation.draw(len(first_of), rng.spawn(1)[0])
@@ -292,6 +298,30 @@ class Transitions:
         """(B, 1, K, 3) [m], the same for all frames of a transition."""
         common = rng.normal(0, self.config.jitter_common, (count, 1, 1, 3))
         return (common + rng.normal(0, self.config.jitter_each, (count, 1, keypoints, 3))).astype(np.float32)
+
+
+def taught(policy: Policy) -> bool:
+    """Has it eyes that learn to point from what happens next?"""
+    encoder = policy.network.encoder
+    return policy.points and isinstance(encoder, PointingEncoder) and encoder.errors is not None
+
+
+def next_events(dataset: Episodes) -> np.ndarray:
+    """(N, 3) of each frame, the rows at which its episode's next events happen, or -1: a gripper is told to close, one
+    is told to open, the end."""
+    grippers = [n for n, dimension in enumerate(dataset.embodiment.action) if dimension.kind == "fraction"]
+    middle = [(dataset.embodiment.action[n].low + dataset.embodiment.action[n].high) / 2 for n in grippers]
+    shut = np.asarray(dataset.actions[:, grippers]) > middle
+    begins = np.zeros(len(shut), bool)
+    begins[np.asarray(dataset.episode_start[:-1])] = True
+    changed = np.diff(shut.astype(int), axis=0, prepend=shut[:1]) * ~begins[:, None]
+    ends = np.asarray(dataset.episode_start[1:]) - 1
+    last = ends[np.asarray(dataset.frame_episode)]
+    found = []
+    for rows in (np.flatnonzero((changed > 0).any(1)), np.flatnonzero((changed < 0).any(1)), ends):
+        following = np.append(rows, len(shut))[np.searchsorted(rows, np.arange(len(shut)))]
+        found.append(np.where(following <= last, following, -1))
+    return np.stack(found, axis=1)
 
 
 def require_notes(dataset: Episodes) -> list[str]:

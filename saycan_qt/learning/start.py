@@ -36,6 +36,7 @@ from saycan_qt.networks.backbone import (
 )
 from saycan_qt.networks.efficientnet import EfficientNetConfig
 from saycan_qt.networks.keypoints import TrunkConfig
+from saycan_qt.networks.pointing import PointingConfig
 from saycan_qt.networks.tokens import ActionTokenizer, TextEncoder, bounds_of
 from skills import files
 from skills.embodiment import Embodiment
@@ -196,6 +197,9 @@ def new_policy(config: TrainConfig, dataset: Episodes) -> tuple[Policy, list[str
         raise ValueError("finetune needs --init, a checkpoint's folder or the name of one that ships")
     else:
         network, eyes, table = new_network(config, dataset)
+    kind = next(kind for kind in ALGORITHMS.values() if kind.config_type is type(algorithm))
+    if not (start or kind.points) and isinstance(network.encoder, PointingConfig):
+        network = dataclasses.replace(network, encoder=dataclasses.replace(network.encoder, taught=0))
     if isinstance(algorithm, DecisionTransformerConfig):
         if config.history not in (None, algorithm.context):
             raise ValueError(f"a Decision Transformer sees its --context of {algorithm.context}; leave out --history")
@@ -215,7 +219,6 @@ def new_policy(config: TrainConfig, dataset: Episodes) -> tuple[Policy, list[str
             )
     texts = TextEncoder(table, network.text_model)
     tokenizer = tokenizer_of(start, embodiment) or new_tokenizer(config, network.bins, embodiment, dataset.actions)
-    kind = next(kind for kind in ALGORITHMS.values() if kind.config_type is type(algorithm))
     policy = kind(network, algorithm, texts, tokenizer, embodiment)
     if start:
         fresh = policy.start_from(start, NETWORK)
@@ -251,7 +254,7 @@ def new_network(
         size = len(TextEncoder(model=config.text_model).encode(["a"])[0])
         network = dataclasses.replace(network, text_model=config.text_model, text_size=size)
     match network.encoder:
-        case EfficientNetConfig() as eyes:  # it takes images of any size: those of the data
+        case EfficientNetConfig() | PointingConfig() as eyes:  # it takes images of any size: those of the data
             height, width = dataset.images.shape[1:3]
             return dataclasses.replace(network, encoder=dataclasses.replace(eyes, image=(height, width))), {}, table
         case None:

@@ -30,6 +30,7 @@ from saycan_qt.networks.keypoints import (
     TrunkConfig,
     require_sides,
 )
+from saycan_qt.networks.pointing import PointingConfig, PointingEncoder
 from saycan_qt.networks.tokens import TEXT_SIZE
 from skills.embodiment import Embodiment
 from skills.robot_folder import default_robot
@@ -111,7 +112,8 @@ def _default_dims() -> int:
 class NetworkConfig:
     """Sizes and parts of the network."""
 
-    encoder: TrunkConfig | EfficientNetConfig | None = field(default_factory=TrunkConfig)  # None: there is no camera
+    # None: there is no camera
+    encoder: TrunkConfig | EfficientNetConfig | PointingConfig | None = field(default_factory=TrunkConfig)
     # Departs in SMALL: a keypoint trunk without FiLM, so that all skills and all epochs share one pass over an image
     tokens: int = 8  # per image, from TokenLearner or its text-conditioned counterpart; of the state if it is alone
     history: int = 1  # frames seen. Departs in SMALL (paper: 6): a kitchen step shows nearly all that matters
@@ -136,8 +138,7 @@ class NetworkConfig:
     def from_dict(cls, values: Mapping[str, Any]) -> NetworkConfig:
         fields = dict(values)
         if (encoder := fields["encoder"]) is not None:
-            kind = TrunkConfig if "keypoints" in encoder else EfficientNetConfig
-            fields["encoder"] = kind.from_dict(encoder)
+            fields["encoder"] = encoder_of(encoder)
         if "state" in fields:
             fields["state"] = StateConfig.from_dict(fields["state"])
         return cls(**fields)
@@ -174,6 +175,13 @@ class NetworkConfig:
         self.state.require_sound()
 
 
+def encoder_of(described: Mapping[str, Any]) -> TrunkConfig | EfficientNetConfig | PointingConfig:
+    """By the settings that it has."""
+    if "keypoints" in described:
+        return TrunkConfig.from_dict(described)
+    return PointingConfig.from_dict(described) if "taught" in described else EfficientNetConfig.from_dict(described)
+
+
 SMALL = NetworkConfig()
 PAPER = NetworkConfig(
     encoder=EfficientNetConfig(), history=6, width=512, layers=8, heads=8, state_token=False, text_token=False
@@ -181,11 +189,7 @@ PAPER = NetworkConfig(
 # Departs from the paper, where FiLM conditions every block: here the last two stages alone, so that one pass through
 # the others, which are most of the work, serves every skill that is scored
 PAPER_SHARED = dataclasses.replace(PAPER, encoder=EfficientNetConfig(film_from=5))
-COMPACT = (
-    NetworkConfig(  # the paper's encoder at a size that two CPU cores can train; for robots without a keypoint trunk
-        encoder=EfficientNetConfig(image=(128, 160), width_multiplier=0.5, depth_multiplier=0.5, film_from=3)
-    )
-)
+COMPACT = NetworkConfig(encoder=PointingConfig())  # for what learns from pixels on two CPU cores
 DEBUG = NetworkConfig(
     encoder=TrunkConfig(channels=(8, 8, 8, 8), blocks=(1, 1, 1), hidden=16, feature=8), width=32, layers=2, heads=2
 )
@@ -420,7 +424,7 @@ class PolicyNetwork(nn.Module):
         super().__init__()
         self.config, self.dims = config, config.dims * config.chunk
         width, seen = config.width, config.cameras * config.tokens
-        self.encoder: KeypointEncoder | FilmEfficientNet | None
+        self.encoder: KeypointEncoder | FilmEfficientNet | PointingEncoder | None
         match config.encoder:
             case TrunkConfig() as trunk:
                 if config.cameras != 1:
@@ -428,6 +432,9 @@ class PolicyNetwork(nn.Module):
                 self.encoder = KeypointEncoder(trunk, config.state, config.tokens, width, config.text_size)
             case EfficientNetConfig() as efficientnet:
                 self.encoder = FilmEfficientNet(efficientnet, config.tokens, width, config.text_size)
+            case PointingConfig() as eyes:
+                mean, scale = config.state.mean, config.state.scale
+                self.encoder = PointingEncoder(eyes, mean, scale, config.tokens, width, config.text_size)
             case None:
                 self.encoder = None
         alone = self.encoder is None
@@ -469,6 +476,15 @@ class PolicyNetwork(nn.Module):
         perceived = self.perceive(images)
         return self.encoder.tokens(perceived, text) if isinstance(self.encoder, FilmEfficientNet) else perceived
 
+    def maps(self, frames: Tensor | Shared) -> Tensor:
+        """(F, h * cameras, ...) perceived, of what `encode` takes; for eyes that look at images before they are told
+        an instruction."""
+        if isinstance(frames, Shared):
+            return (frames.frames if frames.frames.dtype != torch.uint8 else self.perceive(frames.frames))[frames.places]
+        if frames.dtype == torch.uint8:
+            return self.perceive(frames.flatten(0, 1)).unflatten(0, frames.shape[:2])
+        return frames
+
     def encode(self, frames: Tensor | Shared, states: Tensor, text: Tensor) -> Memory:
         """frames (F, h * cameras, ...) perceived, or images as uint8, those of one time beside each other, or shared;
         states (F, h, S); text (B, E), where B is F or a multiple of it: the first B / F are about the first frames, and
@@ -485,9 +501,7 @@ class PolicyNetwork(nn.Module):
                 if not isinstance(self.encoder, FilmEfficientNet):
                     tokens = self.encoder(tokens, states, text)
             else:
-                if frames.dtype == torch.uint8:
-                    frames = self.perceive(frames.flatten(0, 1)).unflatten(0, frames.shape[:2])
-                tokens = self.encoder(frames, states, text)
+                tokens = self.encoder(self.maps(frames), states, text)
             parts.append(tokens.unflatten(1, (-1, self.config.cameras)).flatten(2, 3))
         if self.state is not None:
             felt = self.state(states)

@@ -20,6 +20,7 @@ from torch import Tensor
 from saycan_qt.learning import fit
 from saycan_qt.learning.distributed import shared_count
 from saycan_qt.networks.backbone import KeypointEncoder, Memory, NetworkConfig, PolicyNetwork, Shared
+from saycan_qt.networks.pointing import PointingEncoder
 from saycan_qt.networks.tokens import ActionTokenizer, TextEncoder
 from skills.embodiment import CLOSE, PROPORTIONS, Camera, Embodiment
 from skills.robot_folder import default_robot
@@ -55,6 +56,10 @@ class Batch:
     # before the episode began; and returns-to-go (B, h - 1), there the first one's
     past_tokens: Tensor | None = None
     past_returns: Tensor | None = None
+    # For eyes that point, of the episode's next events: the states (B, K, S) they happened at, and (B, K) in {0, 1},
+    # whether there is one to come
+    events: Tensor | None = None
+    to_come: Tensor | None = None
     seed: int = 0  # of what an algorithm draws itself; follows from the run's seed and step
     cameras: int = 1  # C
     shift: int = 1  # m
@@ -191,6 +196,7 @@ class Policy(ABC):
     only_successes: ClassVar[bool] = False  # train on successful episodes alone
     looks_back: ClassVar[bool] = False  # its batches tell of past actions and returns
     looks_ahead: ClassVar[bool] = True  # its loss asks what is seen at t + n
+    points: ClassVar[bool] = False  # it teaches eyes that point, see `Policy.seen`
     chunked: ClassVar[bool] = False  # can act in chunks
 
     def __init__(
@@ -236,6 +242,19 @@ class Policy(ABC):
         return smooth_probabilities(probabilities, smoothing).argmax(-1)
 
     # Training
+
+    def seen(self, batch: Batch) -> tuple[Memory, Tensor | float, Metrics]:
+        """What the network remembers of the windows at t; and how much its eyes, if they point, were surprised by where
+        the next events of successes happened."""
+        frames, states, text = batch.now()
+        eyes = self.network.encoder
+        if batch.events is None or batch.to_come is None or not isinstance(eyes, PointingEncoder):
+            return self.network.encode(frames, states, text), 0.0, {}
+        maps = self.network.maps(frames)
+        surprise = eyes.surprise(maps[:, -batch.cameras :], text, batch.events)
+        weight = batch.to_come * batch.demonstrates[:, None]
+        loss = (surprise * weight).sum() / shared_count(weight)
+        return self.network.encode(maps, states, text), self.config.pointing_weight * loss, {"pointing": loss.detach()}
 
     def prepare(self, device: str, freeze_trunk: bool) -> None:
         """Call once before training."""

@@ -67,6 +67,8 @@ class QTransformerConfig:
     # of fewer, the action is drawn from the behaviour head. Departs (paper: 0, the arg max throughout): that sees the
     # present alone where the history is short, and then lets go and grasps again, or hovers, until its time is up
     circles: int = 0
+    # Of how surprised eyes that point are (--preset compact), on successes. Departs (paper: 0)
+    pointing_weight: float = 0.5
 
 
 def dimension_targets(
@@ -167,6 +169,7 @@ class QTransformer(Judge):
     name = "q-transformer"
     config_type = QTransformerConfig
     chunked = True
+    points = True
 
     def __init__(self, network: NetworkConfig, config: QTransformerConfig, *rest: Any, **more: Any) -> None:
         super().__init__(network, config, *rest, **more)
@@ -220,7 +223,8 @@ class QTransformer(Judge):
     def loss(self, batch: Batch) -> tuple[Tensor, Metrics]:
         config = self.config
         targets = self.targets(batch)
-        hidden, _ = self.network.read(self.network.encode(*batch.now()), batch.tokens[:, :-1])
+        memory, pointing, pointed = self.seen(batch)
+        hidden, _ = self.network.read(memory, batch.tokens[:, :-1])
         logits = self.network.outputs["q"](hidden)
         share = None
         if config.td_deviation > 0:
@@ -234,7 +238,8 @@ class QTransformer(Judge):
                 behavior, batch.tokens, batch.demonstrates, config.label_deviation, self.ends, batch.there
             )
             loss, metrics = loss + config.behavior_weight * clone, metrics | clone_metrics
-        return loss, {"loss": loss.detach(), **metrics}
+        loss = loss + pointing
+        return loss, {"loss": loss.detach(), **metrics, **pointed}
 
     @property
     def deviations(self) -> Tensor:

@@ -17,6 +17,7 @@ class RT1Config:
 
     label_deviation: float = 3.0  # [bins] labels are Gaussians of this width; 0: the paper's single bin
     smoothing: float = 4.0  # [bins] probabilities are averaged over neighbours before the arg max
+    pointing_weight: float = 0.5  # of how surprised eyes that point are (--preset compact). Departs (paper: 0)
 
 
 class RT1(Policy):
@@ -26,6 +27,7 @@ class RT1(Policy):
     config_type = RT1Config
     only_successes = True
     looks_ahead = False
+    points = True
     chunked = True
 
     @classmethod
@@ -33,12 +35,14 @@ class RT1(Policy):
         return ["behavior"]
 
     def loss(self, batch: Batch) -> tuple[Tensor, Metrics]:
-        hidden, _ = self.network.read(self.network.encode(*batch.now()), batch.tokens[:, :-1])
+        memory, pointing, pointed = self.seen(batch)
+        hidden, _ = self.network.read(memory, batch.tokens[:, :-1])
         logits = self.network.outputs["behavior"](hidden)
         loss, metrics = behavior_loss(
             logits, batch.tokens, batch.demonstrates, self.config.label_deviation, self.ends, batch.there
         )
-        return loss, {"loss": loss.detach(), **metrics}
+        loss = loss + pointing
+        return loss, {"loss": loss.detach(), **metrics, **pointed}
 
     def choose(self, network: PolicyNetwork, hidden: Tensor, dim: int) -> Tensor:
         return self.likeliest(network, hidden, dim)
