@@ -17,7 +17,7 @@ from saycan_qt.learning.algorithms.policy import Judge
 from saycan_qt.learning.batches import terminal_scale
 from saycan_qt.learning.loop import Run
 from saycan_qt.learning.start import state_config, stretched
-from saycan_qt.networks.efficientnet import EfficientNetConfig
+from saycan_qt.networks.pointing import PointingConfig
 from skills.embodiment import ActionDimension
 from skills.types import Observation
 
@@ -218,7 +218,7 @@ def test_the_preset_follows_the_robot_and_the_small_one_says_what_to_take_instea
 def test_the_compact_preset_sees_every_camera_in_the_datas_size(tmp_path):
     config = train.command(["rt1", "--data", str(tmp_path), "--out", str(tmp_path)])
     network = train.new_policy(config, recorded(BODIES["DROID"]))[0].network_config
-    assert isinstance(network.encoder, EfficientNetConfig) and network.encoder.image == (20, 24)
+    assert isinstance(network.encoder, PointingConfig) and network.encoder.image == (20, 24)
     assert (network.cameras, network.dims, len(network.state)) == (3, 8, 8)
     alone = train.new_policy(config, recorded(BODIES["OGBench"]))[0].network_config
     assert alone.encoder is None and alone.state_token and alone.text_token

@@ -66,7 +66,7 @@ def at_once(count, call):
         return list(threads.map(call, range(count)))
 
 
-@pytest.mark.parametrize("name", ["execution", "affordance", "rt1", "q-transformer", "q-transformer, efficientnet"])
+@pytest.mark.parametrize("name", ["execution", "affordance", "rt1", "q-transformer", "q-transformer, pointing"])
 def test_a_batch_answers_what_each_question_is_answered_alone(name):
     """Histories of different lengths, each robot with its own instruction; the first two are the shipped models."""
     shipped = name in ("execution", "affordance")

@@ -20,6 +20,8 @@ from saycan_qt.learning.algorithms.qt_opt import QTOpt, QTOptConfig
 from saycan_qt.learning.algorithms.rt1 import RT1, RT1Config
 from saycan_qt.networks.backbone import DEBUG, StateConfig
 from saycan_qt.networks.efficientnet import EfficientNetConfig
+from saycan_qt.networks.keypoints import TrunkConfig
+from saycan_qt.networks.pointing import PointingConfig
 from saycan_qt.networks.tokens import TextEncoder
 from skills.embodiment import ActionDimension, Camera, Embodiment, StateNumber
 from skills.robot_folder import default_robot
@@ -37,12 +39,17 @@ PAPER_LIKE = replace(
     state_token=False,
     text_token=False,
 )
+POINTING = replace(
+    DEBUG, encoder=PointingConfig(image=(32, 40), channels=(8, 16), blocks=1, keys=16, hidden=32), tokens=4, history=2
+)
 KINDS = {
     "rt1": (RT1, RT1Config(), DEBUG),
+    "rt1, pointing": (RT1, RT1Config(), POINTING),
     "q-transformer": (QTransformer, QTransformerConfig(), DEBUG),
     "q-transformer, one-step": (QTransformer, QTransformerConfig(n_step=False, loss="cross_entropy"), DEBUG),
     "q-transformer, constrained": (QTransformer, CONSTRAINED, DEBUG),
     "q-transformer, efficientnet": (QTransformer, QTransformerConfig(), PAPER_LIKE),
+    "q-transformer, pointing": (QTransformer, QTransformerConfig(), POINTING),
     "iql": (IQL, IQLConfig(), DEBUG),
     "iql, efficientnet": (IQL, IQLConfig(), PAPER_LIKE),
     "decision-transformer": (DecisionTransformer, DecisionTransformerConfig(context=3), replace(DEBUG, history=3)),
@@ -123,7 +130,7 @@ def seen_by(robot: Embodiment, seed: int = 0) -> Observation:
 def batch_for(policy: Policy, size: int = 16, seed: int = 0) -> Batch:
     rng = np.random.default_rng(seed)
     network = policy.network_config
-    if network.text_token:
+    if isinstance(network.encoder, TrunkConfig):
         frames = torch.from_numpy(
             rng.normal(0, 0.3, (size, network.history + 1, 27, network.encoder.outputs)).astype(np.float32)
         )
@@ -145,6 +152,8 @@ def batch_for(policy: Policy, size: int = 16, seed: int = 0) -> Batch:
         demonstrates=success.float(),
         past_tokens=torch.from_numpy(rng.integers(0, 256, (size, network.history - 1, 8))),
         past_returns=(success * 0.9)[:, None].expand(-1, network.history - 1),
+        events=torch.from_numpy(rng.normal(0, 0.3, (size, 3, 8)).astype(np.float32)),
+        to_come=torch.from_numpy(rng.integers(0, 2, (size, 3)).astype(np.float32)),
     )
 
 
@@ -152,7 +161,7 @@ WALK = body({"dx": (-1, 1, "", "delta")}, states=1)
 
 
 def walker(kind: str, robot: Embodiment = WALK, **settings) -> Policy:
-    """A policy, ready to be trained, of a robot that is one number, and moves by one."""
+    """A policy, ready to be trained; by default of a robot that is one number, and moves by one."""
     torch.manual_seed(0)
     algorithm, config, network = KINDS[kind]
     state = StateConfig.of(robot, [0], [1])

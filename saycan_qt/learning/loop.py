@@ -55,7 +55,7 @@ class LoopConfig:
     cache: Path | None = None
     cache_size: float = 0.0  # [GB] that this folder may hold: what was used longest ago makes way; 0: all that fits
     device: str = "cpu"  # as PyTorch says: cpu, cuda, cuda:1
-    # Autocast; on a CPU in the small preset alone, as convolutions are several times slower in it there
+    # Autocast; on a CPU not with an EfficientNet, whose convolutions are several times slower in it there
     bfloat16: bool = True
     compile: bool = False  # torch.compile, which takes a minute or two at first
 
@@ -78,7 +78,7 @@ class Run:
         """texts: instructions, beside the dataset's, whose embeddings the checkpoint carries."""
         self.config, self.dataset, self.policy = config, dataset, policy
         if config.freeze_norm is not None and not any(isinstance(m, NORM) for m in policy.network.modules()):
-            raise ValueError("--freeze-norm: this network has no batch norm; --preset paper and compact have")
+            raise ValueError("--freeze-norm: this network has no batch norm; --preset paper has")
         self.policy.prepare(config.device, config.freeze_trunk)
         self.texts = sorted({*texts, *dataset.tasks})
         encoder, frames = self.policy.network.encoder, [dataset.cameras[c.name] for c in policy.embodiment.cameras]

@@ -26,6 +26,7 @@ from saycan_qt.learning.algorithms.qt_opt import QTOptConfig
 from saycan_qt.learning.algorithms.rt1 import RT1Config
 from saycan_qt.learning.batches import Episodes, return_range
 from saycan_qt.learning.loop import LoopConfig
+from saycan_qt.learning.hand_eye import places_of_states
 from saycan_qt.networks.backbone import (
     DEBUG_FILM,
     POSITION_NAMES,
@@ -36,7 +37,7 @@ from saycan_qt.networks.backbone import (
 )
 from saycan_qt.networks.efficientnet import EfficientNetConfig
 from saycan_qt.networks.keypoints import TrunkConfig
-from saycan_qt.networks.pointing import PointingConfig
+from saycan_qt.networks.pointing import PointingConfig, PointingEncoder
 from saycan_qt.networks.tokens import ActionTokenizer, TextEncoder, bounds_of
 from skills import files
 from skills.embodiment import Embodiment
@@ -62,10 +63,10 @@ class TrainConfig(LoopConfig):
     rate: float = 0.0  # [Hz] actions a second, fewer than the data has: changes are added up; 0: the data's
     # What succeeded, where the data does not say: "all", a column's name, or a file of outcomes
     success: str = ""
-    # small: keypoints, for the kitchen; compact: a small FiLM-EfficientNet; paper: the paper's sizes; paper-shared: the
-    # same with the instruction in the last stages alone, which scores many skills several times as fast; debug: tiny,
-    # for tests and the simplest scenes. Those with an EfficientNet take any number of cameras, and images of whatever
-    # size the data has. Default: small where the state says where the gripper is and there is one camera, else compact
+    # small: keypoints, for the kitchen; compact: eyes that learn to point from pixels; paper: the paper's sizes;
+    # paper-shared: the same with the instruction in the last stages alone, which scores many skills several times as
+    # fast; debug: tiny, for tests and the simplest scenes. Compact and the paper's take any number of cameras, and
+    # images of whatever size the data has. Default: small where the state says where the gripper is and there is one camera, else compact
     preset: Preset | None = None
     perception: Path | None = None  # checkpoint of saycan_qt.pretrain; default: the one that ships
     # Checkpoint, or a shipped one's name, whose network it starts from; with its eyes, unless --perception has others
@@ -220,6 +221,10 @@ def new_policy(config: TrainConfig, dataset: Episodes) -> tuple[Policy, list[str
     texts = TextEncoder(table, network.text_model)
     tokenizer = tokenizer_of(start, embodiment) or new_tokenizer(config, network.bins, embodiment, dataset.actions)
     policy = kind(network, algorithm, texts, tokenizer, embodiment)
+    if not start and isinstance(eyes_of := policy.network.encoder, PointingEncoder):
+        cameras = {camera.name: dataset.cameras[camera.name] for camera in embodiment.cameras}
+        states = (np.asarray(dataset.states) - network.state.mean) / network.state.scale
+        eyes_of.calibrate(torch.from_numpy(places_of_states(cameras, states, np.asarray(dataset.frame_episode))))
     if start:
         fresh = policy.start_from(start, NETWORK)
         if config.anew:

@@ -433,8 +433,8 @@ class PolicyNetwork(nn.Module):
             case EfficientNetConfig() as efficientnet:
                 self.encoder = FilmEfficientNet(efficientnet, config.tokens, width, config.text_size)
             case PointingConfig() as eyes:
-                mean, scale = config.state.mean, config.state.scale
-                self.encoder = PointingEncoder(eyes, mean, scale, config.tokens, width, config.text_size)
+                state = (config.state.mean, config.state.scale)
+                self.encoder = PointingEncoder(eyes, config.cameras, *state, config.tokens, width, config.text_size)
             case None:
                 self.encoder = None
         alone = self.encoder is None

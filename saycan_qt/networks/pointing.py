@@ -15,7 +15,7 @@ Nobody labels anything, and no camera needs to be calibrated.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,20 +68,29 @@ class PointingEncoder(nn.Module):
 
     where: Tensor
     knees: Tensor
-    scale: Tensor
     mean: Tensor
+    scale: Tensor
 
     def __init__(
-        self, config: PointingConfig, mean: tuple[float, ...], scale: tuple[float, ...], tokens: int, width: int, text: int
+        self,
+        config: PointingConfig,
+        cameras: int,
+        mean: Sequence[float],
+        scale: Sequence[float],
+        tokens: int,
+        width: int,
+        text: int,
     ) -> None:
         """mean, scale: (S,) of the state's numbers; text: numbers of an instruction's embedding."""
         super().__init__()
-        self.config, self.count, states, channels = config, tokens, len(mean), config.channels[1]
+        self.config, self.cameras, self.count = config, cameras, tokens
+        states, channels, hidden = len(mean), config.channels[1], config.hidden
         stem: list[nn.Module] = []
         sizes = [3, *[config.channels[0]] * (config.halvings - 1), channels]
         for inputs, outputs in zip(sizes, sizes[1:], strict=False):
             stem += [nn.Conv2d(inputs, outputs, 3, stride=2, padding=1), nn.ReLU()]
         self.map = nn.Sequential(*stem, *(Block(channels) for _ in range(config.blocks)), nn.ReLU())
+        self.map.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         cells = grid(*(-(-side // 2**config.halvings) for side in config.image))
         phases = (cells[..., None] * (2 * math.pi / torch.tensor(WAVELENGTHS))).flatten(1)
         where = torch.cat([cells, phases.sin(), phases.cos()], dim=1)
@@ -90,16 +99,25 @@ class PointingEncoder(nn.Module):
         self.queries = nn.Sequential(
             nn.Linear(text, 4 * config.keys), nn.GELU(), nn.Linear(4 * config.keys, tokens * config.keys)
         )
-        self.told = nn.Linear(channels + where.shape[1], config.hidden)
-        self.states = nn.Linear(config.hidden, tokens * states)
-        numbers = config.hidden + (2 + len(KNEES)) * states
+        self.told = nn.Linear(channels + where.shape[1], hidden)
+        self.through = nn.Parameter(torch.zeros(cameras, hidden))  # which camera
+        # What a cell foretells: by its place, as `calibrate` begins with; by what is seen there; and as each token asks
+        self.camera = nn.Parameter(torch.zeros(cameras, states, 3))
+        self.states = nn.Parameter(torch.zeros(states, hidden))
+        self.own = nn.Parameter(torch.zeros(tokens, states, hidden))
+        numbers = hidden + (2 + len(KNEES)) * states
         self.output = nn.Sequential(nn.Linear(numbers, width), nn.GELU(), nn.Linear(width, width))
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32), persistent=False)
         self.register_buffer("scale", torch.tensor(scale, dtype=torch.float32), persistent=False)
         self.register_buffer("knees", torch.tensor(KNEES), persistent=False)
         taught = min(config.taught, tokens)
         self.errors = nn.Parameter(torch.full((taught, states), math.log(0.5))) if taught and states else None
-        self.map.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def calibrate(self, maps: Tensor) -> None:
+        """Begin with (cameras, S, 3), the state in deviations as 1, x and y of the place where the hand is seen tell
+        it. Without, nothing is pointed at before it is known where things are, and nothing tells where they are."""
+        with torch.no_grad():
+            self.camera.copy_(maps)
 
     def perceive(self, images: Tensor) -> Tensor:
         """(N, H, W, 3) uint8 -> (N, C, h, w), whatever the instruction."""
@@ -107,47 +125,53 @@ class PointingEncoder(nn.Module):
         return self.map(x)
 
     def forward(self, frames: Tensor, states: Tensor, text: Tensor) -> Tensor:
-        """frames (F, h * c, C, H, W) of c cameras, states (F, h, S), text (B, E), equally many for each of the F ->
-        (B, h * c, tokens, width)."""
-        scores, cells = self.look(frames, text)  # (F, h * c, B / F * tokens, cells), (F, h * c, cells, hidden)
-        seen = (scores.softmax(-1).to(cells.dtype) @ cells).unflatten(2, (-1, self.count))  # (F, h * c, B / F, n, .)
+        """frames (F, h * c, C, H, W), those of one time beside each other, states (F, h, S), text (B, E), equally many
+        for each of the F -> (B, h * c, tokens, width)."""
+        attention, seen, foretold = self.point(frames, text)
         numbers = [seen]
         if len(self.mean):
-            foretold = self.foretell(seen)
-            now = self.normal(states).repeat_interleave(frames.shape[1] // states.shape[1], dim=1)
+            now = self.normal(states).repeat_interleave(self.cameras, dim=1)
             left = foretold - now[:, :, None, None]
             numbers += [foretold, left, torch.tanh(left[..., None] / self.knees).flatten(-2)]
         return self.output(torch.cat(numbers, dim=-1)).transpose(1, 2).flatten(0, 1)
 
-    def look(self, frames: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
-        """For (F, m, C, H, W) maps how well each cell is what is looked for, (F, m, B / F * tokens, cells), and what
-        each cell tells, (F, m, cells, hidden)."""
-        x = frames.flatten(3).transpose(2, 3)
+    def point(self, frames: Tensor, text: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(F, h * c, C, H, W) -> where each token looks, (F, h * c, B / F, tokens, cells), what it sees there, (...,
+        tokens, hidden), and the state that it foretells, (..., tokens, S), in deviations."""
+        scores, cells, means = self.look(frames, text)
+        with torch.autocast(frames.device.type, enabled=False):  # bfloat16 would round places to centimetres
+            attention = scores.softmax(-1)
+            found = (attention @ torch.cat([cells.float(), means], dim=-1)).unflatten(2, (-1, self.count))
+            seen, foretold = found.split([cells.shape[-1], means.shape[-1]], dim=-1)
+            foretold = foretold + torch.einsum("...nh,nsh->...ns", seen, self.own)
+        return attention.unflatten(2, (-1, self.count)), seen, foretold
+
+    def look(self, frames: Tensor, text: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(F, m, C, H, W) of some times -> how well each cell is what is looked for, (F, m, B / F * tokens, cells); what
+        a cell tells, (F, m, cells, hidden); and what it foretells whatever is looked for, (F, m, cells, S)."""
+        x, times = frames.flatten(3).transpose(2, 3), frames.shape[1] // self.cameras
         text = text * (math.sqrt(text.shape[-1]) / 4)  # embeddings have unit norm, and those of like skills are near
         queries = self.queries(text).view(len(x), 1, -1, self.config.keys)
         scores = (queries @ self.keys(x).transpose(2, 3)).float() / math.sqrt(self.config.keys)
         where = self.where.to(x.dtype).expand(*x.shape[:2], -1, -1)
-        return scores, F.gelu(self.told(torch.cat([x, where], dim=-1)))
-
-    def foretell(self, seen: Tensor) -> Tensor:
-        """(..., tokens, hidden) -> the state (..., tokens, S) that each tells of, in deviations."""
-        weight, bias = self.states.weight.view(self.count, -1, seen.shape[-1]), self.states.bias.view(self.count, -1)
-        with torch.autocast(seen.device.type, enabled=False):  # bfloat16 would round places to centimetres
-            return torch.einsum("...nh,nsh->...ns", seen.float(), weight) + bias
+        through = self.through.repeat(times, 1)[:, None]
+        cells = F.gelu(self.told(torch.cat([x, where], dim=-1)) + through)
+        with torch.autocast(x.device.type, enabled=False):
+            places = F.pad(self.where[:, :2], (1, 0), value=1.0) @ self.camera.transpose(1, 2)  # (c, cells, S)
+            means = F.linear(cells.float(), self.states) + places.repeat(times, 1, 1)
+        return scores, cells, means
 
     def surprise(self, frames: Tensor, text: Tensor, states: Tensor) -> Tensor:
         """-log of the density, for each number of it, that one time's images (B, c, C, H, W) give to the states at the
         next events, (B, K, S) -> (B, K)."""
         assert self.errors is not None
         count = len(self.errors)
-        scores, cells = self.look(frames, text)
+        scores, cells, means = self.look(frames, text)
         likely = scores[:, :, :count].transpose(1, 2).flatten(2).log_softmax(-1)  # (B, K, c * cells)
-        weight, bias = self.states.weight.view(self.count, -1, cells.shape[-1])[:count], self.states.bias
         errors = self.errors.exp() + LEAST
         with torch.autocast(cells.device.type, enabled=False):
-            # (B, c * cells, K, S), by one product for all cells and events
-            means = F.linear(cells.flatten(1, 2).float(), weight.flatten(0, 1), bias[: weight.shape[0] * weight.shape[1]])
-            away = (means.unflatten(-1, (count, -1)) - self.normal(states)[:, None]) / errors
+            own = F.linear(cells.flatten(1, 2).float(), self.own[:count].flatten(0, 1)).unflatten(-1, (count, -1))
+            away = (means.flatten(1, 2)[:, :, None] + own - self.normal(states)[:, None]) / errors
             density = -0.5 * away.square().sum(-1) - errors.log().sum(-1) - 0.5 * math.log(2 * math.pi) * away.shape[-1]
             found = torch.logsumexp(likely + density.transpose(1, 2), dim=-1)
             anywhere = torch.full_like(found, math.log(1 - SURELY) - away.shape[-1] * math.log(WIDE))

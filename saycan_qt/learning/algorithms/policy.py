@@ -83,7 +83,9 @@ class Batch:
         return Shared(self.frames[held], self.text[self.spoken[held]], places), states, self.text
 
     def next(self) -> Seen:
-        """At t + n."""
+        """At t + n. Raises ValueError where nothing of it was drawn."""
+        if not self.shift:
+            raise ValueError("this batch holds nothing that is seen after t; it is of who does not look ahead")
         states = self.states[:, self.shift :]
         if self.places is None or self.spoken is None:
             return self.frames[:, self.shift * self.cameras :], states, self.text

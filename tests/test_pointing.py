@@ -1,0 +1,116 @@
+"""Eyes that learn from pixels to point."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from tiny_policies import BODIES, TEXTS, batch_for, fit_to, make, recorded, seen_by, texts
+from torch import nn
+
+from saycan_qt import train
+from saycan_qt.learning import checkpoint
+from saycan_qt.learning.batches import next_events
+from saycan_qt.learning.loop import Run
+from saycan_qt.networks.pointing import PointingConfig, PointingEncoder
+
+HEIGHT, WIDTH, SIDE = 32, 40, 4
+TINY = PointingConfig((HEIGHT, WIDTH), channels=(8, 16), blocks=1, keys=16, hidden=32)
+
+
+def squares(count: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Noise with a red and a green square, which of the two is asked for, and where that one is, in [-1, 1]."""
+    images = torch.randint(0, 120, (count, HEIGHT, WIDTH, 3), generator=generator, dtype=torch.uint8)
+    xs, ys = (torch.randint(0, length - SIDE, (count, 2), generator=generator) for length in (WIDTH, HEIGHT))
+    for number in range(count):
+        for colour in (0, 1):
+            x, y = int(xs[number, colour]), int(ys[number, colour])
+            images[number, y : y + SIDE, x : x + SIDE] = 0
+            images[number, y : y + SIDE, x : x + SIDE, colour] = 255
+    asked = torch.randint(0, 2, (count,), generator=generator)
+    where = torch.stack([xs, ys], dim=-1)[torch.arange(count), asked] + SIDE / 2
+    return images, nn.functional.one_hot(asked, 16).float(), where / torch.tensor([WIDTH, HEIGHT]) * 2 - 1
+
+
+def test_eyes_learn_in_seconds_from_where_a_hand_went_to_point_to_a_pixel_at_what_the_words_name():
+    torch.manual_seed(0)
+    eyes = PointingEncoder(TINY, (0.0, 0.0), (0.5, 0.5), tokens=4, width=32, text=16)
+    optimizer = torch.optim.AdamW(eyes.parameters(), 3e-3)
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(200):
+        images, text, where = squares(64, generator)
+        optimizer.zero_grad()
+        eyes.surprise(eyes.perceive(images)[:, None], text, where[:, None].expand(-1, 3, -1)).mean().backward()
+        optimizer.step()
+    images, text, where = squares(200, generator)
+    with torch.no_grad():
+        scores, cells = eyes.look(eyes.perceive(images)[:, None], text)
+        told = eyes.foretell((scores.softmax(-1) @ cells).unflatten(2, (-1, 4)))[:, 0, 0, 0] * 0.5
+    errors = (told - where).abs().median(0).values * torch.tensor([WIDTH, HEIGHT]) / 2
+    assert errors.max() < 1.0  # [pixels]; who guesses the middle is 8 away
+
+
+def test_events_are_where_a_gripper_is_told_to_close_or_open_and_the_end():
+    data = recorded(BODIES["DROID"], count=2, length=6)
+    data.actions[:, 7] = [0.1, 0.2, 0.9, 0.8, 0.0, 0.0] + [1.0] * 6  # of the second episode, nothing; nor between them
+    closing, opening, end = next_events(data).T.tolist()
+    assert closing == [2, 2, 2, -1, -1, -1] + [-1] * 6 and opening == [4, 4, 4, 4, 4, -1] + [-1] * 6
+    assert end == [5] * 6 + [11] * 6
+    no_gripper = next_events(recorded(BODIES["SO-101"], count=2, length=3))
+    assert (no_gripper[:, :2] == -1).all() and no_gripper[:, 2].tolist() == [2, 2, 2, 5, 5, 5]
+
+
+def test_what_is_pointed_at_comes_from_successes_and_from_events_to_come_alone():
+    policy = make("rt1, pointing")
+    policy.prepare("cpu", freeze_trunk=True)
+    batch = batch_for(policy)
+    counts = (batch.demonstrates[:, None] * batch.to_come)[..., None] > 0
+    told = replace(batch, events=torch.where(counts, torch.full((8,), 0.2), torch.full((8,), -0.1)))
+    fit_to(policy, [told] * 150)
+    with torch.no_grad():
+        frames, _, text = batch.now()
+        eyes = policy.network.encoder
+        scores, cells = eyes.look(policy.network.maps(frames)[:, -1:], text)
+        foretold = eyes.foretell((scores.softmax(-1) @ cells).unflatten(2, (-1, 4)))[:, 0, 0, :3] * eyes.scale
+    assert (foretold - 0.2).abs().median() < 0.03
+
+
+def started(folder, name, *more, algorithm="rt1"):
+    """A run of the compact preset, on random episodes of a robot."""
+    folder.mkdir(exist_ok=True)
+    config = train.command([algorithm, "--data", str(folder), "--out", str(folder), "--preset", "compact", *more])
+    config = replace(config, steps=2, bfloat16=False, batches=replace(config.batches, batch_size=8))
+    data = recorded(BODIES[name])
+    policy, _ = train.new_policy(config, data)
+    policy.texts.table |= texts().table
+    return Run(config, data, policy, [])
+
+
+@pytest.mark.parametrize("name", ["SO-101", "LIBERO", "PushT"])
+def test_two_cameras_and_no_state_are_pointed_in_too_and_what_is_loaded_acts_alike(name, tmp_path):
+    run, robot = started(tmp_path, name, "--history", "2"), BODIES[name]
+    taught = run.policy.network.encoder.errors is not None
+    assert taught == (len(robot.state) > 0)
+    metrics = run.policy.loss(run.transitions.step_batch(0))[1]
+    assert ("pointing" in metrics) == taught
+    run.train()
+    loaded, histories = checkpoint.load(tmp_path / "checkpoint"), [[seen_by(robot, seed)] for seed in range(3)]
+    actions = loaded.act_many(histories, TEXTS)
+    np.testing.assert_array_equal(actions, run.policy.act_many(histories, TEXTS))
+    np.testing.assert_array_equal(actions, [loaded.act(h, t) for h, t in zip(histories, TEXTS, strict=True)])
+
+
+def test_who_does_not_teach_to_point_has_nothing_that_is_not_learnt(tmp_path):
+    run = started(tmp_path, "SO-101", algorithm="iql")
+    assert run.policy.network.encoder.errors is None and run.transitions.events is None
+    run.loss(run.transitions.step_batch(0))[0].backward()
+    assert not [key for key, p in run.policy.network.named_parameters() if p.requires_grad and p.grad is None]
+
+
+@pytest.mark.parametrize(("image", "rows"), [((20, 24), 10), ((80, 96), 20), ((240, 320), 30), ((480, 640), 30)])
+def test_a_map_has_enough_rows_to_find_things_in_and_few_enough_to_look_through(image, rows):
+    with torch.device("meta"):
+        eyes = PointingEncoder(PointingConfig(image), (0.0,), (1.0,), tokens=1, width=8, text=4)
+        assert eyes.perceive(torch.zeros(1, *image, 3, dtype=torch.uint8)).shape[2] == rows
