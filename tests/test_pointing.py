@@ -13,6 +13,7 @@ from torch import nn
 from saycan_qt import train
 from saycan_qt.learning import checkpoint
 from saycan_qt.learning.batches import next_events
+from saycan_qt.learning.hand_eye import places_of_states
 from saycan_qt.learning.loop import Run
 from saycan_qt.networks.pointing import PointingConfig, PointingEncoder
 
@@ -34,21 +35,41 @@ def squares(count: int, generator: torch.Generator) -> tuple[torch.Tensor, torch
     return images, nn.functional.one_hot(asked, 16).float(), where / torch.tensor([WIDTH, HEIGHT]) * 2 - 1
 
 
+def moving_hand(frames: int) -> tuple[np.ndarray, np.ndarray]:
+    """Images in which a white square moves alone, and where it is, in [-1, 1]."""
+    random = np.random.default_rng(0)
+    images = np.repeat(random.integers(0, 120, (1, HEIGHT, WIDTH, 3), np.uint8), frames, axis=0)
+    corners = np.column_stack([random.integers(0, length - SIDE, frames) for length in (WIDTH, HEIGHT)])
+    for image, (x, y) in zip(images, corners, strict=True):
+        image[y : y + SIDE, x : x + SIDE] = 255
+    return images, (corners + SIDE / 2) / [WIDTH, HEIGHT] * 2 - 1
+
+
+def test_what_moves_tells_which_state_belongs_to_which_place():
+    images, places = moving_hand(400)
+    states = np.column_stack([3 + 2 * places[:, 0], -places[:, 1], np.zeros(400)])  # as a camera sees a table
+    found = places_of_states({"a": images, "still": images[:1].repeat(400, 0)}, states, np.arange(400) // 20)
+    assert found.shape == (2, 3, 3)
+    np.testing.assert_allclose(found[0], [[3, 2, 0], [0, 0, -1], [0, 0, 0]], atol=0.25)
+    np.testing.assert_allclose(found[1, :, 1:], 0, atol=1e-6)  # what never moves tells nothing
+
+
 def test_eyes_learn_in_seconds_from_where_a_hand_went_to_point_to_a_pixel_at_what_the_words_name():
     torch.manual_seed(0)
-    eyes = PointingEncoder(TINY, (0.0, 0.0), (0.5, 0.5), tokens=4, width=32, text=16)
+    images, places = moving_hand(100)
+    eyes = PointingEncoder(TINY, 1, (0.0, 0.0), (0.5, 0.5), tokens=4, width=32, text=16)
+    eyes.calibrate(torch.from_numpy(places_of_states({"a": images}, places / 0.5, np.zeros(100, int))))
     optimizer = torch.optim.AdamW(eyes.parameters(), 3e-3)
     generator = torch.Generator().manual_seed(0)
-    for _ in range(200):
+    for _ in range(120):
         images, text, where = squares(64, generator)
         optimizer.zero_grad()
         eyes.surprise(eyes.perceive(images)[:, None], text, where[:, None].expand(-1, 3, -1)).mean().backward()
         optimizer.step()
     images, text, where = squares(200, generator)
     with torch.no_grad():
-        scores, cells = eyes.look(eyes.perceive(images)[:, None], text)
-        told = eyes.foretell((scores.softmax(-1) @ cells).unflatten(2, (-1, 4)))[:, 0, 0, 0] * 0.5
-    errors = (told - where).abs().median(0).values * torch.tensor([WIDTH, HEIGHT]) / 2
+        foretold = eyes.point(eyes.perceive(images)[:, None], text)[1][:, 0, 0, :3] * 0.5
+    errors = (foretold - where[:, None]).abs().median(0).values * torch.tensor([WIDTH, HEIGHT]) / 2
     assert errors.max() < 1.0  # [pixels]; who guesses the middle is 8 away
 
 
@@ -72,8 +93,7 @@ def test_what_is_pointed_at_comes_from_successes_and_from_events_to_come_alone()
     with torch.no_grad():
         frames, _, text = batch.now()
         eyes = policy.network.encoder
-        scores, cells = eyes.look(policy.network.maps(frames)[:, -1:], text)
-        foretold = eyes.foretell((scores.softmax(-1) @ cells).unflatten(2, (-1, 4)))[:, 0, 0, :3] * eyes.scale
+        foretold = eyes.point(policy.network.maps(frames)[:, -1:], text)[1][:, 0, 0, :3] * eyes.scale
     assert (foretold - 0.2).abs().median() < 0.03
 
 
@@ -112,5 +132,5 @@ def test_who_does_not_teach_to_point_has_nothing_that_is_not_learnt(tmp_path):
 @pytest.mark.parametrize(("image", "rows"), [((20, 24), 10), ((80, 96), 20), ((240, 320), 30), ((480, 640), 30)])
 def test_a_map_has_enough_rows_to_find_things_in_and_few_enough_to_look_through(image, rows):
     with torch.device("meta"):
-        eyes = PointingEncoder(PointingConfig(image), (0.0,), (1.0,), tokens=1, width=8, text=4)
+        eyes = PointingEncoder(PointingConfig(image), 1, (0.0,), (1.0,), tokens=1, width=8, text=4)
         assert eyes.perceive(torch.zeros(1, *image, 3, dtype=torch.uint8)).shape[2] == rows

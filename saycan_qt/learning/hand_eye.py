@@ -17,8 +17,8 @@ AT_ONCE = 100
 def places_of_states(
     cameras: Mapping[str, np.ndarray], states: np.ndarray, frame_episode: np.ndarray, seed: int = 0
 ) -> np.ndarray:
-    """cameras: each (N, H, W, 3) uint8; states (N, S), in deviations -> (cameras, S, 3): the state as 1, x and y of where
-    it moves, both in [-1, 1], tell it best in squares; nothing but the mean state where nothing moves."""
+    """cameras: each (N, H, W, 3) uint8; states (N, S), in deviations -> (cameras, S, 3): the state as 1, x and y of
+    where something moves, both in [-1, 1], tell it best in squares; the mean state alone where nothing moves."""
     pairs = np.flatnonzero(frame_episode[1:] == frame_episode[:-1])
     rng = np.random.default_rng(seed)
     rows = np.sort(rng.choice(pairs, min(FRAMES, len(pairs)), replace=False)) if len(pairs) else pairs

@@ -25,8 +25,8 @@ from saycan_qt.learning.algorithms.q_transformer import QTransformerConfig
 from saycan_qt.learning.algorithms.qt_opt import QTOptConfig
 from saycan_qt.learning.algorithms.rt1 import RT1Config
 from saycan_qt.learning.batches import Episodes, return_range
-from saycan_qt.learning.loop import LoopConfig
 from saycan_qt.learning.hand_eye import places_of_states
+from saycan_qt.learning.loop import LoopConfig
 from saycan_qt.networks.backbone import (
     DEBUG_FILM,
     POSITION_NAMES,
@@ -66,7 +66,8 @@ class TrainConfig(LoopConfig):
     # small: keypoints, for the kitchen; compact: eyes that learn to point from pixels; paper: the paper's sizes;
     # paper-shared: the same with the instruction in the last stages alone, which scores many skills several times as
     # fast; debug: tiny, for tests and the simplest scenes. Compact and the paper's take any number of cameras, and
-    # images of whatever size the data has. Default: small where the state says where the gripper is and there is one camera, else compact
+    # images of whatever size the data has. Default: small where the state says where the gripper is and there is one
+    # camera, else compact
     preset: Preset | None = None
     perception: Path | None = None  # checkpoint of saycan_qt.pretrain; default: the one that ships
     # Checkpoint, or a shipped one's name, whose network it starts from; with its eyes, unless --perception has others

@@ -480,7 +480,8 @@ class PolicyNetwork(nn.Module):
         """(F, h * cameras, ...) perceived, of what `encode` takes; for eyes that look at images before they are told
         an instruction."""
         if isinstance(frames, Shared):
-            return (frames.frames if frames.frames.dtype != torch.uint8 else self.perceive(frames.frames))[frames.places]
+            once = frames.frames
+            return (self.perceive(once) if once.dtype == torch.uint8 else once)[frames.places]
         if frames.dtype == torch.uint8:
             return self.perceive(frames.flatten(0, 1)).unflatten(0, frames.shape[:2])
         return frames

@@ -17,6 +17,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -87,7 +88,7 @@ class PointingEncoder(nn.Module):
         states, channels, hidden = len(mean), config.channels[1], config.hidden
         stem: list[nn.Module] = []
         sizes = [3, *[config.channels[0]] * (config.halvings - 1), channels]
-        for inputs, outputs in zip(sizes, sizes[1:], strict=False):
+        for inputs, outputs in pairwise(sizes):
             stem += [nn.Conv2d(inputs, outputs, 3, stride=2, padding=1), nn.ReLU()]
         self.map = nn.Sequential(*stem, *(Block(channels) for _ in range(config.blocks)), nn.ReLU())
         self.map.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -127,7 +128,7 @@ class PointingEncoder(nn.Module):
     def forward(self, frames: Tensor, states: Tensor, text: Tensor) -> Tensor:
         """frames (F, h * c, C, H, W), those of one time beside each other, states (F, h, S), text (B, E), equally many
         for each of the F -> (B, h * c, tokens, width)."""
-        attention, seen, foretold = self.point(frames, text)
+        seen, foretold = self.point(frames, text)
         numbers = [seen]
         if len(self.mean):
             now = self.normal(states).repeat_interleave(self.cameras, dim=1)
@@ -135,20 +136,20 @@ class PointingEncoder(nn.Module):
             numbers += [foretold, left, torch.tanh(left[..., None] / self.knees).flatten(-2)]
         return self.output(torch.cat(numbers, dim=-1)).transpose(1, 2).flatten(0, 1)
 
-    def point(self, frames: Tensor, text: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(F, h * c, C, H, W) -> where each token looks, (F, h * c, B / F, tokens, cells), what it sees there, (...,
-        tokens, hidden), and the state that it foretells, (..., tokens, S), in deviations."""
+    def point(self, frames: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
+        """(F, h * c, C, H, W) -> what each token sees where it looks, (F, h * c, B / F, tokens, hidden), and the state
+        that it foretells, (..., tokens, S), in deviations."""
         scores, cells, means = self.look(frames, text)
         with torch.autocast(frames.device.type, enabled=False):  # bfloat16 would round places to centimetres
-            attention = scores.softmax(-1)
-            found = (attention @ torch.cat([cells.float(), means], dim=-1)).unflatten(2, (-1, self.count))
+            found = scores.softmax(-1) @ torch.cat([cells.float(), means], dim=-1)
+            found = found.unflatten(2, (-1, self.count))
             seen, foretold = found.split([cells.shape[-1], means.shape[-1]], dim=-1)
             foretold = foretold + torch.einsum("...nh,nsh->...ns", seen, self.own)
-        return attention.unflatten(2, (-1, self.count)), seen, foretold
+        return seen, foretold
 
     def look(self, frames: Tensor, text: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(F, m, C, H, W) of some times -> how well each cell is what is looked for, (F, m, B / F * tokens, cells); what
-        a cell tells, (F, m, cells, hidden); and what it foretells whatever is looked for, (F, m, cells, S)."""
+        """(F, m, C, H, W) of some times -> how well each cell is what is looked for, (F, m, B / F * tokens, cells);
+        what a cell tells, (F, m, cells, hidden); and what it foretells whatever is looked for, (F, m, cells, S)."""
         x, times = frames.flatten(3).transpose(2, 3), frames.shape[1] // self.cameras
         text = text * (math.sqrt(text.shape[-1]) / 4)  # embeddings have unit norm, and those of like skills are near
         queries = self.queries(text).view(len(x), 1, -1, self.config.keys)

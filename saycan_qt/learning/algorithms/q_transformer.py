@@ -68,7 +68,7 @@ class QTransformerConfig:
     # present alone where the history is short, and then lets go and grasps again, or hovers, until its time is up
     circles: int = 0
     # Of how surprised eyes that point are (--preset compact), on successes. Departs (paper: 0)
-    pointing_weight: float = 0.5
+    pointing_weight: float = 4.0
 
 
 def dimension_targets(

@@ -17,7 +17,7 @@ class RT1Config:
 
     label_deviation: float = 3.0  # [bins] labels are Gaussians of this width; 0: the paper's single bin
     smoothing: float = 4.0  # [bins] probabilities are averaged over neighbours before the arg max
-    pointing_weight: float = 0.5  # of how surprised eyes that point are (--preset compact). Departs (paper: 0)
+    pointing_weight: float = 4.0  # of how surprised eyes that point are (--preset compact). Departs (paper: 0)
 
 
 class RT1(Policy):
