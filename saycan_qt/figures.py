@@ -4,10 +4,12 @@
     python -m saycan_qt.figures training runs/clone runs/actor --out curves.png
     python -m saycan_qt.figures values --skill "pick coke can"         # writes values.png
     python -m saycan_qt.figures improve runs/better                    # writes runs/better/curve.png
+    python -m saycan_qt.figures pointing --data data/shown             # writes pointing.png
 
 training: every number of one or several runs over their steps, and the same on held-out episodes. values: what a skill
 is worth wherever its object might stand, drawn over the camera image [Figure 8]. improve: success after so many own
-episodes of `python -m saycan_qt.improve`, with 95 % intervals; hollow is what was tried and not kept.
+episodes of `python -m saycan_qt.improve`, with 95 % intervals; hollow is what was tried and not kept. pointing: where
+eyes that learn from pixels look for what is said, in episodes they did not learn from, and how far off they are.
 Needs matplotlib (`pip install 'saycan-qt[train]'`).
 """
 
@@ -97,6 +99,12 @@ def values() -> Command:
     return value_map.ValuesConfig, value_map.values
 
 
+def pointing() -> Command:
+    from saycan_qt.evaluation import pointing_map
+
+    return pointing_map.PointingPictures, pointing_map.pointing
+
+
 @dataclass(frozen=True)
 class ImproveConfig:
     """Success against own episodes."""
@@ -143,6 +151,7 @@ def main(arguments: list[str] | None = None) -> int:
         "training": lambda: (TrainingConfig, training),
         "values": values,
         "improve": lambda: (ImproveConfig, improve),
+        "pointing": pointing,
     }
     try:
         return dispatch("python -m saycan_qt.figures", __doc__, commands, arguments)
