@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 EVENTS = ("closes", "opens", "ends")  # as `next_events` and the tokens have them
 SIDE = 3.0  # [inches] of a picture
 COLUMNS = 4
+LETTERS = 40  # of a line above a picture
 
 
 @dataclass(frozen=True)
@@ -131,6 +133,6 @@ def _draw(config: PointingPictures, dataset: EpisodeDataset, policy: Policy, fou
         axis.imshow(image, **extent)
         share = look[camera] / max(look[camera].max(), 1e-9)
         axis.imshow(share, cmap="magma", alpha=0.15 + 0.6 * share, interpolation="bilinear", **extent)
-        axis.set_title(f"{found.texts[number]}: {EVENTS[event]}", fontsize=8)
+        axis.set_title(fill(f"{found.texts[number]}: {EVENTS[event]}", LETTERS), fontsize=8)
     figure.savefig(config.out, dpi=110)
     plt.close(figure)
