@@ -79,6 +79,10 @@ def test_events_are_where_a_gripper_is_told_to_close_or_open_and_the_end():
     closing, opening, end = next_events(data).T.tolist()
     assert closing == [2, 2, 2, -1, -1, -1] + [-1] * 6 and opening == [4, 4, 4, 4, 4, -1] + [-1] * 6
     assert end == [5] * 6 + [11] * 6
+    absolute = replace(data.embodiment.action[7], name="gripper.pos", low=-50.0, high=50.0, kind="absolute")
+    data.embodiment = replace(data.embodiment, action=(*data.embodiment.action[:7], absolute))
+    data.actions[:, 7] = 3 + 2 * data.actions[:, 7]  # in whatever unit
+    assert next_events(data).T.tolist() == [closing, opening, end]
     no_gripper = next_events(recorded(BODIES["SO-101"], count=2, length=3))
     assert (no_gripper[:, :2] == -1).all() and no_gripper[:, 2].tolist() == [2, 2, 2, 5, 5, 5]
 

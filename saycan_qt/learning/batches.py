@@ -25,6 +25,7 @@ from skills.library import SkillLibrary
 
 HELD_OUT = 20  # every twentieth episode is kept for validation; where that is none, the last of two or more
 PERCEIVED = 128  # frames at a time
+GRIPPED = 100_000  # actions from which it is found where a gripper's range is halved
 STRETCH, APART = 8, 8  # transitions of a stretch; stretches of a batch at least, or they are shorter
 TERMINAL_MOTION = {"m": 1.0, "rad": 6.0}  # by unit, of what --terminal-motion says in metres
 TERMINAL_MOTION_ELSE = 6.0  # of other units, times the dimension's range: as of a rotation whose range is 1 rad
@@ -309,9 +310,10 @@ def taught(policy: Policy) -> bool:
 def next_events(dataset: Episodes) -> np.ndarray:
     """(N, 3) of each frame, the rows at which its episode's next events happen, or -1: a gripper is told to close, one
     is told to open, the end."""
-    grippers = [n for n, dimension in enumerate(dataset.embodiment.action) if dimension.kind == "fraction"]
-    middle = [(dataset.embodiment.action[n].low + dataset.embodiment.action[n].high) / 2 for n in grippers]
-    shut = np.asarray(dataset.actions[:, grippers]) > middle
+    grippers = [n for n, dimension in enumerate(dataset.embodiment.action) if is_gripper(dimension)]
+    actions = np.asarray(dataset.actions[:, grippers])
+    sample = actions[:: max(1, len(actions) // GRIPPED)]
+    shut = actions > np.percentile(sample, (1, 99), axis=0).mean(axis=0) if grippers else actions > 0
     begins = np.zeros(len(shut), bool)
     begins[np.asarray(dataset.episode_start[:-1])] = True
     changed = np.diff(shut.astype(int), axis=0, prepend=shut[:1]) * ~begins[:, None]
@@ -322,6 +324,11 @@ def next_events(dataset: Episodes) -> np.ndarray:
         following = np.append(rows, len(shut))[np.searchsorted(rows, np.arange(len(shut)))]
         found.append(np.where(following <= last, following, -1))
     return np.stack(found, axis=1)
+
+
+def is_gripper(dimension: ActionDimension) -> bool:
+    """Is it told how far to be closed, or open? As events its two halves do."""
+    return dimension.kind == "fraction" or (dimension.kind == "absolute" and "gripper" in dimension.name)
 
 
 def require_notes(dataset: Episodes) -> list[str]:
