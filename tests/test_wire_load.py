@@ -18,6 +18,7 @@ from tiny_policies import observation as tiny_observation
 from tiny_services import LINE, UNHURRIED, Walker, wait_until
 
 from saycan_qt.learning import checkpoint
+from saycan_qt.learning.algorithms.policy import Judge
 from skills.client import SkillClient
 from skills.errors import Busy, DeadlineExceeded, InvalidRequest, Unavailable
 from skills.library import SkillLibrary
@@ -66,17 +67,19 @@ def at_once(count, call):
         return list(threads.map(call, range(count)))
 
 
-@pytest.mark.parametrize("name", ["execution", "affordance", "rt1", "q-transformer", "q-transformer, pointing"])
+SHIPPED = ("execution", "affordance", "execution-pixels")
+
+
+@pytest.mark.parametrize("name", [*SHIPPED, "rt1", "q-transformer", "q-transformer, pointing"])
 def test_a_batch_answers_what_each_question_is_answered_alone(name):
-    """Histories of different lengths, each robot with its own instruction; the first two are the shipped models."""
-    shipped = name in ("execution", "affordance")
-    policy = checkpoint.load(name) if shipped else make(name)
-    texts = [s.name for s in LIBRARY if s.learned][::20] if shipped else TEXTS
+    """Histories of different lengths, each robot with its own instruction; the first three are the shipped models."""
+    policy = checkpoint.load(name) if name in SHIPPED else make(name)
+    texts = [s.name for s in LIBRARY if s.learned][::20] if name in SHIPPED else TEXTS
     histories = [[tiny_observation(policy, 3 * i + j) for j in range(1 + i % 3)] for i in range(8)]
     instructions = [texts[i % len(texts)] for i in range(8)]
     alone = [policy.act(*question) for question in zip(histories, instructions, strict=True)]
     np.testing.assert_allclose(policy.act_many(histories, instructions), alone, atol=1e-5, rtol=0)
-    if name != "rt1":
+    if isinstance(policy, Judge):
         asked = [[*texts[: 1 + i % 3]] for i in range(8)]
         for together, *question in zip(policy.value_many(histories, asked), histories, asked, strict=True):
             np.testing.assert_allclose(together, policy.value(*question), atol=1e-5, rtol=0)
