@@ -24,6 +24,7 @@ from typing import Any
 
 import tyro
 
+from saycan_qt.data.episodes import DatasetError
 from saycan_qt.learning import metrics
 from saycan_qt.options import Command, dispatch
 from skills import files
@@ -157,7 +158,7 @@ def main(arguments: list[str] | None = None) -> int:
         return dispatch("python -m saycan_qt.figures", __doc__, commands, arguments)
     except ImportError as error:
         print(f"error: {error}; `pip install 'saycan-qt[train]'` brings what pictures need", file=sys.stderr)
-    except (ValueError, OSError, SkillError) as error:
+    except (ValueError, OSError, DatasetError, SkillError) as error:
         print(f"error: {error}", file=sys.stderr)
     return 2
 

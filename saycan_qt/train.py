@@ -125,7 +125,8 @@ def check_algorithm(config: Any) -> None:
     """Raises ValueError for settings of an algorithm that mean nothing."""
     if isinstance(config, QTOptConfig | IQLConfig | DecisionTransformerConfig):
         config.require_sound()
-    require(config, **{name: 0 for name in ("label_deviation", "smoothing") if hasattr(config, name)})
+    widths = ("label_deviation", "smoothing", "pointing_weight")
+    require(config, **{name: 0 for name in widths if hasattr(config, name)})
     if isinstance(config, QTransformerConfig):
         require(config, conservative_weight=0, td_deviation=0, circles=0, behavior_weight=0, acting_deviation=0)
         require_share(config, "behavior_threshold")

@@ -10,12 +10,12 @@ import torch
 from tiny_policies import BODIES, TEXTS, batch_for, fit_to, make, recorded, seen_by, texts
 from torch import nn
 
-from saycan_qt import train
+from saycan_qt import collect, figures, train
 from saycan_qt.evaluation.skills import roll_out, starts_of
 from saycan_qt.learning import checkpoint
 from saycan_qt.learning.batches import next_events
-from saycan_qt.learning.hand_eye import places_of_states
 from saycan_qt.learning.loop import Run
+from saycan_qt.networks.hand_eye import places_of_states
 from saycan_qt.networks.pointing import PointingConfig, PointingEncoder
 from skills.library import SkillLibrary
 
@@ -78,13 +78,16 @@ def test_eyes_learn_in_seconds_from_where_a_hand_went_to_point_to_a_pixel_at_wha
 def test_events_are_where_a_gripper_is_told_to_close_or_open_and_the_end():
     data = recorded(BODIES["DROID"], count=2, length=6)
     data.actions[:, 7] = [0.1, 0.2, 0.9, 0.8, 0.0, 0.0] + [1.0] * 6  # of the second episode, nothing; nor between them
+    data.actions[3, 7] = 0.45  # not yet: commands are noisy
     closing, opening, end = next_events(data).T.tolist()
     assert closing == [2, 2, 2, -1, -1, -1] + [-1] * 6 and opening == [4, 4, 4, 4, 4, -1] + [-1] * 6
     assert end == [5] * 6 + [11] * 6
-    absolute = replace(data.embodiment.action[7], name="gripper.pos", low=-50.0, high=50.0, kind="absolute")
+    absolute = replace(data.embodiment.action[7], name="gripper.pos", low=0.0, high=6.0, kind="absolute")
     data.embodiment = replace(data.embodiment, action=(*data.embodiment.action[:7], absolute))
     data.actions[:, 7] = 3 + 2 * data.actions[:, 7]  # in whatever unit
     assert next_events(data).T.tolist() == [closing, opening, end]
+    data.actions[:, 7] = np.random.default_rng(0).normal(3, 0.05, 12)  # never closed
+    assert (next_events(data)[:, :2] == -1).all()
     no_gripper = next_events(recorded(BODIES["SO-101"], count=2, length=3))
     assert (no_gripper[:, :2] == -1).all() and no_gripper[:, 2].tolist() == [2, 2, 2, 5, 5, 5]
 
@@ -129,10 +132,39 @@ def test_two_cameras_and_no_state_are_pointed_in_too_and_what_is_loaded_acts_ali
 
 
 def test_who_does_not_teach_to_point_has_nothing_that_is_not_learnt(tmp_path):
-    run = started(tmp_path, "SO-101", algorithm="iql")
+    run = started(tmp_path / "a", "SO-101", algorithm="iql")
     assert run.policy.network.encoder.errors is None and run.transitions.events is None
-    run.loss(run.transitions.step_batch(0))[0].backward()
-    assert not [key for key, p in run.policy.network.named_parameters() if p.requires_grad and p.grad is None]
+    started(tmp_path / "taught", "SO-101").train()
+    went_on = started(tmp_path / "b", "SO-101", "--init", str(tmp_path / "taught/checkpoint"), algorithm="iql")
+    for found in (run, went_on, started(tmp_path / "c", "PushT")):  # processes that share a batch would wait for it
+        found.loss(found.transitions.step_batch(0))[0].backward()
+        left = [key for key, p in found.policy.network.named_parameters() if p.requires_grad and p.grad is None]
+        assert not left
+
+
+def test_who_was_never_taught_is_taught_from_there(tmp_path):
+    started(tmp_path / "a", "SO-101", algorithm="iql").train()
+    run = started(tmp_path / "b", "SO-101", "--init", str(tmp_path / "a/checkpoint"))
+    assert "pointing" in run.policy.loss(run.transitions.step_batch(0))[1]
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        (("--data", "nowhere"), "nowhere"),
+        (("--data", "d", "--episodes", "0"), "--episodes 0"),
+        (("--data", "d", "--pictures", "-1"), "--pictures -1"),
+        (("--data", "d", "--out", "nowhere/a.png"), "--out nowhere/a.png"),
+        (("--data", "d", "--checkpoint", "execution"), "were not taught to point"),
+    ],
+)
+def test_what_cannot_be_drawn_is_refused_in_one_line(given, says, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    collect.main(["--out", "d", "--episodes", "2", "--failures", "0", "--workers", "1"])
+    capsys.readouterr()
+    assert figures.main(["pointing", *given]) == 2
+    said = capsys.readouterr().err.strip()
+    assert says in said and "\n" not in said
 
 
 @pytest.mark.parametrize(("image", "rows"), [((20, 24), 10), ((80, 96), 20), ((240, 320), 30), ((480, 640), 30)])

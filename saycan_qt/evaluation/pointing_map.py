@@ -15,13 +15,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from saycan_qt.options import require
+
 if TYPE_CHECKING:
     from saycan_qt.data.episodes import EpisodeDataset
     from saycan_qt.learning.algorithms.policy import Policy
 
-EVENTS = ("closes", "opens", "ends")  # as `next_events` and the tokens have them
+EVENTS = ("gripper ↑", "gripper ↓", "end")  # its number rises, or falls; as `next_events` and the tokens have them
 SIDE = 3.0  # [inches] of a picture
 COLUMNS = 4
+PICTURES = (".png", ".svg", ".pdf")
 LETTERS = 40  # of a line above a picture
 
 
@@ -29,7 +32,7 @@ LETTERS = 40  # of a line above a picture
 class PointingPictures:
     """Where eyes that point look, and how far off they are."""
 
-    data: Path  # episodes, as `train --data`
+    data: tuple[Path, ...]  # all the episodes that it was trained on, as `train --data`, to know which it was not
     checkpoint: str = "execution-pixels"  # a shipped checkpoint's name, or a folder
     mapping: str = ""  # of the data, as `train --mapping`
     pictures: int = 12
@@ -59,12 +62,17 @@ def pointed(policy: Policy, dataset: EpisodeDataset, episodes: Sequence[int]) ->
 
     eyes = policy.network.encoder
     if not isinstance(eyes, PointingEncoder) or eyes.errors is None:
-        raise ValueError("this policy's eyes do not point; --preset compact has some that do")
+        raise ValueError(
+            "this policy's eyes were not taught to point; those of `train rt1` and `train q-transformer` with --preset "
+            "compact are, of a robot with a state"
+        )
     if problem := policy.embodiment.misfit(dataset.embodiment):
         raise ValueError(f"the checkpoint is of another robot than the data: {problem}")
     count, rows = len(eyes.errors), np.asarray(dataset.episode_start)[list(episodes)]
     texts = [dataset.tasks[dataset.episode_task[episode]] for episode in episodes]
     seen = [dataset.cameras[camera.name] for camera in policy.embodiment.cameras]
+    if (size := seen[0].shape[1:3]) != tuple(eyes.config.image):
+        raise ValueError(f"the data's images are of {size} pixels, the checkpoint's of {tuple(eyes.config.image)}")
     looks, states = [], []
     for row, text in zip(rows, texts, strict=True):
         images = torch.from_numpy(np.stack([camera[row] for camera in seen]))
@@ -90,15 +98,21 @@ def pointing(config: PointingPictures) -> int:
 
     from saycan_qt.data.episodes import EpisodeDataset
     from saycan_qt.learning import checkpoint
-    from saycan_qt.learning.batches import HELD_OUT
+    from saycan_qt.learning.batches import kept_from_training
 
+    require(config, pictures=1, episodes=1, threads=1)
+    if not config.out.parent.is_dir() or config.out.suffix.lower() not in PICTURES:
+        raise ValueError(f"--out {config.out}: a file in a folder that is there, which ends in {', '.join(PICTURES)}")
     torch.set_num_threads(config.threads)
     dataset = EpisodeDataset(config.data, mapping=config.mapping or None)
     policy = checkpoint.load(config.checkpoint)
-    last = [episode for episode in range(HELD_OUT - 1, len(dataset.success), HELD_OUT) if dataset.success[episode]]
-    chosen = np.array(last or range(len(dataset.success)))
-    found = pointed(policy, dataset, chosen[:: max(1, -(-len(chosen) // config.episodes))].tolist())
-    print(f"{'median error':<24}" + "".join(f"{f'gripper {e}' if e != 'ends' else 'it ends':>16}" for e in EVENTS))
+    usable = np.asarray(dataset.success) & np.asarray(dataset.finished)
+    chosen = np.flatnonzero(kept_from_training(usable) & usable)
+    if not len(chosen):
+        raise ValueError(f"{config.data[0]}: no second episode that succeeded, so that none was kept from training")
+    some = np.linspace(0, len(chosen) - 1, min(config.episodes, len(chosen))).round().astype(int)
+    found = pointed(policy, dataset, chosen[some].tolist())
+    print(f"{'median error':<24}" + "".join(f"{event:>16}" for event in EVENTS))
     for number, state in enumerate(dataset.embodiment.state):
         shown = f"{state.name}{f' [{state.unit}]' if state.unit else ''}"
         errors = np.abs(found.foretold - found.happened)[..., number]
@@ -133,6 +147,6 @@ def _draw(config: PointingPictures, dataset: EpisodeDataset, policy: Policy, fou
         axis.imshow(image, **extent)
         share = look[camera] / max(look[camera].max(), 1e-9)
         axis.imshow(share, cmap="magma", alpha=0.15 + 0.6 * share, interpolation="bilinear", **extent)
-        axis.set_title(fill(f"{found.texts[number]}: {EVENTS[event]}", LETTERS), fontsize=8)
+        axis.set_title(fill(f"{found.texts[number]} ({EVENTS[event]})", LETTERS), fontsize=8)
     figure.savefig(config.out, dpi=110)
     plt.close(figure)

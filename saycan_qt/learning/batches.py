@@ -25,7 +25,8 @@ from skills.library import SkillLibrary
 
 HELD_OUT = 20  # every twentieth episode is kept for validation; where that is none, the last of two or more
 PERCEIVED = 128  # frames at a time
-GRIPPED = 100_000  # actions from which it is found where a gripper's range is halved
+GRIPPED = 100_000  # actions from which it is found how far a gripper moves
+MOVES = 0.05  # of its range; one that moves less stands still
 STRETCH, APART = 8, 8  # transitions of a stretch; stretches of a batch at least, or they are shorter
 TERMINAL_MOTION = {"m": 1.0, "rad": 6.0}  # by unit, of what --terminal-motion says in metres
 TERMINAL_MOTION_ELSE = 6.0  # of other units, times the dimension's range: as of a rotation whose range is 1 rad
@@ -112,12 +113,10 @@ class Transitions:
         ]
         self.scales = [terminal_scale(dataset.embodiment.action[number]) for number in self.moving]
         episodes = np.arange(len(dataset.success))
-        held_out = episodes % HELD_OUT == HELD_OUT - 1
-        usable = np.asarray(dataset.success) if policy.only_successes else np.ones_like(held_out)
+        usable = np.asarray(dataset.success) if policy.only_successes else np.ones(len(episodes), bool)
         if not config.unfinished:
             usable = usable & np.asarray(dataset.finished)
-        if not (held_out & usable).any() and usable.sum() > 1:
-            held_out[np.flatnonzero(usable)[-1]] = True
+        held_out = kept_from_training(usable)
         self.train, self.validation = (
             Frames(dataset.episode_start, episodes[usable & part]) for part in (~held_out, held_out)
         )
@@ -301,6 +300,14 @@ class Transitions:
         return (common + rng.normal(0, self.config.jitter_each, (count, 1, keypoints, 3))).astype(np.float32)
 
 
+def kept_from_training(usable: np.ndarray) -> np.ndarray:
+    """(E,) bool: episodes that a run with these usable ones, (E,) bool, is validated on."""
+    found = np.arange(len(usable)) % HELD_OUT == HELD_OUT - 1
+    if not (found & usable).any() and usable.sum() > 1:
+        found[np.flatnonzero(usable)[-1]] = True
+    return found
+
+
 def taught(policy: Policy) -> bool:
     """Has it eyes that learn to point from what happens next?"""
     encoder = policy.network.encoder
@@ -308,27 +315,40 @@ def taught(policy: Policy) -> bool:
 
 
 def next_events(dataset: Episodes) -> np.ndarray:
-    """(N, 3) of each frame, the rows at which its episode's next events happen, or -1: a gripper is told to close, one
-    is told to open, the end."""
-    grippers = [n for n, dimension in enumerate(dataset.embodiment.action) if is_gripper(dimension)]
-    actions = np.asarray(dataset.actions[:, grippers])
-    sample = actions[:: max(1, len(actions) // GRIPPED)]
-    shut = actions > np.percentile(sample, (1, 99), axis=0).mean(axis=0) if grippers else actions > 0
-    begins = np.zeros(len(shut), bool)
-    begins[np.asarray(dataset.episode_start[:-1])] = True
-    changed = np.diff(shut.astype(int), axis=0, prepend=shut[:1]) * ~begins[:, None]
-    ends = np.asarray(dataset.episode_start[1:]) - 1
-    last = ends[np.asarray(dataset.frame_episode)]
+    """(N, 3) of each frame, the rows at which its episode's next events happen, or -1: a gripper's number rises, one
+    falls, the end."""
+    count, ends = len(dataset.actions), np.asarray(dataset.episode_start[1:]) - 1
+    begins, last = np.asarray(dataset.episode_start[:-1]), ends[np.asarray(dataset.frame_episode)]
+    rises, falls = np.zeros(count, bool), np.zeros(count, bool)
+    for number, dimension in enumerate(dataset.embodiment.action):
+        if is_gripper(dimension):
+            upper = upper_half(np.asarray(dataset.actions[:, number]), dimension, begins)
+            turns = np.diff(upper.astype(int), prepend=0)
+            turns[begins] = 0
+            rises, falls = rises | (turns > 0), falls | (turns < 0)
     found = []
-    for rows in (np.flatnonzero((changed > 0).any(1)), np.flatnonzero((changed < 0).any(1)), ends):
-        following = np.append(rows, len(shut))[np.searchsorted(rows, np.arange(len(shut)))]
+    for rows in (np.flatnonzero(rises), np.flatnonzero(falls), ends):
+        following = np.append(rows, count)[np.searchsorted(rows, np.arange(count))]
         found.append(np.where(following <= last, following, -1))
     return np.stack(found, axis=1)
 
 
+def upper_half(actions: np.ndarray, dimension: ActionDimension, begins: np.ndarray) -> np.ndarray:
+    """(N,) actions of a gripper -> bool. What lies in the middle third is as it was before: commands are noisy."""
+    low, high = dimension.low, dimension.high
+    if dimension.kind != "fraction":  # in a unit whose range may be far wider than what it is told
+        low, high = np.percentile(actions[:: max(1, len(actions) // GRIPPED)], (1, 99))
+        if high - low < MOVES * (dimension.high - dimension.low):
+            return np.zeros(len(actions), bool)
+    third = (high - low) / 3
+    side = (actions > high - third).astype(int) - (actions < low + third)
+    side[begins] = np.where(actions[begins] > (low + high) / 2, 1, -1)
+    return side[np.maximum.accumulate(np.where(side != 0, np.arange(len(side)), 0))] > 0
+
+
 def is_gripper(dimension: ActionDimension) -> bool:
-    """Is it told how far to be closed, or open? As events its two halves do."""
-    return dimension.kind == "fraction" or (dimension.kind == "absolute" and "gripper" in dimension.name)
+    """Is it told how far to be closed, or open?"""
+    return dimension.kind == "fraction" or (dimension.kind == "absolute" and "gripper" in dimension.name.lower())
 
 
 def require_notes(dataset: Episodes) -> list[str]:

@@ -25,7 +25,6 @@ from saycan_qt.learning.algorithms.q_transformer import QTransformerConfig
 from saycan_qt.learning.algorithms.qt_opt import QTOptConfig
 from saycan_qt.learning.algorithms.rt1 import RT1Config
 from saycan_qt.learning.batches import Episodes, return_range
-from saycan_qt.learning.hand_eye import places_of_states
 from saycan_qt.learning.loop import LoopConfig
 from saycan_qt.networks.backbone import (
     DEBUG_FILM,
@@ -36,8 +35,9 @@ from saycan_qt.networks.backbone import (
     StateConfig,
 )
 from saycan_qt.networks.efficientnet import EfficientNetConfig
+from saycan_qt.networks.hand_eye import places_of_states
 from saycan_qt.networks.keypoints import TrunkConfig
-from saycan_qt.networks.pointing import PointingConfig, PointingEncoder
+from saycan_qt.networks.pointing import EVENTS, PointingConfig, PointingEncoder
 from saycan_qt.networks.tokens import ActionTokenizer, TextEncoder, bounds_of
 from skills import files
 from skills.embodiment import Embodiment
@@ -200,8 +200,9 @@ def new_policy(config: TrainConfig, dataset: Episodes) -> tuple[Policy, list[str
     else:
         network, eyes, table = new_network(config, dataset)
     kind = next(kind for kind in ALGORITHMS.values() if kind.config_type is type(algorithm))
-    if not (start or kind.points) and isinstance(network.encoder, PointingConfig):
-        network = dataclasses.replace(network, encoder=dataclasses.replace(network.encoder, taught=0))
+    if isinstance(network.encoder, PointingConfig) and (kind.points or not start):
+        taught = EVENTS if kind.points else 0
+        network = dataclasses.replace(network, encoder=dataclasses.replace(network.encoder, taught=taught))
     if isinstance(algorithm, DecisionTransformerConfig):
         if config.history not in (None, algorithm.context):
             raise ValueError(f"a Decision Transformer sees its --context of {algorithm.context}; leave out --history")

@@ -1,7 +1,7 @@
 """Eyes that learn from pixels to point: each token says what the instruction looks for, and where the hand would go.
 
 They stand where the paper has FiLM-EfficientNet with TokenLearner, at a size that two CPU cores train. Departs from the
-paper: a cell of the map sees no further than some 30 pixels, so that things are learnt and not whole scenes, which a
+paper: a cell of the map sees no further than some ten cells, so that things are learnt and not whole scenes, which a
 deep network knows by heart after a few thousand episodes; the instruction enters as queries against the map, so that
 one pass over an image serves all skills; and each cell foretells the state that the robot would have if it went for
 what is seen there.
@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from saycan_qt.networks.keypoints import Block
 
-ROWS = 20  # of a map, at least; below twice as many
+ROWS = 20  # of a map, at least, and below twice as many; small images have half as many rows as pixels
 EVENTS = 3  # closing, opening, the end
 WAVELENGTHS = (0.1, 0.25, 0.6, 1.5)  # [half an image's side] of the Fourier features of a cell's place
 KNEES = (0.03, 0.1, 0.3)  # [typical deviations] where tanh features of what is left to go saturate
@@ -111,6 +111,9 @@ class PointingEncoder(nn.Module):
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32), persistent=False)
         self.register_buffer("scale", torch.tensor(scale, dtype=torch.float32), persistent=False)
         self.register_buffer("knees", torch.tensor(KNEES), persistent=False)
+        if not states:  # nothing is foretold
+            for part in (self.camera, self.states, self.own):
+                part.requires_grad_(False)
         taught = min(config.taught, tokens)
         self.errors = nn.Parameter(torch.full((taught, states), math.log(0.5))) if taught and states else None
 

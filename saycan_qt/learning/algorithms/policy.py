@@ -263,6 +263,9 @@ class Policy(ABC):
         self.to(device)
         if freeze_trunk and isinstance(self.network.encoder, KeypointEncoder):
             self.network.encoder.trunk.requires_grad_(False)
+        eyes = self.network.encoder
+        if isinstance(eyes, PointingEncoder) and eyes.errors is not None and not self.points:
+            eyes.errors.requires_grad_(False)
         self.target_network = copy.deepcopy(self.network).requires_grad_(False).eval()
 
     def after_step(self, rate: float) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 import numpy as np
 
 FRAMES = 3000  # pairs that are looked at, at most
-AT_ONCE = 100
+AT_ONCE = 2**20  # pixels
 
 
 def places_of_states(
@@ -26,7 +26,8 @@ def places_of_states(
         return np.zeros((len(cameras), states.shape[1], 3), np.float32)
     found = []
     for images in cameras.values():
-        centres = np.concatenate([moving(images, some) for some in np.array_split(rows, -(-len(rows) // AT_ONCE))])
+        parts = -(-len(rows) // max(1, AT_ONCE // int(np.prod(images.shape[1:3]))))
+        centres = np.concatenate([moving(images, some) for some in np.array_split(rows, parts)])
         told = np.column_stack([np.ones(len(rows)), centres])
         found.append(np.linalg.lstsq(told, np.asarray(states[rows], np.float64), rcond=1e-6)[0].T)
     return np.stack(found).astype(np.float32)
