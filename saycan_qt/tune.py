@@ -30,7 +30,7 @@ import torch
 from planners.prompts import ExamplesError
 from saycan_qt.learning.folder import only_writer
 from saycan_qt.learning.pairs import pairs_of
-from saycan_qt.learning.tuning import LENGTHS, Pairs, Run, TuneConfig
+from saycan_qt.learning.tuning import ROW, Pairs, Run, TuneConfig, endless
 from saycan_qt.options import File, Folder, parse, require
 from saycan_qt.services.processes import refuse
 from skills.errors import SkillError
@@ -53,7 +53,7 @@ def kitchen_pairs() -> Pairs:
 
     library = SkillLibrary.load()
     training, held_out = PairGenerator(library), PairGenerator(library, held_out=True)
-    return Pairs(partial(text_of, training), partial(text_of, held_out), states=True)
+    return Pairs(endless(partial(text_of, training)), endless(partial(text_of, held_out)), states=True)
 
 
 def pairs(config: RobotTuneConfig) -> Pairs:
@@ -74,7 +74,7 @@ def pairs(config: RobotTuneConfig) -> Pairs:
 def main() -> int:
     config = parse(RobotTuneConfig, "python -m saycan_qt.tune", __doc__)
     try:
-        require(config, steps=1, minutes=0, rank=1, tokens=LENGTHS[-1], warmup=0, seed=0, threads=1)
+        require(config, steps=1, minutes=0, rank=1, tokens=ROW, warmup=0, seed=0, threads=1)
         if not 0 <= config.kitchen <= 1:
             raise ValueError(f"--kitchen {config.kitchen}: a share is from 0 to 1")
         if not 0 < config.learning_rate < math.inf:

@@ -1,7 +1,7 @@
 """Fine-tuning a language model to plan: a small one of random weights, with the real one's tokenizer."""
 
 import json
-from dataclasses import replace
+from itertools import chain, islice, repeat
 
 import numpy as np
 import pytest
@@ -16,7 +16,7 @@ from saycan_qt import new
 from saycan_qt.kitchen.language.pairs import PairGenerator, text_of
 from saycan_qt.learning import tuning
 from saycan_qt.learning.pairs import PairsError, pairs_of
-from saycan_qt.learning.tuning import ADAPTER, Run, TuneConfig, encode
+from saycan_qt.learning.tuning import ADAPTER, EACH, ROW, Drawn, Run, TuneConfig, encode, padded, rows, sight
 from saycan_qt.made_up.pairs import made_up_pairs
 from saycan_qt.tune import kitchen_pairs
 from skills.library import SkillLibrary
@@ -39,8 +39,8 @@ def model(tmp_path_factory):
     tokenizer.save_pretrained(folder)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tuning, "language_model_path", lambda: folder)
-        patch.setattr(tuning, "POOL", 60)
-        patch.setattr(tuning, "VALIDATION", 60)
+        patch.setattr(tuning, "POOL", 24)
+        patch.setattr(tuning, "VALIDATION", 8)
         yield folder
 
 
@@ -91,12 +91,50 @@ def test_the_adapter_says_what_made_it_and_has_learnt(model, whole):
     assert after > 0.6 * before, (before, after)  # log-likelihood of a first step
 
 
-@pytest.mark.slow
-def test_the_steps_are_learnt_and_nothing_else(whole):
-    given, steps = "Scene: table: apple\nInstruction: an apple\n1.", " find apple\n"
-    row = encode(whole.tuning.tokenizer, given + steps, [(len(given), len(given + steps))])
-    learnt = [token for token, label in zip(row.ids, row.labels, strict=True) if label == token]
-    assert whole.tuning.tokenizer.decode(learnt) == steps
+@pytest.fixture(scope="module")
+def drawn():
+    """A made-up robot's pairs, as the model reads them alone, and rows of them."""
+    _, tokenizer = load(language_model_path(), torch.float32)
+    robot, read = made_up_pairs().training(np.random.default_rng(3)), []
+    pairs = (read.append(robot.beginning + pair[0]) or pair for pair in robot.pairs)
+    return tokenizer, read, rows(tokenizer, Drawn(robot.beginning, pairs))
+
+
+def test_the_steps_are_learnt_and_nothing_else(drawn):
+    tokenizer, given, steps = drawn[0], "Scene: table: apple\nInstruction: an apple\n1.", " find apple\n"
+    for beginning in ("", "Skills: find {thing}; done\n\n"):
+        before, ids, labels = encode(tokenizer, beginning, (given + steps, [(len(given), len(given + steps))]))
+        learnt = [token for token, label in zip(ids, labels, strict=True) if label == token]
+        assert tokenizer.decode(learnt) == steps and before + ids == tokenizer(beginning + given + steps).input_ids
+
+
+def test_rows_are_filled_and_lose_no_pair_between_them(drawn):
+    tokenizer, read, found = drawn
+    own = [[i for i, p in zip(row.ids, row.pairs, strict=True) if p in (0, n)] for row in found for n in numbers(row)]
+    assert own == [tokenizer(text).input_ids for text in read[: len(own)]] and len(own) == len(read) - 1
+    assert all(ROW - 150 < len(row.ids) <= ROW for row in found) and len(found) == EACH
+
+
+def test_a_beginning_that_takes_half_a_row_is_not_learnt_from(drawn):
+    pair = ("Instruction: wait\n1. done\n", [(20, 26)])
+    assert rows(drawn[0], Drawn("wait; " * ROW, repeat(pair))) == []
+    assert rows(drawn[0], Drawn("", chain([("wait " * ROW, [])], repeat(pair))))[0].pairs[-1] > 10
+
+
+def test_a_pair_is_read_in_its_row_as_it_is_read_alone(model, drawn):
+    tokenizer, read, (row, _) = drawn
+    small = load(model, torch.float32)[0]
+    ids, _, pairs = padded([row])
+    mask, positions = sight(pairs, torch.float32)
+    with torch.no_grad():
+        seen = small(input_ids=ids, attention_mask=mask, position_ids=positions).logits[0]
+        for number in numbers(row):
+            alone = small(input_ids=torch.tensor([tokenizer(read[number - 1]).input_ids])).logits[0]
+            torch.testing.assert_close(seen[(pairs[0] == number) | (pairs[0] == 0)], alone, atol=1e-4, rtol=1e-4)
+
+
+def numbers(row):
+    return range(1, max(row.pairs) + 1)
 
 
 @pytest.fixture
@@ -122,7 +160,7 @@ def test_an_adapter_is_trained_from_a_robots_own_folder_and_then_plans_for_it(mo
 @pytest.mark.slow
 def test_a_run_with_made_up_robots_is_told_their_skills_and_another_goes_on_from_it(model, robot, tmp_path):
     small = dict(tokens=512, warmup=1, compile=False)
-    pairs = replace(made_up_pairs(kitchen_pairs(), 0.5), pool=24)
+    pairs = made_up_pairs(kitchen_pairs(), 0.5)
     Run(TuneConfig(tmp_path / "first", steps=2, **small), pairs).train()
     adapter = tmp_path / "first" / ADAPTER
     assert tells_skills(adapter) and not tells_skills(robot.path)
@@ -139,7 +177,7 @@ def test_a_run_with_made_up_robots_is_told_their_skills_and_another_goes_on_from
 @pytest.mark.slow
 def test_pairs_are_of_the_robots_own_words_alone(robot, tmp_path):
     texts, rng = {skill.text for skill in robot.library}, np.random.default_rng(0)
-    drawn = [pairs_of(robot).training(rng) for _ in range(200)]
+    drawn = list(islice(pairs_of(robot).training(rng).pairs, 200))
     steps = {text[slice(*span)].strip() for text, spans in drawn for span in spans}
     assert steps == texts
     assert {line.split(":")[0] for text, _ in drawn for line in text.splitlines() if ":" in line} <= {

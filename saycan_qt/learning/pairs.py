@@ -24,7 +24,7 @@ import yaml
 
 from planners.prompts import CANNOT, describe, numbered, one_line, to_learn
 from planners.robot_language import DONE, RobotLanguage, by_their_texts
-from saycan_qt.learning.tuning import Pairs
+from saycan_qt.learning.tuning import Pairs, endless
 from skills import files
 from skills.errors import SkillError
 from skills.library import SkillLibrary
@@ -162,4 +162,4 @@ def pairs_of(body: RobotFolder, file: Path | None = None) -> Pairs:
     training = [pair for pair in pairs if not is_held_out(pair.instruction)] or pairs
     held_out = [pair for pair in pairs if is_held_out(pair.instruction)] or pairs
     scenes = Scenes(library)
-    return Pairs(partial(text_of, training, scenes), partial(text_of, held_out, scenes))
+    return Pairs(endless(partial(text_of, training, scenes)), endless(partial(text_of, held_out, scenes)))

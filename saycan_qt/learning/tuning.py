@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from planners.language import WEIGHTS, is_whole, load, peft, seal
+from planners.language import WEIGHTS, fast_dtype, is_whole, load, peft, seal
 from planners.robot_language import SCENES
 from planners.weights import LANGUAGE_MODEL, language_model_path
 from saycan_qt import atomic
@@ -25,12 +26,24 @@ from saycan_qt.learning.metrics import MetricsLog
 
 STATE, ADAPTER, PROVENANCE = "state", "adapter", "provenance.json"  # folders in a run's folder, a file in the second
 MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-LENGTHS = (64, 96, 128, 192, 256, 320, 448)  # tokens that a batch's rows are padded to; few, as each is compiled
-VALIDATION = 400  # pairs with ways to say things that are kept from training
-POOL = 1024  # pairs that are drawn, sorted by length and cut into batches at a time; a run resumes between pools
+ROW = 512  # tokens of a row, which is filled with pairs
+EACH = 2  # rows that are filled from one beginning
+VALIDATION = 32  # rows with ways to say things that are kept from training
+POOL = 96  # rows that are drawn and shuffled at a time; a run resumes between pools
 IGNORED = -100
 # A pair as the model reads it, and where the plan's steps are in it, from the blank before a step to its line's end
-Draw = Callable[[np.random.Generator], tuple[str, list[tuple[int, int]]]]
+Pair = tuple[str, list[tuple[int, int]]]
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """Pairs with one beginning, as those of a robot have: each follows from that alone, and not from the others."""
+
+    beginning: str  # nothing of it is learnt
+    pairs: Iterator[Pair]  # without an end
+
+
+Draw = Callable[[np.random.Generator], Drawn]
 
 
 @dataclass(frozen=True)
@@ -41,7 +54,7 @@ class TuneConfig:
     steps: int = 4000  # optimiser steps
     minutes: float = 0.0  # train for as long instead; the schedule follows the clock, so the run cannot be repeated
     rank: int = 16  # of the adapter; its size grows with it, 10 MB at 16
-    tokens: int = 2048  # in a batch
+    tokens: int = 2048  # in a batch, of rows of 512
     learning_rate: float = 6e-4  # its peak
     warmup: int = 40  # steps; 0: none
     seed: int = 0  # of the pairs
@@ -58,37 +71,82 @@ class Pairs:
     held_out: Draw  # with the ways to say things that are kept from training
     states: bool = False  # do the scenes tell what is open?
     told: bool = False  # do they begin with what the robot can do?
-    pool: int | None = None  # how many are drawn at a time, in place of POOL; few, where a step is long
 
 
-@dataclass(frozen=True)
-class Encoded:
-    """One pair in tokens; those of the plan's steps are learnt, the rest is given."""
+@dataclass
+class Row:
+    """A beginning and the pairs that follow from it, in tokens; of the pairs the plans' steps are learnt."""
 
     ids: list[int]
     labels: list[int]
+    pairs: list[int]  # which pair a token is of, from 1; 0: of the beginning
+
+    @staticmethod
+    def begin(ids: list[int]) -> Row:
+        return Row(list(ids), [IGNORED] * len(ids), [0] * len(ids))
+
+    def add(self, ids: list[int], labels: list[int]) -> None:
+        number = self.pairs[-1] + 1 if self.pairs else 1
+        self.ids += ids
+        self.labels += labels
+        self.pairs += [number] * len(ids)
 
 
-def encode(tokenizer: Any, text: str, spans: list[tuple[int, int]]) -> Encoded:
-    """spans: of letters, the steps of the plan, each from its blank to its line's end."""
+def encode(tokenizer: Any, beginning: str, pair: Pair) -> tuple[list[int], list[int], list[int]]:
+    """Ids of the beginning, of the pair behind it, and the pair's labels; cut into tokens as one text, as a planner
+    reads them: an empty line that ends a text is another token than one that is followed by something."""
+    text, spans = beginning + pair[0], pair[1]
     encoded = tokenizer(text, return_offsets_mapping=True)
     learnt = np.zeros(len(text) + 1, bool)
     for start, end in spans:
-        learnt[start:end] = True
+        learnt[len(beginning) + start : len(beginning) + end] = True
     labels = [
         token if learnt[start] and end > start else IGNORED
         for token, (start, end) in zip(encoded.input_ids, encoded.offset_mapping, strict=True)
     ]
-    return Encoded(encoded.input_ids, labels)
+    cut = sum(start < len(beginning) for start, _ in encoded.offset_mapping)
+    return encoded.input_ids[:cut], encoded.input_ids[cut:], labels[cut:]
 
 
-def padded(rows: list[Encoded], length: int) -> tuple[Tensor, Tensor]:
-    """Ids and labels (rows, length) int64; what follows a row's end is never looked at, as attention is causal."""
+def rows(tokenizer: Any, drawn: Drawn, most: int = EACH, length: int = ROW) -> list[Row]:
+    """Rows filled with pairs, in the order in which these come; none where the beginning takes half a row. A pair that
+    is longer than a row is passed over."""
+    found: list[Row] = []
+    for pair in drawn.pairs:
+        beginning, ids, labels = encode(tokenizer, drawn.beginning, pair)
+        if len(beginning) > length // 2:
+            return []
+        if not found or len(found[-1].ids) + len(ids) > length:
+            if len(found) == most:
+                break
+            found.append(Row.begin(beginning))
+        if len(beginning) + len(ids) <= length:
+            found[-1].add(ids, labels)
+    return found
+
+
+def padded(rows: list[Row], length: int = ROW) -> tuple[Tensor, Tensor, Tensor]:
+    """Ids, labels and pairs (rows, length) int64; what follows a row's end is a pair of its own, of which nothing is
+    learnt."""
     ids, labels = torch.zeros(len(rows), length, dtype=torch.int64), torch.full((len(rows), length), IGNORED)
+    pairs = torch.full((len(rows), length), -1)
     for number, row in enumerate(rows):
-        ids[number, : len(row.ids)] = torch.tensor(row.ids)
-        labels[number, : len(row.labels)] = torch.tensor(row.labels)
-    return ids, labels
+        for of_all, of_row in ((ids, row.ids), (labels, row.labels), (pairs, row.pairs)):
+            of_all[number, : len(row.ids)] = torch.tensor(of_row, dtype=torch.int64)
+    return ids, labels, pairs
+
+
+def sight(pairs: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """What is added to attention (rows, 1, length, length) `dtype`, and positions (rows, length) int64: a token sees
+    the beginning and what is before it in its own pair, and stands where it would stand without the other pairs."""
+    seen = ((pairs[:, None, :] == pairs[:, :, None]) | (pairs[:, None, :] == 0)).tril()
+    mask = torch.zeros(seen.shape, dtype=dtype).masked_fill_(~seen, torch.finfo(dtype).min)
+    return mask[:, None], seen.sum(-1) - 1
+
+
+def endless(one: Callable[[np.random.Generator], Pair]) -> Draw:
+    """Pairs that have no beginning in common."""
+    return lambda rng: Drawn("", (one(rng) for _ in count()))
 
 
 class Data:
@@ -97,21 +155,16 @@ class Data:
     def __init__(self, config: TuneConfig, pairs: Pairs, tokenizer: Any) -> None:
         self.config, self.pairs, self.tokenizer = config, pairs, tokenizer
 
-    def batches(self, draw: Draw, seed: list[int], count: int) -> list[tuple[Tensor, Tensor]]:
-        rng = np.random.default_rng(seed)
-        of_length: dict[int, list[Encoded]] = {length: [] for length in LENGTHS}
-        for _ in range(count):
-            row = encode(self.tokenizer, *draw(rng))
-            if len(row.ids) <= LENGTHS[-1]:
-                of_length[next(length for length in LENGTHS if len(row.ids) <= length)].append(row)
-        found = []
-        for length, rows in of_length.items():
-            size = self.config.tokens // length
-            found += [padded(rows[at : at + size], length) for at in range(0, len(rows) - size + 1, size)]
-        return [found[i] for i in rng.permutation(len(found))]
+    def batches(self, draw: Draw, seed: list[int], least: int) -> list[tuple[Tensor, Tensor, Tensor]]:
+        """least: rows."""
+        rng, found, size = np.random.default_rng(seed), list[Row](), self.config.tokens // ROW
+        while len(found) < max(least, size):
+            found += rows(self.tokenizer, draw(rng))
+        shuffled = [found[i] for i in rng.permutation(len(found))]
+        return [padded(shuffled[at : at + size]) for at in range(0, len(found) - size + 1, size)]
 
-    def pool(self, number: int) -> list[tuple[Tensor, Tensor]]:
-        return self.batches(self.pairs.training, [self.config.seed, number], self.pairs.pool or POOL)
+    def pool(self, number: int) -> list[tuple[Tensor, Tensor, Tensor]]:
+        return self.batches(self.pairs.training, [self.config.seed, number], POOL)
 
 
 class Tuning(nn.Module):
@@ -120,7 +173,7 @@ class Tuning(nn.Module):
     def __init__(self, config: TuneConfig) -> None:
         super().__init__()
         torch.manual_seed(config.seed)
-        model, self.tokenizer = load(language_model_path(), torch.bfloat16)
+        model, self.tokenizer = load(language_model_path(), fast_dtype())
         model.set_attn_implementation("eager")  # faster than sdpa for rows this short, on a processor
         rank, modules = config.rank, list(MODULES)
         with peft() as package:
@@ -133,19 +186,21 @@ class Tuning(nn.Module):
         self.working = [p for p in self.peft.parameters() if p.requires_grad]
         self.masters = nn.ParameterList([nn.Parameter(p.detach().float()) for p in self.working])
         self.body = model.model
-        if config.compile:  # a layer alone, once for each length: the whole takes twenty times as long to compile
-            torch._dynamo.config.recompile_limit = 4 * len(LENGTHS)
+        if config.compile:  # a layer alone: the whole takes twenty times as long to compile
             for layer in self.body.layers:
                 layer.compile(dynamic=False)
 
-    def forward(self, ids: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean cross-entropy of the learnt tokens, and for every row whether all of them come first (rows,) bool."""
-        hidden = self.body(input_ids=ids, use_cache=False).last_hidden_state[:, :-1]
-        wanted = labels[:, 1:]
+    def forward(self, ids: Tensor, labels: Tensor, pairs: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean cross-entropy of the learnt tokens, and for every pair whether all of its come first (pairs,) bool."""
+        mask, positions = sight(pairs, self.head.weight.dtype)
+        seen = self.body(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False)
+        hidden, wanted = seen.last_hidden_state[:, :-1], labels[:, 1:]
         rows, columns = (wanted != IGNORED).nonzero(as_tuple=True)
         logits = self.head(hidden[rows, columns])
         targets = wanted[rows, columns]
-        wrong = torch.zeros(len(ids)).index_add_(0, rows, (logits.argmax(-1) != targets).float())
+        of = rows * (int(pairs.max()) + 1) + pairs[rows, columns + 1]
+        _, of = of.unique(return_inverse=True)
+        wrong = torch.zeros(int(of.max()) + 1).index_add_(0, of, (logits.argmax(-1) != targets).float())
         return nn.functional.cross_entropy(logits, targets, reduction="none").float().mean(), wrong == 0
 
     def copy_masters(self) -> None:
@@ -186,9 +241,7 @@ class Run:
             self.tuning.copy_masters()
         self.begun = time.monotonic()
         self.log = MetricsLog(config.out, self.step)
-        self.held_out = self.data.batches(
-            pairs.held_out, [config.seed, 1, 0], min(VALIDATION, pairs.pool or VALIDATION)
-        )
+        self.held_out = self.data.batches(pairs.held_out, [config.seed, 1, 0], VALIDATION)
 
     @property
     def seconds(self) -> float:
@@ -209,10 +262,10 @@ class Run:
     def train(self) -> None:
         while self.progress < 1:
             losses, right = [], []
-            for ids, labels in self.data.pool(self.pool):
+            for batch in self.data.pool(self.pool):
                 for group in self.optimizer.param_groups:
                     group["lr"] = self.learning_rate
-                loss, exact = self.tuning(ids, labels)
+                loss, exact = self.tuning(*batch)
                 loss.backward()
                 self.tuning.take_gradients()
                 norm = nn.utils.clip_grad_norm_(self.tuning.masters.parameters(), 1.0)
@@ -238,8 +291,8 @@ class Run:
     def validate(self) -> dict[str, float]:
         losses, right = [], []
         with torch.no_grad():
-            for ids, labels in self.held_out:
-                loss, exact = self.tuning(ids, labels)
+            for batch in self.held_out:
+                loss, exact = self.tuning(*batch)
                 losses.append(loss.item())
                 right += exact.tolist()
         return {"held_out_loss": float(np.mean(losses)), "held_out_right": float(np.mean(right))}

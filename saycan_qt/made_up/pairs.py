@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from itertools import count
 
 import numpy as np
 
-from planners.prompts import describe, numbered, to_learn
-from saycan_qt.learning.tuning import Draw, Pairs
+from planners.prompts import CANNOT, describe, numbered, to_learn
+from saycan_qt.learning.tuning import Draw, Drawn, Pair, Pairs
 from saycan_qt.made_up import robots
 from saycan_qt.made_up.domains import Domain, load
 from saycan_qt.made_up.sentences import Said, Sentences
@@ -16,11 +17,9 @@ from saycan_qt.made_up.world import World
 
 # Domains that are kept from training, and validated on: those near to a robot of benchmarks/unseen_robots.py
 HELD_OUT = ("chemistry laboratory", "farm", "library", "observatory", "theatre", "warehouse")
-BLOCKS = (0.2, 0.25, 0.25, 0.2, 0.1)  # shares of rows with one thing said, two, ...
-TAUGHT, AGAIN = 0.05, 0.05  # shares of rows in which made-up words are explained before; in which the same was said
+SHOWN = (0.8, 0.1, 0.05, 0.05)  # shares of pairs with none, one, ... of the robot's examples before them
+TAUGHT, AGAIN = 0.05, 0.05  # shares of pairs in which made-up words are explained before; in which the same was said
 SCENELESS = 0.25  # share of plans that follow from no scene, and are shown none
-UNSEEN = 0.5  # share of things said earlier that are shown without their scene, as examples are; they are not learnt
-MOST_LETTERS = 1500  # of a row; the training reads no more
 LETTERS = "aabcdeefghiijklmnoopqrstuuvwxyz"
 
 
@@ -28,52 +27,45 @@ def made_up_pairs(kitchen: Pairs | None = None, share: float = 0.0) -> Pairs:
     """kitchen: pairs of another robot, and how large their share is."""
     training = [domain for domain in load() if not is_held_out(domain)]
     held_out = [domain for domain in load() if is_held_out(domain)]
-    drawn = partial(text_of, training, training)
+    drawn = partial(draw, training, training)
     mixed = partial(mix, drawn, kitchen.training, share) if kitchen else drawn
-    return Pairs(mixed, partial(text_of, held_out, load()), told=True, pool=192)
+    return Pairs(mixed, partial(draw, held_out, load()), told=True)
 
 
 def is_held_out(domain: Domain) -> bool:
     return domain.name in HELD_OUT
 
 
-def mix(one: Draw, other: Draw, share: float, rng: np.random.Generator) -> tuple[str, list[tuple[int, int]]]:
+def mix(one: Draw, other: Draw, share: float, rng: np.random.Generator) -> Drawn:
     return other(rng) if rng.random() < share else one(rng)
 
 
-def text_of(
-    domains: Sequence[Domain], all_domains: Sequence[Domain], rng: np.random.Generator
-) -> tuple[str, list[tuple[int, int]]]:
-    """A row, and where the steps that are learnt are in it."""
+def draw(domains: Sequence[Domain], all_domains: Sequence[Domain], rng: np.random.Generator) -> Drawn:
+    """A robot: what it can do, then things said to it."""
     robot = robots.draw(domains, rng)
     sentences = Sentences(robot, all_domains, rng)
-    last, luck = sentences.draw(), rng.random()
-    text, spans = _block(last, rng, scene=True, words=_words(rng) if luck < TAUGHT else "")
-    head, before = robot.head + "\n", ""
+    return Drawn(robot.head + "\n", (_pair(sentences, rng) for _ in count()))
+
+
+def _pair(sentences: Sentences, rng: np.random.Generator) -> Pair:
+    said, luck, before = sentences.draw(), rng.random(), ""
+    for _ in range(int(rng.choice(len(SHOWN), p=SHOWN))):
+        example = sentences.draw(said.kind if rng.random() < 0.4 else "")
+        if not example.needs_scene and example.plan != (CANNOT,):
+            before += numbered(example.instruction, example.plan) + "\n\n"
+    words = _words(rng) if luck < TAUGHT else said.instruction
     if luck < TAUGHT + AGAIN:
-        instruction = text[: spans[0][0]].split("Instruction: ")[1].split("\n")[0]
-        before = numbered(instruction, last.plan) + "\n\n"
-        spans = [(start + len(before), end + len(before)) for start, end in spans]
-        text = before + text
-    for _ in range(int(rng.choice(len(BLOCKS), p=BLOCKS))):
-        earlier = sentences.draw(last.kind if rng.random() < 0.4 else "")
-        seen = rng.random() > UNSEEN
-        block, its = _block(earlier, rng, scene=seen)
-        if len(head) + len(block) + len(text) > MOST_LETTERS:
-            break
-        its = its if seen or not earlier.needs_scene else []
-        spans = [*its, *((start + len(block) + 1, end + len(block) + 1) for start, end in spans)]
-        text = block + "\n" + text
-    return head + text, [(start + len(head), end + len(head)) for start, end in spans]
+        before += numbered(words, said.plan) + "\n\n"
+    return _block(said, rng, before, words)
 
 
-def _block(said: Said, rng: np.random.Generator, scene: bool, words: str = "") -> tuple[str, list[tuple[int, int]]]:
-    hidden = not scene or (not said.needs_scene and rng.random() < SCENELESS)
+def _block(said: Said, rng: np.random.Generator, before: str, words: str) -> Pair:
+    hidden = not said.needs_scene and rng.random() < SCENELESS
     world = said.world
     if not world.robot.sees:
-        world, hidden = World(world.robot, "", "", {}), hidden or rng.random() < 0.7
-    before = "" if hidden else describe(world) + "\n"
-    return to_learn(before, words or said.instruction, said.plan)
+        world, hidden = World(world.robot, "", "", {}), hidden or rng.random() < 0.9
+    scene = "" if hidden else describe(world) + "\n"
+    return to_learn(before + scene, words, said.plan)
 
 
 def _words(rng: np.random.Generator) -> str:
