@@ -16,7 +16,6 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import small_disk
-from tiny_policies import save_perception
 from tiny_services import LINE, LineRobot, Walker, wait_until
 
 from saycan_qt import train
@@ -142,8 +141,8 @@ def test_each_shard_is_a_lerobot_dataset(tmp_path):
 def test_training_learns_from_recordings_as_they_are(tmp_path):
     with services(tmp_path / "d", SeeingRobot(image=(80, 96))) as (client, _):
         run(client, *["pick apple"] * 3, "open top drawer")
-    flags = ["--data", tmp_path / "d", "--perception", save_perception(tmp_path / "eyes"), "--out", tmp_path / "run"]
-    train.train(train.command(["q-transformer", *map(str, flags), "--debug", "--steps", "2"]))
+    flags = ["--data", tmp_path / "d", "--out", tmp_path / "run", "--debug", "--steps", "2"]
+    train.train(train.command(["q-transformer", *map(str, flags)]))
     assert (tmp_path / "run" / "checkpoint").exists()
 
 

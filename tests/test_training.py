@@ -198,6 +198,12 @@ def test_another_preset_takes_the_size_of_the_data_and_any_sentence_model(data, 
         train.new_policy(replace(config, text_model="nowhere"), EpisodeDataset(data))
 
 
+def test_eyes_that_a_network_does_not_take_are_refused(data, perception, tmp_path):
+    config = train.command(["rt1", "--data", str(data), "--out", str(tmp_path), "--perception", str(perception)])
+    with pytest.raises(ValueError, match="--perception has the small preset's eyes; the network of compact"):
+        train.new_policy(replace(config, preset="compact"), EpisodeDataset(data))
+
+
 def test_images_of_another_size_are_refused_with_what_to_write(data, perception, tmp_path):
     dataset = EpisodeDataset(data)
     dataset.images = np.zeros((dataset.num_frames, 64, 64, 3), np.uint8)

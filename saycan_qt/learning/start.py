@@ -260,6 +260,8 @@ def new_network(
     if config.text_model:
         size = len(TextEncoder(model=config.text_model).encode(["a"])[0])
         network = dataclasses.replace(network, text_model=config.text_model, text_size=size)
+    if config.perception is not None and not isinstance(network.encoder, TrunkConfig):
+        raise ValueError(f"--perception has the small preset's eyes; the network of {preset} has others: leave it out")
     match network.encoder:
         case EfficientNetConfig() | PointingConfig() as eyes:  # it takes images of any size: those of the data
             height, width = dataset.images.shape[1:3]
