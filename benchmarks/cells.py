@@ -245,6 +245,7 @@ def make(job: Job, say: Say = lambda cell, line: None) -> None:
         "seed": job.seed,
         "rates": rates,
         "seconds": {"training": provenance["seconds"], "measuring": sum(row["seconds"] for row in rates)},
+        "machine": provenance.get("machine", "unknown"),  # that trained it
         "settings": job.settings,
         "data_digest": provenance["data_digest"],
         "training_episodes": provenance["episodes"],

@@ -58,6 +58,7 @@ from rich.table import Table
 
 from saycan_qt import atomic
 from saycan_qt.evaluation.rates import wilson
+from saycan_qt.learning import checkpoint
 
 TASKS = (1, 2, 3, 4, 5)
 BY_GOALS = {  # of OGBench's learners, per cent: GCBC and GCIQL
@@ -272,6 +273,7 @@ def cell(config: GoalsConfig, name: str, row: str, seed: int) -> list[dict[str, 
             "samples": len(data.rewards),
             "demonstrations": len(data.success),
             **asked,
+            "machine": checkpoint.machine(),
             "cpu_seconds": learnt,
         }
         atomic.write(result, atomic.to_json(answer))

@@ -216,8 +216,9 @@ def test_the_best_checkpoint_is_kept_when_the_held_out_loss_rises(data, percepti
     high = ("--learning-rate", "0.3", "--keep", "best")
     train.train(train.command(run_command("rt1", data, perception, tmp_path / "run", *high)))
     rows = {row["step"]: row["held_out_loss"] for row in curve(tmp_path / "run") if "held_out_loss" in row}
-    kept = json.loads((tmp_path / "run" / "checkpoint" / "provenance.json").read_text())["step"]
-    assert rows[kept] == min(rows.values()) and len(rows) == 2
+    kept = json.loads((tmp_path / "run" / "checkpoint" / "provenance.json").read_text())
+    assert rows[kept["step"]] == min(rows.values()) and len(rows) == 2
+    assert kept["machine"] == checkpoint.machine() and torch.__version__ in kept["machine"]
 
 
 @pytest.mark.slow

@@ -43,6 +43,13 @@ class CheckpointError(ValueError):
     """A checkpoint that cannot be used: file and reason."""
 
 
+def machine(device: str = "cpu") -> str:
+    """What a run's sums depend on beside its seed: on another kind of processor the same command ends with others."""
+    cuda = torch.device(device).type == "cuda"
+    kind = torch.cuda.get_device_name(device) if cuda else torch.backends.cpu.get_cpu_capability()
+    return f"{kind}, torch {torch.__version__}"
+
+
 def save(folder: str | Path, config: Any, tensors: Mapping[str, Tensor], provenance: Mapping[str, Any]) -> None:
     """Replace `folder` as a whole. config: a dataclass tree or a dict, its "algorithm" says who can load it."""
     with atomic.replacing_folder(Path(folder)) as temporary:

@@ -211,6 +211,7 @@ class Run:
             "hz": self.policy.embodiment.control_hz,
             "step": self.step,
             "seconds": round(self.clock),
+            "machine": checkpoint.machine(self.config.device),
             "held_out": self.validation,
         }
         checkpoint.save(folder, described, tensors, provenance=provenance)

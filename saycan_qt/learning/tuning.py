@@ -303,6 +303,7 @@ class Run:
         provenance = {
             "command": "python -m saycan_qt.tune " + " ".join(sys.argv[1:]),
             "step": self.step,
+            "machine": checkpoint.machine(),
             **row,
         }
         with atomic.replacing_folder(self.config.out / ADAPTER) as folder:
