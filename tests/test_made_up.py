@@ -12,7 +12,7 @@ from unseen_robots import ROBOTS, Sentence, plan
 from planners.prompts import CANNOT, Example, Prompt
 from planners.robot_language import RobotLanguage, abilities
 from saycan_qt.kitchen.language import instructions
-from saycan_qt.made_up import robots
+from saycan_qt.made_up import robots, written
 from saycan_qt.made_up.domains import load
 from saycan_qt.made_up.pairs import HELD_OUT, made_up_pairs
 from saycan_qt.made_up.sentences import KINDS, Sentences
@@ -72,14 +72,31 @@ def test_robots_differ_in_size_and_all_kinds_of_things_are_said(drawn):
 def test_nothing_is_said_that_is_measured_with(drawn):
     """Neither in the kitchen's sets nor to the robots of benchmarks/unseen_robots.py."""
     kitchen, folder = SkillLibrary.load(), Path(instructions.__file__).parent
-    sets = [folder / name for name in ("instructions.yaml", "development.yaml")]
-    measured = {one.say for file in sets for one in instructions.load(file, kitchen)}
-    for file in ROBOTS.glob("*/sentences.yaml"):
-        measured |= {entry["say"] for entry in yaml.safe_load(file.read_text())}
-    assert len(measured) > 50
-    plain = {" ".join(re.findall(r"\w+", text.lower())) for text in measured}
-    said = {" ".join(re.findall(r"\w+", one.instruction.lower())) for _, ones in drawn for one in ones}
-    assert not plain & said
+    sets = [folder / name for name in ("instructions.yaml", "development.yaml", "hard.yaml")]
+    measured = {words(one.say) for file in sets for one in instructions.load(file, kitchen)}
+    entries = [entry for file in ROBOTS.glob("*/sentences.yaml") for entry in yaml.safe_load(file.read_text())]
+    measured |= (unseen := {words(entry["say"]) for entry in entries})
+    assert len(measured) > 300
+    wrote = {words(one.instruction) for robot in written.load() for one in robot.said}
+    assert not measured & (wrote | {words(one.instruction) for _, said in drawn for one in said})
+    assert not set().union(*map(in_a_row, unseen)) & set().union(*map(in_a_row, wrote))
+
+
+def words(text):
+    return tuple(re.findall(r"\w+", text.lower()))
+
+
+def in_a_row(text, count=5):
+    return {text[at : at + count] for at in range(len(text) - count + 1)}
+
+
+def test_what_is_written_is_planned_with_the_robots_own_skills():
+    assert len(written.training()) > 5 * len(written.held_out()) and len({robot.name for robot in written.load()}) > 50
+    for robot in written.load():
+        texts = {skill.text for skill in robot.skills}
+        assert len(texts) == len(robot.skills) and robot.skills[-1].text == robots.DONE
+        for one in robot.said:
+            assert one.plan == (CANNOT,) or ({*one.plan} <= texts and one.plan[-1] == robots.DONE), one
 
 
 def test_the_domains_near_to_measured_robots_are_kept_from_training():

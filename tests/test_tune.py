@@ -167,6 +167,7 @@ def test_a_run_with_made_up_robots_is_told_their_skills_and_another_goes_on_from
     begun = Run(TuneConfig(tmp_path / "second", init=adapter, **small), pairs).tuning.working
     plain = Run(TuneConfig(tmp_path / "third", **small), pairs).tuning.working
     saved = load_file(str(adapter / "adapter_model.safetensors"))
+    assert {weight.dtype for weight in saved.values()} == {torch.bfloat16}
     given = sorted(weight.float().sum().item() for weight in saved.values())
     assert given == sorted(weight.float().sum().item() for weight in begun)
     assert not all(torch.equal(one, other) for one, other in zip(begun, plain, strict=True))

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from itertools import count
 
 import numpy as np
 
 from planners.prompts import CANNOT, describe, numbered, to_learn
+from saycan_qt.learning.pairs import Pair as Told
 from saycan_qt.learning.tuning import Draw, Drawn, Pair, Pairs
-from saycan_qt.made_up import robots
+from saycan_qt.made_up import robots, written
 from saycan_qt.made_up.domains import Domain, load
 from saycan_qt.made_up.sentences import Said, Sentences
 from saycan_qt.made_up.world import World
+from saycan_qt.made_up.written import Written, spoken
 
 # Domains that are kept from training, and validated on: those near to a robot of benchmarks/unseen_robots.py
 HELD_OUT = ("chemistry laboratory", "farm", "library", "observatory", "theatre", "warehouse")
+WRITTEN = 0.7  # share of robots that were written, see `written`
 SHOWN = (0.8, 0.1, 0.05, 0.05)  # shares of pairs with none, one, ... of the robot's examples before them
 TAUGHT, AGAIN = 0.05, 0.05  # shares of pairs in which made-up words are explained before; in which the same was said
 SCENELESS = 0.25  # share of plans that follow from no scene, and are shown none
@@ -25,19 +28,19 @@ LETTERS = "aabcdeefghiijklmnoopqrstuuvwxyz"
 
 def made_up_pairs(kitchen: Pairs | None = None, share: float = 0.0) -> Pairs:
     """kitchen: pairs of another robot, and how large their share is."""
-    training = [domain for domain in load() if not is_held_out(domain)]
-    held_out = [domain for domain in load() if is_held_out(domain)]
-    drawn = partial(draw, training, training)
-    mixed = partial(mix, drawn, kitchen.training, share) if kitchen else drawn
-    return Pairs(mixed, partial(draw, held_out, load()), told=True)
+    domains = [domain for domain in load() if not is_held_out(domain)]
+    kept = [domain for domain in load() if is_held_out(domain)]
+    training = mixed(partial(draw, domains, domains), partial(draw_written, written.training()), WRITTEN)
+    held_out = mixed(partial(draw, kept, load()), partial(draw_written, written.held_out()), WRITTEN)
+    return Pairs(mixed(training, kitchen.training, share) if kitchen else training, held_out, told=True)
 
 
 def is_held_out(domain: Domain) -> bool:
     return domain.name in HELD_OUT
 
 
-def mix(one: Draw, other: Draw, share: float, rng: np.random.Generator) -> Drawn:
-    return other(rng) if rng.random() < share else one(rng)
+def mixed(one: Draw, other: Draw, share: float) -> Draw:
+    return lambda rng: (other if rng.random() < share else one)(rng)
 
 
 def draw(domains: Sequence[Domain], all_domains: Sequence[Domain], rng: np.random.Generator) -> Drawn:
@@ -45,6 +48,23 @@ def draw(domains: Sequence[Domain], all_domains: Sequence[Domain], rng: np.rando
     robot = robots.draw(domains, rng)
     sentences = Sentences(robot, all_domains, rng)
     return Drawn(robot.head + "\n", (_pair(sentences, rng) for _ in count()))
+
+
+def draw_written(robots: Sequence[Written], rng: np.random.Generator) -> Drawn:
+    """A robot that was written, not drawn."""
+    robot = robots[int(rng.integers(len(robots)))]
+    sentences = robot.endless(rng)
+    return Drawn(robot.head(rng) + "\n", (_written(sentences, rng) for _ in count()))
+
+
+def _written(sentences: Iterator[Told], rng: np.random.Generator) -> Pair:
+    said, before = next(sentences), ""
+    for _ in range(int(rng.choice(len(SHOWN), p=SHOWN))):
+        example = next(sentences)
+        if example.scene is None and example.plan != (CANNOT,):
+            before += numbered(example.instruction, example.plan) + "\n\n"
+    scene = describe(said.scene) + "\n" if said.scene else ""
+    return to_learn(before + scene, spoken(said.instruction, rng), said.plan)
 
 
 def _pair(sentences: Sentences, rng: np.random.Generator) -> Pair:
