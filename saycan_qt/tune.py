@@ -1,9 +1,9 @@
 """Fine-tune the language model to plan: a low-rank adapter, trained on generated instructions and their plans.
 
-    python -m saycan_qt.tune --out runs/adapter         # hours on two cores
+    python -m saycan_qt.tune --out runs/adapter                                       # the kitchen; hours on two cores
     python -m saycan_qt.tune --out runs/adapter --steps 100
-    python -m saycan_qt.tune --robot-folder my_robot --pairs more.yaml --out runs/words      # for your own robot
-    python -m saycan_qt.tune --made-up --init skills/kitchen/adapter --out runs/general      # for robots never met
+    python -m saycan_qt.tune --robot-folder my_robot --init general --out runs/words          # for your own robot
+    python -m saycan_qt.tune --made-up --init skills/kitchen/adapter --out runs/general       # for robots never met
 
 Killed and started again with the same command, it continues from its last state. OUT/adapter is the adapter in PEFT's
 format, for `--language.adapter OUT/adapter` of `saycan_qt.run` and `saycan_qt.evaluate plans`; OUT/metrics.jsonl holds
@@ -11,8 +11,9 @@ the numbers, among them the share of plans that are right to the letter, for way
 skills/kitchen/adapter/MODEL_CARD.md says how the shipped one was made.
 
 For a robot of your own the instructions are those of its folder's examples.yaml, its skills by their own texts, and the
-pairs of a file (saycan_qt/learning/pairs.py says how one is written): the more, the better. `cp -rL OUT/adapter/.
-my_robot/adapter`, and plans for that robot are made with it.
+pairs of `--pairs FILE` (saycan_qt/learning/pairs.py says how one is written): the more, the better. `--init general`
+begins with the shipped adapter for robots never met. `cp -rL OUT/adapter/. my_robot/adapter`, and plans for that robot
+are made with it.
 
 --made-up learns from robots that do not exist (saycan_qt/made_up), whose skills stand in the prompt, and from the
 kitchen's pairs among them: such an adapter plans for robots that it was not taught.
@@ -30,7 +31,7 @@ import torch
 from planners.prompts import ExamplesError
 from saycan_qt.learning.folder import only_writer
 from saycan_qt.learning.pairs import pairs_of
-from saycan_qt.learning.tuning import ROW, Pairs, Run, TuneConfig, endless
+from saycan_qt.learning.tuning import Pairs, Run, TuneConfig, endless
 from saycan_qt.options import File, Folder, parse, require
 from saycan_qt.services.processes import refuse
 from skills.errors import SkillError
@@ -74,7 +75,7 @@ def pairs(config: RobotTuneConfig) -> Pairs:
 def main() -> int:
     config = parse(RobotTuneConfig, "python -m saycan_qt.tune", __doc__)
     try:
-        require(config, steps=1, minutes=0, rank=1, tokens=ROW, warmup=0, seed=0, threads=1)
+        require(config, steps=1, minutes=0, rank=1, row=64, tokens=config.row, warmup=0, seed=0, threads=1)
         if not 0 <= config.kitchen <= 1:
             raise ValueError(f"--kitchen {config.kitchen}: a share is from 0 to 1")
         if not 0 < config.learning_rate < math.inf:

@@ -1,6 +1,7 @@
 """Fine-tuning a language model to plan: a small one of random weights, with the real one's tokenizer."""
 
 import json
+from dataclasses import replace
 from itertools import chain, islice, repeat
 
 import numpy as np
@@ -16,13 +17,13 @@ from saycan_qt import new
 from saycan_qt.kitchen.language.pairs import PairGenerator, text_of
 from saycan_qt.learning import tuning
 from saycan_qt.learning.pairs import PairsError, pairs_of
-from saycan_qt.learning.tuning import ADAPTER, EACH, ROW, Drawn, Run, TuneConfig, encode, padded, rows, sight
+from saycan_qt.learning.tuning import ADAPTER, EACH, Drawn, Run, TuneConfig, encode, endless, padded, rows, sight
 from saycan_qt.made_up.pairs import made_up_pairs
 from saycan_qt.tune import kitchen_pairs
 from skills.library import SkillLibrary
 from skills.robot_folder import RobotFolder
 
-STEPS = 60
+STEPS, ROW = 60, 512
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -97,7 +98,7 @@ def drawn():
     _, tokenizer = load(language_model_path(), torch.float32)
     robot, read = made_up_pairs().training(np.random.default_rng(3)), []
     pairs = (read.append(robot.beginning + pair[0]) or pair for pair in robot.pairs)
-    return tokenizer, read, rows(tokenizer, Drawn(robot.beginning, pairs))
+    return tokenizer, read, rows(tokenizer, Drawn(robot.beginning, pairs), ROW)
 
 
 def test_the_steps_are_learnt_and_nothing_else(drawn):
@@ -117,14 +118,14 @@ def test_rows_are_filled_and_lose_no_pair_between_them(drawn):
 
 def test_a_beginning_that_takes_half_a_row_is_not_learnt_from(drawn):
     pair = ("Instruction: wait\n1. done\n", [(20, 26)])
-    assert rows(drawn[0], Drawn("wait; " * ROW, repeat(pair))) == []
-    assert rows(drawn[0], Drawn("", chain([("wait " * ROW, [])], repeat(pair))))[0].pairs[-1] > 10
+    assert rows(drawn[0], Drawn("wait; " * ROW, repeat(pair)), ROW) == []
+    assert rows(drawn[0], Drawn("", chain([("wait " * ROW, [])], repeat(pair))), ROW)[0].pairs[-1] > 10
 
 
 def test_a_pair_is_read_in_its_row_as_it_is_read_alone(model, drawn):
     tokenizer, read, (row, _) = drawn
     small = load(model, torch.float32)[0]
-    ids, _, pairs = padded([row])
+    ids, _, pairs = padded([row], ROW)
     mask, positions = sight(pairs, torch.float32)
     with torch.no_grad():
         seen = small(input_ids=ids, attention_mask=mask, position_ids=positions).logits[0]
@@ -154,7 +155,7 @@ def test_an_adapter_is_trained_from_a_robots_own_folder_and_then_plans_for_it(mo
     assert RobotLanguage.of(robot).adapter_for(robot.library) is None
     trained.resolve().rename(robot.path / "adapter")
     assert is_whole(RobotLanguage.of(robot).adapter_for(robot.library))
-    assert not tells_states(robot.path / "adapter")
+    assert not tells_states(robot.path / "adapter") and tells_skills(robot.path / "adapter")
 
 
 @pytest.mark.slow
@@ -178,13 +179,20 @@ def test_a_run_with_made_up_robots_is_told_their_skills_and_another_goes_on_from
 @pytest.mark.slow
 def test_pairs_are_of_the_robots_own_words_alone(robot, tmp_path):
     texts, rng = {skill.text for skill in robot.library}, np.random.default_rng(0)
-    drawn = list(islice(pairs_of(robot).training(rng).pairs, 200))
+    robots = pairs_of(robot).training(rng)
+    beginning, drawn = robots.beginning, list(islice(robots.pairs, 200))
     steps = {text[slice(*span)].strip() for text, spans in drawn for span in spans}
     assert steps == texts
-    assert {line.split(":")[0] for text, _ in drawn for line in text.splitlines() if ":" in line} <= {
-        "Scene",
-        "Instruction",
-    }
+    lines = {line.split(":")[0] for text, _ in drawn for line in text.splitlines() if ":" in line}
+    assert lines <= {"Scene", "Instruction"} and beginning.startswith("Skills: go to the {place}; look around; done\n")
+
+
+def test_a_robot_that_can_do_more_than_a_row_holds_is_refused_with_what_to_do(robot, tmp_path):
+    config = TuneConfig(tmp_path / "run", row=64, tokens=64, compile=False)
+    pairs = pairs_of(robot)
+    long = replace(pairs, training=endless(lambda _: ("Instruction: wait\n1. done\n", [(20, 26)]), "wait; " * 40))
+    with pytest.raises(ValueError, match="more than half of --row 64"):
+        Run(config, long).train()
 
 
 @pytest.mark.parametrize(

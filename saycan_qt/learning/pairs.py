@@ -35,6 +35,7 @@ MOST_BYTES, MOST = 64 * 2**20, 1_000_000  # of a file of pairs, and of the value
 HELD_OUT = 10  # one in so many ways to say things is kept from training, and validated on
 SCENELESS = 0.2  # the share of pairs without a scene, as a planner may not know it
 TOLD = 0.3  # ... that stand behind themselves, as the prompt's example does where something is said as it says it
+MOST_SHOWN = 2  # other examples before a pair
 
 
 class PairsError(SkillError):
@@ -137,7 +138,9 @@ def text_of(pairs: Sequence[Pair], scenes: Scenes, rng: np.random.Generator) -> 
     pair = pairs[int(rng.integers(len(pairs)))]
     known: Known = pair.scene or scenes.draw(rng)
     told, sceneless = rng.random() < TOLD, rng.random() < SCENELESS
-    before = numbered(pair.instruction, pair.plan) + "\n\n" if told else ""
+    others = [pairs[int(rng.integers(len(pairs)))] for _ in range(int(rng.integers(MOST_SHOWN + 1)))]
+    examples = [one for one in others if one.scene is None and one.plan != (CANNOT,)] + [pair] * told
+    before = "".join(numbered(one.instruction, one.plan) + "\n\n" for one in examples)
     scene = "" if sceneless and not pair.scene else describe(known) + "\n"
     return to_learn(before + scene, _said(pair, rng), pair.plan)
 
@@ -162,4 +165,5 @@ def pairs_of(body: RobotFolder, file: Path | None = None) -> Pairs:
     training = [pair for pair in pairs if not is_held_out(pair.instruction)] or pairs
     held_out = [pair for pair in pairs if is_held_out(pair.instruction)] or pairs
     scenes = Scenes(library)
-    return Pairs(endless(partial(text_of, training, scenes)), endless(partial(text_of, held_out, scenes)))
+    first, second = (endless(partial(text_of, drawn, scenes), language.skills + "\n") for drawn in (training, held_out))
+    return Pairs(first, second, told=True)

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from planners.language import WEIGHTS, fast_dtype, is_whole, load, peft, seal
-from planners.robot_language import SCENES
+from planners.robot_language import GENERAL, SCENES
 from planners.weights import LANGUAGE_MODEL, language_model_path
 from saycan_qt import atomic
 from saycan_qt.learning import checkpoint
@@ -26,10 +26,10 @@ from saycan_qt.learning.metrics import MetricsLog
 
 STATE, ADAPTER, PROVENANCE = "state", "adapter", "provenance.json"  # folders in a run's folder, a file in the second
 MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-ROW = 512  # tokens of a row, which is filled with pairs
 EACH = 2  # rows that are filled from one beginning
 VALIDATION = 32  # rows with ways to say things that are kept from training
 POOL = 96  # rows that are drawn and shuffled at a time; a run resumes between pools
+IN_VAIN = 100  # robots in a row that are too large to be learnt from
 IGNORED = -100
 # A pair as the model reads it, and where the plan's steps are in it, from the blank before a step to its line's end
 Pair = tuple[str, list[tuple[int, int]]]
@@ -54,12 +54,13 @@ class TuneConfig:
     steps: int = 4000  # optimiser steps
     minutes: float = 0.0  # train for as long instead; the schedule follows the clock, so the run cannot be repeated
     rank: int = 16  # of the adapter; its size grows with it, 10 MB at 16, in bfloat16
-    tokens: int = 2048  # in a batch, of rows of 512
+    tokens: int = 2048  # in a batch, of whole rows
+    row: int = 512  # tokens of a row, which is filled with pairs; what a robot can do takes at most half of one
     learning_rate: float = 6e-4  # its peak
     warmup: int = 40  # steps; 0: none
     seed: int = 0  # of the pairs
     threads: int = 2
-    init: Path | None = None  # an adapter to start from: a folder that such a run left; of the same rank
+    init: Path | None = None  # an adapter to start from, of the same rank: a folder that such a run left, or "general"
     compile: bool = True  # torch.compile: a few minutes at first, then twice as fast; needs a C++ compiler
 
 
@@ -108,7 +109,7 @@ def encode(tokenizer: Any, beginning: str, pair: Pair) -> tuple[list[int], list[
     return encoded.input_ids[:cut], encoded.input_ids[cut:], labels[cut:]
 
 
-def rows(tokenizer: Any, drawn: Drawn, most: int = EACH, length: int = ROW) -> list[Row]:
+def rows(tokenizer: Any, drawn: Drawn, length: int, most: int = EACH) -> list[Row]:
     """Rows filled with pairs, in the order in which these come; none where the beginning takes half a row. A pair that
     is longer than a row is passed over."""
     found: list[Row] = []
@@ -125,7 +126,7 @@ def rows(tokenizer: Any, drawn: Drawn, most: int = EACH, length: int = ROW) -> l
     return found
 
 
-def padded(rows: list[Row], length: int = ROW) -> tuple[Tensor, Tensor, Tensor]:
+def padded(rows: list[Row], length: int) -> tuple[Tensor, Tensor, Tensor]:
     """Ids, labels and pairs (rows, length) int64; what follows a row's end is a pair of its own, of which nothing is
     learnt."""
     ids, labels = torch.zeros(len(rows), length, dtype=torch.int64), torch.full((len(rows), length), IGNORED)
@@ -144,9 +145,8 @@ def sight(pairs: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     return mask[:, None], seen.sum(-1) - 1
 
 
-def endless(one: Callable[[np.random.Generator], Pair]) -> Draw:
-    """Pairs that have no beginning in common."""
-    return lambda rng: Drawn("", (one(rng) for _ in count()))
+def endless(one: Callable[[np.random.Generator], Pair], beginning: str = "") -> Draw:
+    return lambda rng: Drawn(beginning, (one(rng) for _ in count()))
 
 
 class Data:
@@ -156,12 +156,16 @@ class Data:
         self.config, self.pairs, self.tokenizer = config, pairs, tokenizer
 
     def batches(self, draw: Draw, seed: list[int], least: int) -> list[tuple[Tensor, Tensor, Tensor]]:
-        """least: rows."""
-        rng, found, size = np.random.default_rng(seed), list[Row](), self.config.tokens // ROW
+        """least: rows. Raises ValueError where what a robot can do leaves no room for pairs."""
+        rng, found, length, in_vain = np.random.default_rng(seed), list[Row](), self.config.row, 0
+        size = self.config.tokens // length
         while len(found) < max(least, size):
-            found += rows(self.tokenizer, draw(rng))
+            found += (more := rows(self.tokenizer, draw(rng), length))
+            in_vain = 0 if more else in_vain + 1
+            if in_vain == IN_VAIN:
+                raise ValueError(f"what the robot can do takes more than half of --row {length}: twice that may do")
         shuffled = [found[i] for i in rng.permutation(len(found))]
-        return [padded(shuffled[at : at + size]) for at in range(0, len(found) - size + 1, size)]
+        return [padded(shuffled[at : at + size], length) for at in range(0, len(found) - size + 1, size)]
 
     def pool(self, number: int) -> list[tuple[Tensor, Tensor, Tensor]]:
         return self.batches(self.pairs.training, [self.config.seed, number], POOL)
@@ -216,6 +220,7 @@ class Tuning(nn.Module):
 
 def begin_from(folder: Path, model: nn.Module, package: Any) -> None:
     """Give the model's adapter the weights of another. Raises ValueError where they do not fit."""
+    folder = GENERAL if str(folder) == GENERAL.name and not folder.exists() else folder
     file = folder / WEIGHTS
     if not (file.is_file() and is_whole(folder)):
         raise ValueError(f"--init {folder}: no whole adapter in it; give the folder `adapter` of a run")
