@@ -273,7 +273,7 @@ def cell(config: GoalsConfig, name: str, row: str, seed: int) -> list[dict[str, 
             "samples": len(data.rewards),
             "demonstrations": len(data.success),
             **asked,
-            "machine": checkpoint.machine(),
+            "machine": checkpoint.machine(config.device),
             "cpu_seconds": learnt,
         }
         atomic.write(result, atomic.to_json(answer))

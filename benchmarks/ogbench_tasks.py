@@ -388,7 +388,7 @@ def cell(config: Config, name: str, task: int, row: str, seed: int) -> dict[str,
         "samples": len(data.rewards),
         "times_done": int(data.reached.sum()),
         **asked,
-        "machine": checkpoint.machine(),
+        "machine": checkpoint.machine(config.device),
         "cpu_seconds": round(learnt),
     }
     atomic.write(result, atomic.to_json(answer))

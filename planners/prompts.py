@@ -127,7 +127,8 @@ class Prompt:
     A model that was fine-tuned to plan (saycan_qt.tune) is told the scene instead. Of the examples it only gets one
     that says nearly what the instruction says, so that those which users add teach it, too. What is open is told only
     to a model that was fine-tuned with it (`states`); to another it would be noise. One that was fine-tuned to be told
-    what a robot can do (`skills`) is told that before all else, and gets the few nearest examples.
+    what a robot can do (`skills`) is told that before all else, and gets the few nearest examples, and the scene where
+    anything is known of it.
     """
 
     def __init__(
@@ -252,7 +253,8 @@ class Prompt:
         instruction = self.read(instruction)
         if not steps_done or self._chosen[0] != instruction:
             self._chosen = (instruction, self.choose(instruction, feasible))
-            self._scene = describe(known, self.states) + "\n" if known and (self.tuned or self.scene) else ""
+            tell = known is not None and (self.tuned or self.scene) and not (self.head and _knows_nothing(known))
+            self._scene = describe(known, self.states) + "\n" if known and tell else ""
         return self._write(instruction, steps_done)
 
     def content_free(self, steps_done: Sequence[str]) -> str:
@@ -307,6 +309,10 @@ def one_line(text: str) -> str:
     """An instruction is one line: a line break in it is a blank, so that several lines are one sentence, or a list of
     which all is wanted, and never a prompt's next line. Halves of letters, which no tokenizer takes, go."""
     return " ".join(text.encode(errors="replace").decode().split())
+
+
+def _knows_nothing(known: Known) -> bool:
+    return not (known.place or known.held or known.objects)
 
 
 def describe(known: Known, states: bool = False) -> str:

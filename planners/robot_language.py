@@ -119,8 +119,7 @@ def tells_states(adapter: Path | None) -> bool:
 
 
 def tells_skills(adapter: Path | None) -> bool:
-    """Was it taught with prompts that tell what the robot can do, so that it plans for robots that it never met? Raises
-    ValueError for a file that cannot be read."""
+    """Was it taught with prompts that tell what the robot can do? Raises ValueError for a file that cannot be read."""
     return _taught_with(adapter, "skills")
 
 

@@ -37,7 +37,7 @@ try it:           python -m saycan_qt.run --robot-folder {folder} "have a look a
 then edit them, record demonstrations (saycan_qt.data.writer.EpisodeWriter, or LeRobot's own), and
 train:            python -m saycan_qt.train rt1 --data DATA --out runs/{name}
                   cp -rL runs/{name}/checkpoint/. {folder}/execution
-teach words:      python -m saycan_qt.tune --robot-folder {folder} --out runs/{words}
+teach words:      python -m saycan_qt.tune --robot-folder {folder} --init general --out runs/{words}
                   cp -rL runs/{words}/adapter/. {folder}/adapter
 """
 

@@ -46,7 +46,7 @@ class RobotTuneConfig(TuneConfig):
     robot_folder: Folder = None  # your own robot, whose words are learnt; by default the kitchen's, generated
     pairs: File = None  # more instructions with their plans, YAML or JSON lines; for a robot's folder
     made_up: bool = False  # made-up robots in the place of one, whose skills stand in the prompt
-    kitchen: float = 0.1  # with made-up robots, the share of pairs that are the kitchen's
+    kitchen: float = 0.1  # with made-up robots, the share of rows that are the kitchen's
 
 
 def kitchen_pairs() -> Pairs:

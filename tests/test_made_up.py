@@ -12,6 +12,7 @@ from unseen_robots import ROBOTS, Sentence, plan
 from planners.prompts import CANNOT, Example, Prompt
 from planners.robot_language import RobotLanguage, abilities
 from saycan_qt.kitchen.language import instructions
+from saycan_qt.learning.pairs import Scene
 from saycan_qt.made_up import robots, written
 from saycan_qt.made_up.domains import load
 from saycan_qt.made_up.pairs import HELD_OUT, made_up_pairs
@@ -128,6 +129,12 @@ def test_a_model_that_is_told_gets_the_skills_first_and_the_nearest_examples():
     assert built.startswith("Skills: go to {place}; done\n\nInstruction: ")
     assert "Instruction: go to the tub\n1. go to tub\n2. done\n\n" in built  # the example, about the same thing
     assert built.endswith("Instruction: go to the tub\n1.")
+
+
+def test_a_scene_of_which_nothing_is_known_is_not_told():
+    prompt = Prompt(Letters(), [], [], tuned=True, skills="Skills: go to {place}; done\n")
+    assert "Scene" not in prompt.build("go to the tub", [], known=Scene())
+    assert "Scene: robot: tub; hand: empty\n" in prompt.build("go away", [], known=Scene(place="tub"))
 
 
 # -- the benchmark ----------------------------------------------------------------------------------------------------

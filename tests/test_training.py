@@ -200,8 +200,9 @@ def test_another_preset_takes_the_size_of_the_data_and_any_sentence_model(data, 
 
 def test_eyes_that_a_network_does_not_take_are_refused(data, perception, tmp_path):
     config = train.command(["rt1", "--data", str(data), "--out", str(tmp_path), "--perception", str(perception)])
-    with pytest.raises(ValueError, match="--perception has the small preset's eyes; the network of compact"):
-        train.new_policy(replace(config, preset="compact"), EpisodeDataset(data))
+    for other in (replace(config, preset="compact"), replace(config, init=checkpoint.SHIPPED / "execution-pixels")):
+        with pytest.raises(ValueError, match="--perception has the small preset's eyes, which this network does not"):
+            train.new_policy(other, EpisodeDataset(data))
 
 
 def test_images_of_another_size_are_refused_with_what_to_write(data, perception, tmp_path):

@@ -2,7 +2,8 @@
 
 import json
 from dataclasses import replace
-from itertools import chain, islice, repeat
+from itertools import cycle, islice, repeat
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from saycan_qt import new
 from saycan_qt.kitchen.language.pairs import PairGenerator, text_of
 from saycan_qt.learning import tuning
 from saycan_qt.learning.pairs import PairsError, pairs_of
-from saycan_qt.learning.tuning import ADAPTER, EACH, Drawn, Run, TuneConfig, encode, endless, padded, rows, sight
+from saycan_qt.learning.tuning import ADAPTER, EACH, Data, Drawn, Run, TuneConfig, encode, endless, padded, rows, sight
 from saycan_qt.made_up.pairs import made_up_pairs
 from saycan_qt.tune import kitchen_pairs
 from skills.library import SkillLibrary
@@ -98,7 +99,7 @@ def drawn():
     _, tokenizer = load(language_model_path(), torch.float32)
     robot, read = made_up_pairs().training(np.random.default_rng(3)), []
     pairs = (read.append(robot.beginning + pair[0]) or pair for pair in robot.pairs)
-    return tokenizer, read, rows(tokenizer, Drawn(robot.beginning, pairs), ROW)
+    return tokenizer, read, *rows(tokenizer, Drawn(robot.beginning, pairs), ROW)
 
 
 def test_the_steps_are_learnt_and_nothing_else(drawn):
@@ -109,29 +110,43 @@ def test_the_steps_are_learnt_and_nothing_else(drawn):
         assert tokenizer.decode(learnt) == steps and before + ids == tokenizer(beginning + given + steps).input_ids
 
 
-def test_rows_are_filled_and_lose_no_pair_between_them(drawn):
-    tokenizer, read, found = drawn
+def test_rows_are_filled_and_no_pair_is_lost(drawn):
+    tokenizer, read, found, (left, _) = drawn
     own = [[i for i, p in zip(row.ids, row.pairs, strict=True) if p in (0, n)] for row in found for n in numbers(row)]
-    assert own == [tokenizer(text).input_ids for text in read[: len(own)]] and len(own) == len(read) - 1
+    assert sorted(own) == sorted(tokenizer(text).input_ids for text in read[:-1]) and read[-1].endswith(left)
     assert all(ROW - 150 < len(row.ids) <= ROW for row in found) and len(found) == EACH
 
 
-def test_a_beginning_that_takes_half_a_row_is_not_learnt_from(drawn):
-    pair = ("Instruction: wait\n1. done\n", [(20, 26)])
-    assert rows(drawn[0], Drawn("wait; " * ROW, repeat(pair)), ROW) == []
-    assert rows(drawn[0], Drawn("", chain([("wait " * ROW, [])], repeat(pair))), ROW)[0].pairs[-1] > 10
+def test_what_is_too_long_for_a_row_is_not_learnt_from(drawn):
+    pair, long = ("Instruction: wait\n1. done\n", [(20, 26)]), ("wait " * ROW, [(0, 4)])
+    assert rows(drawn[0], Drawn("wait; " * ROW, repeat(pair)), ROW) == ([], None)
+    assert rows(drawn[0], Drawn("", repeat(long)), ROW) == ([], None)
+    (first, second), _ = rows(drawn[0], Drawn("", cycle([pair, long])), ROW)
+    assert len(numbers(first)) == len(numbers(second)) > 10
+
+
+def test_a_pair_without_room_is_in_the_next_rows_of_its_beginning(model):
+    data = Data(TuneConfig(model, tokens=ROW, row=ROW), kitchen_pairs(), load(model, torch.float32)[1])
+    given, drawn = [], kitchen_pairs().training
+
+    def noted(rng):
+        return Drawn("", (given.append(pair[0]) or pair for pair in drawn(rng).pairs))
+
+    batches = data.batches(noted, [0], 10)
+    learnt = {tuple(ids[0][pairs[0] == n].tolist()) for ids, _, pairs in batches for n in range(1, 40)}
+    assert len({tuple(data.tokenizer(text).input_ids) for text in given} - learnt) <= 1 < 30 < len(given)
 
 
 def test_a_pair_is_read_in_its_row_as_it_is_read_alone(model, drawn):
-    tokenizer, read, (row, _) = drawn
+    row = drawn[2][0]
     small = load(model, torch.float32)[0]
     ids, _, pairs = padded([row], ROW)
     mask, positions = sight(pairs, torch.float32)
     with torch.no_grad():
         seen = small(input_ids=ids, attention_mask=mask, position_ids=positions).logits[0]
         for number in numbers(row):
-            alone = small(input_ids=torch.tensor([tokenizer(read[number - 1]).input_ids])).logits[0]
-            torch.testing.assert_close(seen[(pairs[0] == number) | (pairs[0] == 0)], alone, atol=1e-4, rtol=1e-4)
+            own = (pairs[0] == number) | (pairs[0] == 0)
+            torch.testing.assert_close(seen[own], small(input_ids=ids[:, own]).logits[0], atol=1e-4, rtol=1e-4)
 
 
 def numbers(row):
@@ -185,6 +200,25 @@ def test_pairs_are_of_the_robots_own_words_alone(robot, tmp_path):
     assert steps == texts
     lines = {line.split(":")[0] for text, _ in drawn for line in text.splitlines() if ":" in line}
     assert lines <= {"Scene", "Instruction"} and beginning.startswith("Skills: go to the {place}; look around; done\n")
+
+
+def test_a_run_goes_on_with_the_pairs_that_it_was_begun_with(robot, tmp_path):
+    config = TuneConfig(tmp_path / "run", steps=1, tokens=128, row=128, compile=False)
+    Run(config, pairs_of(robot)).train()
+    with pytest.raises(ValueError, match="begun with tokens 128, not 256: give the same"):
+        Run(replace(config, tokens=256), pairs_of(robot))
+    with pytest.raises(ValueError, match="begun with told True, not False"):
+        Run(config, kitchen_pairs())
+
+
+def test_the_general_adapter_is_begun_from_by_its_name(robot, tmp_path, monkeypatch):
+    config = TuneConfig(tmp_path / "run", steps=1, tokens=128, row=128, compile=False)
+    monkeypatch.setattr(tuning, "GENERAL", tmp_path / "general")
+    with pytest.raises(ValueError, match="--init general: no such adapter came with this installation"):
+        Run(replace(config, init=Path("general")), pairs_of(robot))
+    Run(config, pairs_of(robot)).train()
+    (tmp_path / "run" / ADAPTER).resolve().rename(tmp_path / "general")
+    Run(replace(config, out=tmp_path / "next", init=Path("general")), pairs_of(robot))
 
 
 def test_a_robot_that_can_do_more_than_a_row_holds_is_refused_with_what_to_do(robot, tmp_path):

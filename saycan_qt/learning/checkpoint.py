@@ -45,9 +45,10 @@ class CheckpointError(ValueError):
 
 def machine(device: str = "cpu") -> str:
     """What a run's sums depend on beside its seed: on another kind of processor the same command ends with others."""
-    cuda = torch.device(device).type == "cuda"
-    kind = torch.cuda.get_device_name(device) if cuda else torch.backends.cpu.get_cpu_capability()
-    return f"{kind}, torch {torch.__version__}"
+    if torch.device(device).type == "cuda":
+        return f"{torch.cuda.get_device_name(device)}, torch {torch.__version__}"
+    native = [name for name in ("avx512_bf16", "amx_bf16") if torch.cpu.get_capabilities().get(name)]
+    return ", ".join([torch.backends.cpu.get_cpu_capability(), *native, f"torch {torch.__version__}"])
 
 
 def save(folder: str | Path, config: Any, tensors: Mapping[str, Tensor], provenance: Mapping[str, Any]) -> None:

@@ -35,7 +35,7 @@ MOST_BYTES, MOST = 64 * 2**20, 1_000_000  # of a file of pairs, and of the value
 HELD_OUT = 10  # one in so many ways to say things is kept from training, and validated on
 SCENELESS = 0.2  # the share of pairs without a scene, as a planner may not know it
 TOLD = 0.3  # ... that stand behind themselves, as the prompt's example does where something is said as it says it
-MOST_SHOWN = 2  # other examples before a pair
+MOST_SHOWN = 2  # other examples before a pair, less those with a scene and those that cannot be served
 
 
 class PairsError(SkillError):

@@ -199,6 +199,8 @@ def new_policy(config: TrainConfig, dataset: Episodes) -> tuple[Policy, list[str
         raise ValueError("finetune needs --init, a checkpoint's folder or the name of one that ships")
     else:
         network, eyes, table = new_network(config, dataset)
+    if config.perception is not None and not isinstance(network.encoder, TrunkConfig):
+        raise ValueError("--perception has the small preset's eyes, which this network does not take: leave it out")
     kind = next(kind for kind in ALGORITHMS.values() if kind.config_type is type(algorithm))
     if isinstance(network.encoder, PointingConfig) and (kind.points or not start):
         taught = EVENTS if kind.points else 0
@@ -260,8 +262,6 @@ def new_network(
     if config.text_model:
         size = len(TextEncoder(model=config.text_model).encode(["a"])[0])
         network = dataclasses.replace(network, text_model=config.text_model, text_size=size)
-    if config.perception is not None and not isinstance(network.encoder, TrunkConfig):
-        raise ValueError(f"--perception has the small preset's eyes; the network of {preset} has others: leave it out")
     match network.encoder:
         case EfficientNetConfig() | PointingConfig() as eyes:  # it takes images of any size: those of the data
             height, width = dataset.images.shape[1:3]

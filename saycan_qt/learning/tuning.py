@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from itertools import count
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down
 EACH = 2  # rows that are filled from one beginning
 VALIDATION = 32  # rows with ways to say things that are kept from training
 POOL = 96  # rows that are drawn and shuffled at a time; a run resumes between pools
-IN_VAIN = 100  # robots in a row that are too large to be learnt from
+IN_VAIN = 20  # robots that are too large, or pairs that are too long, until it is given up
 IGNORED = -100
 # A pair as the model reads it, and where the plan's steps are in it, from the blank before a step to its line's end
 Pair = tuple[str, list[tuple[int, int]]]
@@ -109,21 +109,30 @@ def encode(tokenizer: Any, beginning: str, pair: Pair) -> tuple[list[int], list[
     return encoded.input_ids[:cut], encoded.input_ids[cut:], labels[cut:]
 
 
-def rows(tokenizer: Any, drawn: Drawn, length: int, most: int = EACH) -> list[Row]:
-    """Rows filled with pairs, in the order in which these come; none where the beginning takes half a row. A pair that
-    is longer than a row is passed over."""
-    found: list[Row] = []
+def rows(tokenizer: Any, drawn: Drawn, length: int, most: int = EACH) -> tuple[list[Row], Pair | None]:
+    """Rows filled with pairs, each in the first that has room for it, and the pair for which none had any more.
+
+    No rows where the beginning takes more than half of one. A pair longer than a row is passed over; where no other
+    comes, that is the end.
+    """
+    found, passed = list[Row](), 0
     for pair in drawn.pairs:
         beginning, ids, labels = encode(tokenizer, drawn.beginning, pair)
         if len(beginning) > length // 2:
-            return []
-        if not found or len(found[-1].ids) + len(ids) > length:
+            break
+        passed = passed + 1 if len(beginning) + len(ids) > length else 0
+        if passed == IN_VAIN:
+            break
+        if passed:
+            continue
+        row = next((row for row in found if len(row.ids) + len(ids) <= length), None)
+        if row is None:
             if len(found) == most:
-                break
-            found.append(Row.begin(beginning))
-        if len(beginning) + len(ids) <= length:
-            found[-1].add(ids, labels)
-    return found
+                return found, pair
+            row = Row.begin(beginning)
+            found.append(row)
+        row.add(ids, labels)
+    return found, None
 
 
 def padded(rows: list[Row], length: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -156,14 +165,22 @@ class Data:
         self.config, self.pairs, self.tokenizer = config, pairs, tokenizer
 
     def batches(self, draw: Draw, seed: list[int], least: int) -> list[tuple[Tensor, Tensor, Tensor]]:
-        """least: rows. Raises ValueError where what a robot can do leaves no room for pairs."""
-        rng, found, length, in_vain = np.random.default_rng(seed), list[Row](), self.config.row, 0
-        size = self.config.tokens // length
+        """least: rows. Raises ValueError where most of what is drawn is too long for a row."""
+        rng, length, found = np.random.default_rng(seed), self.config.row, list[Row]()
+        left = dict[str, Pair]()  # pairs that had no room, by their beginnings: lost, they would be the long ones
+        size, tried, in_vain = self.config.tokens // length, 0, 0
         while len(found) < max(least, size):
-            found += (more := rows(self.tokenizer, draw(rng), length))
-            in_vain = 0 if more else in_vain + 1
-            if in_vain == IN_VAIN:
-                raise ValueError(f"what the robot can do takes more than half of --row {length}: twice that may do")
+            drawn = draw(rng)
+            before = [left.pop(drawn.beginning)] if drawn.beginning in left else []
+            more, over = rows(self.tokenizer, Drawn(drawn.beginning, chain(before, drawn.pairs)), length)
+            if over is not None:
+                left[drawn.beginning] = over
+            found, tried, in_vain = found + more, tried + 1, in_vain + (not more)
+            if in_vain >= IN_VAIN and in_vain > tried / 2:
+                raise ValueError(
+                    f"what a robot can do takes more than half of --row {length}, or a pair more than a whole one: "
+                    f"give twice that to --row, and at least as many --tokens"
+                )
         shuffled = [found[i] for i in rng.permutation(len(found))]
         return [padded(shuffled[at : at + size], length) for at in range(0, len(found) - size + 1, size)]
 
@@ -220,7 +237,10 @@ class Tuning(nn.Module):
 
 def begin_from(folder: Path, model: nn.Module, package: Any) -> None:
     """Give the model's adapter the weights of another. Raises ValueError where they do not fit."""
-    folder = GENERAL if str(folder) == GENERAL.name and not folder.exists() else folder
+    if str(folder) == GENERAL.name:  # a folder that has this name is given by its whole path
+        folder = GENERAL
+        if not folder.is_dir():
+            raise ValueError(f"--init {GENERAL.name}: no such adapter came with this installation")
     file = folder / WEIGHTS
     if not (file.is_file() and is_whole(folder)):
         raise ValueError(f"--init {folder}: no whole adapter in it; give the folder `adapter` of a run")
@@ -242,11 +262,28 @@ class Run:
         self.state, self.modules = config.out / STATE, {"masters": self.tuning.masters}
         if checkpoint.exists(self.state):
             position = checkpoint.load_training_state(self.state, self.modules, self.optimizer)
+            self.require_the_same(position)
             self.step, self.pool, self.earlier = position["step"], position["pool"], position["seconds"]
             self.tuning.copy_masters()
         self.begun = time.monotonic()
         self.log = MetricsLog(config.out, self.step)
         self.held_out = self.data.batches(pairs.held_out, [config.seed, 1, 0], VALIDATION)
+
+    @property
+    def drawn(self) -> dict[str, Any]:
+        """What the pairs and their batches depend on."""
+        config, pairs = self.config, self.data.pairs
+        sizes = {"seed": config.seed, "row": config.row, "tokens": config.tokens}
+        return sizes | {"told": pairs.told, "states": pairs.states}
+
+    def require_the_same(self, position: Mapping[str, Any]) -> None:
+        """Raises ValueError where the run was begun with other pairs."""
+        for name, value in self.drawn.items():
+            if position.get(name) != value:
+                raise ValueError(
+                    f"{self.config.out} holds a run that was begun with {name} {position.get(name, 'unknown')}, not "
+                    f"{value}: give the same, or another --out"
+                )
 
     @property
     def seconds(self) -> float:
@@ -303,7 +340,7 @@ class Run:
         return {"held_out_loss": float(np.mean(losses)), "held_out_right": float(np.mean(right))}
 
     def save(self, row: dict[str, float]) -> None:
-        position = {"step": self.step, "pool": self.pool, "seconds": self.seconds}
+        position = {"step": self.step, "pool": self.pool, "seconds": self.seconds} | self.drawn
         checkpoint.save_training_state(self.state, self.modules, self.optimizer, position)
         provenance = {
             "command": "python -m saycan_qt.tune " + " ".join(sys.argv[1:]),

@@ -20,14 +20,14 @@ from saycan_qt.made_up.written import Written, spoken
 # Domains that are kept from training, and validated on: those near to a robot of benchmarks/unseen_robots.py
 HELD_OUT = ("chemistry laboratory", "farm", "library", "observatory", "theatre", "warehouse")
 WRITTEN = 0.7  # share of robots that were written, see `written`
-SHOWN = (0.8, 0.1, 0.05, 0.05)  # shares of pairs with none, one, ... of the robot's examples before them
+SHOWN = (0.8, 0.1, 0.05, 0.05)  # shares of pairs with none, up to one, ... of the robot's examples before them
 TAUGHT, AGAIN = 0.05, 0.05  # shares of pairs in which made-up words are explained before; in which the same was said
 SCENELESS = 0.25  # share of plans that follow from no scene, and are shown none
 LETTERS = "aabcdeefghiijklmnoopqrstuuvwxyz"
 
 
 def made_up_pairs(kitchen: Pairs | None = None, share: float = 0.0) -> Pairs:
-    """kitchen: pairs of another robot, and how large their share is."""
+    """kitchen: pairs of another robot, and which share of the rows is theirs."""
     domains = [domain for domain in load() if not is_held_out(domain)]
     kept = [domain for domain in load() if is_held_out(domain)]
     training = mixed(partial(draw, domains, domains), partial(draw_written, written.training()), WRITTEN)
