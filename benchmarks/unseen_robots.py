@@ -30,9 +30,9 @@ import torch
 import tyro
 
 from planners.robot_language import EXAMPLES, RobotLanguage
-from planners.saycan import SayCanPlanner, Step
+from planners.saycan import SayCanConfig, SayCanPlanner, Step
 from saycan_qt.evaluation.rates import wilson
-from saycan_qt.language import LanguageConfig, load_language
+from saycan_qt.language import LanguageConfig, load_language, planner_of
 from saycan_qt.learning.pairs import Scene
 from skills import files
 from skills.library import SkillLibrary
@@ -49,6 +49,7 @@ class UnseenConfig:
     robots: Path = ROBOTS  # a folder of robots, or one robot's
     examples: int = 0  # of the robot's examples, the first so many ways to ask; 0: none, as of a robot without any
     language: LanguageConfig = field(default_factory=LanguageConfig)
+    planner: SayCanConfig = field(default_factory=SayCanConfig)
     show: bool = False  # each plan that is wrong
     threads: int = 0  # 0: as many as torch finds
     out: Path | None = None  # results as JSON
@@ -92,7 +93,7 @@ def one(folder: Path, config: UnseenConfig) -> list[dict[str, Any]]:
         few = language.examples[: config.examples]
         language = RobotLanguage(**{**vars(language), "examples": few})
     loaded = load_language(config.language, language, library)
-    planner = SayCanPlanner(loaded.scorer, loaded.prompt, library)
+    planner = planner_of("saycan", loaded, library, config.planner)
     file, rows = folder / "sentences.yaml", []
     for entry in files.from_yaml(files.read(file)):
         sentence = Sentence.parse(entry, {skill.text for skill in library}, file)

@@ -253,8 +253,8 @@ class Prompt:
         instruction = self.read(instruction)
         if not steps_done or self._chosen[0] != instruction:
             self._chosen = (instruction, self.choose(instruction, feasible))
-            tell = known is not None and (self.tuned or self.scene) and not (self.head and _knows_nothing(known))
-            self._scene = describe(known, self.states) + "\n" if known and tell else ""
+            known = None if known and self.head and _knows_nothing(known) else known
+            self._scene = describe(known, self.states) + "\n" if known and (self.tuned or self.scene) else ""
         return self._write(instruction, steps_done)
 
     def content_free(self, steps_done: Sequence[str]) -> str:
@@ -263,8 +263,7 @@ class Prompt:
         return self._write(NOTHING_SAID, steps_done)
 
     def _write(self, instruction: str, steps_done: Sequence[str]) -> str:
-        shown = [numbered(e.instruction, e.plan) + "\n\n" for e in self._chosen[1]]
-        before = self.head + "".join(shown) + self._scene
+        before = self.head + "".join(shown(e.instruction, e.plan) for e in self._chosen[1]) + self._scene
         return before + numbered(instruction, steps_done) + f"\n{len(steps_done) + 1}."
 
     @property
@@ -329,6 +328,11 @@ def describe(known: Known, states: bool = False) -> str:
 
 def numbered(instruction: str, steps: Sequence[str]) -> str:
     return "\n".join([f"Instruction: {instruction}", *(f"{n}. {step}" for n, step in enumerate(steps, 1))])
+
+
+def shown(instruction: str, plan: Sequence[str]) -> str:
+    """An example, as it stands before what is asked."""
+    return numbered(instruction, plan) + "\n\n"
 
 
 def to_learn(before: str, instruction: str, plan: Sequence[str]) -> tuple[str, list[tuple[int, int]]]:

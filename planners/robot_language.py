@@ -100,6 +100,16 @@ class RobotLanguage:
         )
 
 
+def adapter_folder(given: str | Path) -> Path:
+    """Of an adapter: the one that is given, or the general one by its name; another of that name is given by its whole
+    path. Raises ValueError where there is no general one."""
+    if str(given) != GENERAL.name:
+        return Path(given)
+    if not GENERAL.is_dir():
+        raise ValueError(f"{GENERAL.name}: no such adapter came with this installation")
+    return GENERAL
+
+
 def unsure_in(file: Path) -> float | None:
     """Confidence up to which to ask, by a file of `evaluate asking`; None where there is none. Raises ExamplesError."""
     if not file.is_file():

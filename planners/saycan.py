@@ -46,6 +46,9 @@ class SayCanConfig:
     # affordance and how near a skill's text is to the instruction by sentence embedding
     preselect: int = 0  # for large libraries: the language model scores only this many of the feasible skills, those
     # nearest, by sentence embedding, to the instruction and its examples' steps, which are some 20; 0: all of them
+    # Weight of how near a skill's text is to the instruction, the cosine by sentence embedding, beside its
+    # log-likelihood; None: what was found best for the language model, 0 for one that was taught the robot's words
+    nearness: float | None = None
     score_all: bool = False  # score infeasible skills too, which are not chosen: tells what the affordance vetoed
     # What the robot cannot serve is refused at the first step. Chosen on tests/serviceable.yaml.
     refuse: bool = True
@@ -232,6 +235,8 @@ class SayCanPlanner:
                 if refusal is not None:
                     return self._refused(refusal, prompt, affordances, started)
                 lowered[instead] = 0.0
+            if config.nearness:
+                language[asked] += config.nearness * self._nearer(instruction, asked, steps_done)
         language = self._normalised(language, prompt, asked, steps_done)
         rows = self._table(language, weight, affordance, lowered * possible)
         return Decision(rows, prompt, time.perf_counter() - started)
@@ -280,6 +285,20 @@ class SayCanPlanner:
         cosine = np.full(len(self.skills), -np.inf)
         cosine[asked] = np.log(np.maximum(self._similarity([instruction], asked), HOPELESS))
         return cosine
+
+    def _nearer(self, instruction: str, asked: np.ndarray, steps_done: Sequence[str]) -> np.ndarray:
+        """By how much the cosine of each skill's text to the instruction is above their mean (asked,).
+
+        0 for "done", as no words ask for it, and at most 0 for what has been done. Departs from SayCan, where the
+        language model alone says what is sensible: a small one that never met the robot's words knows less of what is
+        meant by them than a model that was trained to tell near sentences from far ones.
+        """
+        near = self._similarity([instruction], asked)
+        near -= near.mean()
+        past = np.array([self.skills[i].text in steps_done for i in asked], bool)
+        near[past] = np.minimum(near[past], 0.0)
+        near[self._done[asked]] = 0.0
+        return near
 
     def _similarity(self, texts: Sequence[str], asked: np.ndarray) -> np.ndarray:
         """Cosine of each skill's text to the nearest of these (asked,)."""

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from planners.prompts import ExamplesError, Prompt
-from planners.robot_language import GENERAL, RobotLanguage, tells_skills, tells_states
+from planners.robot_language import GENERAL, RobotLanguage, adapter_folder, tells_skills, tells_states
 from planners.saycan import SayCanConfig, SayCanPlanner, Scorer
 from skills.library import Skill
 from skills.robot_folder import RobotFolder
@@ -24,6 +24,7 @@ KEY = "LANGUAGE_SERVER_KEY"  # environment variable
 CHAT_RETRIES = 2  # of LangChain's models, which know when to try again
 NONE, CPU = "none", "cpu"
 UNSURE = 0.6  # a guess, for what `evaluate asking` has not measured
+NEARNESS = 10.0  # for an adapter that was not taught the robot's words; chosen on robots kept from its training
 
 
 class LanguageError(Exception):
@@ -38,9 +39,9 @@ class LanguageConfig:
     # are fetched, and no code of it is run), or the URL of a server that scores texts, as vLLM does
     model: str = ""
     served: str = ""  # what that server calls the model; the server's key is taken from LANGUAGE_SERVER_KEY
-    # A folder that `saycan_qt.tune` left; "none": the model as published, which needs examples. By default the shipped
-    # model plans with the adapter that comes with the robot's language, where it was taught all of the robot's skills,
-    # and for other robots with one that is told what they can do
+    # A folder that `saycan_qt.tune` left; "none": the model as published, which needs examples; "general": the shipped
+    # adapter that is told what a robot can do. By default the shipped model plans with the adapter that comes with the
+    # robot's language, where it was taught all of the robot's skills, and for other robots with the general one
     adapter: str = ""
     device: str = CPU  # where it computes, as PyTorch says: cpu, cuda, cuda:1
     # A model that only chats: the URL of a server that does so as OpenAI's (with --language.served), or a name as
@@ -69,6 +70,7 @@ class Language:
     unsure: float = UNSURE  # confidence up to which it asks, where it may, see planners.asking
     proposer: Proposer | None = None  # which proposes steps, where it cannot score them
     preselect: int = 0  # score only this many skills, unless told otherwise; 0: all
+    nearness: float = 0.0  # weight of sentence embedding beside it, unless told otherwise
 
 
 def language_of(robot: RobotFolder) -> RobotLanguage:
@@ -112,7 +114,8 @@ def load_language(
         prompt = robot.prompt(text_embedder(), tuned=adapter is not None, **tells)
         measured = adapter is not None and adapter == robot.adapter and not config.model
         unsure = robot.unsure if measured and robot.unsure is not None else UNSURE
-        return Language(scorer, prompt, name, unsure)
+        stranger = tells["told"] and adapter != robot.adapter
+        return Language(scorer, prompt, name, unsure, nearness=NEARNESS if stranger else 0.0)
     except (WeightsError, RemoteError, OSError, ValueError) as error:
         raise LanguageError(" ".join(str(error).split())) from error
 
@@ -182,7 +185,8 @@ def _named_chat(config: LanguageConfig) -> BaseChatModel:
 def planner_of(kind: str, language: Language, skills: Iterable[Skill], settings: SayCanConfig) -> SayCanPlanner:
     """kind: "proposal" samples proposals from a local model; a chat model that cannot score proposes anyway."""
     if kind != "proposal" and language.proposer is None:
-        settings = replace(settings, preselect=settings.preselect or language.preselect)
+        nearness = language.nearness if settings.nearness is None else settings.nearness
+        settings = replace(settings, preselect=settings.preselect or language.preselect, nearness=nearness)
         return SayCanPlanner(language.scorer, language.prompt, skills, settings)
     from planners.proposal import ChatProposer, LocalModel, ProposalPlanner, SampledProposer
     from planners.servers.chat import LetteredScorer
@@ -196,5 +200,5 @@ def planner_of(kind: str, language: Language, skills: Iterable[Skill], settings:
 
 def _adapter(config: LanguageConfig, robot: RobotLanguage, skills: Iterable[Skill]) -> Path | None:
     if config.adapter:
-        return None if config.adapter == NONE else Path(config.adapter)
+        return None if config.adapter == NONE else adapter_folder(config.adapter)
     return None if config.model else robot.adapter_for(skills) or (GENERAL if GENERAL.is_dir() else None)

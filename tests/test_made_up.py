@@ -11,7 +11,9 @@ from unseen_robots import ROBOTS, Sentence, plan
 
 from planners.prompts import CANNOT, Example, Prompt
 from planners.robot_language import RobotLanguage, abilities
+from planners.saycan import SayCanConfig, SayCanPlanner
 from saycan_qt.kitchen.language import instructions
+from saycan_qt.language import NEARNESS, LanguageConfig, load_language, planner_of
 from saycan_qt.learning.pairs import Scene
 from saycan_qt.made_up import robots, written
 from saycan_qt.made_up.domains import load
@@ -137,6 +139,14 @@ def test_a_scene_of_which_nothing_is_known_is_not_told():
     assert "Scene: robot: tub; hand: empty\n" in prompt.build("go away", [], known=Scene(place="tub"))
 
 
+def test_a_robot_whose_words_nothing_was_taught_is_planned_for_by_nearness_too():
+    library = SkillLibrary([Skill("go home", "go"), Skill("beep", "beep"), Skill("done", "done")])
+    for adapter, weight in (("", NEARNESS), ("none", 0.0)):
+        language = load_language(LanguageConfig(adapter=adapter), RobotLanguage.read(library), library)
+        planners = [planner_of("saycan", language, library, SayCanConfig(nearness=given)) for given in (None, 3.0)]
+        assert [planner.config.nearness for planner in planners] == [weight, 3.0]
+
+
 # -- the benchmark ----------------------------------------------------------------------------------------------------
 
 
@@ -152,8 +162,6 @@ class Listener:
 
 
 def test_the_benchmark_carries_a_plan_to_its_end_and_takes_a_refusal_for_one(tmp_path):
-    from planners.saycan import SayCanPlanner
-
     library = SkillLibrary([Skill("go home", "go"), Skill("beep", "beep"), Skill("done", "done")])
     planner = SayCanPlanner(Listener(), RobotLanguage.read(library).prompt(Letters(), told=True), library)
     texts = {skill.text for skill in library}

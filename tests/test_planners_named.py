@@ -160,3 +160,28 @@ def test_what_the_model_likes_better_than_what_is_named_is_an_exception_it_under
     scorer = Likes(grip_the_ball=0.1, grip_the_cone=0.8)
     can = possible("grip ball", "grip cone")
     assert planner(scorer).step("anything but the ball", [], can).skill.name == "grip cone"
+
+
+# ---- near to what is said
+
+
+class Undecided:
+    """Likes all alike."""
+
+    def score(self, prompt, candidates):
+        return np.full(len(candidates), -1.0)
+
+
+def test_of_what_is_likely_alike_the_nearest_to_the_words_comes_first_and_once():
+    near, may = planner(Undecided(), nearness=10.0), possible("grip cone", "grip ball", "go to shelf")
+
+    def likely(history):
+        decision = near.step("give the cone a grip", history, may)
+        return {row.skill.name: row.language_score or 0.0 for row in decision.candidates}
+
+    first = likely([])
+    assert max(first, key=first.get) == "grip cone" and first["done"] > first["go to shelf"]
+    then = likely([Step(LIBRARY["grip cone"], SUCCEEDED)])
+    assert then["grip cone"] == then["done"]  # no more than the end, which no words ask for
+    plain = planner(Undecided(), nearness=0.0).step("give the cone a grip", [], may)
+    assert {row.language_score for row in plain.candidates} == {0.25, None}

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from planners import robot_language
 from planners.language import LanguageScorer, is_whole, load
 from planners.robot_language import RobotLanguage, tells_skills, tells_states
 from planners.weights import language_model_path
@@ -213,8 +214,8 @@ def test_a_run_goes_on_with_the_pairs_that_it_was_begun_with(robot, tmp_path):
 
 def test_the_general_adapter_is_begun_from_by_its_name(robot, tmp_path, monkeypatch):
     config = TuneConfig(tmp_path / "run", steps=1, tokens=128, row=128, compile=False)
-    monkeypatch.setattr(tuning, "GENERAL", tmp_path / "general")
-    with pytest.raises(ValueError, match="--init general: no such adapter came with this installation"):
+    monkeypatch.setattr(robot_language, "GENERAL", tmp_path / "general")
+    with pytest.raises(ValueError, match="general: no such adapter came with this installation"):
         Run(replace(config, init=Path("general")), pairs_of(robot))
     Run(config, pairs_of(robot)).train()
     (tmp_path / "run" / ADAPTER).resolve().rename(tmp_path / "general")

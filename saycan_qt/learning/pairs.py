@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from planners.prompts import CANNOT, describe, numbered, one_line, to_learn
+from planners.prompts import CANNOT, describe, one_line, shown, to_learn
 from planners.robot_language import DONE, RobotLanguage, by_their_texts
 from saycan_qt.learning.tuning import Pairs, endless
 from skills import files
@@ -59,6 +59,10 @@ class Pair:
     instruction: str
     plan: tuple[str, ...]  # in skill texts
     scene: Scene | None = None  # None: it is the same in all
+
+    @property
+    def needs_scene(self) -> bool:
+        return self.scene is not None
 
 
 def load(file: Path, library: SkillLibrary) -> list[Pair]:
@@ -139,8 +143,8 @@ def text_of(pairs: Sequence[Pair], scenes: Scenes, rng: np.random.Generator) -> 
     known: Known = pair.scene or scenes.draw(rng)
     told, sceneless = rng.random() < TOLD, rng.random() < SCENELESS
     others = [pairs[int(rng.integers(len(pairs)))] for _ in range(int(rng.integers(MOST_SHOWN + 1)))]
-    examples = [one for one in others if one.scene is None and one.plan != (CANNOT,)] + [pair] * told
-    before = "".join(numbered(one.instruction, one.plan) + "\n\n" for one in examples)
+    examples = [one for one in others if not one.needs_scene and one.plan != (CANNOT,)] + [pair] * told
+    before = "".join(shown(one.instruction, one.plan) for one in examples)
     scene = "" if sceneless and not pair.scene else describe(known) + "\n"
     return to_learn(before + scene, _said(pair, rng), pair.plan)
 

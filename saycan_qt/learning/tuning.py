@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from planners.language import WEIGHTS, fast_dtype, is_whole, load, peft, seal
-from planners.robot_language import GENERAL, SCENES
+from planners.robot_language import SCENES, adapter_folder
 from planners.weights import LANGUAGE_MODEL, language_model_path
 from saycan_qt import atomic
 from saycan_qt.learning import checkpoint
@@ -237,10 +237,7 @@ class Tuning(nn.Module):
 
 def begin_from(folder: Path, model: nn.Module, package: Any) -> None:
     """Give the model's adapter the weights of another. Raises ValueError where they do not fit."""
-    if str(folder) == GENERAL.name:  # a folder that has this name is given by its whole path
-        folder = GENERAL
-        if not folder.is_dir():
-            raise ValueError(f"--init {GENERAL.name}: no such adapter came with this installation")
+    folder = adapter_folder(folder)
     file = folder / WEIGHTS
     if not (file.is_file() and is_whole(folder)):
         raise ValueError(f"--init {folder}: no whole adapter in it; give the folder `adapter` of a run")

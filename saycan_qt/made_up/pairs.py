@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import count
 
 import numpy as np
 
-from planners.prompts import CANNOT, describe, numbered, to_learn
+from planners.prompts import CANNOT, describe, shown, to_learn
 from saycan_qt.learning.pairs import Pair as Told
 from saycan_qt.learning.tuning import Draw, Drawn, Pair, Pairs
 from saycan_qt.made_up import robots, written
@@ -57,25 +57,25 @@ def draw_written(robots: Sequence[Written], rng: np.random.Generator) -> Drawn:
     return Drawn(robot.head(rng) + "\n", (_written(sentences, rng) for _ in count()))
 
 
+def _examples(another: Callable[[], Told | Said], rng: np.random.Generator) -> str:
+    """Those that stand before what is said, less what needs a scene or cannot be served."""
+    drawn = [another() for _ in range(int(rng.choice(len(SHOWN), p=SHOWN)))]
+    return "".join(shown(e.instruction, e.plan) for e in drawn if not e.needs_scene and e.plan != (CANNOT,))
+
+
 def _written(sentences: Iterator[Told], rng: np.random.Generator) -> Pair:
-    said, before = next(sentences), ""
-    for _ in range(int(rng.choice(len(SHOWN), p=SHOWN))):
-        example = next(sentences)
-        if example.scene is None and example.plan != (CANNOT,):
-            before += numbered(example.instruction, example.plan) + "\n\n"
+    said = next(sentences)
+    before = _examples(partial(next, sentences), rng)
     scene = describe(said.scene) + "\n" if said.scene else ""
     return to_learn(before + scene, spoken(said.instruction, rng), said.plan)
 
 
 def _pair(sentences: Sentences, rng: np.random.Generator) -> Pair:
-    said, luck, before = sentences.draw(), rng.random(), ""
-    for _ in range(int(rng.choice(len(SHOWN), p=SHOWN))):
-        example = sentences.draw(said.kind if rng.random() < 0.4 else "")
-        if not example.needs_scene and example.plan != (CANNOT,):
-            before += numbered(example.instruction, example.plan) + "\n\n"
+    said, luck = sentences.draw(), rng.random()
+    before = _examples(lambda: sentences.draw(said.kind if rng.random() < 0.4 else ""), rng)
     words = _words(rng) if luck < TAUGHT else said.instruction
     if luck < TAUGHT + AGAIN:
-        before += numbered(words, said.plan) + "\n\n"
+        before += shown(words, said.plan)
     return _block(said, rng, before, words)
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from planners.prompts import CANNOT, describe, numbered, one_line, to_learn
+from planners.prompts import CANNOT, describe, one_line, shown, to_learn
 from saycan_qt.kitchen.language.errands import SLOTS, Task, Unsuitable, Wanted
 from saycan_qt.kitchen.language.expert import Expert
 from saycan_qt.kitchen.language.intricate import Asked, Intricate
@@ -111,10 +111,10 @@ def text_of(generator: PairGenerator, rng: np.random.Generator) -> tuple[str, li
         instruction = " ".join(
             "".join(rng.choice(list(LETTERS), rng.integers(3, 8))) for _ in range(rng.integers(1, 4))
         )
-        before = numbered(instruction, pair.plan) + "\n\n"
+        before = shown(instruction, pair.plan)
     elif luck < TAUGHT + OVERLOOKED:
         other = generator.generate(rng)
-        before = numbered(other.instruction, other.plan) + "\n\n"
+        before = shown(other.instruction, other.plan)
     sceneless = rng.random() < SCENELESS and pair.source not in INTRICATE  # these cannot do without
     scene = "" if sceneless else describe(pair.kitchen.observe(), states=True) + "\n"
     return to_learn(before + scene, instruction, pair.plan)
