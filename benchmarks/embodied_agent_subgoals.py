@@ -80,6 +80,7 @@ OF_OURS = {"NEXT_TO", "FACING", "HOLDS_RH"}  # such of them as are about the rob
 @dataclass(frozen=True)
 class Config(Actions):
     told: bool = False  # no planner: the goal's parts, in the order in which they are told
+    nearness: float | None = 0.0  # others were not tried here
 
 
 class Subgoals(Benchmark):
