@@ -1,18 +1,19 @@
 """Generated instructions and plans: what they are made from, and that the plans can be carried out."""
 
 import re
+from contextlib import suppress
 
 import numpy as np
 import pytest
 
 from planners.prompts import CANNOT, describe
-from saycan_qt.kitchen.language import instructions
+from saycan_qt.kitchen.language import instructions, written
 from saycan_qt.kitchen.language.errands import Unsuitable
 from saycan_qt.kitchen.language.intricate import Asked, Part, in_view
 from saycan_qt.kitchen.language.pairs import LONGEST_PLAN, PairGenerator, text_of
 from saycan_qt.kitchen.language.phrases import PHRASES, Phrases, is_held_out
 from saycan_qt.kitchen.language.slips import with_a_slip
-from saycan_qt.kitchen.language.sources import INTRICATE, SOURCES
+from saycan_qt.kitchen.language.sources import INTRICATE, SCENE, SOURCES, WRITTEN
 from saycan_qt.kitchen.symbolic import SymbolicKitchen
 from skills.library import SkillLibrary
 from skills.types import Status
@@ -53,8 +54,8 @@ def test_every_plan_can_be_carried_out_where_it_is_asked_for(generator):
             for step in steps:
                 assert kitchen.execute(BY_TEXT[step]).status is Status.SUCCEEDED, (pair, step)
             if last != "done":  # what is asked for is not there, and looked for in vain
-                assert pair.source in INTRICATE and not kitchen.affordance(BY_TEXT[last]), pair
-            assert steps or last != "done" or pair.source in INTRICATE, pair
+                assert pair.source in SCENE and not kitchen.affordance(BY_TEXT[last]), pair
+            assert steps or last != "done" or pair.source in SCENE, pair
         assert len(pair.plan) <= LONGEST_PLAN + 1
         assert not re.search(r"[{}]", pair.instruction)
     assert sources == set(SOURCES)
@@ -78,6 +79,36 @@ def test_no_sentence_of_the_instruction_set_is_among_the_phrases():
     asked = {words(entry.say) for entries in sets for entry in entries}
     long = {say for say in asked if len(say.split()) > 4}  # "pick up the orange" has no other words
     assert not long & found
+
+
+def test_what_was_written_is_planned_in_any_kitchen_and_is_not_what_is_measured_with(generator):
+    rng, kept = np.random.default_rng(0), PairGenerator(LIBRARY, held_out=True)
+    assert len(generator.written) > 5 * len(kept.written) > 400
+    for one in written.load():
+        plans = []  # of each case, in some kitchens
+        for case in one.cases:
+            plans.append(set())
+            for _ in range(4):
+                with suppress(Unsuitable):  # as to bring what it holds to where it is
+                    asked = written.Written(one.say, (case,)).draw(LIBRARY.objects, rng)
+                    plans[-1].add(generator.pair_of(asked, WRITTEN, rng).plan)
+        assert all(plans) and (len(plans) == 1 or len(set().union(*plans)) > 1), one
+    measured = [
+        e.say for path in (instructions.INSTRUCTIONS, instructions.HARD) for e in instructions.load(path, LIBRARY)
+    ]
+    assert not set().union(*map(in_a_row, measured)) & set().union(*(in_a_row(one.say) for one in written.load()))
+
+
+def in_a_row(text, count=6):
+    said = words(text).split()
+    return {tuple(said[at : at + count]) for at in range(len(said) - count + 1)}
+
+
+def test_all_of_a_kind_are_taken_in_the_order_of_the_scenes_line_and_what_is_named_as_it_is_named():
+    kitchen = SymbolicKitchen({"orange": "table", "apple": "table"})
+    parts = [Part("bring", {"object": thing}, {}, "") for thing in ("apple", "orange")]
+    assert written.in_order(parts, "all the fruit", kitchen) == parts[::-1]
+    assert written.in_order(parts, "the apple, and the orange", kitchen) == parts
 
 
 @pytest.mark.parametrize("source", INTRICATE)

@@ -22,6 +22,7 @@ from skills.library import Skill, placeholders
 
 FILE = Path(__file__).with_name("written.yaml")
 HELD_OUT = 10  # one robot in so many is kept from training, and validated on
+ANY_ORDER = 0.5  # share of the times that a robot is told of in which what fills its slots stands in any order
 SLIPS = 0.08  # share of sentences with one, beside those that are written
 
 
@@ -34,10 +35,13 @@ class Written:
     said: tuple[Pair, ...]
 
     def head(self, rng: np.random.Generator) -> str:
-        """What it can do, its families in any order."""
-        families = list(dict.fromkeys(skill.family for skill in self.skills[:-1]))
+        """What it can do, its families in any order, and what fills their slots in its own or any."""
+        *skills, done = self.skills
+        if rng.random() < ANY_ORDER:
+            skills = [skills[i] for i in rng.permutation(len(skills))]
+        families = list(dict.fromkeys(skill.family for skill in skills))
         order = {families[i]: place for place, i in enumerate(rng.permutation(len(families)))}
-        return abilities([*sorted(self.skills[:-1], key=lambda skill: order[skill.family]), self.skills[-1]])
+        return abilities([*sorted(skills, key=lambda skill: order[skill.family]), done])
 
     def endless(self, rng: np.random.Generator) -> Iterator[Pair]:
         """All that is said to it in any order, again and again."""

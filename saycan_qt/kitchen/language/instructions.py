@@ -110,6 +110,27 @@ class Start:
     open: tuple[str, ...] = ()  # drawers
     absent: tuple[str, ...] = ()  # objects
 
+    def kitchen(
+        self, rng: np.random.Generator, objects: Iterable[str], goal: Sequence[Condition] = ()
+    ) -> SymbolicKitchen:
+        """A kitchen as this wants it. What is drawn at random counts neither for nor against the goal."""
+        where = {name: place for name, place in self.objects.items() if place != ANYWHERE}
+        if self.holds:
+            where[self.holds] = IN_HAND
+        others = [name for name in objects if name not in {*self.objects, *self.absent, self.holds}]
+        count = rng.integers(OTHERS[0], OTHERS[1] + 1)
+        drawn = [name for name, place in self.objects.items() if place == ANYWHERE]
+        conditions = [_affirmed(condition) for condition in goal]
+        for name in [*drawn, *map(str, rng.permutation(others)[:count])]:
+            allowed = [place for place in WORKTOPS if not _wanted(conditions, name, place)] or list(WORKTOPS)
+            roomy = [place for place in allowed if list(where.values()).count(place) < ROOM]
+            where[name] = str(rng.choice(roomy or allowed))
+        going = {condition.get("robot", condition.get("visited")) for condition in conditions}
+        places = [*WORKTOPS, OPERATOR]
+        place = self.robot or str(rng.choice([p for p in places if p not in going] or places))
+        order = rng.permutation(list(where))
+        return SymbolicKitchen({str(n): where[str(n)] for n in order}, place, set(self.open))
+
 
 @dataclass(frozen=True)
 class Instruction:
@@ -125,30 +146,8 @@ class Instruction:
     case: int = 0  # from 1; 0: the entry has but one
 
     def kitchen(self, rng: np.random.Generator, objects: Iterable[str]) -> SymbolicKitchen:
-        """A kitchen as the entry wants it at the start. What is drawn at random counts neither for nor against the
-        goal."""
-        start = self.start
-        where = {name: place for name, place in start.objects.items() if place != ANYWHERE}
-        if start.holds:
-            where[start.holds] = IN_HAND
-        others = [name for name in objects if name not in {*start.objects, *start.absent, start.holds}]
-        count = rng.integers(OTHERS[0], OTHERS[1] + 1)
-        drawn = [name for name, place in start.objects.items() if place == ANYWHERE]
-        for name in [*drawn, *map(str, rng.permutation(others)[:count])]:
-            allowed = [place for place in WORKTOPS if not self._wanted(name, place)] or list(WORKTOPS)
-            roomy = [place for place in allowed if list(where.values()).count(place) < ROOM]
-            where[name] = str(rng.choice(roomy or allowed))
-        conditions = [_affirmed(condition) for condition in self.goal]
-        going = {condition.get("robot", condition.get("visited")) for condition in conditions}
-        places = [*WORKTOPS, OPERATOR]
-        place = start.robot or str(rng.choice([p for p in places if p not in going] or places))
-        order = rng.permutation(list(where))
-        return SymbolicKitchen({str(n): where[str(n)] for n in order}, place, set(start.open))
-
-    def _wanted(self, name: str, place: str) -> bool:
-        """Would an object at this place count for, or against, the goal?"""
-        conditions = [_affirmed(condition) for condition in self.goal]
-        return any(place in each(c.get("at", ())) and name in (named(c) or [name]) for c in conditions)
+        """A kitchen as the entry wants it at the start."""
+        return self.start.kitchen(rng, objects, self.goal)
 
     def __str__(self) -> str:
         return f"entry {self.number}" + (f", case {self.case}" if self.case else "")
@@ -158,6 +157,11 @@ def named(condition: Condition) -> tuple[str, ...]:
     """The objects that a condition is about: a single one, or `one of` several; none where any are counted."""
     one = condition.get("object") or condition.get("holding")
     return (one,) if one and one != NOTHING else tuple(condition.get("one of", ()))
+
+
+def _wanted(conditions: Iterable[Condition], name: str, place: str) -> bool:
+    """Would an object at this place count for, or against, a goal?"""
+    return any(place in each(c.get("at", ())) and name in (named(c) or [name]) for c in conditions)
 
 
 def _affirmed(condition: Condition) -> Condition:
@@ -181,7 +185,7 @@ def load(path: Path, library: SkillLibrary) -> list[Instruction]:
     families = document.get("families", list(FAMILIES))
     if not isinstance(families, list) or not families or not all(isinstance(name, str) for name in families):
         raise InstructionsError(f"{path}: `families` must be a list of names, such as [negation, count]")
-    reader, found, mistakes = _Reader(library, families), list[Instruction](), list[str]()
+    reader, found, mistakes = Reader(library, families), list[Instruction](), list[str]()
     first: dict[str, int] = {}  # sentence -> the entry that has it
     for number, entry in enumerate(entries, 1):
         try:
@@ -190,7 +194,7 @@ def load(path: Path, library: SkillLibrary) -> list[Instruction]:
             if same != number:
                 _refuse(f"entry {same} says the same; leave one of them out")
             found += cases
-        except _Mistake as mistake:
+        except Mistake as mistake:
             say = f" ({entry['say']!r})" if isinstance(entry, dict) and isinstance(entry.get("say"), str) else ""
             mistakes.append(" ".join(f"{path}: entry {number}{say}: {mistake}".split()))
     if mistakes:
@@ -202,12 +206,12 @@ def _plain(say: str) -> str:
     return " ".join(re.findall(r"\w+", say.lower()))
 
 
-class _Mistake(Exception):
+class Mistake(Exception):
     """What is wrong with one entry."""
 
 
 def _refuse(reason: str) -> NoReturn:
-    raise _Mistake(reason)
+    raise Mistake(reason)
 
 
 def _one_of(what: str, value: object, allowed: Sequence[str]) -> str:
@@ -232,7 +236,7 @@ def _list(what: str, value: object) -> list[Any]:
     return value
 
 
-class _Reader:
+class Reader:
     """Turns entries into instructions for what a library's robot can do."""
 
     def __init__(self, library: SkillLibrary, families: Sequence[str]) -> None:

@@ -3,8 +3,9 @@
 pairs = PairGenerator(SkillLibrary.load())
 pairs.generate(np.random.default_rng(0))     # Pair(kitchen=..., instruction="toss the cola, then ...", plan=(...))
 
-The wording is people's: `phrases/` holds nouns, verbs, whole situations and ways to join them. What is generated is
-which of them come together, in which kitchen; the plan is an expert's, carried out in that kitchen step by step.
+The wording is people's: `phrases/` holds nouns, verbs, whole situations and ways to join them, `written.yaml` whole
+sentences. What is generated is which of them come together, in which kitchen; the plan is an expert's, carried out in
+that kitchen step by step.
 """
 
 from __future__ import annotations
@@ -14,13 +15,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from planners.prompts import CANNOT, describe, one_line, shown, to_learn
+from saycan_qt.kitchen.language import written
 from saycan_qt.kitchen.language.errands import SLOTS, Task, Unsuitable, Wanted
 from saycan_qt.kitchen.language.expert import Expert
 from saycan_qt.kitchen.language.intricate import Asked, Intricate
 from saycan_qt.kitchen.language.phrases import Phrases
 from saycan_qt.kitchen.language.setting import kitchen_for
 from saycan_qt.kitchen.language.slips import with_a_slip
-from saycan_qt.kitchen.language.sources import INTRICATE, SOURCES, Sources
+from saycan_qt.kitchen.language.sources import INTRICATE, SCENE, SOURCES, WRITTEN, Sources
 from saycan_qt.kitchen.language.wording import Wording
 from saycan_qt.kitchen.symbolic import SymbolicKitchen
 from skills.library import SkillLibrary
@@ -50,11 +52,16 @@ class PairGenerator:
         self.library, self.wording = library, Wording(library, phrases)
         self.sources = Sources(library.objects, phrases, self.wording)
         self.intricate = Intricate(library.objects, phrases, self.wording)
+        self.written = written.of_half(held_out)
 
     def generate(self, rng: np.random.Generator) -> Pair:
-        source = str(rng.choice(list(SOURCES), p=list(SOURCES.values())))
+        shares = np.array(list(SOURCES.values()))
+        source = str(rng.choice(list(SOURCES), p=shares / shares.sum()))
         while True:
             try:
+                if source == WRITTEN:
+                    one = self.written[int(rng.integers(len(self.written)))]
+                    return self.pair_of(one.draw(self.library.objects, rng), source, rng)
                 if source in INTRICATE:
                     return self.intricate_pair(source, rng)
                 return self._pair(self.sources.draw(source, rng), source, rng)
@@ -115,7 +122,7 @@ def text_of(generator: PairGenerator, rng: np.random.Generator) -> tuple[str, li
     elif luck < TAUGHT + OVERLOOKED:
         other = generator.generate(rng)
         before = shown(other.instruction, other.plan)
-    sceneless = rng.random() < SCENELESS and pair.source not in INTRICATE  # these cannot do without
+    sceneless = rng.random() < SCENELESS and pair.source not in SCENE  # these cannot do without
     scene = "" if sceneless else describe(pair.kitchen.observe(), states=True) + "\n"
     return to_learn(before + scene, instruction, pair.plan)
 
