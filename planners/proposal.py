@@ -101,8 +101,11 @@ class ProposalPlanner(SayCanPlanner):
         self._votes = _Votes()
         super().__init__(self._votes, prompt, skills, config)
         self.proposer, self.proposals = proposer, proposals or ProposalConfig()
-        if self.config.normalise != "sum" or self.config.without == "language":
-            raise ValueError("proposals are counted: likelihoods to normalise, or to go without, are SayCanPlanner's")
+        if self.config.normalise != "sum" or self.config.without == "language" or self.config.nearness:
+            raise ValueError(
+                "proposals are counted: likelihoods to normalise, to weigh beside nearness, or to go without, are "
+                "SayCanPlanner's"
+            )
         if self.proposals.k < 1 or self.proposals.tries < 1:
             raise ValueError("a proposal planner asks for at least one proposal, at least once")
         self._said = {_plain(words): skill for skill in self.skills for words in (skill.name, skill.text)}

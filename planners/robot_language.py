@@ -133,6 +133,12 @@ def tells_skills(adapter: Path | None) -> bool:
     return _taught_with(adapter, "skills")
 
 
+def plans_for_any(adapter: Path | None) -> bool:
+    """Was it taught with robots that do not exist, for those that nothing was taught? Raises ValueError for a file that
+    cannot be read."""
+    return _taught_with(adapter, "any_robot")
+
+
 def _taught_with(adapter: Path | None, what: str) -> bool:
     if adapter is None or not (adapter / SCENES).is_file():
         return False

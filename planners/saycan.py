@@ -47,7 +47,7 @@ class SayCanConfig:
     preselect: int = 0  # for large libraries: the language model scores only this many of the feasible skills, those
     # nearest, by sentence embedding, to the instruction and its examples' steps, which are some 20; 0: all of them
     # Weight of how near a skill's text is to the instruction, the cosine by sentence embedding, beside its
-    # log-likelihood; None: what was found best for the language model, 0 for one that was taught the robot's words
+    # log-likelihood; None: 0, or what the language model brings along (saycan_qt.language.planner_of)
     nearness: float | None = None
     score_all: bool = False  # score infeasible skills too, which are not chosen: tells what the affordance vetoed
     # What the robot cannot serve is refused at the first step. Chosen on tests/serviceable.yaml.
@@ -69,7 +69,8 @@ class Candidate:
     """One row of a decision's table."""
 
     skill: Skill
-    language_score: float | None  # probability among those scored; None: infeasible, or hopeless to the scorer
+    language_score: float | None  # probability among those scored, with nearness, where it weighs; None: infeasible, or
+    # hopeless to the scorer
     affordance: float  # in [0, 1]
     lowered: (
         float  # by how much failures and repeats lower it, 1: not at all; 0: about another thing than what is named
@@ -220,7 +221,7 @@ class SayCanPlanner:
         prompt = self.prompt.build(instruction, steps_done, feasible, known)
         asked = np.arange(len(self.skills)) if config.score_all else self._preselected(instruction, possible)
         if config.without == "language":
-            language, share = self._nearness(instruction, asked), None
+            language, share = self._by_cosine(instruction, asked), None
         else:
             language = self._score(prompt, asked)
             share = float(np.exp(language).sum())
@@ -235,9 +236,9 @@ class SayCanPlanner:
                 if refusal is not None:
                     return self._refused(refusal, prompt, affordances, started)
                 lowered[instead] = 0.0
-            if config.nearness:
-                language[asked] += config.nearness * self._nearer(instruction, asked, steps_done)
         language = self._normalised(language, prompt, asked, steps_done)
+        if config.nearness and not config.without:
+            language += config.nearness * self._above_mean(instruction, steps_done)
         rows = self._table(language, weight, affordance, lowered * possible)
         return Decision(rows, prompt, time.perf_counter() - started)
 
@@ -280,24 +281,24 @@ class SayCanPlanner:
                 language -= np.maximum(prior, prior.max() + np.log(HOPELESS))
         return language
 
-    def _nearness(self, instruction: str, asked: np.ndarray) -> np.ndarray:
+    def _by_cosine(self, instruction: str, asked: np.ndarray) -> np.ndarray:
         """What stands in for the log-likelihoods without a language model: the logarithm of the cosine."""
         cosine = np.full(len(self.skills), -np.inf)
         cosine[asked] = np.log(np.maximum(self._similarity([instruction], asked), HOPELESS))
         return cosine
 
-    def _nearer(self, instruction: str, asked: np.ndarray, steps_done: Sequence[str]) -> np.ndarray:
-        """By how much the cosine of each skill's text to the instruction is above their mean (asked,).
+    def _above_mean(self, instruction: str, steps_done: Sequence[str]) -> np.ndarray:
+        """By how much the cosine of each skill's text (all,) to the instruction is above the mean of all but "done".
 
         0 for "done", as no words ask for it, and at most 0 for what has been done. Departs from SayCan, where the
         language model alone says what is sensible: a small one that never met the robot's words knows less of what is
         meant by them than a model that was trained to tell near sentences from far ones.
         """
-        near = self._similarity([instruction], asked)
-        near -= near.mean()
-        past = np.array([self.skills[i].text in steps_done for i in asked], bool)
+        near = self._similarity([instruction], np.arange(len(self.skills)))
+        near -= near[~self._done].mean() if not self._done.all() else 0.0
+        past = np.array([skill.text in steps_done for skill in self.skills])
         near[past] = np.minimum(near[past], 0.0)
-        near[self._done[asked]] = 0.0
+        near[self._done] = 0.0
         return near
 
     def _similarity(self, texts: Sequence[str], asked: np.ndarray) -> np.ndarray:

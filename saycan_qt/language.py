@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from planners.prompts import ExamplesError, Prompt
-from planners.robot_language import GENERAL, RobotLanguage, adapter_folder, tells_skills, tells_states
+from planners.robot_language import GENERAL, RobotLanguage, adapter_folder, plans_for_any, tells_skills, tells_states
 from planners.saycan import SayCanConfig, SayCanPlanner, Scorer
 from skills.library import Skill
 from skills.robot_folder import RobotFolder
@@ -24,7 +25,7 @@ KEY = "LANGUAGE_SERVER_KEY"  # environment variable
 CHAT_RETRIES = 2  # of LangChain's models, which know when to try again
 NONE, CPU = "none", "cpu"
 UNSURE = 0.6  # a guess, for what `evaluate asking` has not measured
-NEARNESS = 10.0  # for an adapter that was not taught the robot's words; chosen on robots kept from its training
+NEARNESS = 10.0  # for an adapter that was taught no robot's words; chosen on robots kept from its training
 
 
 class LanguageError(Exception):
@@ -108,14 +109,16 @@ def load_language(
             )
             return Language(remote, robot.prompt(text_embedder()), config.served)
         adapter = _adapter(config, robot, skills)
-        scorer = LanguageScorer(config.model or None, adapter, negligible=negligible, device=config.device)
+        nearness = NEARNESS if plans_for_any(adapter) else 0.0  # which may make up for some of what is given up else
+        scorer = LanguageScorer(
+            config.model or None, adapter, negligible=negligible * math.exp(-nearness), device=config.device
+        )
         name = scorer.name + (f" + {adapter.name}" if adapter else "")
         tells = {"states": tells_states(adapter), "told": tells_skills(adapter)}
         prompt = robot.prompt(text_embedder(), tuned=adapter is not None, **tells)
         measured = adapter is not None and adapter == robot.adapter and not config.model
         unsure = robot.unsure if measured and robot.unsure is not None else UNSURE
-        stranger = tells["told"] and adapter != robot.adapter
-        return Language(scorer, prompt, name, unsure, nearness=NEARNESS if stranger else 0.0)
+        return Language(scorer, prompt, name, unsure, nearness=nearness)
     except (WeightsError, RemoteError, OSError, ValueError) as error:
         raise LanguageError(" ".join(str(error).split())) from error
 

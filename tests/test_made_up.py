@@ -14,7 +14,7 @@ from planners.robot_language import RobotLanguage, abilities
 from planners.saycan import SayCanConfig, SayCanPlanner
 from saycan_qt.kitchen.language import instructions
 from saycan_qt.language import NEARNESS, LanguageConfig, load_language, planner_of
-from saycan_qt.learning.pairs import Scene
+from saycan_qt.learning.pairs import Pair, Scene
 from saycan_qt.made_up import robots, written
 from saycan_qt.made_up.domains import load
 from saycan_qt.made_up.pairs import HELD_OUT, made_up_pairs
@@ -100,6 +100,19 @@ def test_what_is_written_is_planned_with_the_robots_own_skills():
         assert len(texts) == len(robot.skills) and robot.skills[-1].text == robots.DONE
         for one in robot.said:
             assert one.plan == (CANNOT,) or ({*one.plan} <= texts and one.plan[-1] == robots.DONE), one
+
+
+def test_what_is_answered_in_the_order_of_a_list_is_said_where_the_list_stands_in_that_order():
+    skills = [Skill(f"stop {b}", "stop {belt}", f"stop {b}", {"belt": b}) for b in ("belt A", "belt B", "belt C")]
+    stops = tuple(skill.text for skill in skills)
+    both = Pair("Belt B and then belt A.", ("stop belt B", "stop belt A", "done"))
+    robot = written.Written("x", (*skills, Skill("done", "done")), (Pair("All belts.", (*stops, "done")), both))
+    assert robot.ordered == (both,)
+    drawn = [robot.draw(np.random.default_rng(seed)) for seed in range(40)]
+    heads = {head: {one.instruction for one in islice(said, 6)} for head, said in drawn}
+    assert len(heads) > 2
+    for head, said in heads.items():
+        assert ("belt A, belt B, belt C" in head) or said == {both.instruction}, head
 
 
 def test_the_domains_near_to_measured_robots_are_kept_from_training():

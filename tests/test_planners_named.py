@@ -171,17 +171,31 @@ class Undecided:
     def score(self, prompt, candidates):
         return np.full(len(candidates), -1.0)
 
+    def count_tokens(self, prompt, candidates):
+        return np.array([len(text) for text in candidates])
+
+
+NEAR = possible("grip cone", "grip ball", "go to shelf")
+
+
+def likely(history=(), **config):
+    decision = planner(Undecided(), **config).step("give the cone a grip", history, NEAR)
+    return {row.skill.name: row.language_score for row in decision.candidates if row.affordance}
+
 
 def test_of_what_is_likely_alike_the_nearest_to_the_words_comes_first_and_once():
-    near, may = planner(Undecided(), nearness=10.0), possible("grip cone", "grip ball", "go to shelf")
-
-    def likely(history):
-        decision = near.step("give the cone a grip", history, may)
-        return {row.skill.name: row.language_score or 0.0 for row in decision.candidates}
-
-    first = likely([])
+    first = likely(nearness=10.0)
     assert max(first, key=first.get) == "grip cone" and first["done"] > first["go to shelf"]
-    then = likely([Step(LIBRARY["grip cone"], SUCCEEDED)])
+    then = likely([Step(LIBRARY["grip cone"], SUCCEEDED)], nearness=10.0)
     assert then["grip cone"] == then["done"]  # no more than the end, which no words ask for
-    plain = planner(Undecided(), nearness=0.0).step("give the cone a grip", [], may)
-    assert {row.language_score for row in plain.candidates} == {0.25, None}
+    assert set(likely(nearness=0.0).values()) == {0.25}
+    assert len(set(likely(nearness=10.0, without="affordance").values())) == 1  # the language model alone
+
+
+@pytest.mark.parametrize("config", [{"score_all": True}, {"normalise": "mean"}, {"normalise": "prior"}])
+def test_how_much_nearness_weighs_does_not_hang_on_other_settings(config):
+    def odds(**settings):
+        found = likely(nearness=10.0, **settings)
+        return np.log(found["grip cone"] / found["go to shelf"])
+
+    assert odds(**config) == pytest.approx(odds(), abs=0.1)

@@ -201,14 +201,13 @@ class Stack:
         """The robot, and who plans for it."""
         self.language, self.info = language, client.info()
         hosted = self.skills.info().hosted(self.config.model)
-        settings = self.config.saycan
+        self.planner = planner_of(self.config.planner, self.language, listed, self.config.saycan)
         self.facts = {
             "models": {"language": self.language.name, "affordance": hosted.critic_id, "execution": hosted.actor_id},
             "affordances": "calibrated" if hosted.calibrated else "raw",
             "robot": {"name": self.info.name, "address": client.address, "state": self._state_names()},
-            "planner": {"kind": self.config.planner, **asdict(settings)},
+            "planner": {"kind": self.config.planner, **asdict(self.planner.config)},
         }
-        self.planner = planner_of(self.config.planner, self.language, listed, settings)
         self.views = self._views(client)
         self.feed.tell(robot={"name": self.info.name, "address": client.address, "guard": self.info.stop_address})
 

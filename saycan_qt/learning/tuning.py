@@ -72,6 +72,7 @@ class Pairs:
     held_out: Draw  # with the ways to say things that are kept from training
     states: bool = False  # do the scenes tell what is open?
     told: bool = False  # do they begin with what the robot can do?
+    any_robot: bool = False  # are they of robots that do not exist, for those that nothing is taught?
 
 
 @dataclass
@@ -351,6 +352,7 @@ class Run:
             # "auto", in the place of False, asks a hub
             self.tuning.peft.save_pretrained(str(folder), state_dict=weights, save_embedding_layers=False)
             (folder / PROVENANCE).write_bytes(atomic.to_json(provenance))
-            told = {"states": self.data.pairs.states, "skills": self.data.pairs.told}
+            pairs = self.data.pairs
+            told = {"states": pairs.states, "skills": pairs.told, "any_robot": pairs.any_robot}
             (folder / SCENES).write_bytes(atomic.to_json(told))
             seal(folder)

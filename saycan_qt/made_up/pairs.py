@@ -32,7 +32,8 @@ def made_up_pairs(kitchen: Pairs | None = None, share: float = 0.0) -> Pairs:
     kept = [domain for domain in load() if is_held_out(domain)]
     training = mixed(partial(draw, domains, domains), partial(draw_written, written.training()), WRITTEN)
     held_out = mixed(partial(draw, kept, load()), partial(draw_written, written.held_out()), WRITTEN)
-    return Pairs(mixed(training, kitchen.training, share) if kitchen else training, held_out, told=True)
+    training = mixed(training, kitchen.training, share) if kitchen else training
+    return Pairs(training, held_out, told=True, any_robot=True)
 
 
 def is_held_out(domain: Domain) -> bool:
@@ -52,9 +53,8 @@ def draw(domains: Sequence[Domain], all_domains: Sequence[Domain], rng: np.rando
 
 def draw_written(robots: Sequence[Written], rng: np.random.Generator) -> Drawn:
     """A robot that was written, not drawn."""
-    robot = robots[int(rng.integers(len(robots)))]
-    sentences = robot.endless(rng)
-    return Drawn(robot.head(rng) + "\n", (_written(sentences, rng) for _ in count()))
+    head, said = robots[int(rng.integers(len(robots)))].draw(rng)
+    return Drawn(head + "\n", (_written(said, rng) for _ in count()))
 
 
 def _examples(another: Callable[[], Told | Said], rng: np.random.Generator) -> str:

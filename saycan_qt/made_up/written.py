@@ -8,13 +8,15 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from itertools import product
+from itertools import count, groupby, product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import yaml
 
+from planners.named import named
+from planners.prompts import CANNOT
 from planners.robot_language import abilities
 from saycan_qt.learning.pairs import Pair, Scene
 from saycan_qt.made_up.wording import slip
@@ -34,19 +36,32 @@ class Written:
     skills: tuple[Skill, ...]
     said: tuple[Pair, ...]
 
-    def head(self, rng: np.random.Generator) -> str:
-        """What it can do, its families in any order, and what fills their slots in its own or any."""
+    def draw(self, rng: np.random.Generator) -> tuple[str, Iterator[Pair]]:
+        """What it can do, its families in any order, and all that is said to it, in any order, again and again.
+
+        What fills its slots stands in any order, too, half the time. Then nothing is said that is answered in the order
+        of the list, such as "all the belts"."""
         *skills, done = self.skills
+        said = self.said
         if rng.random() < ANY_ORDER:
-            skills = [skills[i] for i in rng.permutation(len(skills))]
+            skills, said = [skills[i] for i in rng.permutation(len(skills))], self.ordered
         families = list(dict.fromkeys(skill.family for skill in skills))
         order = {families[i]: place for place, i in enumerate(rng.permutation(len(families)))}
-        return abilities([*sorted(skills, key=lambda skill: order[skill.family]), done])
+        head = abilities([*sorted(skills, key=lambda skill: order[skill.family]), done])
+        return head, (said[i] for _ in count() for i in rng.permutation(len(said)))
 
-    def endless(self, rng: np.random.Generator) -> Iterator[Pair]:
-        """All that is said to it in any order, again and again."""
-        while True:
-            yield from (self.said[i] for i in rng.permutation(len(self.said)))
+    @functools.cached_property
+    def ordered(self) -> tuple[Pair, ...]:
+        """What is said in which the sentence itself gives the order: things with which the same is done are named."""
+        by_text = {skill.text: skill for skill in self.skills}
+
+        def names_them(one: Pair) -> bool:
+            steps = [by_text[text] for text in one.plan if text != CANNOT]
+            runs = (list(run) for _, run in groupby(steps, key=lambda skill: skill.family))
+            values = [[value for skill in run for value in skill.arguments.values()] for run in runs if len(run) > 1]
+            return all(named(one.instruction, some) == list(dict.fromkeys(some)) for some in values)
+
+        return tuple(one for one in self.said if names_them(one))
 
 
 @functools.cache

@@ -30,6 +30,7 @@ from skills.library import SkillLibrary
 LONGEST_PLAN = 32  # steps, "done" not counted: eight deliveries
 TAUGHT, OVERLOOKED, SCENELESS = 0.04, 0.06, 0.06  # shares of pairs, see text_of
 SLIPS, SLIPPED = (1, 3), 0.1  # in how many letters, and in which share of the sentences
+IS_WRITTEN = 0.2  # share of pairs
 LETTERS = "aabcdeefghiijklmnoopqrstuuvwxyz"
 
 
@@ -41,7 +42,7 @@ class Pair:
     kitchen: SymbolicKitchen  # at the start
     instruction: str
     plan: tuple[str, ...]
-    source: str  # of SOURCES
+    source: str  # of SOURCES, or WRITTEN
 
 
 class PairGenerator:
@@ -52,11 +53,11 @@ class PairGenerator:
         self.library, self.wording = library, Wording(library, phrases)
         self.sources = Sources(library.objects, phrases, self.wording)
         self.intricate = Intricate(library.objects, phrases, self.wording)
-        self.written = written.of_half(held_out)
+        self.written = written.held_out() if held_out else written.training()
 
     def generate(self, rng: np.random.Generator) -> Pair:
-        shares = np.array(list(SOURCES.values()))
-        source = str(rng.choice(list(SOURCES), p=shares / shares.sum()))
+        drawn = str(rng.choice(list(SOURCES), p=list(SOURCES.values())))
+        source = WRITTEN if rng.random() < IS_WRITTEN else drawn
         while True:
             try:
                 if source == WRITTEN:

@@ -13,9 +13,7 @@ from saycan_qt.kitchen.language.phrases import NUMBERS, Phrases
 from saycan_qt.kitchen.language.wording import Wording
 from saycan_qt.kitchen.symbolic import DRAWERS, WORKTOPS
 
-WRITTEN = "written"
-SOURCES = {  # each is a method of Sources, or of Intricate, or WRITTEN, and its share in what is drawn, of their sum
-    WRITTEN: 0.5,
+SOURCES = {  # each is a method of Sources, or of Intricate, and how often it is drawn from
     "sentence": 0.05,
     "clause": 0.03,
     "wish": 0.04,
@@ -37,7 +35,8 @@ SOURCES = {  # each is a method of Sources, or of Intricate, or WRITTEN, and its
     "absent": 0.03,
 }
 INTRICATE = ("count", "condition", "negation", "correction", "preference", "order", "pronoun", "foreign", "absent")
-SCENE = (*INTRICATE, WRITTEN)  # sources of which the plan follows from what the scene tells
+WRITTEN = "written"  # what comes whole from written.yaml
+SCENE = (*INTRICATE, WRITTEN)  # sources of which the plan may follow from what the scene tells
 SEVERAL = 0.2  # share of errands in which one thing becomes a set of them
 UNTOUCHED = 0.05  # share in which something else must be left alone
 EVERYTHING = "everything"  # a task's name for all that stands somewhere

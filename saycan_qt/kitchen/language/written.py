@@ -4,11 +4,12 @@
   cases:                                # or `start` and `do` beside `say`, where there is one
     - {start: {objects: {coke can: table, lime soda: anywhere}}, do: [bring coke can]}
     - {start: {objects: {lime soda: anywhere}, absent: [coke can]}, do: [bring lime soda]}
-- {say: Clear the fruit away and shut it., start: {...}, do: ["store apple, top", "store orange, top", close top]}
+- {say: All the fruit into the bin., any_order: true, start: {...}, do: [trash apple, trash orange]}
 - {say: Boil me an egg., do: cannot}
 
 `start` is as in an instruction file (instructions.py); `do` lists tasks, each a kind of `errands.SLOTS` and its
-arguments. What is put together from phrases is said in some hundred ways; these in as many as there are sentences.
+arguments; `any_order` is said of entries that do the same with things in no order, which are then taken as the scene's
+line has them. What is put together from phrases is said in some hundred ways; these in as many as there are sentences.
 """
 
 from __future__ import annotations
@@ -16,13 +17,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import yaml
 
-from planners.named import named
 from planners.prompts import CANNOT
 from saycan_qt.kitchen.language.errands import SLOTS
 from saycan_qt.kitchen.language.instructions import Reader, Start
@@ -48,6 +49,7 @@ class Written:
 
     say: str
     cases: tuple[Case, ...]
+    any_order: bool = False  # in which the same is done with several things
 
     def draw(self, objects: Sequence[str], rng: np.random.Generator) -> Asked:
         """One of its cases, in a kitchen as that wants it."""
@@ -55,42 +57,34 @@ class Written:
         kitchen = case.start.kitchen(rng, objects)
         if case.parts is None:
             return Asked(kitchen, self.say, serves=False)
-        return Asked(kitchen, self.say, in_order(case.parts, self.say, kitchen))
+        return Asked(kitchen, self.say, as_in_view(case.parts, kitchen) if self.any_order else list(case.parts))
 
 
-def in_order(parts: Sequence[Part], say: str, kitchen: SymbolicKitchen) -> list[Part]:
-    """Things that are not named one by one, as in "all the fruit", are taken as they come in the scene's line."""
-    spoken = set(named(say, kitchen.where))
-    seen, ordered = {thing: place for place, thing in enumerate(in_view(kitchen))}, list(parts)
-    first = 0
-    while first < len(ordered):
-        last = first
-        while last < len(ordered) and _alike(ordered[first], ordered[last]):
-            last += 1
-        run = ordered[first:last]
-        if not spoken & {part.values.get("object", "") for part in run}:
-            ordered[first:last] = sorted(run, key=lambda part: seen.get(part.values.get("object", ""), len(seen)))
-        first = last
-    return ordered
-
-
-def _alike(one: Part, other: Part) -> bool:
-    """The same done with two things."""
-    return one.kind == other.kind and {**one.values, "object": ""} == {**other.values, "object": ""}
+def as_in_view(parts: Sequence[Part], kitchen: SymbolicKitchen) -> list[Part]:
+    """Where the same is done with several things, one after the other, they come as in the scene's line."""
+    order = {thing: place for place, thing in enumerate(in_view(kitchen))}
+    runs = groupby(parts, key=lambda part: (part.kind, {**part.values, "object": ""}))
+    return [one for _, run in runs for one in sorted(run, key=lambda p: order.get(p.values.get("object", ""), 0))]
 
 
 @cache
 def load() -> tuple[Written, ...]:
     reader = Reader(SkillLibrary.load(), ())
     with FILE.open(encoding="utf-8") as file:
-        entries = yaml.load(file, yaml.CSafeLoader)
-    return tuple(
-        Written(entry["say"], tuple(_case(case, reader) for case in entry.get("cases", [entry]))) for entry in entries
-    )
+        return tuple(_written(entry, reader) for entry in yaml.load(file, yaml.CSafeLoader))
 
 
-def of_half(held_out: bool) -> list[Written]:
-    return [one for number, one in enumerate(load()) if (number % HELD_OUT == 0) == held_out]
+def training() -> list[Written]:
+    return [one for number, one in enumerate(load()) if number % HELD_OUT]
+
+
+def held_out() -> list[Written]:
+    return [one for number, one in enumerate(load()) if not number % HELD_OUT]
+
+
+def _written(entry: Mapping[str, Any], reader: Reader) -> Written:
+    cases = tuple(_case(case, reader) for case in entry.get("cases", [entry]))
+    return Written(entry["say"], cases, entry.get("any_order", False))
 
 
 def _case(entry: Mapping[str, Any], reader: Reader) -> Case:
