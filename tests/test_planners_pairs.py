@@ -2,6 +2,7 @@
 
 import re
 from contextlib import suppress
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -92,7 +93,7 @@ def test_what_was_written_is_planned_where_it_is_said_and_follows_from_what_is_s
                     asked = written.Written(one.say, (case,)).draw(LIBRARY.objects, rng)
                     plans.append(generator.pair_of(asked, WRITTEN, rng).plan)
             assert plans, one
-        told = [(case.start.holds, case.start.open, case.start.absent, outside_drawers(case)) for case in one.cases]
+        told = [(replace(case.start, objects={}), outside_drawers(case)) for case in one.cases]
         assert len(set(map(str, told))) == len(one.cases), one
 
 
