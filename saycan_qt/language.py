@@ -25,7 +25,7 @@ KEY = "LANGUAGE_SERVER_KEY"  # environment variable
 CHAT_RETRIES = 2  # of LangChain's models, which know when to try again
 NONE, CPU = "none", "cpu"
 UNSURE = 0.6  # a guess, for what `evaluate asking` has not measured
-NEARNESS = 10.0  # for an adapter that was taught no robot's words; chosen on robots kept from its training
+NEARNESS = 6.0  # for an adapter that was taught no robot's words; chosen on robots kept from its training
 
 
 class LanguageError(Exception):
