@@ -145,8 +145,7 @@ class Config:
     seed: int = 0  # of the sample
     language: LanguageConfig = field(default_factory=lambda: LanguageConfig(adapter="none"))
     without: Literal["", "affordance", "language"] = ""
-    # Weight of sentence embedding beside the language model, see SayCanConfig; of 0, 4 and 10 the best in tuning
-    nearness: float = 4.0
+    nearness: float = 0.0  # weight of sentence embedding beside the language model, see SayCanConfig
     plans: Literal["shipped", "short"] = "short"  # of the examples: as people wrote them, or without what they need not
     nearest: int = 8  # examples in a prompt; 0: none
     check: bool = False  # the goal is checked after each skill, and ends the plan: not for the language model to know

@@ -6,9 +6,9 @@
 
 Subgoal decomposition in VirtualHome [Li et al. 2024, arXiv 2410.07166]. Skills are its evaluator's states and relations
 ("hold the cup", "the cup on the table") and the actions that it takes as subgoals; one is possible where the actions
-that the evaluator makes of it are carried out by its simulator. Splits, examples, prompts and all options but the
-default of `--nearness` are those of `embodied_agent_interface.py`. The examples are the shipped plans' actions, each as
-the subgoal that the evaluator would make it of.
+that the evaluator makes of it are carried out by its simulator. Splits, examples, prompts and all options are those of
+`embodied_agent_interface.py`. The examples are the shipped plans' actions, each as the subgoal that the evaluator would
+make it of.
 
 A goal's parts are subgoals word for word, so that a list of them is a plan already: `--told` judges it, without any
 planner, which is what the planner's figure is to be held against.
@@ -80,7 +80,6 @@ OF_OURS = {"NEXT_TO", "FACING", "HOLDS_RH"}  # such of them as are about the rob
 @dataclass(frozen=True)
 class Config(Actions):
     told: bool = False  # no planner: the goal's parts, in the order in which they are told
-    nearness: float = 0.0  # others were not tried here
 
 
 class Subgoals(Benchmark):
