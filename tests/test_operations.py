@@ -37,6 +37,7 @@ from saycan_qt.services import logs
 from saycan_qt.services.access import TOKEN, ServerOptions
 from saycan_qt.services.exposition import Endpoint, Metrics
 from saycan_qt.services.operation import OperationOptions
+from saycan_qt.services.processes import ServiceProcess
 from skills import robot as robot_service
 from skills.client import RobotClient, SkillClient
 from skills.errors import AccessError, Busy, InvalidRequest, Unauthenticated, UnknownSkill, Unreadable
@@ -332,6 +333,20 @@ def test_a_served_process_reloads_on_command_and_on_sighup_and_shows_its_metrics
         lines = [json.loads(line) for line in process.stderr.read().splitlines()]
         assert process.wait(30) == 0
     assert ("ReloadModel", "FAILED_PRECONDITION") in {(line.get("method"), line.get("code")) for line in lines}
+
+
+def test_a_service_may_be_closed_by_two_at_once(tmp_path):
+    """as where a start is interrupted: its owner and the thread that starts it both end what was begun"""
+    together = threading.Barrier(8)
+
+    def close(service):
+        together.wait()
+        service.close()
+
+    with ThreadPoolExecutor(8) as several:
+        for _ in range(10):
+            service = ServiceProcess("nothing", ["true"], tmp_path / "nothing.log", print)
+            assert list(several.map(close, [service] * 8)) == [None] * 8 and not service.log.exists()
 
 
 def test_a_sighup_that_comes_while_a_service_starts_is_heeded_when_it_has_started():

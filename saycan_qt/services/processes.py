@@ -112,8 +112,9 @@ class ServiceProcess:
         for stream in (self._process.stdin, self._process.stdout):
             if stream is not None:
                 stream.close()
-        if self.log.exists() and not self.log.stat().st_size:
-            self.log.unlink()
+        with contextlib.suppress(FileNotFoundError):  # an interrupted start and its owner may both close it
+            if not self.log.stat().st_size:
+                self.log.unlink()
 
     def _read(self) -> None:
         assert self._process.stdout is not None
