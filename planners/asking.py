@@ -21,6 +21,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from planners.named import verbatim
 from planners.saycan import Decision
 from skills.library import Skill
 
@@ -69,8 +70,7 @@ class Question:
             return Answer()
         if said.casefold() == VETO:
             return Answer(veto=True) if self.skills and (self.skills[1:] or self.others) else None
-        known = (*self.skills, *self.others)
-        if chosen := next((skill for skill in known if said.casefold() in (skill.text, skill.name)), None):
+        if chosen := verbatim(said, (*self.skills, *self.others)):
             return Answer(chosen)
         if not said.isdecimal():
             return Answer(instruction=said)

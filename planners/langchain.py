@@ -27,7 +27,7 @@ from langgraph.types import interrupt
 from pydantic import PrivateAttr
 
 from planners.asking import Answer, Asking, Question
-from planners.prompts import describe
+from planners.prompts import Begun, describe
 from planners.proposal import generate
 from planners.saycan import DONE, Decision, Judge, SayCanPlanner, Step, World
 from planners.transcript import CARRIED, Carried, Errand, Errands, Run, Unreadable, told
@@ -62,9 +62,8 @@ class RunnablePlanner(Runnable[PlannerInput, Decision]):
     def _decide(self, asked: PlannerInput) -> Decision:
         if problem := _fault(asked):
             raise ValueError(f"{problem}; {TAKEN}")
-        return self.planner.step(
-            asked["instruction"], asked.get("history") or (), asked["affordances"], asked.get("observation")
-        )
+        history, seen = asked.get("history") or (), asked.get("observation")
+        return self.planner.step(asked["instruction"], history, asked["affordances"], seen, Begun())
 
 
 def _fault(asked: Any) -> str:
@@ -237,11 +236,11 @@ class PlannerModel(BaseChatModel):
         **kwargs: Any,
     ) -> ChatResult:
         thread = str(((run_manager and run_manager.metadata) or {}).get("thread_id") or "")
-        refused = ""
         try:
             errand, answered = self._errands.follow(messages, thread)
             if not answered:
-                refused = self._decide(errand)
+                self._decide(errand)
+            refused = errand.refused
             answer = AIMessage(errand.answer)
             if errand.asked is not None:
                 name = self._names()[errand.asked.family]
@@ -254,26 +253,27 @@ class PlannerModel(BaseChatModel):
             answer.response_metadata["refused"] = refused
         return ChatResult(generations=[ChatGeneration(message=answer)])
 
-    def _decide(self, errand: Errand) -> str:
-        """The errand's next call, or its end; why it is refused, if it is. A question breaks it off before it changes
-        anything, and when it is answered LangGraph begins here again."""
+    def _decide(self, errand: Errand) -> None:
+        """The errand's next call, or its end. A question breaks it off before it changes anything, and when it is
+        answered LangGraph begins here again."""
         instruction, steps = errand.instruction, list(errand.steps)
         while True:
             observation = self.world.observe()
-            decision = self.planner.step(instruction, steps, self.judge.affordances(observation), observation)
+            possible = self.judge.affordances(observation)
+            decision = self.planner.step(instruction, steps, possible, observation, errand.begun)
             question = self.asking.question(instruction, decision)
             if question is not None and Run.now() is None:
-                errand.end(f"{question.reason}; no graph runs here in which a person could be asked")
-                return errand.answer
+                reason = f"{question.reason}; no graph runs here in which a person could be asked"
+                errand.end(reason, refused=reason)
+                return
             answer = Answer(decision.skill) if question is None else _answer(question)
             if not answer.instruction:
                 break
             instruction, steps = answer.instruction, []
         errand.instruction, errand.steps = instruction, steps
         if question is None and decision.refusal is not None:
-            errand.end(decision.refusal.reason)
-            return decision.refusal.reason
-        if answer.skill is None:
+            errand.end(decision.refusal.reason, refused=decision.refusal.reason)
+        elif answer.skill is None:
             errand.end("stopped")
         elif answer.skill.name == DONE:
             errand.end("done")
@@ -281,7 +281,6 @@ class PlannerModel(BaseChatModel):
             errand.end(f"not done after {len(errand.steps)} steps")
         else:
             errand.ask(answer.skill)
-        return ""
 
     def _names(self) -> dict[str, str]:
         return tool_names(dict.fromkeys(skill.family for skill in self.planner.skills if skill.name != DONE))

@@ -7,43 +7,85 @@ named("the cup and two plates", ["cup", "plate", "plate rack"])      # ["cup", "
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+import unicodedata
+from collections.abc import Iterable
 from functools import lru_cache
 
 from skills.library import Skill
 
+SHORTEST = 4  # letters of a name that may be several of something; a bus or gas is none
+
 
 def pattern(names: Iterable[str]) -> re.Pattern[str]:
-    """Finds these names as whole words, the longest where several fit; without any, nothing."""
+    """Finds these names as whole words, the longest where several fit, whatever their case; without any, nothing."""
     longest = sorted(names, key=len, reverse=True)
-    return re.compile(rf"\b({'|'.join(map(re.escape, longest))})\b" if longest else r"(?!)")
+    return re.compile(rf"(?<!\w)({'|'.join(map(re.escape, longest))})(?!\w)" if longest else r"(?!)", re.IGNORECASE)
 
 
 def renamed(text: str, name: str, other: str) -> str:
     """The text with another name in the place of this one."""
-    return re.sub(rf"\b{re.escape(name)}(es|s)?\b", lambda found: other + (found[1] or ""), text, flags=re.IGNORECASE)
+
+    def instead(found: re.Match[str]) -> str:
+        return other + (found[0][len(name) :] if found[0].casefold().startswith(name.casefold()) else "")
+
+    return pattern(_forms(name)).sub(instead, text)
 
 
 def named(text: str, names: Iterable[str]) -> list[str]:
-    """Those that a text names, each once, in its order; case does not matter, nor does a plural's ending."""
-    known, finds = _forms(frozenset(names))
+    """Those that a text names, each once, in its order; case does not matter, nor articles, nor whether it is one of a
+    thing or several."""
+    known, finds = _forms_of(frozenset(names))
     return list(dict.fromkeys(known[found] for found in finds.findall(text.casefold())))
 
 
 @lru_cache(maxsize=64)  # a planner asks about all names of its library at each decision
-def _forms(names: frozenset[str]) -> tuple[dict[str, str], re.Pattern[str]]:
-    """What each name may look like in a text, singular and plural, and what finds that."""
+def _forms_of(names: frozenset[str]) -> tuple[dict[str, str], re.Pattern[str]]:
+    """What each name may look like in a text, and what finds that."""
     plain = {name.casefold(): name for name in sorted(names)}
-    forms = {form: name for key, name in plain.items() for form in (key, key + "s", key + "es")} | plain
+    forms = {form: name for key, name in plain.items() for form in _forms(key)} | plain
     return forms, pattern(forms)
 
 
+def _forms(name: str) -> list[str]:
+    """An English name and what it looks like as one of several, or as one where it is several; the name comes first."""
+    bare = re.sub(r"^(the|an?) (?=.)", "", name)
+    forms = [name, bare, bare + "s", bare + "es"]
+    for one, several in (("y", "ies"), ("fe", "ves"), ("f", "ves")):
+        forms += [bare.removesuffix(one) + several] if bare.endswith(one) else []
+        forms += [bare.removesuffix(several) + one] if bare.endswith(several) else []
+    if len(bare) >= SHORTEST and bare.endswith("s") and not bare.endswith(("ss", "us", "is")):
+        forms += [bare[:-1], *([bare[:-2]] if bare.endswith(("ses", "xes", "zes", "ches", "shes", "oes")) else [])]
+    return list(dict.fromkeys(forms))
+
+
+class Verbatim:
+    """Finds the skill that a sentence asks for by its own text or name, and nothing else; None where it fits none, or
+    several that differ in signs alone, none of which it has."""
+
+    def __init__(self, skills: Iterable[Skill]) -> None:
+        given = list(skills)
+        words = [(skill.name, skill) for skill in given] + [(skill.text, skill) for skill in given]  # texts count more
+        self._exact = {_same(said): skill for said, skill in words}
+        self._plain: dict[str, dict[str, Skill]] = {}
+        for said, skill in words:
+            self._plain.setdefault(plain(said), {})[skill.name] = skill
+
+    def __call__(self, text: str) -> Skill | None:
+        found = self._plain.get(plain(text), {}) if plain(text) else {}
+        return self._exact.get(_same(text)) or (next(iter(found.values())) if len(found) == 1 else None)
+
+
+def verbatim(text: str, skills: Iterable[Skill]) -> Skill | None:
+    """As Verbatim, for once."""
+    return Verbatim(skills)(text)
+
+
+def _same(text: str) -> str:
+    return " ".join(text.casefold().split())
+
+
 def plain(text: str) -> str:
-    """Without case, and without what is no letter or digit around it."""
-    return " ".join(re.sub(r"^\W+|\W+$", "", text.casefold()).split())
-
-
-def verbatim(text: str, skills: Sequence[Skill]) -> Skill | None:
-    """The skill that a sentence asks for by its own text or name, and nothing else."""
-    said = plain(text)
-    return next((skill for skill in skills if said and said in (plain(skill.text), plain(skill.name))), None)
+    """Without case, and without what is no letter, digit or mark of a letter around it."""
+    folded = text.casefold()
+    own = [i for i, sign in enumerate(folded) if sign == "_" or unicodedata.category(sign)[0] in "LNM"]
+    return " ".join(folded[own[0] : own[-1] + 1].split()) if own else ""

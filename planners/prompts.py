@@ -37,6 +37,15 @@ class Example:
     plan: tuple[str, ...]
 
 
+@dataclass
+class Begun:
+    """What an errand's prompts begin with: kept from its first step on, so that they go on as they began."""
+
+    instruction: str = ""  # as it was read; "": nothing yet
+    examples: Sequence[Example] = ()
+    scene: str = ""
+
+
 class TextEmbedder(Protocol):
     """What sentence_transformers.SentenceTransformer offers."""
 
@@ -66,6 +75,8 @@ def load_words(path: Path) -> dict[str, list]:
     words = _document(path).get("words") or {}
     if not isinstance(words, dict) or not all(isinstance(values, list) for values in words.values()):
         raise ExamplesError(f"{path}: `words` are lists with names, such as `thing: [cup, plate]`")
+    if empty := next((name for name, values in words.items() if None in values), None):
+        raise ExamplesError(f"{path}: `words` has nothing in one place of {empty!r}")
     if many := next((name for name, values in words.items() if len(values) > MAX_WORDS), None):
         raise ExamplesError(f"{path}: `words` has {len(words[many])} of {many!r}, at most {MAX_WORDS} are read")
     return words
@@ -151,6 +162,7 @@ class Prompt:
         self.turn = threading.RLock()  # held by the decision that is being made, as the last ones are remembered here
         self.examples = list(examples)
         self._things = pattern(things)
+        self._spelt = {thing.lower(): thing for thing in things}
         self.nearest, self.per_way = nearest, per_way
         self.spread, self.fewest = spread, fewest
         self.tuned, self.about, self.states, self.scene, self.spelling = tuned, about, states, scene, spelling
@@ -160,8 +172,7 @@ class Prompt:
             self._by_way.setdefault(self._mask(example.instruction), []).append(example)
         self._vectors = self.embed(list(self._by_way))
         self._things_said = np.array([_count_things(way) for way in self._by_way])
-        self._chosen: tuple[str, list[Example]] = ("", [])
-        self._scene = ""
+        self._own = self._begun = Begun()  # where none is given; that of the last prompt
         self._last: tuple[str, np.ndarray] = ("", np.zeros(0))
 
     def read(self, instruction: str) -> str:
@@ -171,6 +182,10 @@ class Prompt:
 
     def _mask(self, text: str) -> str:
         return self._things.sub(MASK, text.lower())
+
+    def _named(self, text: str) -> list[str]:
+        """The things in a text, as the robot spells them."""
+        return [self._spelt.get(found.lower(), found) for found in self._things.findall(text)]
 
     def embed(self, texts: Sequence[str]) -> np.ndarray:
         """(N, width), unit length."""
@@ -191,7 +206,7 @@ class Prompt:
         if not self.examples:
             return []
         words = set(_words(instruction))
-        things = self._things.findall(instruction.lower())
+        things = self._named(instruction)
         masked = self._mask(instruction)
         similarity = self._similarity(masked)
 
@@ -222,21 +237,25 @@ class Prompt:
                 break
             ranked = sorted(ways[index], key=shared, reverse=True)
             alike.append(self._about(ranked[0], things))
-            different = [e for e in ranked[1:] if not set(things).intersection(self._things.findall(e.instruction))]
+            different = [e for e in ranked[1:] if not set(things).intersection(self._named(e.instruction))]
             others += different[len(others) :][: min(self.per_way, room) - 1]
         return [*others[::-1], *alike[::-1]]
 
     def _about(self, example: Example, things: list[str]) -> Example:
         """The example with its things replaced by these, in the order in which they are named, if as many are named."""
-        named = self._things.findall(example.instruction.lower())
+        named = self._named(example.instruction)
         if len(named) != len(things):
             return example
-        replace = dict(zip(named, things, strict=True))
+        replace = dict(zip(map(str.lower, named), things, strict=True))
         instruction, *plan = (
-            self._things.sub(lambda found: replace.get(found[0], found[0]), text)
+            self._things.sub(lambda found: replace.get(found[0].lower(), found[0]), text)
             for text in (example.instruction, *example.plan)
         )
         return Example(instruction, tuple(plan))
+
+    def take(self, begun: Begun | None) -> None:
+        """The errand that the next prompts are about; None: none in particular."""
+        self._begun = begun or self._own
 
     def build(
         self,
@@ -247,14 +266,15 @@ class Prompt:
     ) -> str:
         """The prompt up to the number of the next step; ` text\\n` is what continues it.
 
-        Examples and scene are those of the first step of an instruction, and are kept while steps are added, so that
-        the prompt's beginning stays the same.
+        Examples and scene are those of the first step of an errand, and are kept while steps are added, so that the
+        prompt's beginning stays the same. Unless `take` tells errands apart, one is what has the words asked last.
         """
         instruction = self.read(instruction)
-        if not steps_done or self._chosen[0] != instruction:
-            self._chosen = (instruction, self.choose(instruction, feasible))
+        begun = self._begun
+        if not steps_done or begun.instruction != instruction:
             known = None if known and self.head and _knows_nothing(known) else known
-            self._scene = describe(known, self.states) + "\n" if known and (self.tuned or self.scene) else ""
+            begun.scene = describe(known, self.states) + "\n" if known and (self.tuned or self.scene) else ""
+            begun.instruction, begun.examples = instruction, self.choose(instruction, feasible)
         return self._write(instruction, steps_done)
 
     def content_free(self, steps_done: Sequence[str]) -> str:
@@ -263,13 +283,13 @@ class Prompt:
         return self._write(NOTHING_SAID, steps_done)
 
     def _write(self, instruction: str, steps_done: Sequence[str]) -> str:
-        before = self.head + "".join(shown(e.instruction, e.plan) for e in self._chosen[1]) + self._scene
+        before = self.head + "".join(shown(e.instruction, e.plan) for e in self._begun.examples) + self._begun.scene
         return before + numbered(instruction, steps_done) + f"\n{len(steps_done) + 1}."
 
     @property
     def example_steps(self) -> list[str]:
         """The steps of the last prompt's examples, each once."""
-        return list(dict.fromkeys(step for example in self._chosen[1] for step in example.plan))
+        return list(dict.fromkeys(step for example in self._begun.examples for step in example.plan))
 
     def familiarity(self, instruction: str) -> float:
         """Cosine of the instruction to the nearest way to ask, things' names masked."""

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from planners.prompts import CANNOT, Prompt
+from planners.prompts import CANNOT, Begun, Prompt
 from planners.saycan import DONE, LONGEST, Decision, Refusal, SayCanConfig, SayCanPlanner, Step, one_at_a_time
 from skills.library import Skill
 from skills.rules import Known
@@ -118,9 +118,11 @@ class ProposalPlanner(SayCanPlanner):
         history: Sequence[Step],
         affordances: Mapping[str, float],
         known: Known | None = None,
+        begun: Begun | None = None,
     ) -> ProposalDecision:
         """The next skill. A failed step is not shown to the language model, so that it proposes it anew."""
         started = time.perf_counter()
+        self.prompt.take(begun)
         possible = [s for s in self.skills if affordances.get(s.name, 0.0) >= self.config.affordance_floor]
         feasible = {skill.text for skill in possible if not skill.learned}
         steps_done = [step.skill.text for step in history if step.outcome.succeeded]
@@ -132,7 +134,7 @@ class ProposalPlanner(SayCanPlanner):
                 if any(proposal.skill in possible or _is_done(proposal.skill) for proposal in proposals):
                     break
         self._votes.count(proposals, equal=not self.proposals.votes)
-        decision = super().step(instruction, history, affordances, known)
+        decision = super().step(instruction, history, affordances, known, begun)
         chosen = decision.because or self._votes.counts[decision.skill.text]
         if decision.refusal is None and not chosen:
             said = [text for proposal in proposals if (text := shorten(proposal.text, TOLD, placeholder=" ..."))]

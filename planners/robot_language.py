@@ -7,6 +7,7 @@ language.prompt(text_embedder()).build("bring me the red block", steps_done=[])
 from __future__ import annotations
 
 import difflib
+import logging
 import re
 from collections import Counter
 from collections.abc import Iterable
@@ -20,11 +21,15 @@ from skills import files
 from skills.library import MAX_COMPARED, Skill, SkillLibrary
 from skills.robot_folder import RobotFolder
 
+log = logging.getLogger(__name__)
+
 EXAMPLES, ADAPTER = "examples.yaml", "adapter"  # in a robot's folder
 GENERAL = Path(__file__).with_name("general")  # the shipped language model's adapter for robots that none was taught
 DONE = "done"  # the skill that ends a plan
 ASKING = "asking.json"  # in a robot's folder: `python -m saycan_qt.evaluate asking --calibrate` writes it
 SCENES = "scenes.json"  # in an adapter's folder: what the prompts told that it was taught with
+TAUGHT = "taught.json"  # in an adapter's folder: texts of the skills that it was taught
+LARGE = 2**24  # [bytes] of that
 MOST_FAMILIES, MOST_VALUES = 60, 40  # that are told; of a larger library the rest is left out
 COMPARED = 30  # skills of a family from which its template is found
 
@@ -58,17 +63,21 @@ class RobotLanguage:
     def read(
         library: SkillLibrary, file: Path | None = None, adapter: Path | None = None, about: str = "a robot"
     ) -> RobotLanguage:
-        """file: of examples. Raises ExamplesError."""
+        """file: of examples. An adapter that was not taught all of the skills is left out. Raises ExamplesError."""
         examples = load_examples(file) if file else []
         if file:
             _check(examples, [skill.text for skill in library], file)
-        words = load_words(file) if file else {}
+        words, texts = load_words(file) if file else {}, frozenset(skill.text for skill in library)
+        if adapter and (missing := texts - taught_to(adapter, texts)):
+            some = f"“{min(missing)}”" + (f" and {len(missing) - 1} more" if len(missing) > 1 else "")
+            log.warning("%s was not taught %s, and is left out; `saycan_qt.tune` teaches anew", adapter, some)
+            adapter = None
         return RobotLanguage(
             examples=tuple(examples),
-            things=tuple(words["thing"]) if "thing" in words else named_in(library),
+            things=tuple(map(str, words["thing"])) if "thing" in words else named_in(library),
             about=about,
             adapter=adapter,
-            taught=frozenset(skill.text for skill in library) if adapter else frozenset(),
+            taught=texts if adapter else frozenset(),
             by_text=() if adapter else tuple(by_their_texts(library, examples)),
             skills=abilities(library),
         )
@@ -121,6 +130,16 @@ def unsure_in(file: Path) -> float | None:
     if not (isinstance(found, int | float) and 0 <= found <= 1):
         raise ExamplesError(f"{file}: a threshold lies within 0 to 1, not {str(found)[:50]}")
     return float(found)
+
+
+def taught_to(adapter: Path, skills: frozenset[str]) -> frozenset[str]:
+    """Texts of the skills that an adapter was taught; all of these where it does not tell. Raises ExamplesError."""
+    if not (adapter / TAUGHT).is_file():
+        return skills
+    try:
+        return frozenset(files.read_json(adapter / TAUGHT, LARGE)["skills"])
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise ExamplesError(f"{adapter / TAUGHT}: no skills can be read from it: {error}") from None
 
 
 def tells_states(adapter: Path | None) -> bool:

@@ -14,8 +14,8 @@ from typing import Any, Literal, Protocol, TypeVar, cast
 
 import numpy as np
 
-from planners.named import named, plain, renamed
-from planners.prompts import CANNOT, Prompt, one_line
+from planners.named import Verbatim, named, renamed
+from planners.prompts import CANNOT, Begun, Prompt, one_line
 from skills.library import Skill
 from skills.rules import Known
 from skills.types import Observation, Outcome
@@ -185,7 +185,8 @@ class SayCanPlanner:
             raise ValueError(f"a {type(scorer).__name__} counts no tokens, so there is no mean over them")
         self._done = np.array([skill.name == DONE for skill in self.skills])
         self._texts = {skill.text for skill in self.skills}
-        self._by_words = {plain(w): i for i, s in enumerate(self.skills) if s.name != DONE for w in (s.name, s.text)}
+        self._number = {skill.name: i for i, skill in enumerate(self.skills)}
+        self._verbatim = Verbatim(skill for skill in self.skills if skill.name != DONE)
         self._families = np.unique([skill.family for skill in self.skills], return_inverse=True)[1]  # by number
         self._values = frozenset(value for skill in self.skills for value in skill.arguments.values())
         self._text_vectors: dict[
@@ -199,21 +200,23 @@ class SayCanPlanner:
         history: Sequence[Step],
         affordances: Mapping[str, float],
         known: Known | None = None,  # what the robot knows of the scene; an Observation, for one
+        begun: Begun | None = None,  # one for each errand, where several may have the same words
     ) -> Decision:
         """The next skill. A failed step is not shown to the language model, so that it proposes it anew."""
         started = time.perf_counter()
         config = self.config
+        self.prompt.take(begun)
         if config.refuse and len(instruction) > LONGEST:
             too_long = Refusal(f"an instruction has at most {LONGEST:,} letters, this one has {len(instruction):,}")
             return self._refused(too_long, "", affordances, started)
-        instruction = self.prompt.read(instruction)  # slips of the finger apart
+        said, instruction = instruction, self.prompt.read(instruction)  # slips of the finger apart
         affordance = np.array([affordances.get(skill.name, 0.0) for skill in self.skills])
         affordance[self._done] = config.done_affordance
         weight = np.ones(len(self.skills)) if config.without == "affordance" else affordance
         lowered = np.array([self._lowered(skill, history) for skill in self.skills])
         possible = weight >= config.affordance_floor
-        if (said := self._word_for_word(instruction, history, possible)) is not None:
-            language = np.where(np.arange(len(self.skills)) == said, 0.0, -np.inf)
+        if (asked_for := self._word_for_word(said, history, possible)) is not None:
+            language = np.where(np.arange(len(self.skills)) == asked_for, 0.0, -np.inf)
             rows = self._table(language, weight, affordance, lowered * possible)
             return Decision(rows, "", time.perf_counter() - started, because=WORD_FOR_WORD)
         feasible = {s.text for s, may in zip(self.skills, possible, strict=True) if may and not s.learned}  # by rule
@@ -373,7 +376,8 @@ class SayCanPlanner:
         skill = self.skills[favourite]
         names = named(instruction, skill.arguments.values())
         missing = self._not_there(skill, known) if known and known.objects else names[: not history]
-        if possible[favourite] or not (names or (missing and self.prompt.tuned and known)):
+        told = known is not None and (self.prompt.tuned or self.prompt.scene)
+        if possible[favourite] or not (names or (missing and told)):
             return nothing, None
         if not missing:
             count = self._count(instruction)
@@ -449,10 +453,10 @@ class SayCanPlanner:
     def _word_for_word(self, instruction: str, history: Sequence[Step], possible: np.ndarray) -> int | None:
         """Number of the skill that the instruction asks for in its own words, where it is possible; once it has
         succeeded, of "done"."""
-        asked = self._by_words.get(plain(instruction))
-        if asked is None or self.config.without:
+        skill = self._verbatim(instruction)
+        if skill is None or self.config.without:
             return None
-        tries = [step for step in history if step.skill.name == self.skills[asked].name]
+        asked, tries = self._number[skill.name], [step for step in history if step.skill.name == skill.name]
         if any(step.outcome.succeeded for step in tries):
             return int(self._done.argmax())
         return asked if possible[asked] and len(tries) < self.config.tries else None
@@ -485,9 +489,10 @@ class SayCanPlanner:
         Ends with the Decision "done", at once where it refuses, or with the Step that reaches max_steps.
         """
         history: list[Step] = []
+        begun = Begun()
         while len(history) < self.config.max_steps:
             observation = world.observe()
-            decision = self.step(instruction, history, judge.affordances(observation), observation)
+            decision = self.step(instruction, history, judge.affordances(observation), observation, begun)
             yield decision
             if decision.done:
                 return

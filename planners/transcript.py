@@ -21,6 +21,7 @@ from typing import Any, Generic, TypeVar
 from langchain_core.messages import AIMessage, AnyMessage, BaseMessage, HumanMessage, ToolMessage
 from langgraph.runtime import get_runtime
 
+from planners.prompts import Begun
 from planners.saycan import Step
 from skills.library import Skill
 from skills.types import Outcome, Status
@@ -99,14 +100,17 @@ class Errand:
     instruction: str
     name: str = field(default_factory=lambda: secrets.token_hex(4))
     steps: list[Step] = field(default_factory=list)
+    begun: Begun = field(default_factory=Begun)
     calls: int = 0  # made so far
     asked: Skill | None = None  # by the last call, while its end is not known
     answer: str = ""  # the last one, in words
+    refused: str = ""  # why, if it is
     over: bool = False
     run: Run | None = None  # which spoke last
     thread: str = ""
     words: frozenset[str] = frozenset()  # ids of the messages that began it
     seen: tuple[Any, ...] = ()  # the messages that it was last read from
+    ids: tuple[str | None, ...] = ()  # theirs
 
     @property
     def call(self) -> str:
@@ -116,8 +120,8 @@ class Errand:
     def ask(self, skill: Skill) -> None:
         self.calls, self.asked, self.answer = self.calls + 1, skill, skill.text
 
-    def end(self, answer: str) -> None:
-        self.over, self.asked, self.answer = True, None, answer
+    def end(self, answer: str, refused: str = "") -> None:
+        self.over, self.asked, self.answer, self.refused = True, None, answer, refused
 
 
 class Errands:
@@ -134,10 +138,11 @@ class Errands:
         run = Run.now()
         errand = self._known(messages, thread, run)
         seen = tuple((type(m), m.text, getattr(m, "tool_call_id", None)) for m in messages)
-        if errand is None or not (errand.seen == seen or self._speaking(errand, run)):
+        ids = tuple(m.id for m in messages)
+        if errand is None or not (self._same(errand, seen, ids, run) or self._speaking(errand, run)):
             words = self._new_words(messages, errand)
             if words:
-                self._let_go(errand, messages)
+                self._let_go(errand, messages, words)
                 errand = Errand(one(words), words=frozenset(message.id or "" for message in words), thread=thread)
             elif errand is None:
                 errand = self._read(messages)
@@ -147,7 +152,7 @@ class Errands:
         if errand.asked is not None and not again:
             errand.steps.append(self._ended(errand.call, errand.asked, messages))
             errand.asked = None
-        errand.seen = seen
+        errand.seen, errand.ids = seen, ids
         return errand, again
 
     def _known(self, messages: Sequence[BaseMessage], thread: str, run: Run | None) -> Errand | None:
@@ -161,6 +166,13 @@ class Errands:
         return self._errands.newest(lambda errand: errand.thread == thread) if thread else None
 
     @staticmethod
+    def _same(errand: Errand, seen: tuple[Any, ...], ids: tuple[str | None, ...], run: Run | None) -> bool:
+        """Whether it was read from these very messages. In another run, which may have been interrupted, messages of
+        the same words are told apart by their ids; where those were taken away, what is over is not gone on with."""
+        known = errand.ids == ids and not (errand.over and None in ids)
+        return errand.seen == seen and (run is None or known)
+
+    @staticmethod
     def _speaking(errand: Errand, run: Run | None) -> bool:
         """Whether nobody can have said anything new: this run answered already, or it carried the last call out."""
         if run is None:
@@ -169,15 +181,14 @@ class Errands:
         return errand.run == run or (carried is not None and carried.run == run)
 
     @staticmethod
-    def _let_go(errand: Errand | None, messages: Sequence[BaseMessage]) -> None:
-        """Raises Unreadable where words follow the answer to a call that did not come to the robot: the person who
+    def _let_go(errand: Errand | None, messages: Sequence[BaseMessage], words: Sequence[BaseMessage]) -> None:
+        """Raises Unreadable where words come with the answer to a call that did not come to the robot: the person who
         refused it may have said them, or the middleware."""
         if errand is None or errand.asked is None or CARRIED.get(errand.call) is not None or Run.now() is None:
             return
         last = [m for m in messages if isinstance(m, AIMessage) or errand.call in _calls_in(m)][-1:]
         if last and isinstance(last[0], ToolMessage):
-            said = next(m for m in messages[messages.index(last[0]) + 1 :] if _is_persons(m))
-            raise Unreadable(f"“{_short(said.text)}” may be anybody's words; say again what you want")
+            raise Unreadable(f"“{_short(words[0].text)}” may be anybody's words; say again what you want")
 
     @staticmethod
     def _new_words(messages: Sequence[BaseMessage], errand: Errand | None) -> list[BaseMessage]:

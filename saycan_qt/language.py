@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
+from threading import TIMEOUT_MAX  # [s]; no socket waits longer
 from typing import TYPE_CHECKING, cast
 
 from planners.prompts import ExamplesError, Prompt
@@ -89,6 +90,8 @@ def load_language(
     their score, too. Raises LanguageError."""
     if config.chat:
         return _chatting(config, robot)
+    if config.remote:
+        _check_timeout(config)
     from transformers.utils import logging as transformers_logging  # seconds, spent while the services start
 
     from planners.language import NEGLIGIBLE, LanguageScorer
@@ -126,10 +129,14 @@ def load_language(
 def _chatting(config: LanguageConfig, robot: RobotLanguage) -> Language:
     from planners.proposal import ChatProposer
     from planners.servers.chat import OPTIONS, LetteredScorer
-    from planners.weights import text_embedder
+    from planners.weights import WeightsError, text_embedder
 
     chat, top = try_chat(config)
-    prompt, name = robot.prompt(text_embedder(), scene=True), config.served or config.chat
+    name = config.served or config.chat
+    try:
+        prompt = robot.prompt(text_embedder(), scene=True)
+    except (WeightsError, OSError, ValueError) as error:
+        raise LanguageError(" ".join(str(error).split())) from error
     scorer = LetteredScorer(chat, top, prompt.about)
     if top:
         return Language(scorer, prompt, f"{name}, by letters", preselect=OPTIONS)
@@ -151,8 +158,9 @@ def try_chat(config: LanguageConfig) -> tuple[BaseChatModel, int]:
             "--language.adapter and --language.device"
         )
     key, shown = os.environ.get(KEY), config.chat.rpartition("@")[2]  # what stands before an @ may be a password
-    if config.max_tokens < 1 or not 0 < config.timeout < float("inf"):
-        raise LanguageError("--language.max-tokens is at least 1, and --language.timeout above 0")
+    if config.max_tokens < 1:
+        raise LanguageError(f"--language.max-tokens {config.max_tokens}: it must be at least 1")
+    _check_timeout(config)
     try:
         if _is_url(config.chat):
             if not config.served:
@@ -170,6 +178,11 @@ def try_chat(config: LanguageConfig) -> tuple[BaseChatModel, int]:
         return chat, tells_letters(chat)
     except (RemoteError, ValueError) as error:
         raise LanguageError(f"--language.chat {shown}: {' '.join(str(error).split())}") from None
+
+
+def _check_timeout(config: LanguageConfig) -> None:
+    if not 0 < config.timeout <= TIMEOUT_MAX:
+        raise LanguageError(f"--language.timeout {config.timeout:g}: it must be above 0, and at most {TIMEOUT_MAX:g}")
 
 
 def _named_chat(config: LanguageConfig) -> BaseChatModel:

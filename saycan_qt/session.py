@@ -89,6 +89,8 @@ class Session:
         """A line; None: standard input has ended, where the page may still have something to say."""
         word = None if text is None else word_of(text)
         if word in STOP:
+            if self._run is not None:
+                self._run.stopped.set()
             self._say(STOPPED if self.stack.stop() else "no robot heard it; one that is started now is stopped at once")
             self.person.give_up()
         elif word in RELEASE:

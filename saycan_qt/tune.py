@@ -29,6 +29,7 @@ from functools import partial
 import torch
 
 from planners.prompts import ExamplesError
+from planners.weights import WeightsError
 from saycan_qt.learning.folder import only_writer
 from saycan_qt.learning.pairs import pairs_of
 from saycan_qt.learning.tuning import Pairs, Run, TuneConfig, endless
@@ -54,7 +55,8 @@ def kitchen_pairs() -> Pairs:
 
     library = SkillLibrary.load()
     training, held_out = PairGenerator(library), PairGenerator(library, held_out=True)
-    return Pairs(endless(partial(text_of, training)), endless(partial(text_of, held_out)), states=True)
+    first, second = (endless(partial(text_of, generator)) for generator in (training, held_out))
+    return Pairs(first, second, states=True, source="kitchen")
 
 
 def pairs(config: RobotTuneConfig) -> Pairs:
@@ -85,7 +87,7 @@ def main() -> int:
         config.out.mkdir(parents=True, exist_ok=True)
         with only_writer(config.out):
             Run(config, drawn).train()
-    except (ValueError, OSError, SkillError, ExamplesError) as error:
+    except (ValueError, OSError, SkillError, ExamplesError, WeightsError) as error:
         return refuse(str(error))
     return 0
 

@@ -16,8 +16,9 @@ from tiny_services import wait_until
 
 from planners.asking import Asking, Question, confidence, threshold
 from planners.saycan import WORD_FOR_WORD, Candidate, Decision, Refusal, Step
-from saycan_qt.journey.journey import verdict
+from saycan_qt.journey.journey import Journey, verdict
 from saycan_qt.journey.person import Person
+from saycan_qt.journey.results import RunFolder
 from saycan_qt.kitchen.language.answers import right_next
 from saycan_qt.kitchen.symbolic import SymbolicKitchen
 from skills.library import SkillLibrary
@@ -130,6 +131,12 @@ def test_what_was_named_and_left_out_is_said_where_the_goal_is_not_met():
     assert (success, judge) == (False, "goal") and "with the orange, which you named: nothing" in reason
 
 
+def test_a_slip_that_was_read_as_a_skills_words_is_judged_by_nobody():
+    steps, skills = [Step(LIBRARY["pick apple"], SUCCEEDED)], list(LIBRARY)
+    assert verdict("pick apple", None, "done", steps, skills, said="pick apple").judge == "skill"
+    assert verdict("pick apple", None, "done", steps, skills, said="pick maple").judge == "nobody"
+
+
 def test_a_verdict_is_the_robots_or_the_skills_own_where_they_know():
     assert told("x", ("pick apple", SUCCEEDED), satisfied=True)[:2] == (True, "goal")
     assert told("pick up the apple", ("find apple", SUCCEEDED), ("pick apple", SUCCEEDED))[:2] == (True, "skill")
@@ -153,6 +160,7 @@ def test_a_veto_proposes_the_next_and_any_skill_may_be_named():
     left = asked.vetoed()
     assert left.options[0] == "find the orange" and "not “find the apple”" in left.reason
     assert left.understand("find the apple").skill.name == "find apple"  # they may think again
+    assert left.understand("Find the apple.").skill.name == "find apple"
     assert left.vetoed().vetoed().vetoed().options[0] == "find the apple"
     assert Question("x", "?", instructions=("yes", "no")).understand("veto") is None
 
@@ -167,6 +175,21 @@ def test_a_person_chooses_says_it_otherwise_and_judges(tmp_path):
         first["options"][1], "bring me the sponge", third["options"][0], None
     ]  # fmt: skip
     assert (code, plan["success"], plan["ended"], plan["judge"]) == (1, False, "stopped", "person")
+
+
+@pytest.mark.parametrize(("said", "success"), [("Yes.", True), ("no!", False), ("1", True), ("stop", None)])
+def test_whether_it_is_wanted_takes_yes_or_no_and_says_of_other_words_that_they_are_no_instruction(
+    monkeypatch, capsys, tmp_path, said, success
+):
+    monkeypatch.setattr(sys, "stdin", io.StringIO(f"now bring the orange\n...\n{said}\n"))
+    folder, person = RunFolder(tmp_path / "out", "fruit", None), Person(Console(stderr=True), piped=True)
+    journey = Journey(None, None, None, folder, None, None, 0, 0.0, person, threading.Event(), threading.Event())
+    assert journey.content("fruit", "done: nothing") is success
+    first, again, _ = (json.loads(line)["question"] for line in capsys.readouterr().out.splitlines())
+    assert "“now bring the orange” is no answer, and was not taken as an instruction; say yes or no" in again["reason"]
+    [kept] = folder.plan["questions"]
+    assert kept == {"step": None, "instruction": "fruit", "reason": first["reason"], "confidence": 0.0,
+                    "options": ["yes", "no"], "answer": {True: "yes", False: "no", None: None}[success]}  # fmt: skip
 
 
 def test_what_is_typed_as_a_browser_answers_is_no_answer_to_the_next_question(monkeypatch):

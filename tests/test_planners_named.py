@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 
-from planners.named import named, verbatim
-from planners.prompts import Prompt
+from planners.named import named, renamed, verbatim
+from planners.prompts import Begun, Example, Prompt
 from planners.saycan import WORD_FOR_WORD, SayCanConfig, SayCanPlanner, Step
+from planners.spelling import Spelling
 from skills.library import Skill, SkillLibrary
 from skills.types import Observation, Outcome, Status
 
@@ -60,6 +61,27 @@ def test_names_are_whole_words_the_longest_first_in_any_number_and_case():
     assert named("anything", []) == []
 
 
+@pytest.mark.parametrize(
+    ("said", "names"),
+    [
+        ("feed the cow and the hen", ["cows", "hens"]),
+        ("pick the berries with the knives", ["berry", "knife"]),
+        ("look at the moon", ["the moon"]),
+        ("the cup (red), not the cup", ["cup (red)", "cup"]),
+        ("Hole die tasse", ["Tasse"]),
+        ("go by bus with a glass", ["bus", "glass"]),
+    ],
+)
+def test_one_is_named_by_several_and_several_by_one(said, names):
+    assert named(said, names) == names
+    assert named("gas, bu, glas", ["gas", "bus", "glass"]) == ["gas"]
+
+
+def test_another_takes_the_place_of_what_is_named_in_its_number():
+    assert renamed("Bring the Cups", "cup", "plate") == "Bring the plates"
+    assert renamed("feed the hen", "hens", "cows") == "feed the cows"
+
+
 @pytest.mark.parametrize("said", ["push the cube to the left", "Push the cube  to the LEFT!", "push cube left"])
 def test_a_skills_own_words_are_that_skill(said):
     assert verbatim(said, LIBRARY).name == "push cube left"
@@ -68,6 +90,13 @@ def test_a_skills_own_words_are_that_skill(said):
 @pytest.mark.parametrize("said", ["push the cube to the left and go to the shelf", "...", "push it to the left"])
 def test_more_or_other_words_are_none(said):
     assert verbatim(said, LIBRARY) is None
+
+
+def test_skills_that_differ_in_signs_alone_are_told_apart_and_a_sign_is_no_sentence():
+    signs = [Skill(f"jog {n}", "jog", text) for n, text in enumerate(("jog x +", "jog x -", "↑", "कि", "का"))]
+    assert [verbatim(skill.text, signs) for skill in signs] == signs
+    assert verbatim("Jog X  -", signs) is signs[1] and verbatim("कि.", signs) is signs[3]
+    assert [verbatim(said, signs) for said in ("jog x", "jog x +!", "?", "क")] == [None] * 4
 
 
 # ---- word for word
@@ -79,6 +108,14 @@ def test_what_is_asked_for_word_for_word_is_done_whatever_the_model_likes():
     assert decision.skill.name == "push cube left" and decision.because == WORD_FOR_WORD
     after = [Step(decision.skill, SUCCEEDED)]
     assert planner(scorer).step("push the cube to the left", after, possible("push cube left")).done
+
+
+def test_what_is_read_as_a_skills_words_is_not_said_word_for_word():
+    chooser = planner(Likes(grip_the_cone=0.9))
+    chooser.prompt.spelling = Spelling(["push the cube to the left"], ["grip"])
+    decision = chooser.step("push the tube to the left", [], possible("push cube left", "grip cone"))
+    assert chooser.prompt.read("push the tube to the left") in [skill.text for skill in LIBRARY]
+    assert decision.skill.name == "grip cone" and not decision.because
 
 
 def test_a_skill_asked_for_word_for_word_is_tried_three_times_and_prepared_by_the_model():
@@ -104,6 +141,9 @@ def test_what_the_model_does_not_name_any_thing_may_serve():
     """An untuned model is not told what is there: of what it likes, what is possible is taken, as SayCan does."""
     scorer = Likes(grip_the_red_cube=0.8, grip_the_cube=0.15)
     assert planner(scorer).step("give me a toy", [], possible("grip cube")).skill.name == "grip cube"
+    chat = planner(scorer)
+    chat.prompt.scene = True  # is told it, too
+    assert chat.step("give me the crimson one", [], possible("grip cube"), seen(cube="table")).refusal is not None
     told = planner(scorer, tuned=True).step("give me the crimson one", [], possible("grip cube"), seen(cube="table"))
     assert told.refusal.missing == "grip the red cube"
 
@@ -160,6 +200,24 @@ def test_what_the_model_likes_better_than_what_is_named_is_an_exception_it_under
     scorer = Likes(grip_the_ball=0.1, grip_the_cone=0.8)
     can = possible("grip ball", "grip cone")
     assert planner(scorer).step("anything but the ball", [], can).skill.name == "grip cone"
+
+
+# ---- errands and examples
+
+
+def test_errands_with_the_same_words_keep_their_own_scenes():
+    chooser, words, after = planner(Likes(), tuned=True), "the ball please", [Step(LIBRARY["go to shelf"], SUCCEEDED)]
+    one, other, can = Begun(), Begun(), possible("grip ball")
+    first = chooser.step(words, [], can, seen(ball="shelf"), one).prompt
+    chooser.step(words, [], can, seen(ball="crate"), other)
+    then = chooser.step(words, after, can, seen(ball="table"), one).prompt
+    assert "shelf: ball" in first and "shelf: ball" in then and "crate" not in then
+
+
+def test_things_with_capitals_are_masked_and_the_one_that_is_asked_for_is_shown():
+    examples = [Example(f"Hole die {thing}", (f"greife die {thing}", "done")) for thing in ("Tasse", "Gabel")]
+    prompt = Prompt(Letters(), examples, ["Tasse", "Gabel", "Kanne"])
+    assert prompt.build("hole die kanne", []).count("Instruction: Hole die Kanne\n1. greife die Kanne\n") == 1
 
 
 # ---- near to what is said

@@ -9,7 +9,7 @@ from language_servers import serving
 
 from planners.language import LanguageScorer
 from planners.servers import remote
-from planners.servers.remote import UNTOLD, CannotScore, RemoteError, RemoteScorer, _cuts
+from planners.servers.remote import UNTOLD, CannotScore, RemoteError, RemoteScorer, Row, _cuts
 
 KEY = "sk-very-secret"
 PROMPT = "Instruction: bring me an apple\n1. find the apple\n2. pick up the apple\n\nInstruction: open it\n1."
@@ -95,6 +95,32 @@ def test_a_server_that_tells_no_next_tokens_reads_every_candidate(local):
     with serving(reads) as url:
         scores = RemoteScorer(url, "small").score(PROMPT, CANDIDATES)
     np.testing.assert_allclose(scores, local.score(PROMPT, CANDIDATES), atol=1e-3)
+
+
+@pytest.mark.parametrize("number", [None, float("nan"), "high"])
+def test_next_tokens_without_a_number_are_told_by_reading_every_candidate(local, number):
+    answer = vllm(local)
+
+    def odd(path, request, headers):
+        status, told = answer(path, request, headers)
+        if request and not request.get("echo"):
+            for choice in told["choices"]:
+                choice["logprobs"]["top_logprobs"][0][" find"] = number
+        return status, told
+
+    with serving(odd) as url:
+        scores = RemoteScorer(url, "small").score(PROMPT, CANDIDATES)
+    np.testing.assert_allclose(scores, local.score(PROMPT, CANDIDATES), atol=1e-3)
+
+
+def test_what_another_thread_is_told_meanwhile_is_not_this_ones_answer(monkeypatch):
+    mine, others = (("1.", (" go\n",)), [[-1.0]]), (("2.", (" no\n",)), [[-9.0]])
+    last = iter([mine, others, others, others])
+    monkeypatch.setattr(RemoteScorer, "_last", property(lambda _: next(last), lambda _, told: None), raising=False)
+    scorer = RemoteScorer.__new__(RemoteScorer)
+    scorer.batch = 2
+    scorer._read = lambda texts, deadline: [Row(["1.", " go\n"][: n + 1], [None, -1.0][: n + 1]) for n in (0, 1)]
+    assert [scorer._values("1.", [" go\n"], 0.0) for _ in range(2)] == [[[-1.0]]] * 2
 
 
 @pytest.mark.parametrize(

@@ -71,13 +71,13 @@ class House:
     """Judge and World in one: everything is possible, and succeeds unless told otherwise."""
 
     def __init__(self, endings=()):
-        self.done, self.endings = [], iter(endings)
+        self.done, self.endings, self.possible = [], iter(endings), 1.0
 
     def observe(self):
         return Observation({}, np.zeros(0, np.float32), "sink", "cup", {"cup": "sink"})
 
     def affordances(self, observation):
-        return {skill.name: 1.0 for skill in SKILLS}
+        return {skill.name: self.possible for skill in SKILLS}
 
     def execute(self, skill):
         self.done.append(skill.name)
@@ -85,7 +85,7 @@ class House:
 
 
 def model_of(house, asking=Asking(), **settings):  # noqa: B008, it is frozen
-    planner = SayCanPlanner(Plans(), Prompt(Embedder(), [], []), SKILLS, SayCanConfig(refuse=False, **settings))
+    planner = SayCanPlanner(Plans(), Prompt(Embedder(), [], []), SKILLS, SayCanConfig(**{"refuse": False} | settings))
     return PlannerModel(planner=planner, judge=house, world=house, asking=asking)
 
 
@@ -130,6 +130,11 @@ def trimmed(request, handler):
 def asked_twice(request, handler):
     handler(request)
     return handler(request)
+
+
+@wrap_model_call
+def swapped(request, handler):
+    return handler(request.override(messages=[*request.messages[:-2], *request.messages[:-3:-1]]))
 
 
 @before_model
@@ -263,12 +268,31 @@ def test_a_planner_that_is_sure_does_not_ask_and_where_nobody_can_be_asked_it_sa
     assert "no graph runs here" in answer.response_metadata["refused"] and not answer.tool_calls
 
 
-def test_words_that_come_with_a_refused_call_could_be_anybodys_and_move_nothing():
+@pytest.mark.parametrize("around", [(picture,), (picture, swapped)])
+def test_words_that_come_with_a_refused_call_could_be_anybodys_and_move_nothing(around):
     house = House()
-    agent = agent_of(house, HumanInTheLoopMiddleware(interrupt_on={"take": MAY}), picture, saver=InMemorySaver())
+    agent = agent_of(house, HumanInTheLoopMiddleware(interrupt_on={"take": MAY}), *around, saver=InMemorySaver())
     agent.invoke(asks(), thread())
     answer = agent.invoke(Command(resume={"decisions": [REJECT]}), thread())["messages"][-1]
     assert "“wash the plate please”" in answer.response_metadata["refused"] and not house.done
+
+
+@pytest.mark.parametrize("around", [(), (openai_form,), (asked_twice,)])
+def test_the_same_words_in_another_run_are_looked_at_anew_without_a_checkpointer_too(around):
+    house = House()
+    agent = agent_of(house, *around)
+    house.possible = 0.0
+    assert agent.invoke(asks(), thread())["messages"][-1].text == "done" and not house.done
+    house.possible = 1.0
+    agent.invoke(asks(), thread())
+    assert house.done == WASHED
+
+
+def test_why_it_is_refused_is_told_as_often_as_it_is_asked():
+    house = House()
+    agent = agent_of(house, asked_twice, model=model_of(house, refuse=True))
+    answer = agent.invoke(asks("wash the cup please " * 200))["messages"][-1]
+    assert "at most 2,000 letters" in answer.response_metadata["refused"] and not house.done
 
 
 def test_a_person_who_breaks_in_is_obeyed_and_what_was_left_is_not_taken_up():

@@ -22,6 +22,7 @@ from test_run import (
 )
 from websockets.sync.client import connect
 
+from saycan_qt.session import FREE
 from skills.client import RobotClient
 
 __all__ = ["nothing_left_running"]
@@ -120,6 +121,37 @@ def test_stop_halts_the_robot_until_it_is_released(tmp_path):
     plans = [plan_of(folder) for folder in sorted((tmp_path / "s").glob("0*"))]
     assert [plan["ended"] for plan in plans] == ["stopped", "error", "done"], out + err
     assert plans[0]["steps"][-1]["outcome"] == "canceled" and "say `release`" in plans[1]["reason"]
+
+
+def test_what_was_stopped_while_it_decided_does_not_go_on_once_released(tmp_path):
+    """And the next instruction does."""
+    process = session("--out", tmp_path / "s", SMALL_THINKS="1")
+    say(process, INSTRUCTION)
+    until(lambda: begun(tmp_path / "s", 1))
+    [folder] = (tmp_path / "s").glob("01-*")
+    until(lambda: not acting(folder))
+    say(process, "stop", "release", "find the sponge", "quit")
+    _, out, err = finish(process)
+    plans = [plan_of(folder) for folder in sorted((tmp_path / "s").glob("0*"))]
+    assert [(plan["ended"], plan["judge"]) for plan in plans] == [("stopped", "goal"), ("done", "skill")], out + err
+    assert len(plans[0]["steps"]) == 1 and FREE in out
+
+
+@pytest.mark.slow
+def test_what_was_stopped_on_the_page_does_not_go_on_once_released(tmp_path):
+    process = session("--live", "--ask", "never", "--out", tmp_path / "s", SMALL_THINKS="1")
+    address, _ = page_of(process)
+    say(process, INSTRUCTION)
+    until(lambda: begun(tmp_path / "s", 1))
+    [folder] = (tmp_path / "s").glob("01-*")
+    until(lambda: not acting(folder))
+    with connect(address.replace("http", "ws") + "watch", origin=address.rstrip("/")) as page:
+        for do in ("stop", "release"):
+            page.send(json.dumps({"do": do}))
+            assert any(isinstance(told, str) and "reply" in json.loads(told) for told in page)
+        say(process, "quit")
+        _, out, err = finish(process)
+    assert plan_of(folder)["ended"] == "stopped", out + err
 
 
 @pytest.mark.slow

@@ -1,6 +1,7 @@
 """Fine-tuning a language model to plan: a small one of random weights, with the real one's tokenizer."""
 
 import json
+import shutil
 from dataclasses import replace
 from itertools import cycle, islice, repeat
 from pathlib import Path
@@ -14,15 +15,15 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from planners import robot_language
 from planners.language import LanguageScorer, is_whole, load
 from planners.robot_language import RobotLanguage, tells_skills, tells_states
-from planners.weights import language_model_path
+from planners.weights import WeightsError, language_model_path
 from saycan_qt import new
 from saycan_qt.kitchen.language.pairs import PairGenerator, text_of
 from saycan_qt.learning import tuning
 from saycan_qt.learning.pairs import PairsError, pairs_of
 from saycan_qt.learning.tuning import ADAPTER, EACH, Data, Drawn, Run, TuneConfig, encode, endless, padded, rows, sight
 from saycan_qt.made_up.pairs import made_up_pairs
-from saycan_qt.tune import kitchen_pairs
-from skills.library import SkillLibrary
+from saycan_qt.tune import kitchen_pairs, main
+from skills.library import Skill, SkillLibrary
 from skills.robot_folder import RobotFolder
 
 STEPS, ROW = 60, 512
@@ -168,10 +169,16 @@ def test_an_adapter_is_trained_from_a_robots_own_folder_and_then_plans_for_it(mo
     run = Run(TuneConfig(tmp_path / "run", steps=20, tokens=512, warmup=1, learning_rate=1e-2, compile=False), pairs)
     run.train()
     trained = tmp_path / "run" / ADAPTER
+    with pytest.raises(ValueError, match=r"begun with pairs .*, not"):
+        Run(run.config, pairs_of(robot))
+    shutil.rmtree(trained.resolve())  # as one leaves who is killed after the last step
+    Run(run.config, pairs).train()
     assert RobotLanguage.of(robot).adapter_for(robot.library) is None
     trained.resolve().rename(robot.path / "adapter")
     assert is_whole(RobotLanguage.of(robot).adapter_for(robot.library))
     assert not tells_states(robot.path / "adapter") and tells_skills(robot.path / "adapter")
+    more = SkillLibrary([*robot.library, Skill("sing a song", "sing", "sing a song")])
+    assert RobotLanguage.read(more, adapter=robot.path / "adapter").adapter_for(more) is None
 
 
 @pytest.mark.slow
@@ -210,6 +217,15 @@ def test_a_run_goes_on_with_the_pairs_that_it_was_begun_with(robot, tmp_path):
         Run(replace(config, tokens=256), pairs_of(robot))
     with pytest.raises(ValueError, match="begun with told True, not False"):
         Run(config, kitchen_pairs())
+
+
+def test_a_language_model_that_is_missing_is_told_in_one_line(tmp_path, monkeypatch, capsys):
+    def missing():
+        raise WeightsError("no model: pip install it")
+
+    monkeypatch.setattr(tuning, "language_model_path", missing)
+    monkeypatch.setattr("sys.argv", ["tune", "--out", str(tmp_path / "run"), "--threads", str(torch.get_num_threads())])
+    assert main() != 0 and capsys.readouterr().err.strip().endswith("no model: pip install it")
 
 
 def test_the_general_adapter_is_begun_from_by_its_name(robot, tmp_path, monkeypatch):

@@ -28,7 +28,10 @@ from planners.servers.remote import LanguageServer, Refused, RemoteError
 OPTIONS = 20  # candidates in one question; their letters and that of "none of these" are told apart well
 TOPS = (20, 5)  # likeliest first tokens that are asked for; some servers tell five at most
 TRIES = 2  # of a question that is not answered by a letter
-THOUGHTS = re.compile(r"<think>.*?(</think>|$)", re.DOTALL)  # what a model says to itself
+# What a model says to itself; where its template begins it, the answer holds only its end
+THOUGHTS = re.compile(r"\A(?:(?!<think>).)*?</think>|<think>.*?(</think>|$)", re.DOTALL)
+BEFORE, AFTER = " \t\n*(\"'`", ".):"  # what may stand around a letter
+WORDS = re.compile(r"\w[\w'\u2019-]*\w|[AI][ \t]+[*_]*[a-z]")  # that begin with a letter: "I'm sorry", "A robot cannot"
 UNTOLD = 1e-12  # probability of a letter that is not among the likeliest tokens, where those leave nothing
 NONE_OF_THESE = "none of these"
 ASK = """You choose the next step of {about}. Below are examples of instructions and the steps that carried them out, \
@@ -173,12 +176,13 @@ def letter_logprobs(logprobs: Any, letters: str) -> np.ndarray | None:
     text, at = "".join(token for token, _ in tokens), 0
     start = len(text) - len(THOUGHTS.sub("", text))  # thoughts stand before the answer
     for token, top in tokens:
-        if at >= start and token.strip(" \t\n*(\"'`"):
+        if at >= start and token.strip(BEFORE):
             chances = np.zeros(len(letters))
             for word, logprob in top.items():
-                if (letter := word.strip(" \t\n*(\"'`.):")) and len(letter) == 1 and letter in letters:
+                if (letter := word.strip(BEFORE + AFTER)) in set(letters):
                     chances[letters.index(letter)] += np.exp(logprob)
-            if not chances.any():
+            said = token.strip(BEFORE + AFTER) in set(letters) and not WORDS.match(text[at:].lstrip(BEFORE))
+            if not said or not chances.any():
                 return None
             told = np.exp(list(top.values()))
             most = min(told.min(), (1 - told.sum()) / max(1, (chances == 0).sum()))

@@ -231,14 +231,15 @@ class RemoteScorer(LanguageServer):
             try:
                 answer = self.ask("/completions", request | {"prompt": texts}, deadline)
                 choices = sorted(answer["choices"], key=lambda choice: choice["index"])
-                told += [dict(choice["logprobs"]["top_logprobs"][0]) for choice in choices]
+                tops = [dict(choice["logprobs"]["top_logprobs"][0]) for choice in choices]
+                told += [{token: float(value) for token, value in top.items()} for top in tops]
             except Refused as refused:
                 if refused.status not in (400, 422):
                     raise
                 raise _NoneTold from None
             except (KeyError, TypeError, IndexError, ValueError):
                 raise _NoneTold from None
-        if len(told) != len(nodes) or not all(told):
+        if len(told) != len(nodes) or not all(top and all(map(math.isfinite, top.values())) for top in told):
             raise _NoneTold
         return dict(zip(nodes, told, strict=True))
 
@@ -267,8 +268,9 @@ class RemoteScorer(LanguageServer):
     def _values(self, prompt: str, candidates: Sequence[str], deadline: float) -> list[list[float | None]]:
         """The log-probabilities of each candidate's tokens."""
         asked = (prompt, tuple(candidates))
-        if not candidates or self._last[0] == asked:
-            return self._last[1] if candidates else []
+        last, known = self._last  # read once, for other threads write it
+        if not candidates or last == asked:
+            return known if candidates else []
         texts = [prompt, *(prompt + candidate for candidate in candidates)]
         rows = [
             row
@@ -279,8 +281,9 @@ class RemoteScorer(LanguageServer):
         shared = sum(1 for _ in takewhile(lambda column: len(set(column)) == 1, columns))
         if not shared:
             raise ValueError("the prompt is empty; a candidate is scored given at least one token")
-        self._last = asked, [row.logprobs[shared:] for row in rows[1:]]
-        return self._last[1]
+        values = [row.logprobs[shared:] for row in rows[1:]]
+        self._last = asked, values
+        return values
 
     def _sum(self, logprobs: Sequence[float | None]) -> float:
         numbers = [value for value in logprobs if value is not None]

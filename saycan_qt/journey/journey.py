@@ -8,11 +8,14 @@ from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from rich.markup import escape
+
 from planners import saycan
 from planners.asking import Asking, Question
 from planners.named import named, verbatim
+from planners.prompts import Begun, one_line
 from saycan_qt.journey.display import Display
-from saycan_qt.journey.person import Answer, Person
+from saycan_qt.journey.person import NO, YES, Answer, Person
 from saycan_qt.journey.recording import Recorder
 from saycan_qt.journey.results import Candidate, RunFolder, Step
 from skills.client import Execution, RobotClient, SkillClient
@@ -49,24 +52,30 @@ class Journey:
         unsure: float,  # confidence up to which the person is asked, where they want that
         person: Person,
         over: threading.Event,  # once it is set nothing is begun, and Over is raised
+        stopped: threading.Event,  # once it is set nothing is begun, and the instruction ends as "stopped"
     ) -> None:
         self.skills, self.robot, self.planner = skills, robot, planner
         self.folder, self.recorder, self.display = folder, recorder, display
         self.feed, self.max_control_steps = folder.feed, max_control_steps
-        self.unsure, self.person, self.over = unsure, person, over
+        self.unsure, self.person, self.over, self.stopped = unsure, person, over, stopped
         self.history: list[saycan.Step] = []
+        self._begun = Begun()
         self._since = 0  # steps that were done for an earlier instruction
         self._questions: list[dict[str, Any]] = []
         self._execution: Execution | None = None
 
     def travel(self, instruction: str, max_steps: int) -> Verdict:
         ended, refused, number = "max steps", "", 1
+        self.read(instruction)
         while number <= max_steps:
             self.feed.now("thinking", f"step {number}: what is possible, what is sensible?", step=number)
             with self.display.thinking(number), self.folder.spent("thinking", step=number):
                 step, decision = self.decide(number, instruction)
             if self.over.is_set():
                 raise Over
+            if self.stopped.is_set():
+                ended = "stopped"
+                break
             if (refusal := decision.refusal) is None:
                 self.display.candidates(step)
                 self.folder.weigh(step)
@@ -74,6 +83,7 @@ class Journey:
                 answer = self.ask(step, question)
                 if answer.instruction:
                     instruction, self._since = answer.instruction, len(self.history)
+                    self.read(instruction)
                     continue
                 if answer.skill is None:
                     ended = "stopped"
@@ -99,7 +109,7 @@ class Journey:
                 ended = "stopped"
                 break
             self.history.append(saycan.Step(skill, outcome))
-            if not outcome.succeeded and self.robot.info().stopped:
+            if self.stopped.is_set() or (not outcome.succeeded and self.robot.info().stopped):
                 ended = "stopped"
                 break
             number += 1
@@ -107,15 +117,21 @@ class Journey:
         observed, views = self.folder.save_pictures("final", observation, jpegs)
         self.folder.note(final={"observation": observed, "views": views})
         satisfied = None if refused and not self.history else self.robot.satisfied(instruction)
-        read = self.planner.prompt.read(instruction)  # as the planner did
+        read = self.read(instruction)
         places = {observation.place, *observation.objects.values()}
-        found = verdict(read, satisfied, ended, self.history, self.planner.skills, refused, places)
+        found = verdict(read, satisfied, ended, self.history, self.planner.skills, refused, places, instruction)
         if found.success is None and self.person.when != "never":
-            self.feed.now("asking", "is it what you wanted?")
-            with self.folder.spent("asking"):
-                said = self.person.content(found.reason)
+            said = self.content(instruction, found.reason)
             found = found if said is None else replace(found, success=said, judge="person")
         return found
+
+    def read(self, instruction: str) -> str:
+        """The instruction as the planner reads it, which is told where it is not what was said."""
+        read = self.planner.prompt.read(instruction)
+        if read != one_line(instruction) and self.folder.plan.get("read") != read:
+            self.display.line(f"read as “{escape(read)}”")
+            self.folder.note(read=read)
+        return read
 
     def look(self) -> tuple[Observation, dict[str, bytes]]:
         views = self.recorder.views
@@ -131,7 +147,7 @@ class Journey:
         judged = {score.skill: score for score in self.skills.score([observation]) if score.skill != saycan.DONE}
         stopwatch.lap("affordance")
         affordances = {name: score.affordance for name, score in judged.items()}
-        decision = self.planner.step(instruction, self.history[self._since :], affordances, observation)
+        decision = self.planner.step(instruction, self.history[self._since :], affordances, observation, self._begun)
         stopwatch.lap("language")
         rows = [
             Candidate(
@@ -175,12 +191,25 @@ class Journey:
         self.feed.now("asking", question.reason, step=number)
         with self.folder.spent("asking", step=number):
             answer = self.person.ask(question, lambda skill: self.folder.weigh(with_choice(step, skill)))
+        self.keep(number, question, answer)
+        return answer
+
+    def content(self, instruction: str, reason: str) -> bool | None:
+        """Is what was done what the person wanted? None: they do not say."""
+        question = Question(instruction, f"{reason}; is it what you wanted?", instructions=(YES, NO))
+        self.feed.now("asking", "is it what you wanted?")
+        with self.folder.spent("asking"):
+            answer = self.person.judge(question)
+        self.keep(None, question, answer)
+        return {YES: True, NO: False}.get(answer.instruction)
+
+    def keep(self, number: int | None, question: Question, answer: Answer) -> None:
+        """Both in plan.json; number: of the step that it is about, None: about all of them."""
         said = answer.skill.text if answer.skill else answer.instruction or None
-        asked = {"step": number, "instruction": question.instruction, "reason": question.reason}
+        asked: dict[str, Any] = {"step": number, "instruction": question.instruction, "reason": question.reason}
         asked |= {"confidence": short(question.confidence), "options": list(question.options), "answer": said}
         self._questions.append(asked)
         self.folder.note(questions=self._questions)
-        return answer
 
     def leave(self) -> None:
         """The skill that runs is cancelled, from whatever thread: the robot halts."""
@@ -201,6 +230,8 @@ class Journey:
         began, filmed, most = time.monotonic(), self.recorder.seconds, self.max_control_steps if skill.learned else 0
         if self.over.is_set():
             raise Over
+        if self.stopped.is_set():
+            raise Stopped("the robot was stopped")
         outcome: Outcome | None = None
         where = {"step": step.step, "of": most} if most else {"step": step.step}
         self.feed.now("moving", step.text, **where)
@@ -263,6 +294,7 @@ def verdict(
     skills: Sequence[Skill],
     refused: str = "",  # why the planner went no further
     places: Collection[str] = (),  # which are named to say where things are
+    said: str = "",  # the instruction to the letter, where slips of the finger were read as what was meant
 ) -> Verdict:
     """The robot's own check where it knows the goal. Else what was left out or failed is no success; and what was done
     is one only where a single skill was asked for in its own words: that every skill succeeded does not say that the
@@ -287,7 +319,7 @@ def verdict(
         if not step.outcome.succeeded:
             reason = f"the planner was done, but the last try of “{step.skill.text}” {step.outcome.status.value}"
             return Verdict(False, reason, ended, "plan")
-    asked = verbatim(instruction, skills)
+    asked = verbatim(said or instruction, skills)
     if asked is not None and asked.name in last_tries:
         return Verdict(True, f"“{asked.text}” was asked for, and succeeded", ended, "skill")
     done = ", ".join(f"“{step.skill.text}”" for step in history) or "nothing"

@@ -67,6 +67,7 @@ class Run:
         self.person, self.alone, self.display, self.feed = person, alone, stack.display, folder.feed
         self.journey: Journey | None = None
         self.over = threading.Event()
+        self.stopped = threading.Event()  # by a person: it ends as "stopped", also where the robot is released at once
         self._endings: queue.SimpleQueue[Ending] = queue.SimpleQueue()
         self._ending: Ending | None = None  # once it is over
         self._told_again = self._hurried = False  # to end, when it was over: once, and more than once
@@ -213,6 +214,7 @@ class Run:
             stack.language.unsure,
             self.person,
             self.over,
+            self.stopped,
         )
         found = self.journey.travel(self.instruction, self.config.max_steps)
         return Ending(CODES[found.success], found.ended, found.reason, found.judge)

@@ -103,6 +103,8 @@ class Hands:
                 if problem := run.correct(number, outcome) if run else "nothing was done yet":
                     self._feed.tell(line=problem)
             case {"do": "stopped"}:
+                if (run := self._current()) is not None:
+                    run.stopped.set()
                 self._stack.halted()
                 self._person.give_up()
             case {"do": "release"}:

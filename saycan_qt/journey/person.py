@@ -3,7 +3,8 @@ in a browser; whoever answers first.
 
 A pipe gets a line of JSON, {"question": {"instruction", "reason", "options", "confidence", "skills"}}, and answers in a
 line: the number of an option, from 1; where they are skills any skill's text, or "veto" for another one to be proposed;
-other words, which take the place of the instruction; or nothing, which ends the run.
+other words, which take the place of the instruction; or nothing, which ends the run. Whether it is what they wanted is
+the last question: of other words than yes and no it says that they are no answer, and asks again.
 """
 
 from __future__ import annotations
@@ -11,11 +12,13 @@ from __future__ import annotations
 import io
 import json
 import queue
+import re
 import sys
 import threading
 import time
 from collections.abc import Callable, Collection
 from contextlib import suppress
+from dataclasses import replace
 
 from rich.console import Console
 from rich.markup import escape
@@ -73,7 +76,8 @@ class Person:
         """Waits for as long as it takes. proposed: told of each skill that comes after a veto. Whoever closes their end
         wants nothing more. Raises Left."""
         while True:
-            answer = question.understand(self._ask(question))
+            other = "veto for another, " if question.skills else ""
+            answer = question.understand(self._ask(question, f"a number, {other}other words, or s to stop"))
             if answer is None:
                 self._console.print(f"  there are {len(question.options)} to choose from", highlight=False)
             elif answer.veto:
@@ -82,10 +86,17 @@ class Person:
             else:
                 return answer
 
-    def content(self, reason: str) -> bool | None:
-        """Is what was done what they wanted? None: they do not say."""
-        said = self._ask(Question("", f"{reason}; is it what you wanted?", instructions=(YES, NO))).casefold()
-        return {YES: True, "y": True, "1": True, NO: False, "n": False, "2": False}.get(said)
+    def judge(self, question: Question) -> Answer:
+        """YES, NO or nothing; who says something else, such as the next instruction, is asked again. Raises Left."""
+        asked = question
+        while True:
+            said = self._ask(asked, f"{YES}, {NO}, or s to leave it open")
+            word = re.sub(r"\W+", " ", said).strip().casefold() or said
+            answer = question.understand({"y": YES, "n": NO}.get(word, word))
+            if answer is not None and answer.instruction in (YES, NO, ""):
+                return answer
+            told = f"“{said}” is no answer, and was not taken as an instruction; say {YES} or {NO} first"
+            asked = replace(question, reason=f"{told}: {question.reason}")
 
     def answer(self, number: int, text: str) -> bool:
         """From elsewhere, of a question by its number. False: that one is not open any more."""
@@ -123,7 +134,8 @@ class Person:
             answers.put(text)
         return answers is not None
 
-    def _ask(self, question: Question) -> str:
+    def _ask(self, question: Question, how: str) -> str:
+        """how: to answer it at a terminal."""
         answers: queue.SimpleQueue[str | None] = queue.SimpleQueue()
         with self._lock:
             self._number += 1
@@ -136,8 +148,7 @@ class Person:
             self._console.print(f"\n[bold]?[/bold] {escape(plain(question.reason))}", highlight=False)
             for number, option in enumerate(question.options, 1):
                 self._console.print(f"  {number}. {escape(plain(option))}", highlight=False)
-            other = "veto for another, " if question.skills else ""
-            self._console.print(f"  a number, {other}other words, or s to stop: ", end="", highlight=False)
+            self._console.print(f"  {how}: ", end="", highlight=False)
         self._feed.tell(question={"id": self._number, **question.told})
         try:
             if self._closed and not self._elsewhere:

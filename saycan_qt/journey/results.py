@@ -107,6 +107,7 @@ class RunFolder:
         self.steps: list[Step] = []
         self.plan: dict[str, Any] = {
             "instruction": instruction,
+            "read": None,  # the instruction as the planner read it, where slips of the finger were not what was said
             "world": "kitchen",  # whose check of the goal counts, and what the seed is of
             "seed": seed,
             "success": False,  # null: nobody can tell

@@ -170,4 +170,7 @@ def pairs_of(body: RobotFolder, file: Path | None = None) -> Pairs:
     held_out = [pair for pair in pairs if is_held_out(pair.instruction)] or pairs
     scenes = Scenes(library)
     first, second = (endless(partial(text_of, drawn, scenes), language.skills + "\n") for drawn in (training, held_out))
-    return Pairs(first, second, told=True)
+    texts = tuple(sorted(skill.text for skill in library))
+    drawn = repr((language.skills, texts, [(pair.instruction, pair.plan, pair.scene) for pair in pairs]))
+    source = hashlib.sha256(drawn.encode(errors="replace")).hexdigest()[:16]
+    return Pairs(first, second, told=True, source=source, taught=texts)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import sys
 import time
@@ -17,7 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from planners.language import WEIGHTS, fast_dtype, is_whole, load, peft, seal
-from planners.robot_language import SCENES, adapter_folder
+from planners.robot_language import SCENES, TAUGHT, adapter_folder
 from planners.weights import LANGUAGE_MODEL, language_model_path
 from saycan_qt import atomic
 from saycan_qt.learning import checkpoint
@@ -73,6 +74,8 @@ class Pairs:
     states: bool = False  # do the scenes tell what is open?
     told: bool = False  # do they begin with what the robot can do?
     any_robot: bool = False  # are they of robots that do not exist, for those that nothing is taught?
+    source: str = ""  # what they are of: told apart from all others
+    taught: tuple[str, ...] = ()  # texts of the skills of a robot that is known
 
 
 @dataclass
@@ -272,7 +275,7 @@ class Run:
         """What the pairs and their batches depend on."""
         config, pairs = self.config, self.data.pairs
         sizes = {"seed": config.seed, "row": config.row, "tokens": config.tokens}
-        return sizes | {"told": pairs.told, "states": pairs.states}
+        return sizes | {"told": pairs.told, "states": pairs.states, "pairs": pairs.source}
 
     def require_the_same(self, position: Mapping[str, Any]) -> None:
         """Raises ValueError where the run was begun with other pairs."""
@@ -300,6 +303,8 @@ class Run:
         return self.config.learning_rate * warm * (0.02 + 0.98 * cosine)
 
     def train(self) -> None:
+        if self.progress >= 1 and not self.is_written():  # killed after its last step
+            self.save(self.validate())
         while self.progress < 1:
             losses, right = [], []
             for batch in self.data.pool(self.pool):
@@ -337,6 +342,11 @@ class Run:
                 right += exact.tolist()
         return {"held_out_loss": float(np.mean(losses)), "held_out_right": float(np.mean(right))}
 
+    def is_written(self) -> bool:
+        """Is the adapter that of the last step?"""
+        folder = self.config.out / ADAPTER
+        return is_whole(folder) and json.loads((folder / PROVENANCE).read_text())["step"] == self.step
+
     def save(self, row: dict[str, float]) -> None:
         position = {"step": self.step, "pool": self.pool, "seconds": self.seconds} | self.drawn
         checkpoint.save_training_state(self.state, self.modules, self.optimizer, position)
@@ -355,4 +365,6 @@ class Run:
             pairs = self.data.pairs
             told = {"states": pairs.states, "skills": pairs.told, "any_robot": pairs.any_robot}
             (folder / SCENES).write_bytes(atomic.to_json(told))
+            if pairs.taught:
+                (folder / TAUGHT).write_bytes(atomic.to_json({"skills": list(pairs.taught)}))
             seal(folder)

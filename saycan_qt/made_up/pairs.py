@@ -33,7 +33,7 @@ def made_up_pairs(kitchen: Pairs | None = None, share: float = 0.0) -> Pairs:
     training = mixed(partial(draw, domains, domains), partial(draw_written, written.training()), WRITTEN)
     held_out = mixed(partial(draw, kept, load()), partial(draw_written, written.held_out()), WRITTEN)
     training = mixed(training, kitchen.training, share) if kitchen else training
-    return Pairs(training, held_out, told=True, any_robot=True)
+    return Pairs(training, held_out, told=True, any_robot=True, source=f"made up, {share:g} kitchen")
 
 
 def is_held_out(domain: Domain) -> bool:
