@@ -91,7 +91,7 @@ def load_language(
     if config.chat:
         return _chatting(config, robot)
     if config.remote:
-        _check_timeout(config)
+        check_timeout(config)
     from transformers.utils import logging as transformers_logging  # seconds, spent while the services start
 
     from planners.language import NEGLIGIBLE, LanguageScorer
@@ -160,7 +160,7 @@ def try_chat(config: LanguageConfig) -> tuple[BaseChatModel, int]:
     key, shown = os.environ.get(KEY), config.chat.rpartition("@")[2]  # what stands before an @ may be a password
     if config.max_tokens < 1:
         raise LanguageError(f"--language.max-tokens {config.max_tokens}: it must be at least 1")
-    _check_timeout(config)
+    check_timeout(config)
     try:
         if _is_url(config.chat):
             if not config.served:
@@ -180,7 +180,8 @@ def try_chat(config: LanguageConfig) -> tuple[BaseChatModel, int]:
         raise LanguageError(f"--language.chat {shown}: {' '.join(str(error).split())}") from None
 
 
-def _check_timeout(config: LanguageConfig) -> None:
+def check_timeout(config: LanguageConfig) -> None:
+    """Of a server. Raises LanguageError."""
     if not 0 < config.timeout <= TIMEOUT_MAX:
         raise LanguageError(f"--language.timeout {config.timeout:g}: it must be above 0, and at most {TIMEOUT_MAX:g}")
 

@@ -11,7 +11,7 @@ import tyro
 
 from planners import saycan
 from planners.asking import When
-from saycan_qt.language import Language, LanguageConfig, LanguageError, try_chat
+from saycan_qt.language import Language, LanguageConfig, LanguageError, check_timeout, try_chat
 from saycan_qt.options import Address, File, Folder, Instruction
 from saycan_qt.services.access import ClientOptions, HowToCall, ServerOptions
 from skills.errors import SkillError
@@ -198,6 +198,8 @@ def check(config: RunConfig | SessionConfig) -> str | None:
         file = config.skills or robot_of(config.robot_folder).path / SKILLS
         if config.server is None and saycan.DONE not in SkillLibrary.load(file):
             return f"{file}: a plan ends with the skill {saycan.DONE!r}, which this file lacks"
+        if config.language.remote:
+            check_timeout(config.language)
         if config.language.chat:
             try_chat(config.language)
     except (SkillError, LanguageError) as error:
