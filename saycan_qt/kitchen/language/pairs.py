@@ -30,7 +30,7 @@ from skills.library import SkillLibrary
 LONGEST_PLAN = 32  # steps, "done" not counted: eight deliveries
 TAUGHT, OVERLOOKED, SCENELESS = 0.04, 0.06, 0.06  # shares of pairs, see text_of
 SLIPS, SLIPPED = (1, 3), 0.1  # in how many letters, and in which share of the sentences
-IS_WRITTEN = 0.2  # share of pairs
+IS_WRITTEN = 0.3  # share of pairs
 LETTERS = "aabcdeefghiijklmnoopqrstuuvwxyz"
 
 
