@@ -68,10 +68,11 @@ class Verbatim:
         self._exact = {_same(said): skill for said, skill in words}
         self._plain: dict[str, dict[str, Skill]] = {}
         for said, skill in words:
-            self._plain.setdefault(plain(said), {})[skill.name] = skill
+            if key := plain(said):
+                self._plain.setdefault(key, {})[skill.name] = skill
 
     def __call__(self, text: str) -> Skill | None:
-        found = self._plain.get(plain(text), {}) if plain(text) else {}
+        found = self._plain.get(plain(text), {})
         return self._exact.get(_same(text)) or (next(iter(found.values())) if len(found) == 1 else None)
 
 

@@ -128,9 +128,11 @@ class Journey:
     def read(self, instruction: str) -> str:
         """The instruction as the planner reads it, which is told where it is not what was said."""
         read = self.planner.prompt.read(instruction)
-        if read != one_line(instruction) and self.folder.plan.get("read") != read:
-            self.display.line(f"read as “{escape(read)}”")
-            self.folder.note(read=read)
+        told = read if read != one_line(instruction) else None
+        if told != self.folder.plan["read"]:
+            self.folder.note(read=told)
+            if told:
+                self.display.line(f"read as “{escape(told)}”")
         return read
 
     def look(self) -> tuple[Observation, dict[str, bytes]]:
