@@ -44,6 +44,7 @@ class Question:
     instructions: tuple[str, ...] = ()  # or: what else could be asked for, where the instruction cannot be served
     confidence: float = 0.0  # in [0, 1], of the first skill
     others: tuple[Skill, ...] = ()  # that may be named as well
+    other_words: bool = True  # may they take the place of the instruction?
 
     @property
     def options(self) -> tuple[str, ...]:
@@ -52,8 +53,9 @@ class Question:
     @property
     def told(self) -> dict[str, Any]:
         """As programs are asked."""
-        told = {"instruction": self.instruction, "reason": self.reason, "options": list(self.options)}
-        return {**told, "confidence": round(self.confidence, 4), "skills": bool(self.skills)}
+        told: dict[str, Any] = {"instruction": self.instruction, "reason": self.reason, "options": list(self.options)}
+        told |= {"confidence": round(self.confidence, 4), "skills": bool(self.skills)}
+        return {**told, "other_words": self.other_words}
 
     def vetoed(self) -> Question:
         """The same with its first skill, which the person does not want, put last."""

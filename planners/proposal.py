@@ -262,7 +262,7 @@ class LocalModel(Protocol):
 def generate(
     local: LocalModel,
     prompt: str,
-    max_tokens: int,
+    max_tokens: int,  # fewer where the model reads no more
     stop: Sequence[str] = (),  # a text ends before the first of these
     count: int = 1,  # texts, which share one pass over the prompt
     temperature: float = 0.0,  # 0: always the likeliest token
@@ -273,10 +273,14 @@ def generate(
 
     from planners.language import special_first
     from planners.reading.continuing import Continuation
+    from planners.reading.passes import most_tokens
 
     ids = special_first(local.tokenizer) + local.tokenizer(prompt, add_special_tokens=False).input_ids
     if not ids:
         raise ValueError("the prompt is empty; there must be at least one token to continue")
+    if len(ids) > (room := most_tokens(local.model)):
+        raise ValueError(f"a prompt of {len(ids)} tokens, of which the model reads at most {room}")
+    max_tokens = int(min(max_tokens, room - len(ids) + 1))  # the last one is not read
     ends = local.model.generation_config.eos_token_id
     ends = set(ends if isinstance(ends, list) else [ends]) | {local.tokenizer.eos_token_id}
     continuation = Continuation(local.model, ids, count)

@@ -7,7 +7,7 @@
 The kitchen, or your robot, remembers what was done: the second instruction starts where the first one ended. What is
 said while the robot is busy waits for its turn, apart from these words:
 
-    stop       halts the robot now, and ends the instruction; Ctrl-C does so, too
+    stop       halts the robot now, ends the instruction and drops those that wait; Ctrl-C does the first two
     release    lets a robot that was stopped move again
     quit       ends the session, as the end of the input does, and Ctrl-C while nothing is carried out
 
@@ -72,7 +72,8 @@ class Session:
             apart=(*STOP, *RELEASE, *QUIT),
         )
         self.stack = Stack(config, parts, body, self.display, self.feed, folder, self._died, release="say `release`")
-        self._said: queue.SimpleQueue[str | None] = queue.SimpleQueue()  # instructions; None: end
+        # Instructions, None: end; and how often the robot had been stopped when they were said
+        self._said: queue.SimpleQueue[tuple[str | None, int]] = queue.SimpleQueue()
         self._run: Run | None = None  # that goes on, or went on last
         self._woken: queue.SimpleQueue[None] = queue.SimpleQueue()  # by what ends a wait for services
         self._quits = False  # nothing is to be waited for any more
@@ -96,7 +97,7 @@ class Session:
         elif word in RELEASE:
             threading.Thread(target=self._release, daemon=True).start()
         elif word in QUIT or (word is None and self.page is None):
-            self._said.put(None)
+            self._queue(None)
             self._quits = True
             self._woken.put(None)
             if word is not None:
@@ -104,7 +105,10 @@ class Session:
         elif text and word:
             if self._busy:
                 self._say(f"“{plain(text.strip())}” waits for its turn")
-            self._said.put(text)
+            self._queue(text)
+
+    def _queue(self, text: str | None) -> None:
+        self._said.put((text, self.stack.stops))
 
     def _release(self) -> None:
         try:
@@ -124,7 +128,7 @@ class Session:
         elif not self._ended:
             self._ended = True
             self._codes.add(INTERRUPTED)
-            self._said.put(None)
+            self._queue(None)
             self._woken.put(None)
         else:
             self.display.console.show_cursor()  # which a spinner hides
@@ -161,10 +165,12 @@ class Session:
     def _next(self) -> str | None:
         while True:
             try:
-                text = self._said.get(timeout=AGAIN)
+                text, stops = self._said.get(timeout=AGAIN)
                 text = text if text is None else said(text)
                 self._mend()
-                return text
+                if text is None or stops == self.stack.stops:
+                    return text
+                self._refuse(f"“{plain(text)}” was said before the robot was stopped, and is not begun; say it again")
             except queue.Empty:
                 self._mend()
                 if (stopped := self.stack.news()) is not None:

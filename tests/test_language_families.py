@@ -199,6 +199,17 @@ def test_every_family_goes_on_from_a_prompt_as_its_own_forward_does(kind):
     assert texts == [tokenizer().decode(said)] * 2
 
 
+def test_a_prompt_goes_on_to_the_end_of_what_the_model_can_read_and_a_longer_one_is_refused():
+    class Local:
+        model, tokenizer = tiny("llama"), tokenizer()
+
+    word = "a"
+    assert len(tokenizer()(word).input_ids) == 1 and len(tokenizer()(word * 254).input_ids) == 254
+    assert len(list(generate(Local, word * 254, 9))) == 3  # 256 are read, the last one that is said is not
+    with pytest.raises(ValueError, match="257 tokens, of which the model reads at most 256"):
+        next(generate(Local, word * 257, 9))
+
+
 @pytest.mark.parametrize(
     "kind",
     [

@@ -97,6 +97,19 @@ def test_a_server_that_tells_no_next_tokens_reads_every_candidate(local):
     np.testing.assert_allclose(scores, local.score(PROMPT, CANDIDATES), atol=1e-3)
 
 
+def test_lines_that_are_too_many_for_its_model_are_told_by_reading_every_candidate(local):
+    answer = vllm(local)
+
+    def short(path, request, headers):
+        if any(text.startswith("1. find the apple\n1.") for text in (request or {}).get("prompt", ())):
+            return 400, {"error": {"message": "longer than the model's context"}}
+        return answer(path, request, headers)
+
+    with serving(short) as url:
+        scores = RemoteScorer(url, "small").score(PROMPT, CANDIDATES)
+    np.testing.assert_allclose(scores, local.score(PROMPT, CANDIDATES), atol=1e-3)
+
+
 @pytest.mark.parametrize("number", [None, float("nan"), "high"])
 def test_next_tokens_without_a_number_are_told_by_reading_every_candidate(local, number):
     answer = vllm(local)

@@ -64,6 +64,12 @@ def test_plan_json_tells_every_step_while_the_run_goes_on(tmp_path):
     assert {"skill", "language", "affordance", "score", "outcome", "seconds", "candidates"} <= first.keys()
 
 
+def test_words_that_look_like_a_place_for_a_row_stay_words(tmp_path):
+    folder = RunFolder(tmp_path, "@row 0@", 3)
+    begin(folder, 1)
+    assert plan(folder)["instruction"] == "@row 0@" and plan(folder)["steps"][0]["candidates"][0]["score"] == 0.4
+
+
 def test_a_step_cut_short_is_aborted_and_nothing_changes_after_the_end(tmp_path):
     folder = RunFolder(tmp_path, "fetch an apple", 3)
     begin(folder, 1)

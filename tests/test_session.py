@@ -137,6 +137,17 @@ def test_what_was_stopped_while_it_decided_does_not_go_on_once_released(tmp_path
     assert len(plans[0]["steps"]) == 1 and FREE in out
 
 
+def test_what_waited_when_the_robot_was_stopped_is_not_begun(tmp_path):
+    process = session("--out", tmp_path / "s", SMALL_PERIOD="0.5")
+    say(process, INSTRUCTION)
+    until(lambda: begun(tmp_path / "s", 1))
+    say(process, "find the sponge", "stop", "release", "find the apple", "quit")
+    _, out, err = finish(process)
+    plans = [plan_of(folder) for folder in sorted((tmp_path / "s").glob("0*"))]
+    assert [plan["instruction"] for plan in plans] == [INSTRUCTION, "find the apple"], out + err
+    assert plans[1]["success"] and "“find the sponge” was said before the robot was stopped" in out
+
+
 @pytest.mark.slow
 def test_what_was_stopped_on_the_page_does_not_go_on_once_released(tmp_path):
     process = session("--live", "--ask", "never", "--out", tmp_path / "s", SMALL_THINKS="1")

@@ -61,6 +61,12 @@ class Way(Protocol):
 Probe = tuple[list[int], list[list[int]]]  # a prompt's tokens, and those of some candidates
 
 
+def most_tokens(model: Any) -> float:
+    """That a model can read at once, by its config; inf: it names no end."""
+    config = model.config.get_text_config(decoder=True)
+    return min((getattr(config, name, None) or inf for name in POSITIONS), default=inf)
+
+
 class Reader:
     """A model and the ways that agree with it. Caches are kept; not for use from two threads at once."""
 
@@ -68,7 +74,7 @@ class Reader:
         """probes: three prompts to try the ways with. The second differs from the first late; its last two candidates
         begin alike, are of two lengths and stand behind long ones; the third goes on from it. Raises Unscorable."""
         config = model.config.get_text_config(decoder=True)
-        self.longest = min((getattr(config, name, None) or inf for name in POSITIONS), default=inf)
+        self.longest = most_tokens(model)
         window = min((size for name, size in _numbers(config.to_dict()) if name in WINDOWS), default=inf)
         self._ways: list[tuple[float, Way]] = []  # up to how many tokens a way is right; the faster first
         near = _Trial(model, probes[:2])

@@ -249,9 +249,13 @@ class RemoteScorer(LanguageServer):
         line = prompt.rpartition("\n")[2]
         new = [text for text in dict.fromkeys(candidates) if (line[-1:], text) not in self._pieces]
         for first in range(0, len(new) if line else 0, LINES):
-            lines = new[first : first + LINES]
-            (row,) = self._read(["".join(line + text for text in lines)], deadline)
-            cuts = _cuts(row.tokens, [part for text in lines for part in (line, text)])
+            lines, cuts = new[first : first + LINES], None
+            try:
+                (row,) = self._read(["".join(line + text for text in lines)], deadline)
+                cuts = _cuts(row.tokens, [part for text in lines for part in (line, text)])
+            except Refused as refused:  # longer than the model can read, it may be
+                if refused.status not in (400, 422):
+                    raise
             for number, text in enumerate(lines):
                 self._pieces[line[-1:], text] = cuts[2 * number + 1] if cuts and text.endswith("\n") else None
         found = [self._pieces.get((line[-1:], text)) for text in candidates]

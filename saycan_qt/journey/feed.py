@@ -7,7 +7,8 @@ An event is a JSON object with one key:
     step       a step of plan.json, added or replaced by its number; "weighed" is the outcome of one not begun yet
     now        {"phase": "idle", "loading", "thinking", "asking", "moving" or "over", "text", and where they apply
                "step", "control_step", "of"}
-    question   {"id", "instruction", "reason", "options", "confidence", "skills"}, or null when it is answered
+    question   {"id", "instruction", "reason", "options", "confidence", "skills", "other_words"}, or null when it is
+               answered
     robot      {"name", "address", "guard"}: where it hears, and where its guard does ("": none)
     stopped    is the robot's latch set?
     asks       "never", "when-unsure" or "always": when the person is asked

@@ -198,7 +198,7 @@ class Journey:
 
     def content(self, instruction: str, reason: str) -> bool | None:
         """Is what was done what the person wanted? None: they do not say."""
-        question = Question(instruction, f"{reason}; is it what you wanted?", instructions=(YES, NO))
+        question = Question(instruction, f"{reason}; is it what you wanted?", instructions=(YES, NO), other_words=False)
         self.feed.now("asking", "is it what you wanted?")
         with self.folder.spent("asking"):
             answer = self.person.judge(question)

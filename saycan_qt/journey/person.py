@@ -1,10 +1,11 @@
 """The person who gives the instructions, and answers what the planner asks: at a terminal, at the other end of a pipe,
 in a browser; whoever answers first.
 
-A pipe gets a line of JSON, {"question": {"instruction", "reason", "options", "confidence", "skills"}}, and answers in a
-line: the number of an option, from 1; where they are skills any skill's text, or "veto" for another one to be proposed;
-other words, which take the place of the instruction; or nothing, which ends the run. Whether it is what they wanted is
-the last question: of other words than yes and no it says that they are no answer, and asks again.
+A pipe gets a line of JSON, {"question": {"instruction", "reason", "options", "confidence", "skills", "other_words"}},
+and answers in a line: the number of an option, from 1; where they are skills any skill's text, or "veto" for another
+one to be proposed; where other words may take the place of the instruction, such words; or nothing, which ends the run.
+Whether it is what they wanted is the last question: of other words than yes and no it says that they are no answer, and
+asks again.
 """
 
 from __future__ import annotations

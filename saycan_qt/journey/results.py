@@ -11,6 +11,7 @@ import json
 import os
 import platform
 import re
+import secrets
 import shutil
 import threading
 import time
@@ -274,17 +275,18 @@ def discard(path: Path, created: bool) -> None:
 def plan_text(plan: Mapping[str, Any]) -> str:
     """JSON for people: indented, but one line for each candidate and for the state."""
     rows: list[str] = []
+    mark = secrets.token_hex(8)  # which no instruction holds
 
     def keep(value: Any) -> Any:
         rows.append(json.dumps(value))
-        return f"@row {len(rows) - 1}@"
+        return f"{mark} {len(rows) - 1}"
 
     steps = [
         {**step, "state": keep(step["state"]), "candidates": [keep(row) for row in step["candidates"]]}
         for step in plan["steps"]
     ]
     text = json.dumps({**plan, "steps": steps}, indent=2, ensure_ascii=False)
-    return re.sub(r'"@row (\d+)@"', lambda match: rows[int(match[1])], text) + "\n"
+    return re.sub(rf'"{mark} (\d+)"', lambda match: rows[int(match[1])], text) + "\n"
 
 
 def side_by_side(images: Sequence[np.ndarray]) -> Image.Image:

@@ -76,6 +76,7 @@ class Stack:
         self._lease: Lease | None = None  # None: the robot's service is older
         self._failing: set[str] = set()  # what could not be started the last time
         self._halted = False  # a robot that is started now is one that was told to stop
+        self.stops = 0  # how often it was told to from here
         self._stopped = False  # as was told last
         self._over = False
 
@@ -104,13 +105,13 @@ class Stack:
 
     def halted(self) -> None:
         """It was told to stop by another road, and so is one that takes its place."""
-        self._halted = True
+        self._halted, self.stops = True, self.stops + 1
         self._tell_stopped(True)
 
     def stop(self) -> bool:
         """By both roads; waits for half a second. Was it heard? A robot that is dead stops by itself; the one in its
         place is stopped before it moves."""
-        self._halted = True
+        self._halted, self.stops = True, self.stops + 1
         if (robot := self.robot) is None:
             return False
         done = in_background(robot.stop)
