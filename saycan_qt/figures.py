@@ -62,6 +62,8 @@ def training(config: TrainingConfig) -> int:
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
+    if not config.runs:
+        raise ValueError("give one or more --out folders of `python -m saycan_qt.train`")
     runs = {}
     for run in config.runs:
         if not (run / metrics.FILE).exists():
@@ -70,6 +72,8 @@ def training(config: TrainingConfig) -> int:
             raise ValueError(f"{run}: nothing has been measured yet; the first numbers come after --log-every steps")
         runs[run] = curves(rows)
     names = list(dict.fromkeys(key.removeprefix(HELD_OUT) for found in runs.values() for key in found))
+    if not names:
+        raise ValueError(f"{', '.join(map(str, runs))}: no numbers to draw yet")
     columns = min(3, len(names))
     figure, axes = plt.subplots(math.ceil(len(names) / columns), columns, squeeze=False, layout="constrained")
     figure.set_size_inches(4.5 * columns, 2.8 * len(axes))

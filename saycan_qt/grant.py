@@ -25,7 +25,7 @@ from saycan_qt.options import File, parse
 from saycan_qt.services.processes import refuse
 from skills.errors import AccessError, SkillError
 from skills.security.access import Role, Tokens, digest, new_token, time_of
-from skills.security.tls import when
+from skills.security.tls import read_file, when
 
 MODE = 0o600  # the owner's business alone
 
@@ -81,10 +81,16 @@ def check(config: GrantConfig) -> None:
         raise AccessError("a token without roles may do nothing; give --roles")
     path = config.tokens
     if path is not None and path.exists() and path.stat().st_size:
-        if config.name in (holder.name for holder in Tokens.load(path).holders):
+        if lists(path) and config.name in (holder.name for holder in Tokens.load(path).holders):
             raise AccessError(f"{path} has a token of {config.name!r}; delete its line first, or choose another name")
         if not path.read_bytes().endswith(b"\n"):
             append(path, "\n")
+
+
+def lists(path: Path) -> bool:
+    """Is there anything in this file but comments?"""
+    lines = read_file(path, "tokens file").splitlines()
+    return any(line.strip() and not line.strip().startswith(b"#") for line in lines)
 
 
 def end_of(config: GrantConfig) -> datetime | None:

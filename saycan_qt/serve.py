@@ -116,10 +116,12 @@ class ServeConfig:
     until_stdin_closes: bool = False  # end when standard input closes: with the process that started this one
 
 
+PRECISIONS = {"auto": None, "float32": False, "bfloat16": True}  # are products rounded to bfloat16?
+
+
 def checkpoints(config: ServeConfig, replicas: Replicas | None = None) -> Models:
     """The shipped models, or those that were asked for, here or in replicas; raises Unreadable."""
     body = None if config.robot_folder is None else robot_of(config.robot_folder)
-    bfloat16 = {"auto": None, "float32": False, "bfloat16": True}[config.precision]
     return models.checkpoints(
         config.affordance,
         config.execution,
@@ -128,7 +130,7 @@ def checkpoints(config: ServeConfig, replicas: Replicas | None = None) -> Models
         replicas,
         body,
         config.device,
-        bfloat16,
+        PRECISIONS[config.precision],
     )
 
 
@@ -167,6 +169,8 @@ def mistake(config: ServeConfig) -> str:
             return f"--{name} is {value:g}; it cannot be less than 0"
     if config.device != ServeConfig.device and replicas.ray is not None:
         return f"--device {config.device} is for models in this process; replicas get GPUs by --replica-gpus"
+    if replicas.ray is None and replicas != RayOptions():
+        return "--replicas and --replica-... are of a cluster's copies of the models; name the cluster by --ray"
     ports = {"port": config.port, "openpi-port": config.openpi_port or 0}
     if wrong := [name for name, value in ports.items() if not 0 <= value <= 65535]:
         return f"--{wrong[0]} is {ports[wrong[0]]}; 0 to 65535 are ports"
@@ -258,7 +262,7 @@ def serve(config: ServeConfig, choose: Callable[..., Models]) -> int:
     try:
         if config.cluster.ray is None:
             return host(config, choose, end)
-        with Replicas(config.cluster, config.threads) as replicas:
+        with Replicas(config.cluster, config.threads, PRECISIONS[config.precision]) as replicas:
             return host(config, partial(choose, replicas=replicas), end, replicas)
     except SkillError as error:
         return refuse(str(error))

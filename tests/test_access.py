@@ -193,6 +193,12 @@ def test_granting_overwrites_nothing(tmp_path, capsys):
     assert "has a token of 'laptop'; delete its line first" in said[0] and "File exists" in said[1]
 
 
+def test_a_file_whose_last_token_was_taken_back_takes_another(tmp_path):
+    (tokens := tmp_path / "tokens.yaml").write_text("# who may call\n\n")
+    assert grant(GrantConfig("laptop", ("read",), tokens)) == 0
+    assert [holder.name for holder in Tokens.load(tokens).holders] == ["laptop"]
+
+
 def test_a_token_that_no_service_will_know_is_not_left_behind(tmp_path, capsys):
     out = tmp_path / "token"
     assert grant(GrantConfig("laptop", ("read",), tmp_path / "nowhere" / "tokens.yaml", out)) == 2

@@ -115,9 +115,9 @@ def test_a_person_who_knows_the_goal_answers_with_what_brings_it_nearer(here, go
 # ---- verdicts
 
 
-def told(instruction, *steps, satisfied=None, ended="done"):
+def told(instruction, *steps, satisfied=None, ended="done", met=False):
     history = [Step(LIBRARY[name], outcome) for name, outcome in steps]
-    found = verdict(instruction, satisfied, ended, history, list(LIBRARY))
+    found = verdict(instruction, satisfied, ended, history, list(LIBRARY), met=met)
     return found.success, found.judge, found.reason
 
 
@@ -135,6 +135,15 @@ def test_a_slip_that_was_read_as_a_skills_words_is_judged_by_nobody():
     steps, skills = [Step(LIBRARY["pick apple"], SUCCEEDED)], list(LIBRARY)
     assert verdict("pick apple", None, "done", steps, skills, said="pick apple").judge == "skill"
     assert verdict("pick apple", None, "done", steps, skills, said="pick maple").judge == "nobody"
+
+
+def test_a_goal_that_was_met_before_anything_was_done_tells_nothing():
+    """as in a session, where the snack of the instruction before still lies there"""
+    success, judge, reason = told("a snack", ("pick apple", SUCCEEDED), satisfied=True, met=True)
+    assert (success, judge) == (None, "nobody") and reason.startswith("the goal was met before anything was done; done")
+    assert told("a snack", ("pick apple", FAILED), satisfied=True, met=True, ended="stopped")[0] is False
+    assert told("pick up the apple", ("pick apple", SUCCEEDED), satisfied=True, met=True)[:2] == (True, "skill")
+    assert told("a snack", ("pick apple", SUCCEEDED), satisfied=False, met=True)[:2] == (False, "goal")
 
 
 def test_a_verdict_is_the_robots_or_the_skills_own_where_they_know():

@@ -132,6 +132,11 @@ def test_a_mistake_is_one_line_and_exit_code_2(flag, value, capsys):
     assert error.startswith("error: ") and error.count("\n") == 1 and value in error
 
 
+def test_a_cluster_without_a_port_is_a_mistake_too(capsys):
+    assert main(["skills", "--ray", "ray://head"]) == 2
+    assert capsys.readouterr().err.splitlines()[-1].startswith("error: 'head' is not an address")
+
+
 @pytest.mark.parametrize("families", [(), ("pick", "pick")])
 def test_families_are_counted_once_each(families, capsys):
     assert main(["skills", "--families", *families]) == 2 and "each once" in capsys.readouterr().err
@@ -255,6 +260,7 @@ def test_a_model_that_only_acts_is_refused(tmp_path, capsys):
         (["--server", "127.0.0.1:1"], {}, "nothing listens"),
         (["--server", "somewhere"], {}, "HOST:PORT"),
         (["--server", "127.0.0.1:1", "--calibrate", "isotonic"], {}, "beside a checkpoint"),
+        (["--out", __file__], {}, "is a file; give a folder"),
     ],
 )
 def test_what_cannot_be_measured_is_one_line_and_exit_code_2(options, scene, said, tmp_path, capsys):

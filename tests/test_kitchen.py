@@ -121,6 +121,13 @@ def test_driving_keeps_what_the_gripper_holds():
         assert robot.observe().held == "tea"
 
 
+def test_what_is_let_go_of_where_a_drive_was_stopped_is_not_put_down():
+    robot = KitchenRobot(scene=Scene({"tea": Placement("table", 0.2, 0.0)}, "table", held="tea"))
+    robot.world.drive("far counter", canceled=lambda: True)
+    robot.perform(LIBRARY["put down"], lambda: False)
+    assert robot.world.place == "" and robot.succeeded(LIBRARY["put down"]) is False
+
+
 @pytest.mark.parametrize(
     ("instruction", "plan"),
     [

@@ -164,6 +164,7 @@ def test_what_the_server_is_asked_for_wrongly_is_one_line_and_exit_code_2(flags,
 def test_numbers_that_will_do_are_no_mistake():
     assert not command.mistake(command.ServeConfig())
     assert "replicas" in command.mistake(command.ServeConfig(cluster=replace(RayOptions(), replicas=-1)))
+    assert "--ray" in command.mistake(command.ServeConfig(cluster=RayOptions(replicas=4)))
 
 
 def test_a_robot_that_is_started_before_its_skill_server_says_so_and_waits():

@@ -283,6 +283,20 @@ def test_a_stop_that_reached_nobody_is_told_as_that():
         assert not run.hub.state.stopped
 
 
+def test_of_what_shall_be_previewed_meanwhile_the_newest_is_next():
+    with page_beside() as run, looking(run) as looker:
+        looker.until(lambda own: own.events)
+        free = threading.Event()
+        run.hub.preview = lambda skill: free.wait(10) and {"skill": skill, "maps": {}}
+        for skill in ("first", "second", "third"):
+            looker.send(do="preview", skill=skill)
+        looker.send(do="stop")
+        assert looker.reply()["do"] == "stop"
+        free.set()
+        looker.until(lambda own: len(own.replies) == 2)
+        assert [reply["skill"] for reply in looker.replies] == ["first", "third"]
+
+
 def test_so_many_may_look_on_and_no_more(monkeypatch):
     monkeypatch.setattr(server, "MOST_PAGES", 1)
     with page_beside() as run, looking(run) as first:
@@ -399,6 +413,8 @@ def some_runs(folder):
         (root / name / "pictures" / "a #1.jpg").write_bytes(jpeg("red"))
     (folder / "secret.jpg").write_bytes(b"secret")
     (root / "first" / "pictures" / "link.jpg").symlink_to(folder / "secret.jpg")
+    (root / "linked").mkdir()
+    (root / "linked" / "plan.json").symlink_to(folder / "secret.jpg")
     (root / "first" / "report.html").write_text("<script>fetch('/stop', {method: 'POST'})</script>")
     return root
 
@@ -443,6 +459,7 @@ def test_of_a_run_its_pictures_and_its_plan_are_served(library, path):
         *("/runs/first/../../secret.jpg", "/runs/first/%2e%2e/%2e%2e/secret.jpg", "/runs/%2e%2e/secret.jpg"),
         *("/runs/first/pictures/link.jpg", "/runs/first/report.html", "/runs/first//etc/passwd", "/runs/first/%00.jpg"),
         *("/runs/..%2f..%2fsecret.jpg", "/runs/first%2f../plan.json", "/secret.jpg", "/runs//plan.json", "/runs/./"),
+        *("/runs/linked/plan.json", "/runs/linked/"),
     ],
 )
 def test_nothing_else_is_served(library, path):

@@ -240,6 +240,7 @@ def test_a_picture_shows_every_number_of_a_run(data, perception, tmp_path, capsy
     assert (tmp_path / "run" / "training.png").stat().st_size > 10_000
     assert list((tmp_path / "run" / "tensorboard").glob("events*"))
     assert figures.main(["training", str(tmp_path)]) == 2 and "metrics.jsonl" in capsys.readouterr().err
+    assert figures.main(["training"]) == 2 and "one or more" in capsys.readouterr().err
 
 
 def test_a_run_is_not_continued_under_other_settings(data, perception, tmp_path):

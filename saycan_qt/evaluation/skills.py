@@ -24,7 +24,7 @@ from saycan_qt.kitchen.practice.rollouts import random_skill
 from saycan_qt.kitchen.tasks import FAMILIES
 from saycan_qt.options import File, require
 from saycan_qt.services import cluster
-from skills.errors import Unavailable
+from skills.errors import SkillError
 from skills.library import Skill, SkillLibrary
 from skills.types import Actor, BatchedActor, Observation, embodiment_of
 
@@ -173,7 +173,7 @@ def skills(config: SkillsConfig) -> int:
     total = len(config.families) * config.episodes
     try:
         found = list(track(results(config), "rolling out", total=total, console=console))
-    except Unavailable as error:
+    except SkillError as error:
         return refuse(str(error))
     table = Table(title=f"{config.checkpoint}: closed-loop success, seed {config.seed}")
     for column in ("family", "rate", "95 % interval", "episodes", "never terminated", "mean steps"):

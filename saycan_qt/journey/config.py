@@ -29,6 +29,8 @@ class LiveOptions:
     live: bool = False  # serve a page that shows what the robot sees, does and why, and takes what you say
     live_host: str = "127.0.0.1"  # its address; one that other machines can reach takes TLS, and tokens
     live_port: int = 0  # 0: a free one, which is printed
+    # Further names that browsers may find it by, beside its address and this machine's own
+    live_name: tuple[str, ...] = ()
     live_certificate: File = None  # as `serve` takes them
     live_key: File = None
     live_tokens: File = None  # looking takes the role "read", stopping "stop", all else "drive"

@@ -61,12 +61,13 @@ class Journey:
         self.history: list[saycan.Step] = []
         self._begun = Begun()
         self._since = 0  # steps that were done for an earlier instruction
+        self._met = False  # was its goal met before anything was done for it?
         self._questions: list[dict[str, Any]] = []
         self._execution: Execution | None = None
 
     def travel(self, instruction: str, max_steps: int) -> Verdict:
         ended, refused, number = "max steps", "", 1
-        self.read(instruction)
+        self.take_up(instruction)
         while number <= max_steps:
             self.feed.now("thinking", f"step {number}: what is possible, what is sensible?", step=number)
             with self.display.thinking(number), self.folder.spent("thinking", step=number):
@@ -83,7 +84,7 @@ class Journey:
                 answer = self.ask(step, question)
                 if answer.instruction:
                     instruction, self._since = answer.instruction, len(self.history)
-                    self.read(instruction)
+                    self.take_up(instruction)
                     continue
                 if answer.skill is None:
                     ended = "stopped"
@@ -119,11 +120,17 @@ class Journey:
         satisfied = None if refused and not self.history else self.robot.satisfied(instruction)
         read = self.read(instruction)
         places = {observation.place, *observation.objects.values()}
-        found = verdict(read, satisfied, ended, self.history, self.planner.skills, refused, places, instruction)
+        found = verdict(
+            read, satisfied, ended, self.history, self.planner.skills, refused, places, instruction, met=self._met
+        )
         if found.success is None and self.person.when != "never":
             said = self.content(instruction, found.reason)
             found = found if said is None else replace(found, success=said, judge="person")
         return found
+
+    def take_up(self, instruction: str) -> None:
+        self.read(instruction)
+        self._met = bool(self.robot.satisfied(instruction))
 
     def read(self, instruction: str) -> str:
         """The instruction as the planner reads it, which is told where it is not what was said."""
@@ -297,8 +304,9 @@ def verdict(
     refused: str = "",  # why the planner went no further
     places: Collection[str] = (),  # which are named to say where things are
     said: str = "",  # the instruction to the letter, where slips of the finger were read as what was meant
+    met: bool = False,  # was the goal met before anything was done? Then that it is met tells nothing
 ) -> Verdict:
-    """The robot's own check where it knows the goal. Else what was left out or failed is no success; and what was done
+    """The robot's own check where it knows the goal, and it was not met before. Else what was left out or failed is no success; and what was done
     is one only where a single skill was asked for in its own words: that every skill succeeded does not say that the
     person got what was asked."""
     count = f"{len(history)} skill{'s' if len(history) != 1 else ''}"
@@ -310,7 +318,8 @@ def verdict(
     }.get(ended)
     named_only = [name for name in unserved(instruction, skills, history) if name not in places]
     left = f"; with the {' and the '.join(named_only)}, which you named: nothing" if named_only else ""
-    if satisfied is not None:
+    before = "the goal was met before anything was done; " if met and satisfied else ""
+    if satisfied is not None and not before:
         goal = "the goal is met" if satisfied else "the goal is not met"
         reason = f"{goal}; {unfinished}" if unfinished else f"{goal} after {count}"
         return Verdict(satisfied, reason + ("" if satisfied else left), ended, "goal")
@@ -325,7 +334,9 @@ def verdict(
     if asked is not None and asked.name in last_tries:
         return Verdict(True, f"“{asked.text}” was asked for, and succeeded", ended, "skill")
     done = ", ".join(f"“{step.skill.text}”" for step in history) or "nothing"
-    return Verdict(None, f"done: {done}{left}; whether that is what was asked, nobody here can judge", ended, "nobody")
+    return Verdict(
+        None, f"{before}done: {done}{left}; whether that is what was asked, nobody here can judge", ended, "nobody"
+    )
 
 
 def unserved(instruction: str, skills: Sequence[Skill], history: Sequence[saycan.Step]) -> list[str]:

@@ -39,6 +39,7 @@ class Page:
         for option in ("certificate", "key", "tokens"):
             if (file := getattr(live, f"live_{option}")) is not None:
                 command += (f"--{option}", str(file))
+        command += ("--name", *live.live_name) if live.live_name else ()
         command += config.credentials.flags()
         with its:
             self._process = ServiceProcess(PAGE, command, logs / "page.log", died, pass_fds=(its.fileno(),))

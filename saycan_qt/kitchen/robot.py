@@ -92,6 +92,8 @@ class KitchenRobot:
             case "bring it to you":
                 return world.place == "operator" and bool(world.held())
             case "put down":
+                if not world.place:  # stopped on the way: it lies on the floor
+                    return False
                 return bool(self._released) and goals.holds(world, {"at": world.place, "object": self._released})
             case "done":
                 return True

@@ -26,6 +26,8 @@ def read_plan(folder: Path) -> dict[str, Any]:
     try:
         if path.exists() and not path.is_file():
             raise NoRun(f"{path} is no file")
+        if not path.resolve().is_relative_to(folder.resolve()):  # a link
+            raise NoRun(f"{path} lies elsewhere")
         with path.open("rb") as file:
             content = file.read(LARGEST_PLAN + 1)
         if len(content) > LARGEST_PLAN:
@@ -47,8 +49,9 @@ def read_plan(folder: Path) -> dict[str, Any]:
 
 
 def inside(folder: Path, name: object) -> Path | None:
-    """The picture or video of this name within the folder; None for what is none, is not there, or lies elsewhere."""
-    if not isinstance(name, str) or Path(name).suffix not in TYPES:
+    """The picture or video of this name within the folder, or its plan.json; None for what is none, is not there, or
+    lies elsewhere."""
+    if not isinstance(name, str) or (Path(name).suffix not in TYPES and name != PLAN):
         return None
     try:
         path = (folder / name).resolve()

@@ -200,7 +200,7 @@ class _Application:
         if host is None:
             return "the request does not say which host it is for"
         if not (host in self.names or _is_number(host)):
-            return f"this page is not at {plain(host)[:100]!r}; --name has it answer to that name"
+            return f"this page is not at {plain(host)[:100]!r}; --name (of run and session: --live-name) has it answer to that name"
         origin, own = headers.get("origin"), f"http{'s' if self.access.tls else ''}://{hosts[0]}"
         if origin is not None and origin.lower() != own.lower():
             return f"the request comes from {plain(origin)[:100]}, not from this page"
@@ -285,12 +285,10 @@ class _Application:
         return HTMLResponse(page(boot))
 
     def file(self, folder: Path, name: str) -> Response:
-        if name == PLAN and (folder / PLAN).is_file():
-            return FileResponse(folder / PLAN, media_type="application/json")
         path = inside(folder, name)
         if path is None:
             return PlainTextResponse("there is no such picture or video\n", 404)
-        return FileResponse(path, media_type=TYPES[path.suffix])
+        return FileResponse(path, media_type="application/json" if name == PLAN else TYPES[path.suffix])
 
     # -- what goes on --------------------------------------------------------------------------------------------------
 
@@ -347,6 +345,8 @@ class _Watching:
         self._heard = asyncio.Event()
         self._sending = asyncio.Lock()
         self._works: set[asyncio.Task[None]] = set()
+        self._previews = False  # is one made?
+        self._wanted: str | None = None  # the skill that is looked at next
 
     async def run(self) -> None:
         tasks = [asyncio.create_task(work()) for work in (self._tell, self._hear, self._check)]
@@ -427,8 +427,10 @@ class _Watching:
                 self._work(self._stop())
                 continue
             if do == "preview":
-                if not self._works:  # one after the other
-                    self._work(self._preview(command["skill"]))
+                self._wanted = command["skill"]
+                if not self._previews:  # one after the other, the newest next
+                    self._previews = True
+                    self._work(self._preview())
             elif self._hub.link is not None:
                 self._hub.link.send(command)
                 await self._reply(do=do, ok=True, text="")
@@ -442,15 +444,20 @@ class _Watching:
     async def _stop(self) -> None:
         await self._reply(do="stop", **await self._app._stop(self._hub))
 
-    async def _preview(self, skill: str) -> None:
+    async def _preview(self) -> None:
         loop = asyncio.get_running_loop()
         try:
-            found = await loop.run_in_executor(self._app.looking, self._hub.preview, skill)
-        except SkillError as error:
-            await self._reply(do="preview", ok=False, skill=skill, text=plain(str(error)))
-            return
-        maps = {name: _data(jpeg) for name, jpeg in found["maps"].items()}
-        await self._reply(do="preview", ok=True, text="", **{**found, "maps": maps})
+            while (skill := self._wanted) is not None:
+                self._wanted = None
+                try:
+                    found = await loop.run_in_executor(self._app.looking, self._hub.preview, skill)
+                except SkillError as error:
+                    await self._reply(do="preview", ok=False, skill=skill, text=plain(str(error)))
+                    continue
+                maps = {name: _data(jpeg) for name, jpeg in found["maps"].items()}
+                await self._reply(do="preview", ok=True, text="", **{**found, "maps": maps})
+        finally:
+            self._previews = False
 
 
 def _is_number(host: str) -> bool:

@@ -81,7 +81,7 @@ def load_ray() -> Any:
 
 def join(address: str, cpus: int) -> Any:
     """Ray, in a cluster; with `local` in one of its own that has so many CPUs. Its lines are not for our standard
-    output. Raises Unavailable."""
+    output. Raises Unavailable, and InvalidRequest for what is no address."""
     from skills.wire.conventions import split_address  # here, so that workers do not load gRPC
 
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")

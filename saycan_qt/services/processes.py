@@ -120,9 +120,10 @@ class ServiceProcess:
         assert self._process.stdout is not None
         for line in self._process.stdout:
             with self._changed:
-                if match := LISTENING.match(line.strip()):
+                # Other lines may be what somebody's driver prints
+                if (match := LISTENING.match(line.strip())) and match["name"] == self.name:
                     self.address = match["address"]
-                elif match := READY.match(line.strip()):
+                elif (match := READY.match(line.strip())) and match["name"] == self.name:
                     self._ready, self.detail = True, match["detail"] or ""
                 self._changed.notify_all()
 

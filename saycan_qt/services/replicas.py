@@ -60,12 +60,13 @@ WhereModelsLive = Annotated[RayOptions, tyro.conf.arg(name="")]
 class Replica:
     """What runs on a worker, in a process of its own: a copy of every model."""
 
-    def __init__(self, threads: int, device: str) -> None:
+    def __init__(self, threads: int, device: str, bfloat16: bool | None = None) -> None:
+        """bfloat16: see `Policy.hasten`."""
         import torch
 
         torch.set_num_threads(threads)
         keep_memory()
-        self._device = device
+        self._device, self._bfloat16 = device, bfloat16
         self._policies: dict[str, Any] = {}
         self._loading, self._computing = threading.Lock(), threading.Lock()
 
@@ -102,7 +103,7 @@ class Replica:
             if model.sha256 not in self._policies and not model.files:
                 self._policies[model.sha256] = own.construct(model.name)
             if model.sha256 not in self._policies:
-                self._policies[model.sha256] = received(model, self._device).hasten()
+                self._policies[model.sha256] = received(model, self._device).hasten(self._bfloat16)
             return self._policies[model.sha256]
 
     def _warm_up(self, policy: Any) -> None:
@@ -174,6 +175,7 @@ class Replicas:
 
     options: RayOptions
     threads: int  # that the models of one replica may use
+    bfloat16: bool | None = None  # do they round to it? None: where that is faster and close enough
     _places: list[_Place] = field(init=False)
     _policies: weakref.WeakSet[RemoteActor] = field(init=False, default_factory=weakref.WeakSet)
     _changed: threading.Condition = field(init=False, default_factory=threading.Condition)
@@ -190,7 +192,7 @@ class Replicas:
             num_cpus=cpus, num_gpus=gpus, max_restarts=-1, max_concurrency=CALLS, scheduling_strategy="SPREAD"
         )(Replica)
         device = "cuda" if gpus else "cpu"
-        self._places = [_Place(actor.remote(self.threads, device)) for _ in range(count)]
+        self._places = [_Place(actor.remote(self.threads, device, self.bfloat16)) for _ in range(count)]
         for place in self._places:
             self._await(place)
         with self._changed:

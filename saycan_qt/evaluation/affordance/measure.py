@@ -178,10 +178,21 @@ def affordance(config: AffordanceConfig) -> int:
     console = Console(stderr=True)
     try:
         require(config, threads=1, resamples=1)
+        if config.out and config.out.exists() and not config.out.is_dir():
+            raise ValueError(f"--out {config.out} is a file; give a folder, which gets affordance.json and report.html")
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    ours = DatasetError, CheckpointError, NotComparable, WeightsError, CalibrationError, SkillError, Interrupted
+    ours = (
+        DatasetError,
+        CheckpointError,
+        NotComparable,
+        WeightsError,
+        CalibrationError,
+        SkillError,
+        Interrupted,
+        OSError,
+    )
     try:
         answer, questions = evaluate(config, console)
         if config.out:
