@@ -14,6 +14,7 @@ import re
 import threading
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
+from itertools import count
 from typing import Any, NotRequired, TypedDict
 
 from langchain_core.callbacks import CallbackManagerForLLMRun
@@ -30,7 +31,7 @@ from planners.asking import Answer, Asking, Question
 from planners.prompts import Begun, describe
 from planners.proposal import generate
 from planners.saycan import DONE, Decision, Judge, SayCanPlanner, Step, World
-from planners.transcript import CARRIED, Carried, Errand, Errands, Run, Unreadable, told
+from planners.transcript import CARRIED, Asked, Carried, Errand, Errands, Run, Unreadable, told
 from skills.library import Skill
 from skills.types import Observation
 
@@ -38,6 +39,8 @@ TAKEN = (
     "RunnablePlanner decides on one step, given {'instruction': text, 'affordances': {skill name: 0 to 1}}, with "
     "history and observation where there are; runnable_plan carries a sentence out"
 )
+
+NOTHING = "nothing that is possible now serves this"
 
 
 class PlannerInput(TypedDict):
@@ -255,26 +258,38 @@ class PlannerModel(BaseChatModel):
 
     def _decide(self, errand: Errand) -> None:
         """The errand's next call, or its end. A question breaks it off before it changes anything, and when it is
-        answered LangGraph begins here again."""
+        answered LangGraph begins here again; the answer is of what was asked then, whatever is seen by now."""
         instruction, steps = errand.instruction, list(errand.steps)
-        while True:
-            observation = self.world.observe()
-            possible = self.judge.affordances(observation)
-            decision = self.planner.step(instruction, steps, possible, observation, errand.begun)
-            question = self.asking.question(instruction, decision)
-            if question is not None and Run.now() is None:
+        question: Question | None
+        for turn in count():
+            if new := turn == len(errand.questions):
+                observation = self.world.observe()
+                possible = self.judge.affordances(observation)
+                decision = self.planner.step(instruction, steps, possible, observation, errand.begun)
+                question = self.asking.question(instruction, decision)
+            else:
+                decision, question = errand.questions[turn].decision, errand.questions[turn].question
+            if question is None:
+                answer = Answer(decision.skill)
+                break
+            if Run.now() is None:
                 reason = f"{question.reason}; no graph runs here in which a person could be asked"
                 errand.end(reason, refused=reason)
                 return
-            answer = Answer(decision.skill) if question is None else _answer(question)
+            if new:
+                errand.questions.append(Asked(decision, question))
+            answer = _answer(errand.questions[turn], new)
             if not answer.instruction:
                 break
             instruction, steps = answer.instruction, []
-        errand.instruction, errand.steps = instruction, steps
-        if question is None and decision.refusal is not None:
-            errand.end(decision.refusal.reason, refused=decision.refusal.reason)
+        errand.instruction, errand.steps, errand.questions = instruction, steps, []
+        refusal = decision.refusal
+        if refusal is not None and (question is None or answer.skill is None):
+            errand.end(refusal.reason, refused=refusal.reason)
         elif answer.skill is None:
             errand.end("stopped")
+        elif question is None and decision.stuck:
+            errand.end(NOTHING, refused=NOTHING)
         elif answer.skill.name == DONE:
             errand.end("done")
         elif len(errand.steps) >= self.planner.config.max_steps:
@@ -286,15 +301,23 @@ class PlannerModel(BaseChatModel):
         return tool_names(dict.fromkeys(skill.family for skill in self.planner.skills if skill.name != DONE))
 
 
-def _answer(question: Question) -> Answer:
-    """What the person says who is asked by LangGraph."""
+def _answer(asked: Asked, new: bool) -> Answer:
+    """What the person says who is asked by LangGraph. new: nobody can have answered it. What comes at once all the same
+    is the answer to a question of another process, and counts where it says more than "the second" or "not that"."""
+    question, first = asked.question, True
     while True:
         said = interrupt(question.told)
-        answer = question.understand("" if said is None else " ".join(str(said).split()))
-        if answer is not None and answer.veto:
-            question = question.vetoed()
-        elif answer is not None:
+        if first and new:
+            asked.foreign = True
+        words = "" if said is None else " ".join(str(said).split())
+        answer = question.understand(words)
+        unclear = first and asked.foreign and (words.isdecimal() or (answer is not None and answer.veto))
+        first = False
+        if answer is None or unclear:
+            continue
+        if not answer.veto:
             return answer
+        question = question.vetoed()
 
 
 # -- the local model -----------------------------------------------------------------------------------------------

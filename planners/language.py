@@ -222,7 +222,15 @@ def _load_gguf(path: Path, dtype: torch.dtype) -> tuple[Any, Any]:
     log.info("converting %s, once; the result is kept in %s", path.name, folder)
     parent, name = str(path.parent), path.name
     tokenizer = AutoTokenizer.from_pretrained(parent, gguf_file=name, **LOCAL)
-    read = AutoModelForCausalLM.from_pretrained(parent, gguf_file=name, dtype=torch.float32, **LOCAL)
+    loaded: Any = AutoModelForCausalLM.from_pretrained(
+        parent, gguf_file=name, dtype=torch.float32, output_loading_info=True, **LOCAL
+    )
+    read, found = loaded
+    if missing := sorted(found["missing_keys"]):  # transformers would go on with random numbers in their place
+        raise WeightsError(
+            f"{path}: {missing[0]} and {len(missing) - 1} more weights are not in it; is it one part of several? "
+            "Give all of them in one file (llama-gguf-split --merge)"
+        )
     config = read.config
     del config.quantization_config  # the weights are plain numbers now; transformers saves no model read from GGUF
     model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)  # 4-bit weights lose nothing that matters

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from planners.prompts import CANNOT, Begun, Prompt
-from planners.saycan import DONE, LONGEST, Decision, Refusal, SayCanConfig, SayCanPlanner, Step, one_at_a_time
+from planners.saycan import DONE, LONGEST, Decision, Refusal, SayCanConfig, SayCanPlanner, Step, TooLong, one_at_a_time
 from skills.library import Skill
 from skills.rules import Known
 
@@ -99,6 +99,7 @@ class ProposalPlanner(SayCanPlanner):
         proposals: ProposalConfig | None = None,
     ) -> None:
         self._votes = _Votes()
+        config = replace(config or SayCanConfig(), preselect=0)  # what is proposed may be any skill
         super().__init__(self._votes, prompt, skills, config)
         self.proposer, self.proposals = proposer, proposals or ProposalConfig()
         if self.config.normalise != "sum" or self.config.without == "language" or self.config.nearness:
@@ -279,7 +280,7 @@ def generate(
     if not ids:
         raise ValueError("the prompt is empty; there must be at least one token to continue")
     if len(ids) > (room := most_tokens(local.model)):
-        raise ValueError(f"a prompt of {len(ids)} tokens, of which the model reads at most {room}")
+        raise TooLong(f"a prompt of {len(ids)} tokens, of which the model reads at most {room}")
     max_tokens = int(min(max_tokens, room - len(ids) + 1))  # the last one is not read
     ends = local.model.generation_config.eos_token_id
     ends = set(ends if isinstance(ends, list) else [ends]) | {local.tokenizer.eos_token_id}

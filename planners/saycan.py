@@ -107,6 +107,11 @@ class Decision:
     def done(self) -> bool:
         return self.skill.name == DONE
 
+    @property
+    def stuck(self) -> bool:
+        """Nothing that is possible serves it: "done" stands first, with a score of 0."""
+        return self.refusal is None and self.candidates[0].score <= 0
+
 
 @dataclass(frozen=True)
 class Step:
@@ -116,11 +121,15 @@ class Step:
     outcome: Outcome
 
 
+class TooLong(ValueError):
+    """More tokens than a language model can read."""
+
+
 class Scorer(Protocol):
     """What a LanguageScorer offers."""
 
     def score(self, prompt: str, candidates: Sequence[str]) -> np.ndarray:
-        """Log-likelihoods (N,); -inf for a candidate that has no chance."""
+        """Log-likelihoods (N,); -inf for a candidate that has no chance. Raises TooLong."""
         ...
 
 
@@ -248,9 +257,11 @@ class SayCanPlanner:
     def _table(
         self, language: np.ndarray, weight: np.ndarray, affordance: np.ndarray, lowered: np.ndarray
     ) -> tuple[Candidate, ...]:
-        """All skills, the best first; what is lowered to 0 cannot be chosen."""
+        """All skills, the best first; what is lowered to 0 cannot be chosen. Where nothing can, "done" stands first:
+        whoever does not look at the score does nothing."""
         probability, product = decide(language, weight)
         score = product * lowered
+        first = self._done & (score.max() <= 0)
         return tuple(
             Candidate(
                 skill=self.skills[i],
@@ -259,7 +270,7 @@ class SayCanPlanner:
                 lowered=float(lowered[i]),
                 score=float(score[i]),
             )
-            for i in np.lexsort((-affordance, -score))
+            for i in np.lexsort((-affordance, -score, ~first))
         )
 
     # -- how sensible ------------------------------------------------------------------------------------------------
@@ -486,7 +497,7 @@ class SayCanPlanner:
     def plan(self, instruction: str, judge: Judge, world: World) -> Iterator[Decision | Step]:
         """Plan and act by turns: yields each Decision before it is carried out, and the Step when it has been.
 
-        Ends with the Decision "done", at once where it refuses, or with the Step that reaches max_steps.
+        Ends with the Decision "done", at once where it refuses or is stuck, or with the Step that reaches max_steps.
         """
         history: list[Step] = []
         begun = Begun()

@@ -21,8 +21,9 @@ from typing import Any, Generic, TypeVar
 from langchain_core.messages import AIMessage, AnyMessage, BaseMessage, HumanMessage, ToolMessage
 from langgraph.runtime import get_runtime
 
+from planners.asking import Question
 from planners.prompts import Begun
-from planners.saycan import Step
+from planners.saycan import Decision, Step
 from skills.library import Skill
 from skills.types import Outcome, Status
 
@@ -94,6 +95,15 @@ CARRIED: Recent[Carried] = Recent()  # of all tools of this process, by the id o
 
 
 @dataclass
+class Asked:
+    """A question that breaks a run off, to be answered when it goes on."""
+
+    decision: Decision
+    question: Question
+    foreign: bool = False  # was its first answer that to a question of another process?
+
+
+@dataclass
 class Errand:
     """One instruction, from a person's words to the planner's last answer."""
 
@@ -104,6 +114,7 @@ class Errand:
     calls: int = 0  # made so far
     asked: Skill | None = None  # by the last call, while its end is not known
     answer: str = ""  # the last one, in words
+    questions: list[Asked] = field(default_factory=list)  # that broke the next call off
     refused: str = ""  # why, if it is
     over: bool = False
     run: Run | None = None  # which spoke last

@@ -52,13 +52,14 @@ def run(config: RunConfig, parts: Parts) -> int:
     except ValueError as error:
         return refuse(str(error))
     instruction = said(config.instruction)
-    path, world = config.out or new_folder(instruction), "kitchen" if body.is_kitchen else body.name
+    world = "kitchen" if body.is_kitchen else body.name
     seed = config.seed if config.robot is None else None  # somebody else's robot has a world of its own
     display, feed = Display(Console(stderr=config.json), config.explain, world), Feed()
     try:
-        folder = RunFolder(path, instruction, seed, feed, world=world)
+        path = config.out or new_folder(instruction)
+        folder = RunFolder(path, instruction, seed, feed, made=config.out is None, world=world)
     except OSError as error:
-        return refuse(f"results cannot be written to {path}: {error.strerror}")
+        return refuse(f"results cannot be written to {config.out or error.filename}: {error.strerror}")
     person = Person(display.console, config.json, config.when_to_ask, feed, elsewhere=config.live.live)
     stack = Stack(config, parts, body, display, feed, path, lambda sentence: one.died(sentence))
     one = Run(instruction, config, stack, folder, person, alone=True)

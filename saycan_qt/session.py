@@ -7,7 +7,7 @@
 The kitchen, or your robot, remembers what was done: the second instruction starts where the first one ended. What is
 said while the robot is busy waits for its turn, apart from these words:
 
-    stop       halts the robot now, ends the instruction and drops those that wait; Ctrl-C does the first two
+    stop       halts the robot now, ends the instruction and drops those that wait; Ctrl-C does so, too
     release    lets a robot that was stopped move again
     quit       ends the session, as the end of the input does, and Ctrl-C while nothing is carried out
 
@@ -264,13 +264,13 @@ def session(config: SessionConfig, parts: Parts) -> int:
         config, body = prepared(config)
     except ValueError as error:
         return refuse(str(error))
-    folder = config.out or new_folder("session")
-    created = not folder.exists()
+    created = config.out is None or not config.out.exists()
     try:
+        folder = config.out or new_folder("session")
         folder.mkdir(parents=True, exist_ok=True)
         one = Session(config, parts, body, folder)
     except OSError as error:
-        return refuse(f"results cannot be written to {folder}: {error.strerror}")
+        return refuse(f"results cannot be written to {config.out or error.filename}: {error.strerror}")
     except StartFailed as error:
         discard(folder, created)
         return refuse(str(error))

@@ -3,10 +3,12 @@
 import io
 import json
 import os
+import pty
 import queue
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +19,7 @@ from tiny_services import wait_until
 from planners.asking import Asking, Question, confidence, threshold
 from planners.saycan import WORD_FOR_WORD, Candidate, Decision, Refusal, Step
 from saycan_qt.journey.journey import Journey, verdict
-from saycan_qt.journey.person import Person
+from saycan_qt.journey.person import REACTION, Left, Person
 from saycan_qt.journey.results import RunFolder
 from saycan_qt.kitchen.language.answers import right_next
 from saycan_qt.kitchen.symbolic import SymbolicKitchen
@@ -156,8 +158,8 @@ def test_a_verdict_is_the_robots_or_the_skills_own_where_they_know():
 # ---- at the other end of a pipe
 
 
-def small_run(folder, said, *options):
-    command = [sys.executable, str(SMALL), "run", "i am hungry", "--out", folder, "--json", *options]
+def small_run(folder, said, *options, said_first="i am hungry"):
+    command = [sys.executable, str(SMALL), "run", said_first, "--out", folder, "--json", *options]
     done = subprocess.run(command, input=said, capture_output=True, text=True, timeout=120)
     *questions, plan = map(json.loads, done.stdout.splitlines())
     return done.returncode, [line["question"] for line in questions], plan
@@ -199,6 +201,42 @@ def test_whether_it_is_wanted_takes_yes_or_no_and_says_of_other_words_that_they_
     [kept] = folder.plan["questions"]
     assert kept == {"step": None, "instruction": "fruit", "reason": first["reason"], "confidence": 0.0,
                     "options": ["yes", "no"], "answer": {True: "yes", False: "no", None: None}[success]}  # fmt: skip
+
+
+def test_a_question_of_a_run_that_is_over_is_not_asked():
+    person = Person(Console(file=io.StringIO()), piped=False)
+    person.leave()
+    with pytest.raises(Left):
+        person.ask(Question("x", "?", instructions=("yes", "no")))
+
+
+def test_what_was_typed_before_a_question_is_no_answer_to_it(monkeypatch):
+    ours, theirs = pty.openpty()
+    screen, answers = io.StringIO(), queue.SimpleQueue()
+    with os.fdopen(theirs) as typed, os.fdopen(ours, "wb", buffering=0) as hands:
+        monkeypatch.setattr(sys, "stdin", typed)
+        person, question = Person(Console(file=screen), piped=False), Question("x", "?", instructions=("a", "b"))
+        hands.write(b"1\n")
+        asking = threading.Thread(target=lambda: answers.put(person.ask(question)), daemon=True)
+        asking.start()
+        wait_until(lambda: "typed before it was asked" in screen.getvalue())
+        time.sleep(REACTION)
+        hands.write(b"2\n")
+        assert answers.get(timeout=5).instruction == "b"
+        asking.join()
+
+
+def test_a_refusal_that_is_not_answered_stays_one(tmp_path):
+    code, _, plan = small_run(tmp_path / "out", "", "--ask", "when-unsure", said_first="make me a pizza")
+    assert (code, plan["ended"], plan["judge"]) == (1, "refused", "planner") and plan["refusal"]["nearest"]
+
+
+def test_other_words_are_judged_by_what_was_done_for_them(tmp_path, monkeypatch):
+    monkeypatch.setenv("SMALL_FAILS", "pick apple")
+    said = "find the apple\npick up the apple\nlook for the sponge\nfind the sponge\ndone\nyes\n"
+    code, _, plan = small_run(tmp_path / "out", said, "--ask", "always")
+    assert [step["outcome"] for step in plan["steps"]] == ["succeeded", "failed", "succeeded", "succeeded"]
+    assert (code, plan["judge"]) == (0, "person") and plan["reason"].startswith("done: “find the sponge”;")
 
 
 def test_what_is_typed_as_a_browser_answers_is_no_answer_to_the_next_question(monkeypatch):

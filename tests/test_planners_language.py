@@ -15,7 +15,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from planners import weights
+from planners import language, weights
 from planners.language import LanguageScorer, adapted, is_whole
 from planners.reading.passes import TokenTrie
 from planners.weights import WeightsError
@@ -113,6 +113,18 @@ def test_damaged_weights_are_refused(tmp_path):
     file.write_bytes(b"not a model")
     with pytest.raises(WeightsError, match="damaged"):
         weights.checked(file, weights.LANGUAGE_MODEL.sha256)
+
+
+def test_one_part_of_a_model_is_refused_and_not_kept(tmp_path, monkeypatch):
+    """transformers would fill the other layers with random numbers"""
+    (part := tmp_path / "model-00001-of-00002.gguf").write_bytes(b"GGUF")
+    found = {"missing_keys": {"model.layers.1.mlp.up_proj.weight", "model.norm.weight"}}
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(language.AutoTokenizer, "from_pretrained", lambda *given, **options: None)
+    monkeypatch.setattr(language.AutoModelForCausalLM, "from_pretrained", lambda *given, **options: (None, found))
+    with pytest.raises(WeightsError, match=r"model\.layers\.1\..* and 1 more weights are not in it.*several"):
+        language._load_gguf(part, torch.float32)
+    assert not (tmp_path / "cache").exists()
 
 
 def flip(folder, name):

@@ -44,6 +44,11 @@ def names(planner, said):
     return [proposal.skill and proposal.skill.name for proposal in planner.understand(said)]
 
 
+def test_what_is_proposed_may_be_any_skill_however_few_are_preselected(prompt):
+    planner = ProposalPlanner(Says(["pick up the apple"]), prompt, LIBRARY, SayCanConfig(preselect=2, refuse=False))
+    assert planner.step("tidy up", [], {"pick apple": 0.9, "find coke can": 0.9}).skill.name == "pick apple"
+
+
 @pytest.mark.slow
 def test_other_words_for_a_skill_are_understood_and_others_dropped(prompt):
     planner = ProposalPlanner(Says(), prompt, LIBRARY)

@@ -37,7 +37,7 @@ from langgraph.errors import GraphRecursionError
 from langgraph.types import Command
 
 from planners.asking import Asking
-from planners.langchain import PlannerModel, observe_tool, skill_tools
+from planners.langchain import NOTHING, PlannerModel, observe_tool, skill_tools
 from planners.prompts import Prompt
 from planners.saycan import SayCanConfig, SayCanPlanner
 from skills.library import Skill
@@ -257,6 +257,47 @@ def test_where_the_planner_asks_the_run_is_interrupted_and_goes_on_as_it_is_answ
         assert "__interrupt__" in state
         state = agent.invoke(Command(resume=answer), thread())
     assert house.done == done and state["messages"][-1].text == end
+
+
+class Changing(House):
+    """What is possible there is another thing at each look."""
+
+    def affordances(self, observation):
+        self.looks = getattr(self, "looks", 0) + 1
+        mine, other = ("cup", "plate") if self.looks % 2 else ("plate", "cup")
+        return super().affordances(observation) | {f"take {mine}": 1.0, f"take {other}": 0.001}
+
+
+@pytest.mark.parametrize("answer", ["1", "stop", "veto"])
+def test_an_answer_is_of_the_question_that_was_asked_whatever_is_seen_by_then(answer):
+    house = Changing()
+    agent = agent_of(house, model=model_of(house, Asking("always")), saver=InMemorySaver())
+    asked = agent.invoke(asks(), thread())["__interrupt__"][0].value["options"]
+    state = agent.invoke(Command(resume=answer), thread())
+    said = state["__interrupt__"][0].value if "__interrupt__" in state else {"reason": ""}
+    if answer == "veto":
+        assert f"not “{asked[0]}”" in said["reason"] and not house.done
+    else:
+        assert [f"take the {name.split()[1]}" for name in house.done] == asked[: answer == "1"]
+
+
+def test_a_number_that_answers_another_process_is_asked_for_again():
+    house, saver = House(), InMemorySaver()
+    agent_of(house, model=model_of(house, Asking("always")), saver=saver).invoke(asks(), thread())
+    again = agent_of(house, model=model_of(house, Asking("always")), saver=saver)
+    assert "__interrupt__" in again.invoke(Command(resume="2"), thread()) and not house.done
+    again.invoke(Command(resume="take the plate"), thread())
+    assert house.done == ["take plate"]
+
+
+def test_where_nothing_that_is_possible_serves_it_nothing_is_done():
+    """not even what affordance finds likeliest"""
+    house = House()
+    model = model_of(house)
+    model.planner._lowered = lambda skill, history: 0.0
+    assert [event.stuck for event in model.planner.plan("wash the cup please", house, house)] == [True]
+    answer = agent_of(house, model=model).invoke(asks())["messages"][-1]
+    assert not house.done and answer.response_metadata["refused"] == answer.text == NOTHING
 
 
 def test_a_planner_that_is_sure_does_not_ask_and_where_nobody_can_be_asked_it_says_so():

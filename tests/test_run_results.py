@@ -105,11 +105,12 @@ def test_the_pictures_named_in_plan_json_are_there(finished):
 
 
 def test_a_new_folder_never_takes_a_name_that_exists(tmp_path):
-    taken = new_folder("Bring me a snack!", tmp_path)
-    taken.mkdir()
-    other = new_folder("Bring me a snack!", tmp_path)
-    assert taken.name.endswith("bring-me-a-snack")
-    assert other != taken and not other.exists()
+    """nor that of a run that begins at the same moment"""
+    taken, other = (new_folder("Bring me a snack!", tmp_path) for _ in range(2))
+    assert taken.name.endswith("bring-me-a-snack") and other != taken and taken.is_dir() and other.is_dir()
+    (tmp_path / "file").touch()
+    with pytest.raises(NotWritten):
+        new_folder("x", tmp_path / "file")
 
 
 def test_the_video_plays_and_shows_both_views(finished):

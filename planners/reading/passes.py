@@ -26,6 +26,8 @@ import torch
 from transformers import DynamicCache
 from transformers.cache_utils import Cache
 
+from planners.saycan import TooLong
+
 log = logging.getLogger(__name__)
 
 HEAD_CHUNK = 256  # trie nodes whose logits over the whole vocabulary are held at once
@@ -103,10 +105,10 @@ class Reader:
         return [type(way).__name__.lower() for _, way in self._ways]
 
     def log_likelihoods(self, prompt: list[int], candidates: Sequence[list[int]]) -> np.ndarray:
-        """(N,) float64. Raises ValueError for more tokens than the model can read."""
+        """(N,) float64. Raises TooLong."""
         length = len(prompt) + max(map(len, candidates))
         if length > self.longest:
-            raise ValueError(f"prompt and candidate have {length} tokens, and the model reads at most {self.longest}")
+            raise TooLong(f"prompt and candidate have {length} tokens, and the model reads at most {self.longest}")
         with torch.inference_mode():
             return next(way for reach, way in self._ways if length <= reach)(prompt, candidates)
 

@@ -174,8 +174,8 @@ def check(config: RunConfig | SessionConfig) -> str | None:
             return f"--{option} is for the skill server that run starts; the one at --server has an option of that name"
     if config.model and config.server is None:
         return "--model is for a skill server that already runs; name it with --server"
-    if config.planner == "proposal" and (config.normalise != "sum" or config.explain):
-        return "--normalise and --explain are about likelihoods, of which --planner proposal has none"
+    if config.planner == "proposal" and (config.normalise != "sum" or config.explain or config.preselect):
+        return "--normalise, --explain and --preselect are about likelihoods, of which --planner proposal has none"
     if config.planner == "proposal" and config.language.remote:
         return "--planner proposal samples from a local model; a server's likelihoods are for --planner saycan"
     if config.language.chat and (config.normalise != "sum" or config.planner == "no-language"):

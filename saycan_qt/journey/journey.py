@@ -86,11 +86,12 @@ class Journey:
                     instruction, self._since = answer.instruction, len(self.history)
                     self.take_up(instruction)
                     continue
-                if answer.skill is None:
+                if answer.skill is None and (refusal is None or self.stopped.is_set()):
                     ended = "stopped"
                     break
-                step = with_choice(step, answer.skill)
-            elif refusal is not None:
+                if answer.skill is not None:
+                    step = with_choice(step, answer.skill)
+            if refusal is not None and (question is None or answer.skill is None):
                 self.folder.note(refusal=asdict(refusal))
                 ended, refused = "refused", refusal.reason
                 break
@@ -121,7 +122,15 @@ class Journey:
         read = self.read(instruction)
         places = {observation.place, *observation.objects.values()}
         found = verdict(
-            read, satisfied, ended, self.history, self.planner.skills, refused, places, instruction, met=self._met
+            read,
+            satisfied,
+            ended,
+            self.history[self._since :],
+            self.planner.skills,
+            refused,
+            places,
+            instruction,
+            met=self._met,
         )
         if found.success is None and self.person.when != "never":
             said = self.content(instruction, found.reason)
@@ -306,9 +315,9 @@ def verdict(
     said: str = "",  # the instruction to the letter, where slips of the finger were read as what was meant
     met: bool = False,  # was the goal met before anything was done? Then that it is met tells nothing
 ) -> Verdict:
-    """The robot's own check where it knows the goal, and it was not met before. Else what was left out or failed is no success; and what was done
-    is one only where a single skill was asked for in its own words: that every skill succeeded does not say that the
-    person got what was asked."""
+    """The robot's own check where it knows the goal, and it was not met before. Else what was left out or failed is no
+    success; and what was done is one only where a single skill was asked for in its own words: that every skill
+    succeeded does not say that the person got what was asked."""
     count = f"{len(history)} skill{'s' if len(history) != 1 else ''}"
     unfinished = {
         "max steps": f"the planner was not done after {count}",

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import Literal
 
+from planners.saycan import TooLong
 from planners.servers.remote import RemoteError
 from saycan_qt.journey.config import Options
 from saycan_qt.journey.display import VERDICTS
@@ -75,6 +76,7 @@ class Run:
         self._worker = threading.Thread(target=self._work, name="run", daemon=True)
 
     def carry_out(self) -> Ending:
+        self.person.stay()
         self._worker.start()
         ending = self._endings.get()
         if ending.ended == "error":  # a broken call is often the first sign of a death: rather say who died
@@ -188,6 +190,9 @@ class Run:
             self._endings.put(Ending(NOT_DONE, "error", reason))
         except RemoteError as error:  # a language server, or a chat model
             self._endings.put(Ending(NOT_DONE, "error", str(error)))
+        except TooLong as error:
+            reason = f"{error}: say it in fewer words, or choose a language model that reads more"
+            self._endings.put(Ending(NOT_DONE, "error", reason))
         except SystemExit:  # so rich tells that the pipe it writes to was closed
             self._endings.put(Ending(NOT_DONE, "error", "nobody reads the output any more"))
         except Exception as error:

@@ -63,6 +63,8 @@ class Person:
         self._number = 0
         self._overtaken = False  # the question before was answered elsewhere, and a line of the terminal's may be of it
         self._since = 0.0  # [s] of time.monotonic, before it no line can be meant for the open question
+        self._why_missed = ""  # a line before that
+        self._left = False  # nobody needs an answer any more
         self._open: queue.SimpleQueue[str | None] | None = None  # where answers to the open question go
         if isinstance(sys.stdin, io.TextIOWrapper):
             with suppress(OSError):  # it was read before
@@ -124,9 +126,15 @@ class Person:
             self._close("")
 
     def leave(self) -> None:
-        """Nobody needs an answer any more."""
+        """Nobody needs an answer any more, until somebody says `stay`."""
         with self._lock:
+            self._left = True
             self._close(None)
+
+    def stay(self) -> None:
+        """Another run begins."""
+        with self._lock:
+            self._left = False
 
     def _close(self, text: str | None) -> bool:
         """Answer the open question: what is said next is said of something else. False: there is none."""
@@ -139,12 +147,23 @@ class Person:
         """how: to answer it at a terminal."""
         answers: queue.SimpleQueue[str | None] = queue.SimpleQueue()
         with self._lock:
+            if self._left:
+                raise Left
             self._number += 1
             self._open = answers
-            self._since = time.monotonic() + REACTION if self._overtaken else 0.0
-            self._overtaken = False
+            typed = not self._piped and sys.stdin.isatty()  # perhaps before this was asked
+            self._since = time.monotonic() + REACTION if self._overtaken or typed else 0.0
+            why = (
+                "the question before was answered elsewhere"
+                if self._overtaken
+                else "that was typed before it was asked"
+            )
+            self._why_missed, self._overtaken = why, False
         if self._piped:
-            print(json.dumps({"question": question.told}), flush=True)
+            try:
+                print(json.dumps({"question": question.told}), flush=True)
+            except OSError:
+                raise SystemExit from None  # nobody reads it
         else:
             self._console.print(f"\n[bold]?[/bold] {escape(plain(question.reason))}", highlight=False)
             for number, option in enumerate(question.options, 1):
@@ -185,7 +204,7 @@ class Person:
                 more = self._reading = reads_on and not self._closed
                 asked = not apart and not missed and not (self._closed and self._elsewhere) and self._close(line)
             if missed:
-                self._console.print("  the question before was answered elsewhere; say it again", highlight=False)
+                self._console.print(f"  {self._why_missed}; say it again", highlight=False)
                 continue
             if not asked and line and self._hear is None:
                 self._console.print("  nothing is asked just now", highlight=False)

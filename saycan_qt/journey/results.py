@@ -6,6 +6,7 @@ Whatever ends a run, even SIGKILL, plan.json is valid and holds every step that 
 from __future__ import annotations
 
 import contextlib
+import errno
 import importlib.metadata
 import json
 import os
@@ -100,7 +101,15 @@ class RunFolder:
     """Collects a run and writes it down. Methods may be called from any thread; after `finish` nothing changes. What
     cannot be written raises NotWritten, and what was there before is there still."""
 
-    def __init__(self, path: Path, instruction: str, seed: int | None, feed: Feed | None = None, **facts: Any) -> None:
+    def __init__(
+        self,
+        path: Path,
+        instruction: str,
+        seed: int | None,
+        feed: Feed | None = None,
+        made: bool = False,  # was the folder made for this run? Else one that is there stays when it is discarded
+        **facts: Any,
+    ) -> None:
         self.path, self.feed = path, feed or Feed()
         self._lock = threading.Lock()
         self._began = time.monotonic()
@@ -129,7 +138,7 @@ class RunFolder:
             "versions": versions(),
             **facts,
         }
-        self._created = not path.exists()
+        self._created = made or not path.exists()
         with writing(path):
             path.mkdir(parents=True, exist_ok=True)
         with writing(path / SPARE):
@@ -324,13 +333,21 @@ def writing(path: Path) -> Iterator[None]:
 
 
 def new_folder(instruction: str, root: Path = Path("runs")) -> Path:
-    """`root`/<time>-<slug>, a name that is not taken."""
+    """Makes `root`/<time>-<slug>, under a name that nobody has taken, also who begins at the same time. Raises
+    NotWritten."""
     words = slug(instruction)[:40].strip("-") or "run"
     base = root / f"{datetime.now():%Y%m%d-%H%M%S}-{words}"
     path, number = base, 2
-    while path.exists():
+    while True:
+        try:
+            path.mkdir(parents=True)
+            return path
+        except FileExistsError:
+            if not path.exists():  # its parent is a file
+                raise NotWritten(errno.ENOTDIR, "it is no folder", str(root)) from None
+        except OSError as error:
+            raise NotWritten(error.errno, error.strerror, str(path)) from None
         path, number = base.with_name(f"{base.name}-{number}"), number + 1
-    return path
 
 
 def versions() -> dict[str, str]:

@@ -200,7 +200,8 @@ class _Application:
         if host is None:
             return "the request does not say which host it is for"
         if not (host in self.names or _is_number(host)):
-            return f"this page is not at {plain(host)[:100]!r}; --name (of run and session: --live-name) has it answer to that name"
+            told = "--name (--live-name of run and session) has it answer to that name"
+            return f"this page is not at {plain(host)[:100]!r}; {told}"
         origin, own = headers.get("origin"), f"http{'s' if self.access.tls else ''}://{hosts[0]}"
         if origin is not None and origin.lower() != own.lower():
             return f"the request comes from {plain(origin)[:100]}, not from this page"
