@@ -1,7 +1,7 @@
 """When a planner asks the person rather than act: where its own scores say that it may be wrong.
 
 asking = Asking("when-unsure", threshold(scores, coverage=0.95))
-question = asking.question("bring me the can", decision)        # None: sure enough
+question = asking.question("bring me the can", decision, history)        # None: sure enough
 
 As in KnowNo [Ren et al. 2023] the threshold is set by conformal prediction on errands whose right steps are known, and
 it holds for whole errands. An errand's score is the confidence of its first wrong choice, 0 where none is wrong; of n
@@ -21,8 +21,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from planners.named import verbatim
-from planners.saycan import Decision
+from planners.named import named, verbatim
+from planners.saycan import Decision, Step
 from skills.library import Skill
 
 When = Literal["never", "when-unsure", "always"]
@@ -30,7 +30,8 @@ SHOWN = 3, 5  # options, at least and at most
 STOP = ("", "s", "stop", "q", "quit")
 VETO = "veto"
 WORTH = 0.02  # share of all products from which more than the least are shown
-DOUBT = 3  # by which a confidence is divided where the words fit two things, however sure the language model is
+DOUBT = 3  # by which a confidence is divided where the words fit two things, or where it would end with something that
+# they name left out, however sure the language model is
 NOTICED = 0.01  # share of all products from which a skill is another thing that may be meant
 
 
@@ -99,12 +100,14 @@ class Asking:
     when: When = "never"
     threshold: float = 0.0  # confidence up to which it is
 
-    def question(self, instruction: str, decision: Decision) -> Question | None:
+    def question(self, instruction: str, decision: Decision, history: Sequence[Step] = ()) -> Question | None:
+        """history: steps done for it."""
         if self.when == "never":
             return None
         if (refusal := decision.refusal) is not None:
             return Question(instruction, refusal.reason, instructions=refusal.nearest)
-        sure, rivals = confidence(instruction, decision), equally_named(instruction, decision)
+        sure, rivals = confidence(instruction, decision, history), equally_named(instruction, decision)
+        left = left_out(instruction, decision, history)
         if self.when == "when-unsure" and (decision.because or sure > self.threshold):
             return None
         total = sum(row.score for row in decision.candidates)
@@ -114,18 +117,33 @@ class Asking:
             f"“{rows[0].skill.text}” seems likeliest, with a confidence of {sure:.0%}" if rows else "nothing is likely"
         )
         reason += f"; what you said fits “{rivals[0].text}” as well" if rivals else ""
+        reason += f"; nothing was done with the {' and the '.join(left)}, which you named" if left else ""
         others = tuple(row.skill for row in decision.candidates if row.skill not in likely)
         return Question(instruction, reason, tuple(likely), confidence=sure, others=others)
 
 
-def confidence(instruction: str, decision: Decision) -> float:
+def confidence(instruction: str, decision: Decision, history: Sequence[Step] = ()) -> float:
     """In [0, 1]: the share of all products of likelihood and affordance that falls on the chosen skill and those about
-    the same things; a third of it where the words fit other things as well."""
+    the same things; a third of it where the words fit other things as well, or name what would be left out."""
     chosen, total = decision.candidates[0], sum(row.score for row in decision.candidates)
     about = {*chosen.skill.arguments.values()}
     same = sum(row.score for row in decision.candidates[1:] if about & {*row.skill.arguments.values()})
     share = (chosen.score + same) / total if total > 0 else 0.0
-    return share / DOUBT if equally_named(instruction, decision) else share
+    doubtful = equally_named(instruction, decision) or left_out(instruction, decision, history)
+    return share / DOUBT if doubtful else share
+
+
+def left_out(instruction: str, decision: Decision, history: Sequence[Step]) -> list[str]:
+    """What the instruction names and nothing was done with, where the decision is to end."""
+    skills = [row.skill for row in decision.candidates]
+    return unserved(instruction, skills, history) if decision.done else []
+
+
+def unserved(instruction: str, skills: Sequence[Skill], history: Sequence[Step]) -> list[str]:
+    """What the instruction names of that which skills are done with, and no skill that succeeded was done with."""
+    served = {value for step in history if step.outcome.succeeded for value in step.skill.arguments.values()}
+    names = named(instruction, {value for skill in skills for value in skill.arguments.values()})
+    return [name for name in names if name not in served]
 
 
 def equally_named(instruction: str, decision: Decision) -> list[Skill]:

@@ -78,6 +78,15 @@ def test_what_is_about_the_same_thing_is_no_doubt_and_words_that_fit_two_things_
     assert "fits “find the pepsi can” as well" in Asking("when-unsure", 0.6).question("a can", cans).reason
 
 
+def test_it_does_not_end_in_silence_where_something_that_was_named_is_left_out():
+    ends = decision(done=0.9, find_orange=0.1)
+    apple = [Step(LIBRARY["pick apple"], SUCCEEDED)]
+    assert confidence("the apple", ends, apple) == pytest.approx(0.9)
+    assert confidence("the apple and the orange", ends, apple) == pytest.approx(0.3)
+    asked = Asking("when-unsure", 0.5).question("the apple and the orange", ends, apple)
+    assert "nothing was done with the orange, which you named" in asked.reason
+
+
 def test_what_was_said_word_for_word_is_sure_and_a_refusal_asks_for_other_words():
     asking = Asking("when-unsure", 1.0)
     assert asking.question("find the apple", decision(because=WORD_FOR_WORD, find_apple=1.0)) is None

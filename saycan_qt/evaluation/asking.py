@@ -106,14 +106,15 @@ def tried(
             asked += bool(right)
             return ended()
         skill = decision.skill
-        if (question := ask.question(instruction.say, decision)) is not None:
+        if (question := ask.question(instruction.say, decision, history)) is not None:
             asked += 1
             answers = [option for option in question.skills if option.name in right]
             if not answers:
                 return ended()
             skill = answers[0]
         elif skill.name not in right:
-            wrong = wrong or confidence(instruction.say, decision)
+            # What is chosen for its words is never asked about
+            wrong = wrong or (1.0 if decision.because else confidence(instruction.say, decision, history))
         if skill.name == DONE:
             return ended()
         history.append(Step(skill, world.execute(skill)))

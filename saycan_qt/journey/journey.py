@@ -11,8 +11,8 @@ from typing import Any
 from rich.markup import escape
 
 from planners import saycan
-from planners.asking import Asking, Question
-from planners.named import named, verbatim
+from planners.asking import Asking, Question, unserved
+from planners.named import verbatim
 from planners.prompts import Begun, one_line
 from saycan_qt.journey.display import Display
 from saycan_qt.journey.person import NO, YES, Answer, Person
@@ -80,7 +80,8 @@ class Journey:
             if (refusal := decision.refusal) is None:
                 self.display.candidates(step)
                 self.folder.weigh(step)
-            if (question := Asking(self.person.when, self.unsure).question(instruction, decision)) is not None:
+            done = self.history[self._since :]
+            if (question := Asking(self.person.when, self.unsure).question(instruction, decision, done)) is not None:
                 answer = self.ask(step, question)
                 if answer.instruction:
                     instruction, self._since = answer.instruction, len(self.history)
@@ -346,10 +347,3 @@ def verdict(
     return Verdict(
         None, f"{before}done: {done}{left}; whether that is what was asked, nobody here can judge", ended, "nobody"
     )
-
-
-def unserved(instruction: str, skills: Sequence[Skill], history: Sequence[saycan.Step]) -> list[str]:
-    """What the instruction names of that which skills are done with, and no skill that succeeded was done with."""
-    served = {value for step in history if step.outcome.succeeded for value in step.skill.arguments.values()}
-    names = named(instruction, {value for skill in skills for value in skill.arguments.values()})
-    return [name for name in names if name not in served]
