@@ -205,7 +205,9 @@ def _reports(workers: Sequence[BaseProcess], done: multiprocessing.Queue) -> Ite
         except queue.Empty:
             if ended:
                 return
-            ended = any(w.exitcode for w in workers) or all(w.exitcode == 0 for w in workers)  # its last words are there
+            ended = any(w.exitcode for w in workers) or all(
+                w.exitcode == 0 for w in workers
+            )  # its last words are there
         else:
             if isinstance(more, str):
                 raise ValueError(more)
