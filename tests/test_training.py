@@ -245,7 +245,7 @@ def test_the_best_checkpoint_is_that_of_the_lowest_loss_to_the_last_digit(data, 
     monkeypatch.setattr(checkpoint, "exists", lambda folder: bool(kept))
     monkeypatch.setattr(Run, "export", lambda self, folder: kept.append(loss))
     for loss in (1.00001, 1.00003, 1.00001, 1.0):
-        monkeypatch.setattr(run.policy, "loss", lambda batch: (None, {"loss": torch.tensor(loss)}))
+        monkeypatch.setattr(run.policy, "loss", lambda batch, loss=loss: (None, {"loss": torch.tensor(loss)}))
         run.validate_and_export()
     assert kept == [1.00001, 1.0]
 
