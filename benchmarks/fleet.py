@@ -95,7 +95,11 @@ def shuffle(config: FleetConfig, home: Path) -> int:
 def perceive(config: FleetConfig, home: Path) -> int:
     data = EpisodeDataset(home / "data", cache=home / "cache")
     torch.manual_seed(0)
-    return len(cached_features(home / "cache", data, KeypointTrunk(EYES).eval(), "cpu", bfloat16=False))
+    return len(
+        cached_features(
+            home / "cache", data, next(iter(data.cameras)), KeypointTrunk(EYES).eval(), "cpu", bfloat16=False
+        )
+    )
 
 
 def save_eyes(folder: Path) -> None:

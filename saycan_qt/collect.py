@@ -35,14 +35,16 @@ import queue
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from saycan_qt import atomic
 from saycan_qt.data import scenes
 from saycan_qt.data.episodes import DatasetError
 from saycan_qt.kitchen.embodiment import EMBODIMENT
@@ -58,6 +60,7 @@ if TYPE_CHECKING:  # it takes PyTorch, which experts do without
     from saycan_qt.learning.algorithms.policy import Policy
 
 TOGETHER = 8  # episodes that a cluster's worker makes at a time
+POLL = 0.1  # [s] between looks at whether workers have ended
 
 
 def load_actor(name: str) -> Policy:
@@ -158,8 +161,13 @@ def merge(config: merging.MergeConfig) -> int:
 
 def affordance(config: AffordanceConfig) -> int:
     require(config, scenes=1, workers=1, seed=0)
-    scenes.begin(config.out, config.seed, {s.name: s.family for s in SkillLibrary.load() if s.learned})
-    return _in_parallel(_label, config, config.workers, config.scenes, "scenes", config.out)
+    try:
+        alone = atomic.lock(config.out / ".lock", wait=False)
+    except BlockingIOError:
+        raise ValueError(f"{config.out}: another process collects here; wait for it, or choose another --out") from None
+    with alone:
+        scenes.begin(config.out, config.seed, {s.name: s.family for s in SkillLibrary.load() if s.learned})
+        return _in_parallel(_label, config, config.workers, config.scenes, "scenes", config.out)
 
 
 def orphaned() -> bool:
@@ -178,12 +186,32 @@ def _bar(what: str, wanted: int, doing: str = "collecting") -> Iterator[Callable
 
 
 def _worker(work: Callable, config: Any, worker: int, done: multiprocessing.Queue) -> None:
-    """What cannot be done, however often it is tried, it says on the queue."""
+    """What cannot be done, however often it is tried, it says on the queue, and ends with exit code 1."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer
     try:
         work(config, worker, done)
     except (ValueError, OSError, DatasetError, SkillError) as error:
         done.put(str(error))
+        raise SystemExit(1) from None
+
+
+def _reports(workers: Sequence[BaseProcess], done: multiprocessing.Queue) -> Iterator[int]:
+    """What they report until all have ended, for what is done is on the disk only then, or one has failed. Raises
+    ValueError with a worker's own words."""
+    ended = False
+    while True:
+        try:
+            more = done.get(timeout=0 if ended else POLL)
+        except queue.Empty:
+            if ended:
+                return
+            ended = any(w.exitcode for w in workers) or all(
+                w.exitcode == 0 for w in workers
+            )  # its last words are there
+        else:
+            if isinstance(more, str):
+                raise ValueError(more)
+            yield more
 
 
 def _in_parallel(work: Callable, config: Any, count: int, wanted: int, what: str, out: Path) -> int:
@@ -195,25 +223,11 @@ def _in_parallel(work: Callable, config: Any, count: int, wanted: int, what: str
         worker.start()
     total = 0
     with _bar(what, wanted) as advance:
-        while total < wanted:
-            try:
-                if isinstance(more := done.get(timeout=1.0), str):
-                    raise ValueError(more)
-                total += more
-                advance(more)
-            except queue.Empty:
-                if failed := [w for w in workers if w.exitcode not in (None, 0)]:
-                    print(
-                        f"error: a worker ended with exit code {failed[0].exitcode}; run again to go on",
-                        file=sys.stderr,
-                    )
-                    return 1
-                if all(w.exitcode == 0 for w in workers):
-                    break
-    for worker in workers:
-        worker.join()
-    if any(worker.exitcode for worker in workers):
-        print("error: a worker ended while writing; run again to go on", file=sys.stderr)
+        for more in _reports(workers, done):
+            total += more
+            advance(more)
+    if failed := [worker.exitcode for worker in workers if worker.exitcode]:
+        print(f"error: a worker ended with exit code {failed[0]}; run again to go on", file=sys.stderr)
         return 1
     print(f"{total} {what} in {out} after {time.monotonic() - started:.0f} s")
     return 0

@@ -54,7 +54,7 @@ from saycan_qt.kitchen.tasks import FAMILIES
 from saycan_qt.learning import checkpoint, divergence
 from saycan_qt.learning.algorithms.q_transformer import QTransformer, QTransformerConfig
 from saycan_qt.learning.batches import BatchConfig
-from saycan_qt.learning.folder import only_writer
+from saycan_qt.learning.folder import defaults_of, only_writer
 from saycan_qt.options import Checkpoint, called, require, require_share
 from skills import files
 from skills.errors import SkillError
@@ -158,7 +158,7 @@ class Flywheel:
         if self.path.exists():
             there = files.read_json(self.path)
             try:
-                usual = train.defaults_of(config) | train.defaults_of(config.q)  # of what older rounds do not say
+                usual = defaults_of(config) | defaults_of(config.q)  # of what older rounds do not say
                 before = {key: usual[key] for key in self.settings if key in usual} | there["settings"]
                 self.rounds = [Round(**row) for row in there["rounds"]]
                 differing = [key for key in self.settings | before if before.get(key) != self.settings.get(key)]

@@ -4,8 +4,8 @@
     python -m saycan_qt.pretrain --debug --out /tmp/perception          # seconds; what the tests run
 
 It stands in for the paper's ImageNet pre-training of the image encoder. Labels come from the simulator's own
-segmentation and poses; policies never see them. Killed and started again, it continues. Numbers that are not finite
-end it, and another --learning-rate goes on from before them.
+segmentation and poses; policies never see them. Killed and started again with the same command, it continues. Numbers
+that are not finite end it, and another --learning-rate goes on from before them.
 """
 
 from __future__ import annotations
@@ -16,16 +16,26 @@ import math
 import sys
 from dataclasses import asdict
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from saycan_qt.kitchen.objects import THINGS
 from saycan_qt.kitchen.practice.perception import KEYPOINTS, labelled_frames
-from saycan_qt.learning import checkpoint
+from saycan_qt.learning import checkpoint, divergence
 from saycan_qt.learning.distributed import require_device
-from saycan_qt.learning.folder import only_writer
+from saycan_qt.learning.folder import (
+    CONFIG,
+    as_json,
+    defaults_of,
+    only_writer,
+    require_the_same,
+    settings_in,
+    write_settings,
+)
 from saycan_qt.learning.perception import (
+    STATE,
     PretrainConfig,
     debug_config,
     figures,
@@ -34,7 +44,8 @@ from saycan_qt.learning.perception import (
     teach_grounding,
     train_trunk,
 )
-from saycan_qt.networks.keypoints import Grounding, KeypointTrunk
+from saycan_qt.learning.start import read_eyes
+from saycan_qt.networks.keypoints import Grounding, KeypointTrunk, TrunkConfig
 from saycan_qt.networks.tokens import TextEncoder
 from saycan_qt.options import parse, require, require_share
 from skills.errors import SkillError
@@ -62,7 +73,41 @@ def check(config: PretrainConfig) -> None:
     require_device(config.device)
 
 
+FREE = {"out", "epochs", "workers", "threads", "device"}  # settings that may change from one start of a run to the next
+
+
+def remember(config: PretrainConfig) -> None:
+    """Write config.json; refuse to go on with a run of other settings. One that began before there was such a file goes
+    on, but for one that has ended, to which nothing would happen."""
+    described = as_json({"kind": checkpoint.PERCEPTION, **asdict(config)})
+    begun, ended = (checkpoint.exists(config.out / name) for name in (STATE, "checkpoint"))
+    if (begun or ended) and (config.out / CONFIG).exists():
+        made = f"choose another --out, with --init {config.out / 'checkpoint'} to start from what was made here"
+        before = defaults_of(config) | settings_in(config.out, made)
+        free = FREE | ({"learning_rate"} if divergence.has_diverged(config.out) else set())
+        require_the_same(config.out, described, before, free)
+    elif ended:
+        raise ValueError(
+            f"{config.out / 'checkpoint'} is there, and no {CONFIG} says of what run; choose another --out"
+        )
+    write_settings(config.out, described)
+
+
+def eyes_in(init: Path, wanted: TrunkConfig) -> dict[str, torch.Tensor]:
+    """The weights of the trunk to begin with. Raises ValueError where they are not of these sizes."""
+    described, tensors = read_eyes(init)
+    there = TrunkConfig.from_dict(described["trunk"])
+    for name, size in asdict(there).items():
+        if size != getattr(wanted, name):
+            raise ValueError(
+                f"--init {init}: its trunk has {name} {size}, not {getattr(wanted, name)} (--trunk.{name})"
+            )
+    return {key.removeprefix("trunk."): value for key, value in tensors.items() if key.startswith("trunk.")}
+
+
 def run(config: PretrainConfig) -> dict[str, Any]:
+    before = None if config.init is None else eyes_in(config.init, config.trunk)
+    remember(config)
     library = SkillLibrary.load()
     make = partial(labelled_frames, look=config.look, asked=config.asked)
     frames = gather(config.out / folder_of(config), config.frames, config.seed, config.workers, make)
@@ -70,9 +115,8 @@ def run(config: PretrainConfig) -> dict[str, Any]:
     train, held_out = ({k: v[part] for k, v in frames.items()} for part in (slice(cut), slice(cut, None)))
     torch.manual_seed(config.seed)
     trunk, grounding = KeypointTrunk(config.trunk).to(config.device), Grounding(config.trunk.keypoints)
-    if config.init is not None:
-        _, before = checkpoint.read(config.init)
-        trunk.load_state_dict({k.removeprefix("trunk."): v for k, v in before.items() if k.startswith("trunk.")})
+    if before is not None:
+        trunk.load_state_dict(before)
     train_trunk(config, train, trunk)
     report = figures(trunk.eval(), held_out, KEYPOINTS, len(THINGS), config.device)
     texts = sorted({text for skill in library for text in (skill.name, skill.text)})
@@ -113,6 +157,9 @@ def main() -> int:
     except (ValueError, OSError, SkillError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from the last state that was saved", file=sys.stderr)
+        return 130
     return 0
 
 

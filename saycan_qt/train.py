@@ -27,7 +27,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import logging
 import math
 import sys
@@ -47,7 +46,15 @@ from saycan_qt.learning.algorithms.policy import Judge
 from saycan_qt.learning.algorithms.q_transformer import QTransformerConfig
 from saycan_qt.learning.algorithms.qt_opt import QTOptConfig
 from saycan_qt.learning.batches import Episodes
-from saycan_qt.learning.folder import only_writer
+from saycan_qt.learning.folder import (
+    CONFIG,
+    as_json,
+    defaults_of,
+    only_writer,
+    require_the_same,
+    settings_in,
+    write_settings,
+)
 from saycan_qt.learning.loop import CHECKPOINT, STATE, Run
 from saycan_qt.learning.start import (
     Finetune,
@@ -64,7 +71,6 @@ from saycan_qt.learning.start import (
     require_returns,
 )
 from saycan_qt.options import called, require, require_share
-from skills import files
 from skills.errors import SkillError
 
 log = logging.getLogger(__name__)
@@ -104,6 +110,9 @@ def check(config: TrainConfig) -> None:
     require(config.batches, batch_size=1, stretch=0, jitter_common=0, jitter_each=0, terminal_motion=0, seed=0)
     require_share(config, "average", "max_bad_share")
     require_share(config.batches, "relabel", "starts", "successes", "random_shift", "colour_jitter")
+    if config.batches.relabel_with != "any" and not config.batches.relabel:
+        given = config.batches.relabel_with
+        raise ValueError(f"--relabel-with {given}: nothing is relabelled without --relabel, a share such as 0.5")
     if config.freeze_norm is not None:
         require(config, freeze_norm=0)
     if beyond := [step for step in config.snapshots if not 1 <= step <= config.steps]:
@@ -147,30 +156,25 @@ FREE = {  # settings that may change from one start of a run to the next; of the
 
 def remember(config: TrainConfig, kind: str, digest: str) -> None:
     """Write config.json; refuse to continue a run under other settings, or on other data."""
-    described = {"kind": kind, **dataclasses.asdict(config), "data_digest": digest}
-    described = json.loads(json.dumps(described, default=str))
-    path = config.out / "config.json"
+    described = as_json({"kind": kind, **dataclasses.asdict(config), "data_digest": digest})
     begun = [name for name in (STATE, CHECKPOINT) if checkpoint.exists(config.out / name)]
-    if begun and not path.exists():
-        raise ValueError(f"{config.out / begun[0]} is there, and no {path.name} says of what run; choose another --out")
+    if begun and not (config.out / CONFIG).exists():
+        raise ValueError(f"{config.out / begun[0]} is there, and no {CONFIG} says of what run; choose another --out")
     if begun:
-        before: dict[str, Any] = files.read_json(path)
-        if not isinstance(before, dict):
-            raise ValueError(f"{path}: damaged: not a JSON object")
+        from_there = f"choose another --out, with `finetune --init {config.out / CHECKPOINT}` to start from them"
+        before = settings_in(config.out, f"the weights are as they were: {from_there}")
         before.setdefault("algorithm", before.get("q", before.get("rt1")))  # older runs call it so
         free = FREE - ({"data", "mapping"} if "data_digest" not in before else set())
         before = with_defaults(before, config)
         if before.get("data_digest", digest) != digest:
             raise ValueError(
                 f"{config.out} holds a run on other data, or with another mapping: its weights mean that data's "
-                f"actions; choose another --out, with `finetune --init {config.out / 'checkpoint'}` to start from them"
+                f"actions; {from_there}"
             )
         if divergence.has_diverged(config.out):
             free |= {"learning_rate", "warmup"}
-        if changed := [key for key in described if key not in free and described[key] != before.get(key)]:
-            raise ValueError(f"{config.out} holds a run with another {', '.join(changed)}; choose another --out")
-    path.write_text(json.dumps(described, indent=1) + "\n")
-    divergence.forget(config.out)
+        require_the_same(config.out, described, before, free)
+    write_settings(config.out, described)
 
 
 def with_defaults(before: dict[str, Any], config: TrainConfig) -> dict[str, Any]:
@@ -180,14 +184,9 @@ def with_defaults(before: dict[str, Any], config: TrainConfig) -> dict[str, Any]
         part = getattr(config, name)
         if part is not None and isinstance(filled.get(name), dict):
             filled[name] = defaults_of(part) | filled[name]
+    if isinstance(batches := filled.get("batches"), dict) and not batches.get("relabel"):
+        batches["relabel_with"] = "any"  # another was taken once, and changed nothing
     return filled
-
-
-def defaults_of(config: Any) -> dict[str, Any]:
-    """As JSON has them."""
-    there = {f.name: f.default for f in dataclasses.fields(config) if f.default is not dataclasses.MISSING}
-    plain: dict[str, Any] = json.loads(json.dumps(there, default=str))
-    return plain
 
 
 def the_only_one(config: TrainConfig) -> contextlib.AbstractContextManager[object]:

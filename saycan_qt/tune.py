@@ -89,6 +89,9 @@ def main() -> int:
             Run(config, drawn).train()
     except (ValueError, OSError, SkillError, ExamplesError, WeightsError) as error:
         return refuse(str(error))
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from the last state that was saved", file=sys.stderr)
+        return 130
     return 0
 
 

@@ -1,7 +1,10 @@
 """Caches of decoded frames: within their size, made anew where they made way, and their making is told."""
 
+import hashlib
+import itertools
 import logging
 import os
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -55,7 +58,7 @@ def test_what_the_eyes_saw_is_kept_within_the_same_size(tmp_path, cache):
 
     def seen(seed, bound):
         torch.manual_seed(seed)
-        return cached_features(cache, dataset, KeypointTrunk(config).eval(), "cpu", False, bound)
+        return cached_features(cache, dataset, "head", KeypointTrunk(config).eval(), "cpu", False, bound)
 
     first, once = np.array(seen(0, 0)), size(cache)
     seen(1, once + 1e-9)  # there is room for one of them beside the frames, which are in use
@@ -63,6 +66,25 @@ def test_what_the_eyes_saw_is_kept_within_the_same_size(tmp_path, cache):
     assert np.array_equal(seen(0, 0), first) and len(entries(cache)) == 3
     with pytest.raises(DatasetError, match=r"what the eyes saw in all frames take .* GB beside them, and --cache-size"):
         seen(2, 1e-9)
+
+
+def test_what_the_eyes_saw_is_of_one_camera_and_one_precision(tmp_path):
+    class Brightness(torch.nn.Module):
+        config = SimpleNamespace(keypoints=1, outputs=1)
+
+        def forward(self, images):
+            return SimpleNamespace(numbers=lambda: images.float().mean(dim=(1, 2, 3))[:, None, None])
+
+    wrist, head = (np.full((3, 4, 4, 3), value, np.uint8) for value in (10, 200))
+    dataset = SimpleNamespace(cameras={"wrist": wrist, "head": head}, images=wrist, digest="0" * 64)
+
+    def seen(camera, bfloat16):
+        return cached_features(tmp_path, dataset, camera, Brightness(), "cpu", bfloat16).ravel().tolist()
+
+    usual = f"features-{hashlib.sha256().hexdigest()[:12]}-{'0' * 12}.npy"  # as it has been called from the first
+    for count, (camera, bfloat16) in enumerate(itertools.product(("wrist", "head"), (True, False)), start=1):
+        assert seen(camera, bfloat16) == [10 if camera == "wrist" else 200] * 3
+        assert len(entries(tmp_path)) == count and usual in entries(tmp_path)
 
 
 def test_the_making_is_told_where_nobody_looks_on(tmp_path, monkeypatch, caplog):

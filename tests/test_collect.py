@@ -1,5 +1,6 @@
 """Collecting is repeatable, resumable, and refuses to mix two collections."""
 
+import errno
 import json
 import shutil
 import subprocess
@@ -10,9 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from saycan_qt.collect import CollectConfig, episode, episodes, load_actor, main
+from saycan_qt import atomic
+from saycan_qt.collect import CollectConfig, _in_parallel, episode, episodes, load_actor, main
+from saycan_qt.data import scenes
 from saycan_qt.data.episodes import DatasetError, EpisodeDataset, EpisodeWriter
-from saycan_qt.data.scenes import HISTORY, SceneDataset
+from saycan_qt.data.scenes import HISTORY, LabelledScene, SceneDataset
 from saycan_qt.kitchen.practice.affordances import labelled_scene
 from saycan_qt.kitchen.practice.collection import begin
 from saycan_qt.learning import checkpoint
@@ -52,6 +55,40 @@ def test_workers_end_when_their_parent_is_killed(tmp_path):
         else:
             return
     raise AssertionError("the worker still writes")
+
+
+def full_at_the_end(config, worker, done):
+    """Of a worker: all is done, and cannot be written."""
+    for _ in range(3):
+        done.put(1)
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def killed(config, worker, done):
+    done.put(1)
+    raise SystemExit(9)
+
+
+def test_what_was_done_and_could_not_be_written_was_not_collected(tmp_path, capsys):
+    with pytest.raises(ValueError, match="No space left on device"):
+        _in_parallel(full_at_the_end, None, 1, 3, "episodes", tmp_path)
+    assert _in_parallel(killed, None, 1, 1, "episodes", tmp_path) == 1
+    told = capsys.readouterr()
+    assert "exit code 9; run again" in told.err and "episodes in" not in told.out
+
+
+def test_scenes_are_collected_by_one_process_at_a_time_and_stand_there_once(tmp_path, capsys):
+    with atomic.lock(tmp_path / ".lock", wait=False):
+        assert main(["affordance", "--out", str(tmp_path)]) == 2
+    assert "another process collects here" in capsys.readouterr().err
+
+    def some(*numbers):
+        image, state, labels = np.zeros((1, 8, 8, 3), np.uint8), np.zeros((1, 8), np.float32), np.ones(2, bool)
+        return [LabelledScene(number, image, state, labels, labels, *"abcde") for number in numbers]
+
+    for numbers in ((0, 1), (1, 2), (0, 2)):
+        scenes.extend(scenes.path(tmp_path, 0), some(*numbers))
+    assert SceneDataset(tmp_path, {}, (scenes.path(tmp_path, 0),)).numbers.tolist() == [0, 1, 2]
 
 
 def test_failures_fail_and_demonstrations_succeed():

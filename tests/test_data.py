@@ -5,6 +5,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace as but
 
 import numpy as np
 import pyarrow as pa
@@ -14,6 +15,7 @@ import pytest
 from PIL import Image
 
 from saycan_qt.data import lerobot
+from saycan_qt.data.cache import frames
 from saycan_qt.data.episodes import DatasetError, Episode, EpisodeDataset, EpisodeWriter
 from saycan_qt.data.relabel import lines, meanings, possible_tasks, relabel, relabel_impossible
 from skills.library import Skill
@@ -201,6 +203,33 @@ def test_a_stale_cache_is_rebuilt_and_a_fresh_one_is_kept(tmp_path):
     whole = states.read_bytes()
     states.write_bytes(whole[:-1])
     assert EpisodeDataset(root).states.tobytes() == whole
+
+
+def noted(root, *infos):
+    with EpisodeWriter(root, image_size=SIZE) as writer:
+        for number, info in enumerate(infos):
+            writer.add(but(episode(number), info=info))
+    return root
+
+
+def test_notes_stay_with_their_episodes_where_many_others_have_none(tmp_path, monkeypatch):
+    monkeypatch.setattr(frames, "TOGETHER", 2)
+    roots = noted(tmp_path / "a", *[{}] * 4), noted(tmp_path / "b", {"outcome": "lost"})
+    for _ in range(2):
+        dataset = EpisodeDataset(roots)
+        assert dataset.finished.tolist() == [True] * 4 + [False] and dataset.info == {"outcome": [None] * 4 + ["lost"]}
+        assert (dataset.episode(0).info, dataset.episode(4).info) == ({}, {"outcome": "lost"})
+        pq.write_table(pa.table({"outcome": ["lost"]}), dataset.folder / frames.INFO)  # as caches had it
+    assert EpisodeDataset(roots[0]).finished.tolist() == [True] * 4
+
+
+@pytest.mark.parametrize("together", [1, 1000])
+def test_notes_of_several_types_are_brought_to_one_or_refused_in_a_line(tmp_path, together, monkeypatch):
+    monkeypatch.setattr(frames, "TOGETHER", together)
+    roots = [noted(tmp_path / str(n), {"truncated": value}) for n, value in enumerate((True, 0, "no"))]
+    assert EpisodeDataset(roots[:2]).info == {"truncated": [1, 0]}
+    with pytest.raises(DatasetError, match=r"0 and 2 more: their episodes' notes differ in type .*write them alike$"):
+        EpisodeDataset(roots)
 
 
 def test_a_flipped_bit_or_a_truncated_file_is_quarantined(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import importlib
 import json
 import os
@@ -14,6 +15,8 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -24,7 +27,8 @@ from planners.weights import WeightsError, sentence_model_path
 from saycan_qt import figures, pretrain, train
 from saycan_qt.data.episodes import Episode, EpisodeDataset, EpisodeWriter
 from saycan_qt.data.relabel import lines
-from saycan_qt.learning import calibration, checkpoint, start
+from saycan_qt.learning import calibration, checkpoint, metrics, start
+from saycan_qt.learning import perception as perceiving
 from saycan_qt.learning.batches import BatchConfig, Transitions, return_range
 from saycan_qt.learning.divergence import Diverged
 from saycan_qt.learning.folder import only_writer
@@ -234,6 +238,40 @@ def test_a_compiled_loss_is_the_same_loss(data, perception, tmp_path):
     assert plain == pytest.approx(compiled, abs=1e-5)
 
 
+def test_the_best_checkpoint_is_that_of_the_lowest_loss_to_the_last_digit(data, perception, tmp_path, monkeypatch):
+    config = train.debug_config(train.command(run_command("rt1", data, perception, tmp_path, "--keep", "best")))
+    dataset = EpisodeDataset(data)
+    run, kept = Run(config, dataset, train.new_policy(config, dataset)[0], []), []
+    monkeypatch.setattr(checkpoint, "exists", lambda folder: bool(kept))
+    monkeypatch.setattr(Run, "export", lambda self, folder: kept.append(loss))
+    for loss in (1.00001, 1.00003, 1.00001, 1.0):
+        monkeypatch.setattr(run.policy, "loss", lambda batch, loss=loss: (None, {"loss": torch.tensor(loss)}))
+        run.validate_and_export()
+    assert kept == [1.00001, 1.0]
+
+
+def test_the_numbers_of_a_report_are_means_of_the_steps_since_the_last(data, perception, tmp_path, monkeypatch):
+    def step(self):
+        self.policy.loss = lambda batch: (self.parameters[0].sum(), {"loss": torch.tensor(float(self.step))})
+        train_step(self)
+
+    train_step = Run.train_step
+    monkeypatch.setattr(Run, "train_step", step)
+    for steps in ("3", "6"):  # a report every two
+        train.train(train.command(run_command("rt1", data, perception, tmp_path / "run", "--steps", steps)))
+    assert {row["step"]: row["loss"] for row in curve(tmp_path / "run") if "loss" in row} == {2: 0.5, 4: 3, 6: 4.5}
+
+
+def test_a_run_sees_through_the_camera_that_its_eyes_know(data, perception, tmp_path):
+    dataset, config = EpisodeDataset(data), train.command(run_command("rt1", data, perception, tmp_path / "run"))
+    config, head = train.debug_config(replace(config, cache=tmp_path)), dataset.cameras["head"]
+    alone = np.array(Run(config, dataset, train.new_policy(config, dataset)[0], []).transitions.frames[0])
+    policy = train.new_policy(config, dataset)[0]
+    dataset.images = np.zeros_like(head)
+    dataset.cameras = {"wrist": dataset.images, "head": head}
+    assert np.array_equal(Run(config, dataset, policy, []).transitions.frames[0], alone)
+
+
 def test_a_picture_shows_every_number_of_a_run(data, perception, tmp_path, capsys):
     train.train(train.command(run_command("rt1", data, perception, tmp_path / "run", "--steps", "4")))
     assert figures.main(["training", str(tmp_path / "run")]) == 0
@@ -247,6 +285,30 @@ def test_a_run_is_not_continued_under_other_settings(data, perception, tmp_path)
     train.train(train.command(run_command("rt1", data, perception, tmp_path / "run", "--steps", "2")))
     with pytest.raises(ValueError, match="learning_rate"):
         train.train(train.command(run_command("rt1", data, perception, tmp_path / "run", "--learning-rate", "0.1")))
+
+
+def test_a_runs_settings_are_replaced_as_a_whole_and_damaged_ones_are_told_with_what_to_do(tmp_path, monkeypatch):
+    config = train.command(["rt1", "--data", "x", "--out", str(tmp_path)])
+    train.remember(config, "RT1Config", "digest")
+    metrics.MetricsLog(tmp_path, 0).write(1, {"loss": 2.0})
+    before = [(tmp_path / name).read_bytes() for name in ("config.json", "metrics.jsonl")]
+
+    def full(path, data):
+        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC))  # as a full disk does
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_bytes", full)
+        patch.setattr(Path, "write_text", full)
+        for begin in (partial(train.remember, config, "RT1Config", "digest"), partial(metrics.MetricsLog, tmp_path, 1)):
+            with pytest.raises(OSError, match="No space left"):
+                begin()
+    assert [(tmp_path / name).read_bytes() for name in ("config.json", "metrics.jsonl")] == before
+    checkpoint.save_training_state(tmp_path / "state", {}, torch.optim.SGD([torch.zeros(1)]), {"step": 1})
+    for content in ("", "[]", '{"kind'):
+        (tmp_path / "config.json").write_text(content)
+        with pytest.raises(ValueError, match=r"config\.json: damaged: .*another --out, with `finetune --init"):
+            train.remember(config, "RT1Config", "digest")
 
 
 def test_a_run_is_not_continued_on_other_data(data, perception, tmp_path):
@@ -279,10 +341,17 @@ def test_a_loss_that_is_not_finite_ends_a_run_which_goes_on_from_before_it(data,
     left = checkpoint.load_files(tmp_path / "run" / "state")
     assert left[0]["training"]["position"]["step"] == 6
     assert all(tensor.float().isfinite().all() for tensor in left[1].values())
+
+    def interrupted(self):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Run, "train_step", interrupted)
+    with pytest.raises(KeyboardInterrupt):  # before its first step: then a third rate may be chosen
+        train.train(train.command(run_command(*run, "--learning-rate", "1e-5")))
     monkeypatch.setattr(Run, "train_step", step)
     train.train(train.command(run_command(*run, "--learning-rate", "1e-4")))
     assert curve(tmp_path / "run")[-1]["step"] == 20
-    with pytest.raises(ValueError, match="another learning_rate"):  # it has been chosen
+    with pytest.raises(ValueError, match="another learning_rate"):  # it has led on
         train.train(train.command(run_command(*run)))
 
 
@@ -332,6 +401,7 @@ def test_processes_that_somebody_else_starts_join_a_group_or_are_refused(data, p
         ("--rate", "-3", "at least 0"),
         ("--learning-rate", "nan", "above 0"),
         ("--relabel", "2", "within 0 to 1"),
+        ("--relabel-with", "impossible", "nothing is relabelled without --relabel"),
         ("--discount", "1.5", "within 0 to 1"),
         ("--value-low", "3", "below --value-high 1"),
         ("--behavior-threshold", "2", "within 0 to 1"),
@@ -387,7 +457,8 @@ def test_a_run_begun_before_a_setting_was_there_goes_on_with_its_default_and_wit
     for more, refused in ((["--td-deviation", "3"], "algorithm"), (["--chunk", "2"], "chunk")):
         with pytest.raises(ValueError, match=f"a run with another {refused};"):
             train.remember(command(*more), "QTransformerConfig", "digest")
-    train.remember(command(), "QTransformerConfig", "digest")
+    path.write_text(json.dumps(written | {"batches": written["batches"] | {"relabel_with": "impossible"}}))
+    train.remember(command(), "QTransformerConfig", "digest")  # with a --relabel of 0, as it was once taken
     with pytest.raises(ValueError, match="--td-deviation -1"):
         train.check(command("--td-deviation", "-1"))
 
@@ -677,8 +748,62 @@ def test_pretraining_finds_things_and_continues_after_a_kill(tmp_path):
     pretrain.train_trunk(config, frames, trunk)
     report = pretrain.figures(trunk, frames, ["red", "green"], 2, "cpu")
     assert report["objects"]["median_cm"] < 2.0 and report["objects"]["presence_f1"] > 0.9
+    (tmp_path / "state").rename(tmp_path / "state.old")  # as a kill between two states leaves it
     pretrain.train_trunk(config, frames, again)  # nothing is left to do
     assert all(torch.equal(a, b) for a, b in zip(trunk.parameters(), again.parameters(), strict=True))
+
+
+def test_frames_are_those_of_the_seed_and_as_many_as_are_asked_for(tmp_path, monkeypatch):
+    monkeypatch.setattr(perceiving, "SHARD", 4)
+    made = []
+
+    def gathered(count, seed, folder):
+        def make(count, seed):
+            made.append(count)
+            return fake_frames(count, seed)
+
+        return pretrain.gather(folder, count, seed, 1, make)["images"]
+
+    for count, seed in ((6, 0), (11, 0), (11, 1)):
+        fresh = gathered(count, seed, tmp_path / f"{count}-{seed}")
+        assert np.array_equal(gathered(count, seed, tmp_path / "all"), fresh) and len(fresh) == count
+    made.clear()
+    assert len(gathered(11, 0, tmp_path / "all")) == 11 and not made
+
+
+def test_pretraining_goes_on_with_its_own_settings_and_begins_with_eyes_that_fit(tmp_path, monkeypatch):
+    monkeypatch.delattr(pretrain, "labelled_frames")  # nothing is rendered before all this is known
+    config = pretrain.debug_config(pretrain.PretrainConfig(out=tmp_path / "run"))
+    for init, said in (
+        ("execution", "execution has no eyes"),
+        ("perception", r"its trunk has channels .*--trunk\.cha"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            pretrain.run(replace(config, init=Path(init)))
+    pretrain.remember(config)
+    pretrain.remember(replace(config, seed=1))  # nothing was learnt yet
+    checkpoint.save_training_state(tmp_path / "run" / "state", {}, torch.optim.SGD([torch.zeros(1)]), {"epoch": 1})
+    for name, other in {"look": "source", "seed": 0, "frames": 32, "asked": 0.5, "batch_size": 8, "init": "x"}.items():
+        with pytest.raises(ValueError, match=f"holds a run with another {name};"):
+            pretrain.remember(replace(config, **{"seed": 1, name: other}))
+    (tmp_path / "run" / "config.json").unlink()
+    pretrain.remember(config)  # one of before there was such a file
+    pretrain.remember(replace(config, epochs=9, threads=1))
+    checkpoint.save(tmp_path / "run" / "checkpoint", {}, {}, {})
+    (tmp_path / "run" / "config.json").unlink()
+    with pytest.raises(ValueError, match=r"checkpoint is there, and no config\.json says"):
+        pretrain.remember(config)
+
+
+@pytest.mark.parametrize("name", ["pretrain", "tune"])
+def test_ctrl_c_ends_in_a_line_that_says_how_to_go_on(name, tmp_path, monkeypatch, capsys):
+    def interrupted(*given):
+        raise KeyboardInterrupt
+
+    command = importlib.import_module(f"saycan_qt.{name}")
+    monkeypatch.setattr(command, {"pretrain": "run", "tune": "pairs"}[name], interrupted)
+    monkeypatch.setattr(sys, "argv", [name, "--out", str(tmp_path), "--threads", str(torch.get_num_threads())])
+    assert command.main() == 130 and capsys.readouterr().err.startswith("interrupted; the same command goes on")
 
 
 def test_grounding_learns_which_things_a_skill_names():

@@ -164,7 +164,7 @@ class EpisodeDataset:
 
     @cached_property
     def _infos(self) -> pa.Table:
-        return lerobot.read_table(self.folder / "info.parquet", None)
+        return lerobot.read_table(self.folder / caches.INFO, None)
 
     def frames(self, episode: int) -> slice:
         return slice(int(self.episode_start[episode]), int(self.episode_start[episode + 1]))
@@ -228,7 +228,8 @@ class EpisodeDataset:
             self.embodiment = Embodiment.parse(index["embodiment"], str(self.folder))
             self.tasks, self.warnings = index["tasks"], index["warnings"]
             self.quarantined = [Quarantined(**entry) for entry in index["quarantined"]]
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, EmbodimentError):
+            caches.require_notes(self.folder, self.num_episodes)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, EmbodimentError, DatasetError):
             return False
         self.images = next(iter(self.cameras.values()), np.zeros((self.num_frames, 0, 0, 3), np.uint8))
         return True

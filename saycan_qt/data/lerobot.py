@@ -284,6 +284,12 @@ def read_schema(path: Path) -> pa.Schema:
         return file.schema_arrow
 
 
+def shape_of(path: Path) -> tuple[int, int]:
+    """Columns and rows of a Parquet file."""
+    with _parquet(path) as file:
+        return len(file.schema_arrow), file.metadata.num_rows
+
+
 @contextlib.contextmanager
 def _parquet(path: Path) -> Iterator[pq.ParquetFile]:
     try:

@@ -72,8 +72,9 @@ def count(file: Path) -> int:
 
 
 def extend(file: Path, scenes: Iterable[LabelledScene]) -> None:
-    """Add scenes to a file, which may not exist yet; it is replaced as a whole."""
-    rows = list(scenes)
+    """Add scenes to a file, which may not exist yet, but for those that it has; it is replaced as a whole."""
+    there = set(lerobot.read_table(file, ["number"]).column("number").to_pylist()) if file.exists() else set()
+    rows = [scene for scene in scenes if scene.number not in there]
     columns = {
         "number": pa.array([s.number for s in rows], pa.int64()),
         "images": pa.array([[lerobot.encode_png(i) for i in s.images] for s in rows], pa.list_(pa.binary())),

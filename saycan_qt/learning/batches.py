@@ -379,35 +379,45 @@ def return_range(dataset: Episodes, discount: float) -> tuple[float, float]:
 
 
 def cached_features(
-    folder: Path, dataset: Episodes, trunk: KeypointTrunk, device: str, bfloat16: bool, cache_size: float = 0.0
+    folder: Path,
+    dataset: Episodes,
+    camera: str,
+    trunk: KeypointTrunk,
+    device: str,
+    bfloat16: bool,
+    cache_size: float = 0.0,
 ) -> np.ndarray:
-    """(N, K, numbers) float16 memory map in `folder`: each frame is perceived once for all epochs and runs. cache_size
-    [GB] bounds what is kept there beside it, 0 does not."""
-    digest = hashlib.sha256()
+    """(N, K, numbers) float16 memory map in `folder`: each of the camera's frames is perceived once for all epochs and
+    runs. cache_size [GB] bounds what is kept there beside it, 0 does not."""
+    digest, images = hashlib.sha256(), dataset.cameras[camera]
     for key, value in sorted(trunk.state_dict().items()):
         digest.update(key.encode() + value.cpu().contiguous().numpy().tobytes())
+    if not bfloat16:  # what is usual is not said: so files of before either was are found
+        digest.update(b"float32")
+    if camera != next(iter(dataset.cameras)):
+        digest.update(f"camera {camera}".encode())
     path = folder / f"features-{digest.hexdigest()[:12]}-{dataset.digest[:12]}.npy"
     folder.mkdir(parents=True, exist_ok=True)
     with atomic.lock(folder / ".features.lock", wait=True):  # a second run waits, then finds them
-        needed = 0 if path.exists() else 2 * len(dataset.images) * trunk.config.keypoints * trunk.config.outputs
+        needed = 0 if path.exists() else 2 * len(images) * trunk.config.keypoints * trunk.config.outputs
         if cache_size:
             with atomic.lock(folder / ".lock", wait=True):
                 room.make_room(folder, needed, cache_size, [dataset.folder, path], "what the eyes saw in all frames")
         if needed:
-            _perceive(path, dataset, trunk, device, bfloat16)
+            _perceive(path, images, trunk, device, bfloat16)
     room.used(path)
     return np.load(path, mmap_mode="r")
 
 
-def _perceive(path: Path, dataset: Episodes, trunk: KeypointTrunk, device: str, bfloat16: bool) -> None:
-    count, temporary = len(dataset.images), path.with_suffix(".tmp")
+def _perceive(path: Path, images: np.ndarray, trunk: KeypointTrunk, device: str, bfloat16: bool) -> None:
+    count, temporary = len(images), path.with_suffix(".tmp")
     shape = (count, trunk.config.keypoints, trunk.config.outputs)
     features = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.float16, shape=shape)
     with room.shown("features", count) as advance:
         for i in range(0, count, PERCEIVED):
-            images = torch.from_numpy(np.array(dataset.images[i : i + PERCEIVED])).to(device)
+            some = torch.from_numpy(np.array(images[i : i + PERCEIVED])).to(device)
             with torch.inference_mode(), torch.autocast(device, torch.bfloat16, enabled=bfloat16):
-                features[i : i + PERCEIVED] = trunk(images).numbers().half().cpu().numpy()
-            advance(len(images))
+                features[i : i + PERCEIVED] = trunk(some).numbers().half().cpu().numpy()
+            advance(len(some))
     features.flush()
     temporary.replace(path)

@@ -41,5 +41,5 @@ def has_diverged(out: Path) -> bool:
 
 
 def forget(out: Path) -> None:
-    """Another learning rate has been chosen."""
+    """Another learning rate has led on from there."""
     (out / MARK).unlink(missing_ok=True)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from saycan_qt.learning import checkpoint, distributed
 from saycan_qt.learning.algorithms.policy import Batch, Metrics, Policy
 from saycan_qt.learning.batches import BatchConfig, Episodes, Transitions, cached_features
-from saycan_qt.learning.divergence import require_finite, require_finite_weights
+from saycan_qt.learning.divergence import forget, require_finite, require_finite_weights
 from saycan_qt.learning.metrics import MetricsLog
 from saycan_qt.networks.backbone import KeypointEncoder
 from saycan_qt.networks.efficientnet import NORM, FilmEfficientNet, keep_statistics
@@ -81,10 +81,11 @@ class Run:
             raise ValueError("--freeze-norm: this network has no batch norm; --preset paper has")
         self.policy.prepare(config.device, config.freeze_trunk)
         self.texts = sorted({*texts, *dataset.tasks})
-        encoder, frames = self.policy.network.encoder, [dataset.cameras[c.name] for c in policy.embodiment.cameras]
+        encoder, cameras = self.policy.network.encoder, [camera.name for camera in policy.embodiment.cameras]
+        frames = [dataset.cameras[camera] for camera in cameras]
         if isinstance(encoder, KeypointEncoder) and config.freeze_trunk:
-            cache = config.cache or config.data[0] / ".cache"
-            frames = [cached_features(cache, dataset, encoder.trunk, config.device, config.bfloat16, config.cache_size)]
+            cache, how = config.cache or config.data[0] / ".cache", (config.device, config.bfloat16, config.cache_size)
+            frames = [cached_features(cache, dataset, cameras[0], encoder.trunk, *how)]
         self.transitions = Transitions(config.batches, dataset, frames, self.policy)
         self.mine = share_of(config.batches.batch_size)
         self.parameters = [p for p in self.policy.network.parameters() if p.requires_grad]
@@ -104,7 +105,7 @@ class Run:
         self.loss = parallel(self.policy, config.compile)
         self.first, self.begun, self.saved = self.step, time.monotonic(), time.monotonic()
         self.clock = self.earlier  # seconds trained; the same in all processes
-        self.sums: dict[str, Tensor | float] = {}  # since the last report
+        self.sums, self.summed = dict[str, Tensor | float](), 0  # since the last report, and of how many steps
         self.log = MetricsLog(config.out, self.step) if distributed.rank() == 0 else None
 
     @property
@@ -169,12 +170,13 @@ class Run:
         self.step += 1
         seconds = self.earlier + time.monotonic() - self.begun
         self.clock = distributed.first_ones(seconds) if self.config.minutes > 0 else seconds
+        self.summed += 1
         for key, value in metrics.items():
-            self.sums[key] = self.sums.get(key, 0.0) + value.float() / self.config.log_every
+            self.sums[key] = self.sums.get(key, 0.0) + value.float()
 
     def report(self) -> None:
-        row = {key: rounded(distributed.mean(torch.as_tensor(value)), 6) for key, value in self.sums.items()}
-        self.sums = {}
+        row = {k: rounded(distributed.mean(torch.as_tensor(v / self.summed)), 6) for k, v in self.sums.items()}
+        self.sums, self.summed = {}, 0
         rate = (self.step - self.first) * self.config.batches.batch_size / (time.monotonic() - self.begun)
         epochs = self.step * self.config.batches.batch_size / len(self.transitions.train)
         left = self.clock / max(self.progress, 1e-6) * (1 - self.progress) / 60
@@ -196,10 +198,11 @@ class Run:
         self.validated, self.validation = self.step, {key: rounded(value, 4) for key, value in sums.items()}
         self.write({f"held_out_{key}": value for key, value in self.validation.items()})
         self.say(f"  held out: {brief(self.validation)}")
-        worse = self.validation.get("loss", 0.0) > self.best
-        self.best = min(self.best, self.validation.get("loss", math.inf))
-        if distributed.rank() == 0 and not (worse and self.config.keep == "best"):
-            self.export(self.config.out / CHECKPOINT)
+        loss, folder = float(sums.get("loss", -math.inf)), self.config.out / CHECKPOINT  # unrounded
+        fallen = loss < self.best or not checkpoint.exists(folder)
+        self.best = min(self.best, loss) if "loss" in sums else self.best
+        if distributed.rank() == 0 and (fallen or self.config.keep == "last"):
+            self.export(folder)
 
     def export(self, folder: Path) -> None:
         described, tensors = self.policy.describe(self.texts)
@@ -225,6 +228,8 @@ class Run:
             checkpoint.save_training_state(
                 self.state, self.modules, self.optimizer, position, kept={EDGES: self.policy.tokenizer.edges}
             )
+            if self.step > self.first:  # only now does the state come from this learning rate
+                forget(self.config.out)
 
     def write(self, row: dict[str, Any]) -> None:
         if self.log is not None:

@@ -9,6 +9,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from saycan_qt import atomic
 from skills import files
 
 FILE, MOST_BYTES = "metrics.jsonl", 2**30
@@ -21,7 +22,7 @@ class MetricsLog:
         self.path = folder / FILE
         rows = read(folder) if self.path.exists() else []
         kept = [row for row in rows if row["step"] <= step]
-        self.path.write_text("".join(json.dumps(row) + "\n" for row in kept))
+        atomic.write(self.path, "".join(json.dumps(row) + "\n" for row in kept).encode())
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:

@@ -23,11 +23,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from saycan_qt.learning import checkpoint
-from saycan_qt.learning.divergence import require_finite
+from saycan_qt.learning.divergence import forget, require_finite
 from saycan_qt.networks.keypoints import Grounding, Keypoints, KeypointTrunk, TrunkConfig
 from skills.library import Skill
 
 log = logging.getLogger(__name__)
+STATE = "state"  # folder in a run's folder, to resume from
 HEADING_WEIGHT = 0.3
 SHARD = 500  # frames in one file and one process's task
 Frames = dict[str, np.ndarray]
@@ -69,13 +70,13 @@ def debug_config(config: PretrainConfig) -> PretrainConfig:
 
 def gather(folder: Path, count: int, seed: int, workers: int, make: Callable[[int, int], Frames]) -> Frames:
     """`count` labelled frames, rendered by make(count, seed) in shards and several processes; shards already there are
-    kept."""
+    kept, if they are of this seed and this size."""
     folder.mkdir(parents=True, exist_ok=True)
     shards = [
-        (folder / f"shard-{i:04d}.npz", min(SHARD, count - i * SHARD), seed * 100_003 + i)
+        (folder / f"shard-{seed}-{i:04d}.npz", min(SHARD, count - i * SHARD), seed * 100_003 + i)
         for i in range(math.ceil(count / SHARD))
     ]
-    missing = [shard for shard in shards if not shard[0].exists()]
+    missing = [shard for shard in shards if _frames_in(shard[0]) != shard[1]]
     start = time.monotonic()
     write = partial(_write_shard, make=make)
     if workers > 1 and len(missing) > 1:
@@ -88,6 +89,13 @@ def gather(folder: Path, count: int, seed: int, workers: int, make: Callable[[in
             _report_gathering(done, missing, start)
     parts = [np.load(path) for path, _, _ in shards]
     return {key: np.concatenate([part[key] for part in parts]) for key in FRAME_KEYS}
+
+
+def _frames_in(shard: Path) -> int:
+    if not shard.exists():
+        return 0
+    with np.load(shard) as there:
+        return len(there["visible"])
 
 
 def _write_shard(shard: tuple[Path, int, int], make: Callable[[int, int], Frames]) -> None:
@@ -234,8 +242,8 @@ def train_trunk(config: PretrainConfig, frames: Frames, trunk: KeypointTrunk) ->
         )
     total = config.epochs * batches
     optimizer = torch.optim.AdamW(trunk.parameters(), config.learning_rate, weight_decay=config.weight_decay)
-    state, first = config.out / "state", 0
-    if state.exists():
+    state, first = config.out / STATE, 0
+    if checkpoint.exists(state):
         first = checkpoint.load_training_state(state, {"trunk": trunk}, optimizer)["epoch"]
         print(f"continuing after epoch {first} of {config.epochs}", flush=True)
     start = time.monotonic()
@@ -264,6 +272,7 @@ def train_trunk(config: PretrainConfig, frames: Frames, trunk: KeypointTrunk) ->
             for key, value in metrics.items():
                 sums[key] = sums.get(key, 0.0) + value.item() / batches
         checkpoint.save_training_state(state, {"trunk": trunk}, optimizer, {"epoch": epoch + 1})
+        forget(config.out)
         seconds = time.monotonic() - start
         speed = (epoch + 1 - first) * batches * config.batch_size / seconds
         left = seconds / (epoch + 1 - first) * (config.epochs - epoch - 1)

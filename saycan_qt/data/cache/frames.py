@@ -9,7 +9,7 @@ import contextlib
 import json
 import logging
 import shutil
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from saycan_qt import atomic
-from saycan_qt.data import reader, rlds
+from saycan_qt.data import lerobot, reader, rlds
 from saycan_qt.data.cache import room
 from saycan_qt.data.layout.mapping import ColumnMapping
 from saycan_qt.data.layout.settle import without
@@ -33,6 +33,7 @@ log = logging.getLogger(__name__)
 
 CACHE_VERSION = 2
 QUARANTINED = "quarantined.json"  # beside the cache, for people
+INFO, NONE = "info.parquet", ""  # what is noted with episodes, and the column for those with which nothing is
 NUMBERS = ("states", "actions", "rewards")  # one row a frame
 EACH = ("frame_episode", "episode_start", "episode_task", "success", "truncated")  # one number a frame or an episode
 SEEN = (slice(None), slice(None, None, 4), slice(None, None, 4))  # of a camera's frames, to find out if it is constant
@@ -79,6 +80,14 @@ def cameras(folder: Path, index: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """camera -> (N, H, W, 3) uint8; raises as `arrays` does."""
     shape = [index["arrays"]["actions"][1][0], *index["image_size"], 3]
     return {camera: _map(folder / file, "|u1", shape, "r") for camera, file in index["cameras"].items()}
+
+
+def require_notes(folder: Path, episodes: int) -> None:
+    """Raises DatasetError unless there is a row of notes an episode, or nothing is noted. Caches that were built before
+    a thousand episodes without notes counted among others have fewer."""
+    columns, rows = lerobot.shape_of(folder / INFO)
+    if columns and rows != episodes:
+        raise DatasetError(f"{folder / INFO}: notes of {rows} episodes, there are {episodes}")
 
 
 def image_files(names: Sequence[str]) -> dict[str, str]:
@@ -133,7 +142,8 @@ def build(
             truncated.append(cut)
             infos.append(episode.info)
             if len(infos) == TOGETHER:
-                noted.append(_table(infos))
+                with _alike(shards):
+                    noted.append(_table(infos))
                 infos = []
             advance(len(episode))
         list_for_people(folder.parent / QUARANTINED, quarantined, len(lengths))
@@ -158,8 +168,9 @@ def build(
                 part = lengths[first : first + TOGETHER]
                 file.write(np.repeat(np.arange(first, first + len(part)), part).data)
         shapes["frame_episode"] = ("<i8", (sum(lengths),))
-        info = pa.concat_tables([*noted, _table(infos)], promote_options="permissive")
-        pq.write_table(info, temporary / "info.parquet")
+        with _alike(shards):
+            info = pa.concat_tables([*noted, _table(infos)], promote_options="permissive")
+        pq.write_table(info.drop_columns([NONE] if NONE in info.column_names else []), temporary / INFO)
         index = {
             "version": CACHE_VERSION,
             "digest": digest,
@@ -178,9 +189,23 @@ def build(
 
 
 def _table(infos: Sequence[Mapping[str, Any]]) -> pa.Table:
-    """A row an episode, with None for what it has not noted."""
+    """A row an episode, with None for what it has not noted. Whether something is so may be noted as a number, too, so
+    it is one here."""
     keys = dict.fromkeys(key for info in infos for key in info)
-    return pa.table({key: [info.get(key) for info in infos] for key in keys})
+    rows = [{key: int(value) if isinstance(value, bool) else value for key, value in info.items()} for info in infos]
+    columns: dict[str, Any] = {key: [row.get(key) for row in rows] for key in keys}
+    return pa.table(columns or {NONE: pa.nulls(len(rows))})  # without a column there are no rows
+
+
+@contextlib.contextmanager
+def _alike(shards: Sequence[Shard]) -> Iterator[None]:
+    """Raises DatasetError where notes of one name have no type that fits them all."""
+    try:
+        yield
+    except pa.ArrowException as error:
+        where = str(shards[0].root) + (f" and {len(shards) - 1} more" if len(shards) > 1 else "")
+        why = " ".join(str(error).split())
+        raise DatasetError(f"{where}: their episodes' notes differ in type ({why}); write them alike") from None
 
 
 class _Span:
