@@ -20,6 +20,7 @@ from certificates import make
 from test_motion import Machine
 from tiny_services import LineRobot, wait_until
 
+from saycan_qt import robot as robot_command
 from saycan_qt.services.access import ServerOptions
 from skills import robot as robot_service
 from skills.client import RobotClient
@@ -156,6 +157,18 @@ def test_a_client_stops_by_either_road(server, robot):
             client.stop()
             assert robot.stops > stops
         server.guard.reset()
+
+
+def test_a_stop_that_the_driver_fails_to_carry_out_is_no_success_by_either_road(server, client, robot, capsys):
+    client.info()  # both roads
+    stop, robot.stop = robot.stop, lambda: 1 / 0
+    server.guard._stop = robot.stop
+    with pytest.raises(ServerFault):
+        client.stop()
+    assert server.guard.stopped
+    assert robot_command.stop(robot_command.RobotConfig(stop=server.guard.address)) == 2
+    assert "has not said that it halted" in capsys.readouterr().err
+    robot.stop = stop
 
 
 def test_the_guard_lets_in_whom_the_service_lets_in(tmp_path):
