@@ -103,7 +103,7 @@ class Executor:
 
     def _learned(self, goal: Goal) -> tuple[Status, str]:
         assert self._skill_client is not None  # who accepts goals refused it otherwise
-        ended = success = False
+        ended = success = sure = False
         try:
             terms = agree(self._robot, self._skill_client, self._control_timeout)
         except SkillError as error:
@@ -122,6 +122,9 @@ class Executor:
                     if (row := rows.next(observation, observed, look)) is None:
                         ended = True
                         break
+                    if not sure:  # the stream keeps its model from its first answer on; before, it may have changed
+                        self._check_unchanged(terms)
+                        sure = True
                     if (applied := self.do(self._apply, goal, rows, row)) is None:
                         continue
                     ended = row.ends
@@ -141,6 +144,14 @@ class Executor:
         if judged and self.do(self._robot.succeeded, goal.skill) is False:
             return Status.FAILED, "the goal was reached, and lost again on the way back"
         return status, message
+
+    def _check_unchanged(self, terms: Terms) -> None:
+        """Does the skill server still host what was agreed upon? Raises EmbodimentError. One cheap call."""
+        assert self._skill_client is not None
+        model = self._skill_client.acting(self._control_timeout)
+        if (model.embodiment, model.chunk) != (terms.model, terms.chunk):
+            where = f"the skill server at {self._skill_client.address}"
+            raise EmbodimentError(f"{where} got another model while the skill began; try again")
 
     def _over(self, goal: Goal, terms: Terms, begun: float) -> bool:
         """Has the skill had its time?"""
