@@ -89,9 +89,20 @@ def test_blending_goes_over_in_equal_steps_and_never_blends_an_end():
 def test_what_is_committed_stays_where_a_policy_continues_from_it():
     schedule = Schedule(period=1.0, rule="continue")
     schedule.add(0.0, *chunk(1), now=0.0)
-    np.testing.assert_array_equal(schedule.ahead(2.0, 3), [[1, 2], [1, 3], [1, 4]])
+    assert [tuple(row.action) for row in schedule.ahead(2.0, 3)] == [(1, 2), (1, 3), (1, 4)]
     schedule.add(2.0, *chunk(2), now=3.0, committed=3)  # sooner than was thought
     assert taken(schedule, 3.0, 4.0, 5.0, 6.0) == [(1, 3), (1, 4), (2, 3), (2, 4)]
+
+
+def test_an_end_that_is_committed_is_told_to_the_policy_and_stays_the_end():
+    """Also of a policy that does not give it back, and where the robot knows of no end."""
+    schedule = Schedule(period=1.0, rule="continue")
+    schedule.add(0.0, *chunk(1, rows=3, ends=[2]), now=0.0)
+    rows = schedule.ahead(1.0, 2)
+    told = Terms(BODY, ENDING, chunk=4).told(np.stack([row.action for row in rows]), [row.ends for row in rows])
+    np.testing.assert_array_equal(told, [[1, 1, 0], [1, 2, 1]])
+    schedule.add(1.0, *chunk(2, rows=4), now=1.0, committed=2)
+    assert not schedule.take(1.0).ends and schedule.take(2.0).ends and taken(schedule, 3.0) == [None]
 
 
 def test_no_more_is_committed_than_is_known():
