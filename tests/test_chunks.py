@@ -362,6 +362,18 @@ def test_an_actor_of_one_action_says_so_and_its_robot_acts_in_turn():
     assert rows_of(robot) == [(number, 0) for number in range(5)]
 
 
+def test_a_policy_that_looks_back_is_shown_each_period_and_acts_in_turn_at_its_rate(caplog):
+    """Its history was trained on consecutive periods; the driver returns as soon as the robot is commanded."""
+    looks_back = replace(BODY, history=3)
+    robot, actor, shown = Driver(), Marker(embodiment=looks_back), []
+    actor.act = lambda history, instruction: shown.append([int(s.state[-1]) for s in history][-3:]) or np.zeros(2)
+    with skill_server(actor) as address, service(address, robot, max_steps=5) as client:
+        list(client.execute(SKILL))
+    assert shown == [[0], [0, 1], [0, 1, 2], [1, 2, 3], [2, 3, 4]] and not actor.committed
+    assert "looks at the last 3 periods" in caplog.text
+    assert robot.begun[-1][0] - robot.begun[0][0] > 3.9 * PERIOD
+
+
 def test_robots_that_want_chunks_are_computed_together():
     actor = Batched(seconds=0.05)
     with skill_server(actor) as address:

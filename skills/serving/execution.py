@@ -17,7 +17,7 @@ from typing import Protocol, TypeVar
 import numpy as np
 
 from skills.chunks.ahead import Ahead
-from skills.chunks.schedule import Chunks, Row
+from skills.chunks.schedule import Chunks, Row, Rule
 from skills.client import CONTROL_TIMEOUT, Control, SkillClient
 from skills.errors import Busy, DeadlineExceeded, EmbodimentError, SkillError
 from skills.serving.goal import Goal
@@ -52,19 +52,30 @@ class Rows(Protocol):
 
 class InTurn:
     """One action for each observation. The robot stands still while it is late, so it fits until its observation is too
-    old. A period lasts as long as the driver takes."""
+    old. A period lasts as long as the driver takes, and `least` [s]."""
 
-    def __init__(self, control: Control, terms: Terms, timeout: float) -> None:
+    def __init__(
+        self,
+        control: Control,
+        terms: Terms,
+        timeout: float,
+        least: float = 0.0,  # of a driver that may return as soon as the robot is commanded, as it should with chunks
+        pause: Callable[[float], object] = time.sleep,  # waits for so many seconds, or until all is over
+    ) -> None:
         self._control, self._terms, self._timeout = control, terms, timeout
+        self._least, self._pause, self._begun = least, pause, 0.0
 
     def next(self, observation: Observation, observed: float, look: Callable[[], Observation]) -> Row:
         action, ends = self._terms.read(self._control.act(self._terms.seen(observation)))
+        self._begun = time.monotonic()
         return Row(action, ends, observed, observed + self._timeout)
 
     def late(self, row: Row, now: float) -> None:
         raise DeadlineExceeded(f"an action came {now - row.begins:.1f} s after its observation, and was not applied")
 
-    def rest(self) -> None: ...
+    def rest(self) -> None:
+        if (left := self._begun + self._least - time.monotonic()) > 0:
+            self._pause(left)
 
 
 class Executor:
@@ -112,11 +123,11 @@ class Executor:
         self.do(goal.motion.run, self._robot.start, goal.skill)
         begun = observed = time.monotonic()
         observation = self.do(self.eyes.observe)
-        chunks, name = self._in_chunks(terms), goal.skill.name
+        rule, name, skills = self._rule(terms), goal.skill.name, self._skill_client
         try:
-            with self._skill_client.control(name, self._control_timeout, goal_id=goal.id, chunks=chunks) as control:
+            with skills.control(name, self._control_timeout, goal_id=goal.id, chunks=rule is not None) as control:
                 goal.use(control)
-                rows = self._rows(goal, terms, control)
+                rows = self._rows(goal, terms, control, rule)
                 look = partial(self.do, self.eyes.observe)
                 while not (ended or success) and not self._over(goal, terms, begun) and not goal.canceled.is_set():
                     if (row := rows.next(observation, observed, look)) is None:
@@ -178,16 +189,24 @@ class Executor:
             return None
         return goal.motion.apply(row.action)
 
-    def _in_chunks(self, terms: Terms) -> bool:
-        """Does the robot go on with one chunk while the next is computed? It must be known when each row is due."""
-        if self._chunks != "off" and terms.chunk > 1 and terms.period is None:
-            log.warning("one action after the other: neither the robot nor the model says its control_hz")
-        return self._chunks != "off" and terms.chunk > 1 and terms.period is not None
+    def _rule(self, terms: Terms) -> Rule | None:
+        """How the robot goes on with one chunk while the next is computed; None: one action after the other."""
+        if self._chunks == "off" or terms.chunk <= 1:
+            return None
+        if terms.period is None:  # it must be known when each row is due
+            why = "neither the robot nor the model says its control_hz"
+        elif terms.model is not None and terms.model.history > 1:  # of which it would be shown one in each half chunk
+            why = f"the model looks at the last {terms.model.history} periods, and was trained on each of them"
+        else:
+            return self._chunks
+        log.warning("one action after the other: %s", why)
+        return None
 
-    def _rows(self, goal: Goal, terms: Terms, control: Control) -> Rows:
-        if self._chunks == "off" or not self._in_chunks(terms):
-            return InTurn(control, terms, self._control_timeout)
-        return Ahead(control, terms, self._chunks, self._control_timeout, goal.canceled.wait)
+    def _rows(self, goal: Goal, terms: Terms, control: Control, rule: Rule | None) -> Rows:
+        if rule is None:
+            least = terms.period or 0.0 if self._chunks != "off" and terms.chunk > 1 else 0.0
+            return InTurn(control, terms, self._control_timeout, least, goal.canceled.wait)
+        return Ahead(control, terms, rule, self._control_timeout, goal.canceled.wait)
 
     def _scripted(self, goal: Goal) -> tuple[Status, str]:
         def canceled() -> bool:
