@@ -457,6 +457,23 @@ def test_a_dashboard_at_5_hz_sees_a_scripted_skill_as_it_is(client, robot, runni
     assert running.cancel()
 
 
+def test_a_driver_that_asks_all_the_time_draws_its_views_ten_times_a_second(client, robot):
+    """And ten more, for simulations."""
+    drawn, took = [], []
+
+    def perform(skill, canceled):
+        begun = time.monotonic()
+        while time.monotonic() < begun + 0.5:
+            canceled()
+        took.append(time.monotonic() - begun)
+
+    view, robot.perform = robot.view, perform
+    robot.view = lambda name: drawn.append(name) or view(name)
+    *events, outcome = client.execute(LONG, views=["head"])
+    assert outcome.succeeded and events and all(event.views for event in events)
+    assert len(drawn) <= 13 + 10 * took[0]  # one before it begins, one at its end
+
+
 def test_a_driver_that_never_asks_is_seen_as_it_was_with_the_age(client, robot, running):
     client.look(["head"])
     robot.hang.clear()
