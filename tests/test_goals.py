@@ -366,6 +366,21 @@ def test_a_scripted_skill_is_previewed_by_its_rule_and_what_its_successes_took(c
         client.preview("pick aple")
 
 
+def test_a_scripted_skill_that_came_over_the_wire_is_previewed_as_it_is_scored():
+    """Its rule stays with the skill server."""
+    library, robot = SkillLibrary.load(HERE.parent / "examples" / "watering" / "skills.yaml"), LineRobot()
+    robot.held = "water"
+    with (
+        skill_service.serve(library, limits=UNHURRIED) as skills,
+        SkillClient(skills.address) as skill_client,
+        robot_service.serve(robot, listed := skill_client.list_skills(), skill_client) as server,
+        RobotClient(server.address) as client,
+    ):
+        names = [skill.name for skill in listed if not skill.learned]
+        scores = [score.affordance for score in skill_client.score([robot.observe()], names)]
+        assert [client.preview(name).score.affordance for name in names] == scores and {0.0, 1.0} <= {*scores}
+
+
 def test_a_learnt_skill_is_previewed_by_its_models_and_nothing_moves():
     robot, policy = LineRobot(), Mapping()
     assert isinstance(policy, Mapper)
