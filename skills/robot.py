@@ -468,6 +468,8 @@ def serve(
             ends=ends,
         )
         parts.callback(guard.close)
+        if access is not None:
+            parts.callback(access.listen(guard.renew))
         guard.on_loss = on_loss
         servicer = RobotServicer(robot, library, skill_client, max_steps, control_timeout, chunks, guard=guard)
         parts.callback(servicer.close)

@@ -190,8 +190,11 @@ def test_the_guard_refuses_a_token_that_expired_and_hears_of_new_ones(tmp_path):
         assert post(server.guard.address, authorization="Bearer old")[0] == 401 and not server.guard.stopped
         file.write_text(line.format("new", digest("new"), "2199-01-31T18:00:00Z"))
         assert access.reload()
-        server.guard.renew(access)
         wait_until(lambda: post(server.guard.address, authorization="Bearer new")[0] == 200)
+        file.write_text(line.format("newer", digest("newer"), "2199-01-31T18:00:00Z"))
+        assert access.reload()
+        wait_until(lambda: post(server.guard.address, authorization="Bearer newer")[0] == 200)
+        assert post(server.guard.address, authorization="Bearer new")[0] == 401
 
 
 def test_the_guard_trusts_renewed_authorities_and_no_former_ones(tmp_path):
@@ -206,7 +209,6 @@ def test_the_guard_trusts_renewed_authorities_and_no_former_ones(tmp_path):
             stop_robot(server.guard.address, other)
         shutil.copy(later / "ca.pem", now / "ca.pem")
         assert access.reload()
-        server.guard.renew(access)
         time.sleep(0.2)
         with pytest.raises(Unavailable):
             stop_robot(server.guard.address, former)
