@@ -329,6 +329,22 @@ def test_a_robot_whose_rows_run_out_is_stopped_and_goes_on_with_the_next_chunk()
     assert pause < PERIOD + 0.05 + 0.05  # what is promised, and what a busy machine takes
 
 
+def test_a_model_that_hangs_leaves_the_robot_moving_to_its_chunks_end_and_no_longer():
+    robot, actor, free = Driver(), Marker(rows=12), threading.Event()
+
+    def act_chunk(history, instruction, committed):
+        if robot.begun:
+            free.wait(10)
+        return Marker.act_chunk(actor, history, instruction, committed)
+
+    actor.act_chunk = act_chunk
+    with skill_server(actor) as address, service(address, robot, control_timeout=0.6) as client:
+        *_, outcome = client.execute(SKILL)
+        free.set()
+    assert outcome.status is Status.ABORTED and "within 0.6 s" in outcome.message
+    assert 0 < len(robot.begun) <= 12 and robot.stale() == 0 and robot.stops[-1] > robot.begun[-1][0]
+
+
 def test_a_model_that_is_slower_than_its_chunks_last_is_said_not_waited_for():
     robot = Driver()
     with (

@@ -87,7 +87,7 @@ class Executor:
         robot: Robot,
         skill_client: SkillClient | None = None,  # None: scripted skills only
         max_steps: int | None = None,  # of a learnt skill; None: the embodiment's, the robot's own or the model's
-        control_timeout: float = CONTROL_TIMEOUT,  # [s] from an observation until its action is too old
+        control_timeout: float = CONTROL_TIMEOUT,  # [s] until an action is too old; in chunks, of standing still
         chunks: Chunks = "replace",  # how those of a model that gives them follow one another
     ) -> None:
         self._robot, self._skill_client, self._chunks = robot, skill_client, chunks
