@@ -179,12 +179,7 @@ def serve(config: RobotConfig, make_robot: Callable[[RobotConfig, SkillLibrary],
         )
     except SkillError as error:
         return refuse(str(error))
-
-    def renew() -> None:
-        if access.reload():
-            server.guard.renew(access)
-
-    end.arm(halt=robot.stop, renew=renew)
+    end.arm(halt=robot.stop, renew=access.reload)
     announce(body.name, server.address)
     announce_ready(body.name, f"kitchen {config.seed}" if body.is_kitchen else str(body.path))
     print(f"{body.name} stops at {server.guard.url}", flush=True)

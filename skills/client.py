@@ -64,6 +64,7 @@ CONTROL_TIMEOUT = 2.0  # [s] for one action: a robot waits no longer for a polic
 EXECUTE_TIMEOUT = 600.0  # [s] for one skill from start to end
 RELOAD_TIMEOUT = 300.0  # [s] for a model to be loaded and warm
 SETTLE = 2.0  # [s] that a Reset waits until the Stop before it is over by both roads
+UNCONFIRMED = "is latched, but its driver has not said that it halted; use the hardware's stop"
 END_TIMEOUT = 1.0  # [s] for a skill's outcome to reach the skill server; nobody waits for that
 
 WhenBusy = Literal["refuse", "preempt", "queue"]
@@ -549,7 +550,8 @@ class RobotClient(_Client):
 
     def stop(self) -> None:
         """Stop the robot now; it refuses skills until `reset`. By two roads at once, where the guard's address is
-        known: its service, and its guard, which hears whatever becomes of the service. One is enough."""
+        known: its service, and its guard, which hears whatever becomes of the service. One is enough that confirms the
+        halt. Raises ServerFault where the driver fails to: the robot is latched, but may keep its last velocity."""
         by_service = partial(self._ask, self._stub.Stop, pb.StopRequest(), _nothing)
         if not self._stop_address:
             by_service()
@@ -558,8 +560,8 @@ class RobotClient(_Client):
 
         def go(road: Callable[[], object]) -> None:
             try:
-                road()
-                ends.put(None)
+                confirmed = road() is not False  # the guard says whether the driver halted; the service raises
+                ends.put(None if confirmed else ServerFault(f"the robot at {self.address} {UNCONFIRMED}"))
             except Exception as error:
                 ends.put(error)
 
@@ -571,7 +573,7 @@ class RobotClient(_Client):
                 go(road)
         if first := ends.get():
             if second := ends.get():
-                raise first if isinstance(second, Unavailable) else second
+                raise first if isinstance(second, (Unavailable, DeadlineExceeded)) else second
         else:
             self._stopping = ends
 

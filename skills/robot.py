@@ -18,6 +18,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
 from functools import partial
 
 import grpc
@@ -33,6 +34,7 @@ from skills.errors import (
     SkillError,
     Stopped,
     Unavailable,
+    UnknownSkill,
 )
 from skills.guard.link import Guard
 from skills.guard.pulse import Pulse
@@ -48,7 +50,7 @@ from skills.serving.grpc_server import Server
 from skills.serving.looking import Look
 from skills.serving.terms import Terms
 from skills.serving.watching import NOBODY, Watcher
-from skills.types import Imaginer, Outcome, Robot, Status, embodiment_of
+from skills.types import Imaginer, Observation, Outcome, Robot, Status, embodiment_of
 from skills.v1 import skills_pb2 as pb
 from skills.v1 import skills_pb2_grpc
 from skills.wire.conventions import PING_INTERVAL, SCHEMA_VERSION, join_address, split_address
@@ -86,7 +88,7 @@ class RobotServicer(skills_pb2_grpc.RobotServiceServicer):
         library: SkillLibrary,
         skill_client: SkillClient | None = None,  # None: scripted skills only
         max_steps: int | None = None,  # of a learnt skill; None: the embodiment's, the robot's own or the model's
-        control_timeout: float = CONTROL_TIMEOUT,  # [s] from an observation until its action is too old
+        control_timeout: float = CONTROL_TIMEOUT,  # [s] until an action is too old; in chunks, of standing still
         chunks: Chunks = "replace",  # how those of a model that gives them follow one another (skills.chunks.schedule)
         *,
         guard: Guard,  # without its word nothing moves
@@ -231,19 +233,26 @@ class RobotServicer(skills_pb2_grpc.RobotServiceServicer):
     def PreviewGoal(self, request: pb.PreviewGoalRequest, context: grpc.ServicerContext) -> pb.PreviewGoalResponse:
         skill = self._skill(request.skill)
         observation = self._look((), context).observation
-        if skill.learned:
+        if not skill.learned:
+            preview = self._by_rule(skill, observation)
+        else:
             assert self._skill_client is not None  # `_skill` refuses it otherwise
             with self._aside():
                 agree(self._robot, self._skill_client)
                 preview = _write_preview(self._skill_client.preview(skill.name, [observation]))
                 if (picture := self._imagined(skill, context)) is not None:
                     preview.value_maps[OVER_THE_CAMERA].CopyFrom(write_image(picture, JPEG))
-        else:
-            raw = connective_affordance(skill, observation)
-            score = pb.SkillScore(skill=skill.name, affordance=min(max(raw, 0.0), 1.0), raw=raw, model_id=ANALYTIC)
-            preview = pb.Preview(score=score)
         preview.expected_seconds = self._experience.expected(skill.name)
         return pb.PreviewGoalResponse(preview=preview)
+
+    def _by_rule(self, skill: Skill, observation: Observation) -> pb.Preview:
+        """Of a scripted skill. Rules do not travel: those of skills that came over the wire the skill server knows."""
+        if self._skill_client is not None and skill.rule is None:
+            with self._aside(), suppress(UnknownSkill):  # it is this robot's alone
+                return _write_preview(self._skill_client.preview(skill.name, [replace(observation, images={})]))
+        raw = connective_affordance(skill, observation)
+        score = pb.SkillScore(skill=skill.name, affordance=min(max(raw, 0.0), 1.0), raw=raw, model_id=ANALYTIC)
+        return pb.Preview(score=score)
 
     def _imagined(self, skill: Skill, context: grpc.ServicerContext) -> np.ndarray | None:
         """The skill's value over a camera's picture, where the driver imagines that and nothing keeps its thread."""
@@ -459,6 +468,8 @@ def serve(
             ends=ends,
         )
         parts.callback(guard.close)
+        if access is not None:
+            parts.callback(access.listen(guard.renew))
         guard.on_loss = on_loss
         servicer = RobotServicer(robot, library, skill_client, max_steps, control_timeout, chunks, guard=guard)
         parts.callback(servicer.close)

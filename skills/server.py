@@ -68,7 +68,7 @@ from skills.wire.messages import (
 log = logging.getLogger(__name__)
 
 SERVICE = pb.DESCRIPTOR.services_by_name["SkillService"].full_name
-CONTROL_HISTORY = 16  # [observations] that a control stream remembers; an actor uses the last ones it needs
+CONTROL_HISTORY = 16  # [observations] that a control stream remembers at least; an actor uses the last ones it needs
 LARGE = ("ScoreSkills", "PreviewSkill")  # whose requests hold images
 ACTIONS, VALUES = "actions", "values"  # what the models compute
 
@@ -109,6 +109,11 @@ class Limits:
             return self.stream_timeout
         period = embodiment.period if embodiment else None
         return max(STREAM_TIMEOUT, (period or 0.0) + 0.05)
+
+
+def remembered(embodiment: Embodiment | None) -> int:
+    """[observations] that are kept for a model's actor while a skill runs."""
+    return max(CONTROL_HISTORY, embodiment.history if embodiment else 0)
 
 
 class SkillServicer(skills_pb2_grpc.SkillServiceServicer):
@@ -249,7 +254,7 @@ class SkillServicer(skills_pb2_grpc.SkillServiceServicer):
     ) -> Iterator[pb.ControlResponse]:
         timeout = self._limits.stream_timeout_of(None)  # until there is a model
         stream = Stream(requests, context, timeout, max(timeout, FIRST_OBSERVATION), LATE.format)
-        history: deque[Observation] = deque(maxlen=CONTROL_HISTORY)
+        history: deque[Observation] = deque()
         model: Model  # of the first request, to the stream's end
         actor: Actor
         instruction, last, chunked = "", -1, False
@@ -273,6 +278,7 @@ class SkillServicer(skills_pb2_grpc.SkillServiceServicer):
                         goal_id = read_text(request.goal_id, "the goal id", required=False)
                     model = self._models[request.model]
                     actor = model.acting
+                    history = deque(maxlen=remembered(model.embodiment))
                     timeout = self._limits.stream_timeout_of(model.embodiment)
                     if isinstance(actor, Reader):
                         actor.know([instruction])

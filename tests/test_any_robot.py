@@ -133,11 +133,13 @@ def action_of(embodiment):
 
 
 @contextmanager
-def services(body, model, **options):
+def services(body, model=None, models=None, **options):
     """A client of the robot and one of its skill server."""
     kept = Kept()
     with (
-        skill_service.serve(LIBRARY, model, model, model_id="tiny", limits=UNHURRIED, recorder=kept) as server,
+        skill_service.serve(
+            LIBRARY, model, model, model_id="tiny", models=models, limits=UNHURRIED, recorder=kept
+        ) as server,
         SkillClient(server.address) as skills,
         robot_service.serve(body, LIBRARY, skills, **options) as robot,
         RobotClient(robot.address) as client,
@@ -290,6 +292,18 @@ def test_a_model_that_is_loaded_anew_for_another_robot_is_refused_from_then_on()
         assert run(client)[1].succeeded
         hosted.reload("")
         assert "5 times a second" in run(client)[1].message and robot.applied == 3
+
+
+def test_a_model_that_changes_as_a_skill_begins_moves_no_robot_of_another_body():
+    """After it was agreed upon, before the stream has one."""
+    robot, ours = Body(TABLE), Acts(TABLE, action_of(TABLE))
+    other = replace(TABLE, action=(replace(TABLE.action[0], unit="rad"), *TABLE.action[1:]))  # as many numbers
+    hosted = Hosting({"": Model(ours, ours)}, {"": lambda: Model(*[Acts(other, action_of(other))] * 2)})
+    robot.start = lambda skill: hosted.reload("")
+    with services(robot, models=hosted) as (client, *_):
+        _, outcome = run(client)
+    assert outcome.status is Status.ABORTED and "another model while the skill began" in outcome.message
+    assert robot.applied == 0
 
 
 def seen_by(*cameras):

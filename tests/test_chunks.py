@@ -89,9 +89,20 @@ def test_blending_goes_over_in_equal_steps_and_never_blends_an_end():
 def test_what_is_committed_stays_where_a_policy_continues_from_it():
     schedule = Schedule(period=1.0, rule="continue")
     schedule.add(0.0, *chunk(1), now=0.0)
-    np.testing.assert_array_equal(schedule.ahead(2.0, 3), [[1, 2], [1, 3], [1, 4]])
+    assert [tuple(row.action) for row in schedule.ahead(2.0, 3)] == [(1, 2), (1, 3), (1, 4)]
     schedule.add(2.0, *chunk(2), now=3.0, committed=3)  # sooner than was thought
     assert taken(schedule, 3.0, 4.0, 5.0, 6.0) == [(1, 3), (1, 4), (2, 3), (2, 4)]
+
+
+def test_an_end_that_is_committed_is_told_to_the_policy_and_stays_the_end():
+    """Also of a policy that does not give it back, and where the robot knows of no end."""
+    schedule = Schedule(period=1.0, rule="continue")
+    schedule.add(0.0, *chunk(1, rows=3, ends=[2]), now=0.0)
+    rows = schedule.ahead(1.0, 2)
+    told = Terms(BODY, ENDING, chunk=4).told(np.stack([row.action for row in rows]), [row.ends for row in rows])
+    np.testing.assert_array_equal(told, [[1, 1, 0], [1, 2, 1]])
+    schedule.add(1.0, *chunk(2, rows=4), now=1.0, committed=2)
+    assert not schedule.take(1.0).ends and schedule.take(2.0).ends and taken(schedule, 3.0) == [None]
 
 
 def test_no_more_is_committed_than_is_known():
@@ -318,6 +329,22 @@ def test_a_robot_whose_rows_run_out_is_stopped_and_goes_on_with_the_next_chunk()
     assert pause < PERIOD + 0.05 + 0.05  # what is promised, and what a busy machine takes
 
 
+def test_a_model_that_hangs_leaves_the_robot_moving_to_its_chunks_end_and_no_longer():
+    robot, actor, free = Driver(), Marker(rows=12), threading.Event()
+
+    def act_chunk(history, instruction, committed):
+        if robot.begun:
+            free.wait(10)
+        return Marker.act_chunk(actor, history, instruction, committed)
+
+    actor.act_chunk = act_chunk
+    with skill_server(actor) as address, service(address, robot, control_timeout=0.6) as client:
+        *_, outcome = client.execute(SKILL)
+        free.set()
+    assert outcome.status is Status.ABORTED and "within 0.6 s" in outcome.message
+    assert 0 < len(robot.begun) <= 12 and robot.stale() == 0 and robot.stops[-1] > robot.begun[-1][0]
+
+
 def test_a_model_that_is_slower_than_its_chunks_last_is_said_not_waited_for():
     robot = Driver()
     with (
@@ -349,6 +376,18 @@ def test_an_actor_of_one_action_says_so_and_its_robot_acts_in_turn():
         with service(address, robot, max_steps=5) as client:
             list(client.execute(SKILL))
     assert rows_of(robot) == [(number, 0) for number in range(5)]
+
+
+def test_a_policy_that_looks_back_is_shown_each_period_and_acts_in_turn_at_its_rate(caplog):
+    """Its history was trained on consecutive periods; the driver returns as soon as the robot is commanded."""
+    looks_back = replace(BODY, history=3)
+    robot, actor, shown = Driver(), Marker(embodiment=looks_back), []
+    actor.act = lambda history, instruction: shown.append([int(s.state[-1]) for s in history][-3:]) or np.zeros(2)
+    with skill_server(actor) as address, service(address, robot, max_steps=5) as client:
+        list(client.execute(SKILL))
+    assert shown == [[0], [0, 1], [0, 1, 2], [1, 2, 3], [2, 3, 4]] and not actor.committed
+    assert "looks at the last 3 periods" in caplog.text
+    assert robot.begun[-1][0] - robot.begun[0][0] > 3.9 * PERIOD
 
 
 def test_robots_that_want_chunks_are_computed_together():

@@ -366,6 +366,21 @@ def test_a_scripted_skill_is_previewed_by_its_rule_and_what_its_successes_took(c
         client.preview("pick aple")
 
 
+def test_a_scripted_skill_that_came_over_the_wire_is_previewed_as_it_is_scored():
+    """Its rule stays with the skill server."""
+    library, robot = SkillLibrary.load(HERE.parent / "examples" / "watering" / "skills.yaml"), LineRobot()
+    robot.held = "water"
+    with (
+        skill_service.serve(library, limits=UNHURRIED) as skills,
+        SkillClient(skills.address) as skill_client,
+        robot_service.serve(robot, listed := skill_client.list_skills(), skill_client) as server,
+        RobotClient(server.address) as client,
+    ):
+        names = [skill.name for skill in listed if not skill.learned]
+        scores = [score.affordance for score in skill_client.score([robot.observe()], names)]
+        assert [client.preview(name).score.affordance for name in names] == scores and {0.0, 1.0} <= {*scores}
+
+
 def test_a_learnt_skill_is_previewed_by_its_models_and_nothing_moves():
     robot, policy = LineRobot(), Mapping()
     assert isinstance(policy, Mapper)
@@ -455,6 +470,23 @@ def test_a_dashboard_at_5_hz_sees_a_scripted_skill_as_it_is(client, robot, runni
         assert time.monotonic() - asked < 0.3
         time.sleep(0.2)
     assert running.cancel()
+
+
+def test_a_driver_that_asks_all_the_time_draws_its_views_ten_times_a_second(client, robot):
+    """And ten more, for simulations."""
+    drawn, took = [], []
+
+    def perform(skill, canceled):
+        begun = time.monotonic()
+        while time.monotonic() < begun + 0.5:
+            canceled()
+        took.append(time.monotonic() - begun)
+
+    view, robot.perform = robot.view, perform
+    robot.view = lambda name: drawn.append(name) or view(name)
+    *events, outcome = client.execute(LONG, views=["head"])
+    assert outcome.succeeded and events and all(event.views for event in events)
+    assert len(drawn) <= 13 + 10 * took[0]  # one before it begins, one at its end
 
 
 def test_a_driver_that_never_asks_is_seen_as_it_was_with_the_age(client, robot, running):

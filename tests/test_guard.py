@@ -20,6 +20,7 @@ from certificates import make
 from test_motion import Machine
 from tiny_services import LineRobot, wait_until
 
+from saycan_qt import robot as robot_command
 from saycan_qt.services.access import ServerOptions
 from skills import robot as robot_service
 from skills.client import RobotClient
@@ -158,6 +159,18 @@ def test_a_client_stops_by_either_road(server, robot):
         server.guard.reset()
 
 
+def test_a_stop_that_the_driver_fails_to_carry_out_is_no_success_by_either_road(server, client, robot, capsys):
+    client.info()  # both roads
+    stop, robot.stop = robot.stop, lambda: 1 / 0
+    server.guard._stop = robot.stop
+    with pytest.raises(ServerFault):
+        client.stop()
+    assert server.guard.stopped
+    assert robot_command.stop(robot_command.RobotConfig(stop=server.guard.address)) == 2
+    assert "has not said that it halted" in capsys.readouterr().err
+    robot.stop = stop
+
+
 def test_the_guard_lets_in_whom_the_service_lets_in(tmp_path):
     tokens = Tokens([Holder(role, digest(role), frozenset({role})) for role in ("read", "stop", "drive")])
     with robot_service.serve(LineRobot(), LIBRARY, access=Access(tokens=tokens)) as server:
@@ -177,8 +190,11 @@ def test_the_guard_refuses_a_token_that_expired_and_hears_of_new_ones(tmp_path):
         assert post(server.guard.address, authorization="Bearer old")[0] == 401 and not server.guard.stopped
         file.write_text(line.format("new", digest("new"), "2199-01-31T18:00:00Z"))
         assert access.reload()
-        server.guard.renew(access)
         wait_until(lambda: post(server.guard.address, authorization="Bearer new")[0] == 200)
+        file.write_text(line.format("newer", digest("newer"), "2199-01-31T18:00:00Z"))
+        assert access.reload()
+        wait_until(lambda: post(server.guard.address, authorization="Bearer newer")[0] == 200)
+        assert post(server.guard.address, authorization="Bearer new")[0] == 401
 
 
 def test_the_guard_trusts_renewed_authorities_and_no_former_ones(tmp_path):
@@ -193,7 +209,6 @@ def test_the_guard_trusts_renewed_authorities_and_no_former_ones(tmp_path):
             stop_robot(server.guard.address, other)
         shutil.copy(later / "ca.pem", now / "ca.pem")
         assert access.reload()
-        server.guard.renew(access)
         time.sleep(0.2)
         with pytest.raises(Unavailable):
             stop_robot(server.guard.address, former)

@@ -23,6 +23,7 @@ from skills.client import SkillClient
 from skills.errors import Busy, DeadlineExceeded, InvalidRequest, Unavailable
 from skills.library import SkillLibrary
 from skills.server import Limits, serve
+from skills.serving import arrivals
 from skills.serving.batching import Inference
 from skills.types import Observation
 from skills.v1 import skills_pb2 as pb
@@ -343,6 +344,30 @@ def test_health_answers_while_the_model_computes(compute):
             model.over.set()
         assert scores.result(30)
     assert np.percentile(took, 99) < 1
+
+
+def test_a_large_request_that_has_come_is_answered_though_another_one_waits(monkeypatch):
+    """Both are of one host. What comes slowly gives way to another; what is being computed does not."""
+    monkeypatch.setattr(arrivals, "SLOW", 0.1)
+    begun = threading.Event()
+
+    class Slow(Walker):
+        def value(self, history, instructions):
+            begun.set()
+            time.sleep(0.4)
+            return np.full(len(instructions), 0.5)
+
+    large = Observation({"front": np.zeros((600, 900, 3), np.uint8)}, np.zeros(1, np.float32))  # of 1.6 MB
+    with (
+        serve(LIBRARY, Slow()) as server,
+        SkillClient(server.address) as one,
+        SkillClient(server.address) as two,
+        ThreadPoolExecutor(1) as threads,
+    ):
+        first = threads.submit(one.score, [large], ["pick apple"])
+        assert begun.wait(10)
+        [second] = two.score([large], ["pick apple"])
+        assert first.result(10)[0].affordance == second.affordance == 0.5
 
 
 def test_health_answers_though_calls_that_never_send_their_request_hold_every_thread(busy):

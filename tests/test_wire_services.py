@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import bombs
@@ -18,7 +19,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 from tiny_policies import make
-from tiny_services import UNHURRIED, LineRobot, Walker, wait_until
+from tiny_services import LINE, UNHURRIED, LineRobot, Walker, wait_until
 
 from skills import robot as robot_service
 from skills import server as skill_service
@@ -114,6 +115,22 @@ def test_an_observation_of_a_control_stream_says_what_was_done_before_it(line_ro
                 for _ in range(3):
                     control.act(line_robot.observe())
             assert told == [None, pytest.approx(0.01), pytest.approx(0.02)]
+
+
+def test_an_actor_sees_as_many_observations_as_its_embodiment_says(line_robot):
+    class Remembering(Walker):
+        embodiment = replace(LINE, history=20)
+
+        def act(self, history, instruction):
+            return np.float32([len(history) / 1000, 0])
+
+    with (
+        skill_service.serve(LIBRARY, None, Remembering(), limits=UNHURRIED) as server,
+        SkillClient(server.address) as client,
+        client.control("pick apple") as control,
+    ):
+        seen = [round(1000 * float(control.act(line_robot.observe())[0])) for _ in range(21)]
+    assert seen == [*range(1, 21), 20]
 
 
 def test_a_learned_skill_runs_to_its_end(robot_client, line_robot):

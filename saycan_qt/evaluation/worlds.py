@@ -21,8 +21,8 @@ from saycan_qt.kitchen.symbolic import SymbolicKitchen
 from skills.connective import connective_affordance
 from skills.embodiment import TERMINATE_THRESHOLD
 from skills.library import Skill, SkillLibrary
-from skills.server import CONTROL_HISTORY
-from skills.types import Actor, Observation, Outcome, Status
+from skills.server import remembered
+from skills.types import Actor, Observation, Outcome, Status, embodiment_of
 
 Value = Callable[[Observation, list[str]], np.ndarray]  # affordances (N,) of learnt skills by their names
 
@@ -91,7 +91,7 @@ class LearntWorld:
             except ValueError as error:
                 return Outcome(Status.ABORTED, str(error))
             return Outcome(Status.SUCCEEDED if robot.succeeded(skill) else Status.FAILED)
-        history, terminated = deque([robot.observe()], maxlen=CONTROL_HISTORY), False
+        history, terminated = deque([robot.observe()], maxlen=remembered(embodiment_of(self.actor))), False
         while steps < EMBODIMENT.max_steps and not terminated:
             action = np.clip(self.actor.act(list(history), skill.name), ACTION_LOW, ACTION_HIGH)
             robot.apply(action)

@@ -273,7 +273,7 @@ class EndWhenTold:
         signal.set_wakeup_fd(sent, warn_on_full_buffer=False)
         self._armed = False
         self._halt: Callable[[], None] = lambda: None
-        self._renew: Callable[[], None] | None = None
+        self._renew: Callable[[], object] | None = None
         self._renewable = threading.Event()
         self._terminal = has_terminal()
         for work in (self._heed, self._wait_to_halt, self._wait_to_renew):
@@ -283,7 +283,7 @@ class EndWhenTold:
         if until_stdin_closes:
             threading.Thread(target=self._watch_parent, name="parent", daemon=True).start()
 
-    def arm(self, halt: Callable[[], None] = lambda: None, renew: Callable[[], None] | None = None) -> None:
+    def arm(self, halt: Callable[[], None] = lambda: None, renew: Callable[[], object] | None = None) -> None:
         """Something runs from now on. Both are called from a thread of their own: `halt` when it shall end at once,
         before anything else; `renew` on SIGHUP, also on one that came before there was a `renew`."""
         self._halt, self._renew, self._armed = halt, renew, True

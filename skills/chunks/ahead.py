@@ -90,10 +90,10 @@ class Ahead:
             self._pause(self._due - now)
 
     def _ask(self, observation: Observation, observed: float) -> None:
-        committed = np.zeros((0, 0), np.float32)
-        if self._rule == "continue":
-            committed = self._schedule.ahead(observed, self._questions.latency)
-        told = self._terms.told(committed) if len(committed) else None
+        committed = self._schedule.ahead(observed, self._questions.latency) if self._rule == "continue" else []
+        told = None
+        if committed:
+            told = self._terms.told(np.stack([row.action for row in committed]), [row.ends for row in committed])
         sequence = self._control.ask(self._terms.seen(observation), told)
         self._questions.asked(sequence, observed, time.monotonic(), len(committed))
 

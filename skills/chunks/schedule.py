@@ -17,6 +17,7 @@ the skill is `over`: nothing moves any more.
 
 from __future__ import annotations
 
+import itertools
 import math
 import statistics
 from collections import deque
@@ -66,14 +67,13 @@ class Schedule:
         if observed <= self._observed or valid == len(rows):
             return False
         self._observed = observed
-        last = next((i for i, row in enumerate(rows) if row.ends), len(rows) - 1)
-        self.over = last < valid
         older = [self._at(row.begins) for row in rows]
         overlap = sum(row is not None for row in older[valid:])
-        self._rows = deque(
-            self._mixed(rows[i], older[i], (i - valid + 1) / (overlap + 1), i < committed)
-            for i in range(valid, last + 1)
-        )
+        for i in range(valid, len(rows)):
+            rows[i] = self._mixed(rows[i], older[i], (i - valid + 1) / (overlap + 1), i < committed)
+        last = next((i for i, row in enumerate(rows) if row.ends), len(rows) - 1)
+        self.over = last < valid
+        self._rows = deque(rows[valid : last + 1])
         return True
 
     def take(self, now: float) -> Row | None:
@@ -91,11 +91,10 @@ class Schedule:
         self._drop(now)
         return self._rows[0].begins if self._rows else None
 
-    def ahead(self, begins: float, count: int) -> np.ndarray:
-        """(K, D), or (0, 0): what is planned from then on, for `count` periods at most."""
-        rows = [self._at(begins + i * self._period) for i in range(count)]
-        known = rows.index(None) if None in rows else count
-        return np.array([row.action for row in rows[:known] if row]).reshape(known, -1 if known else 0)
+    def ahead(self, begins: float, count: int) -> list[Row]:
+        """What is planned from then on, for `count` periods at most."""
+        rows = (self._at(begins + i * self._period) for i in range(count))
+        return list(itertools.takewhile(lambda row: row is not None, rows))  # type: ignore[arg-type]
 
     @property
     def _slack(self) -> float:
@@ -118,9 +117,10 @@ class Schedule:
         if old is None or self._rule == "replace" or (self._rule == "continue" and not committed):
             return new
         action = old.action.copy() if committed else ((1 - weight) * old.action + weight * new.action)
-        if self._kept is not None:
+        ends = committed and old.ends  # what was planned to be the end stays it, whatever is answered
+        if self._kept is not None and not ends:
             action[self._kept] = new.action[self._kept]
-        return Row(action.astype(np.float32), new.ends, new.begins, min(old.until, new.until))
+        return Row(action.astype(np.float32), ends or new.ends, new.begins, min(old.until, new.until))
 
 
 class Questions:

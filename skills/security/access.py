@@ -18,6 +18,7 @@ import threading
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -165,6 +166,7 @@ class Access:
 
     def __post_init__(self) -> None:
         self._reloading = threading.Lock()
+        self._listeners: list[Callable[[Access], object]] = []
 
     @classmethod
     def load(
@@ -200,12 +202,19 @@ class Access:
                 log.warning("who may call stays as it was: TLS and tokens are there or not from a server's start")
                 return False
             self.tls, self.tokens = tls, tokens
+            for listener in list(self._listeners):
+                listener(self)
         read = [] if tls is None else ["the certificate"]
         if tokens is not None:
             read.append(f"the tokens of {len(tokens.holders)} holders")
         if read:
             log.info("read again: %s", " and ".join(read))
         return True
+
+    def listen(self, listener: Callable[[Access], object]) -> Callable[[], None]:
+        """Each `reload` that succeeds calls it, in order: for whoever keeps a copy. Returns what ends that."""
+        self._listeners.append(listener)
+        return partial(self._listeners.remove, listener)
 
     def credentials(self) -> grpc.ServerCredentials:
         """Of a port of gRPC with TLS: each new connection is made with what was read last."""

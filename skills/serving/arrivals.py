@@ -156,27 +156,38 @@ class Threads(ThreadPoolExecutor):
                 self._changed.wait(min(self._look_at - time.monotonic(), threading.TIMEOUT_MAX))
 
 
+@dataclass(eq=False)
+class Turn:
+    """Of a large message."""
+
+    since: float  # [s], of time.monotonic
+    context: grpc.ServicerContext | None  # the call while the message comes; None: it is here, and answered
+
+
 class Turns:
     """Large messages come one at a time from each client, and only so many at once: of others nothing is read, so that
     HTTP/2's flow control holds them where they are."""
 
     def __init__(self, most: int = TURNS) -> None:
         self._most = most
-        self._taken: dict[str, tuple[float, grpc.ServicerContext]] = {}  # by client: when [s], and the call
+        self._taken: dict[str, Turn] = {}  # by client
         self._changed = threading.Condition()
 
     @contextmanager
-    def turn(self, context: grpc.ServicerContext, caller: str, seconds: float = LARGE) -> Iterator[Callable[[], None]]:
-        """Yields what ends the turn sooner. Raises Busy when none was free within that time."""
-        client, mine = client_of(context, caller), (time.monotonic(), context)
+    def turn(
+        self, context: grpc.ServicerContext, caller: str, seconds: float = LARGE
+    ) -> Iterator[Callable[[int], None]]:
+        """Yields what is to be told that the message has come, of so many bytes: then nobody pushes it any more, and
+        unless it is heavy its turn is over. Raises Busy when none was free within that time."""
+        client, began = client_of(context, caller), time.monotonic()
         with self._changed:
             while client in self._taken or len(self._taken) >= self._most:
-                left = mine[0] + seconds - time.monotonic()
+                left = began + seconds - time.monotonic()
                 if left <= 0 or not context.is_active():
-                    raise Busy("other large messages are coming; send one at a time", SLOW)
+                    raise Busy("other large messages come or are answered; send one at a time", SLOW)
                 self._push(client)
                 self._changed.wait(min(left, 0.05))
-            self._taken[client] = mine = (time.monotonic(), context)
+            self._taken[client] = mine = Turn(time.monotonic(), context)
 
         def end() -> None:
             with self._changed:
@@ -184,13 +195,20 @@ class Turns:
                     del self._taken[client]
                     self._changed.notify_all()
 
+        def came(size: int) -> None:
+            with self._changed:
+                mine.context = None
+            if size <= HEAVY:
+                end()
+
         try:
-            yield end
+            yield came
         finally:
             end()
 
     def _push(self, client: str) -> None:
         """What has been coming for long, of this client or of all, is cancelled."""
-        since, context = self._taken.get(client) or min(self._taken.values(), key=lambda taken: taken[0])
-        if time.monotonic() - since > SLOW:
-            context.cancel()
+        taken = [self._taken[client]] if client in self._taken else self._taken.values()
+        oldest = min((turn for turn in taken if turn.context), key=lambda turn: turn.since, default=None)
+        if oldest and oldest.context and time.monotonic() - oldest.since > SLOW:
+            oldest.context.cancel()

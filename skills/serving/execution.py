@@ -17,11 +17,11 @@ from typing import Protocol, TypeVar
 import numpy as np
 
 from skills.chunks.ahead import Ahead
-from skills.chunks.schedule import Chunks, Row
+from skills.chunks.schedule import Chunks, Row, Rule
 from skills.client import CONTROL_TIMEOUT, Control, SkillClient
 from skills.errors import Busy, DeadlineExceeded, EmbodimentError, SkillError
 from skills.serving.goal import Goal
-from skills.serving.looking import PATIENCE, Eyes
+from skills.serving.looking import EVERY, PATIENCE, Eyes
 from skills.serving.motion import PERIOD
 from skills.serving.terms import Terms
 from skills.types import Observation, Robot, Status, embodiment_of
@@ -31,6 +31,7 @@ from skills.wire.messages import write_tensor
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
+AT_ONCE = 10  # looks of a scripted skill whose client wants views, beyond one in EVERY
 REMEMBERED = 20  # successes of each skill, for how long it takes
 
 
@@ -52,19 +53,30 @@ class Rows(Protocol):
 
 class InTurn:
     """One action for each observation. The robot stands still while it is late, so it fits until its observation is too
-    old. A period lasts as long as the driver takes."""
+    old. A period lasts as long as the driver takes, and `least` [s]."""
 
-    def __init__(self, control: Control, terms: Terms, timeout: float) -> None:
+    def __init__(
+        self,
+        control: Control,
+        terms: Terms,
+        timeout: float,
+        least: float = 0.0,  # of a driver that may return as soon as the robot is commanded, as it should with chunks
+        pause: Callable[[float], object] = time.sleep,  # waits for so many seconds, or until all is over
+    ) -> None:
         self._control, self._terms, self._timeout = control, terms, timeout
+        self._least, self._pause, self._begun = least, pause, 0.0
 
     def next(self, observation: Observation, observed: float, look: Callable[[], Observation]) -> Row:
         action, ends = self._terms.read(self._control.act(self._terms.seen(observation)))
+        self._begun = time.monotonic()
         return Row(action, ends, observed, observed + self._timeout)
 
     def late(self, row: Row, now: float) -> None:
         raise DeadlineExceeded(f"an action came {now - row.begins:.1f} s after its observation, and was not applied")
 
-    def rest(self) -> None: ...
+    def rest(self) -> None:
+        if (left := self._begun + self._least - time.monotonic()) > 0:
+            self._pause(left)
 
 
 class Executor:
@@ -75,7 +87,7 @@ class Executor:
         robot: Robot,
         skill_client: SkillClient | None = None,  # None: scripted skills only
         max_steps: int | None = None,  # of a learnt skill; None: the embodiment's, the robot's own or the model's
-        control_timeout: float = CONTROL_TIMEOUT,  # [s] from an observation until its action is too old
+        control_timeout: float = CONTROL_TIMEOUT,  # [s] until an action is too old; in chunks, of standing still
         chunks: Chunks = "replace",  # how those of a model that gives them follow one another
     ) -> None:
         self._robot, self._skill_client, self._chunks = robot, skill_client, chunks
@@ -103,7 +115,7 @@ class Executor:
 
     def _learned(self, goal: Goal) -> tuple[Status, str]:
         assert self._skill_client is not None  # who accepts goals refused it otherwise
-        ended = success = False
+        ended = success = sure = False
         try:
             terms = agree(self._robot, self._skill_client, self._control_timeout)
         except SkillError as error:
@@ -112,16 +124,19 @@ class Executor:
         self.do(goal.motion.run, self._robot.start, goal.skill)
         begun = observed = time.monotonic()
         observation = self.do(self.eyes.observe)
-        chunks, name = self._in_chunks(terms), goal.skill.name
+        rule, name, skills = self._rule(terms), goal.skill.name, self._skill_client
         try:
-            with self._skill_client.control(name, self._control_timeout, goal_id=goal.id, chunks=chunks) as control:
+            with skills.control(name, self._control_timeout, goal_id=goal.id, chunks=rule is not None) as control:
                 goal.use(control)
-                rows = self._rows(goal, terms, control)
+                rows = self._rows(goal, terms, control, rule)
                 look = partial(self.do, self.eyes.observe)
                 while not (ended or success) and not self._over(goal, terms, begun) and not goal.canceled.is_set():
                     if (row := rows.next(observation, observed, look)) is None:
                         ended = True
                         break
+                    if not sure:  # the stream keeps its model from its first answer on; before, it may have changed
+                        self._check_unchanged(terms)
+                        sure = True
                     if (applied := self.do(self._apply, goal, rows, row)) is None:
                         continue
                     ended = row.ends
@@ -141,6 +156,14 @@ class Executor:
         if judged and self.do(self._robot.succeeded, goal.skill) is False:
             return Status.FAILED, "the goal was reached, and lost again on the way back"
         return status, message
+
+    def _check_unchanged(self, terms: Terms) -> None:
+        """Does the skill server still host what was agreed upon? Raises EmbodimentError. One cheap call."""
+        assert self._skill_client is not None
+        model = self._skill_client.acting(self._control_timeout)
+        if (model.embodiment, model.chunk) != (terms.model, terms.chunk):
+            where = f"the skill server at {self._skill_client.address}"
+            raise EmbodimentError(f"{where} got another model while the skill began; try again")
 
     def _over(self, goal: Goal, terms: Terms, begun: float) -> bool:
         """Has the skill had its time?"""
@@ -167,21 +190,34 @@ class Executor:
             return None
         return goal.motion.apply(row.action)
 
-    def _in_chunks(self, terms: Terms) -> bool:
-        """Does the robot go on with one chunk while the next is computed? It must be known when each row is due."""
-        if self._chunks != "off" and terms.chunk > 1 and terms.period is None:
-            log.warning("one action after the other: neither the robot nor the model says its control_hz")
-        return self._chunks != "off" and terms.chunk > 1 and terms.period is not None
+    def _rule(self, terms: Terms) -> Rule | None:
+        """How the robot goes on with one chunk while the next is computed; None: one action after the other."""
+        if self._chunks == "off" or terms.chunk <= 1:
+            return None
+        if terms.period is None:  # it must be known when each row is due
+            why = "neither the robot nor the model says its control_hz"
+        elif terms.model is not None and terms.model.history > 1:  # of which it would be shown one in each half chunk
+            why = f"the model looks at the last {terms.model.history} periods, and was trained on each of them"
+        else:
+            return self._chunks
+        log.warning("one action after the other: %s", why)
+        return None
 
-    def _rows(self, goal: Goal, terms: Terms, control: Control) -> Rows:
-        if self._chunks == "off" or not self._in_chunks(terms):
-            return InTurn(control, terms, self._control_timeout)
-        return Ahead(control, terms, self._chunks, self._control_timeout, goal.canceled.wait)
+    def _rows(self, goal: Goal, terms: Terms, control: Control, rule: Rule | None) -> Rows:
+        if rule is None:
+            least = terms.period or 0.0 if self._chunks != "off" and terms.chunk > 1 else 0.0
+            return InTurn(control, terms, self._control_timeout, least, goal.canceled.wait)
+        return Ahead(control, terms, rule, self._control_timeout, goal.canceled.wait)
 
     def _scripted(self, goal: Goal) -> tuple[Status, str]:
+        due = 0.0  # [s], of time.monotonic: when another view is due, at one in EVERY
+
         def canceled() -> bool:
-            """What the robot asks now and then; with views asked for, the client sees them each time."""
-            if goal.views:
+            """What the robot asks often; with views asked for, the client sees them at most once in EVERY. A simulated
+            robot does in no time what a film should show: so the first AT_ONCE wait for nothing."""
+            nonlocal due
+            if goal.views and (now := time.monotonic()) > due - AT_ONCE * EVERY:
+                due = max(due, now) + EVERY
                 self._observe_and_report(goal, 0, None)
             self.eyes.glance()
             return goal.canceled.is_set()

@@ -19,7 +19,7 @@ from grpc_status import rpc_status
 
 from skills.errors import Busy, DeadlineExceeded, InvalidRequest, ServerFault, SkillError, Unavailable
 from skills.security.access import HEALTH, Access
-from skills.serving.arrivals import HEAVY, LARGE, SMALL, Threads, Turns, Waiting
+from skills.serving.arrivals import LARGE, SMALL, Threads, Turns, Waiting
 from skills.serving.calls import Call, Calls
 from skills.serving.health import NOT_SERVING, SERVING, Health
 from skills.serving.watching import NOBODY, Watcher
@@ -236,7 +236,7 @@ class _Boundary(grpc.ServerInterceptor):
         large, peer = method in self._large, context.peer()  # while it is known
         with ExitStack() as taken:
             try:
-                end = taken.enter_context(self._turns.turn(context, caller)) if large else None
+                came = taken.enter_context(self._turns.turn(context, caller)) if large else None
                 with threads.waiting(context, caller, LARGE if large else SMALL) as waiting:
                     message = next(requests, None)
                 if message is None:
@@ -248,8 +248,8 @@ class _Boundary(grpc.ServerInterceptor):
                 raise
             except Exception as error:
                 self._refuse(method, _problem(error), context, peer)
-            if end and len(message) <= HEAVY:
-                end()
+            if came:
+                came(len(message))
             yield message
 
     def _refuse(self, method: str, problem: SkillError, context: grpc.ServicerContext, peer: str) -> NoReturn:

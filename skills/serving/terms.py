@@ -6,6 +6,7 @@ action, ended = terms.read(control.act(terms.seen(robot.observe())))
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -87,12 +88,12 @@ class Terms:
             action = np.delete(action, said.terminate)
         return (self.robot or said).clipped(action), ended
 
-    def told(self, actions: np.ndarray) -> np.ndarray:
-        """What the model is told of (K, D) actions that the robot is sent: with its own end, which is not yet."""
+    def told(self, actions: np.ndarray, ends: Sequence[bool]) -> np.ndarray:
+        """What the model is told of (K, D) actions that the robot is sent: with its own end, where that is planned."""
         own = self.model.terminate if self.model is not None else None
         if own is None or self.robot is None or self.robot.terminate is not None:
             return actions
-        return np.insert(actions, own, 0.0, axis=1)
+        return np.insert(actions, own, ends, axis=1)
 
     @property
     def _said(self) -> list[Embodiment]:
