@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
-from planners.prompts import Example, ExamplesError, Prompt, TextEmbedder, load_examples, load_words
+from planners.prompts import CANNOT, Example, ExamplesError, Prompt, TextEmbedder, load_examples, load_words
 from planners.spelling import Spelling, words_of
 from skills import files
 from skills.library import MAX_COMPARED, Skill, SkillLibrary
@@ -81,6 +81,18 @@ class RobotLanguage:
             by_text=() if adapter else tuple(by_their_texts(library, examples)),
             skills=abilities(library),
         )
+
+    def of_these(self, skills: Iterable[Skill]) -> RobotLanguage:
+        """As its robot is spoken to, where that has other skills than it was read for: of its examples those whose
+        plans they can follow, and what they can do in place of what it could."""
+        library = SkillLibrary(skills)
+        if not self.skills or not len(library) or abilities(library) == self.skills:
+            return self
+        texts = {CANNOT, *(skill.text for skill in library)}
+        examples = tuple(example for example in self.examples if texts.issuperset(example.plan))
+        by_text = () if self.adapter_for(library) else tuple(by_their_texts(library, examples))
+        things = tuple(dict.fromkeys([*self.things, *named_in(library)]))
+        return replace(self, examples=examples, by_text=by_text, things=things, skills=abilities(library))
 
     def adapter_for(self, skills: Iterable[Skill]) -> Path | None:
         """The adapter, if it was taught all of these skills."""

@@ -88,6 +88,8 @@ def load_language(
 ) -> Language:
     """robot: how people speak to it. skills: those to plan with. score_hopeless: candidates that have no chance get
     their score, too. Raises LanguageError."""
+    skills = list(skills)
+    robot = robot.of_these(skills)
     if config.chat:
         return _chatting(config, robot)
     if config.remote:

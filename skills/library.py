@@ -266,7 +266,7 @@ class _Reader:
                 self.refuse(item, f"{len(values)} values for the placeholders {', '.join(slots) or '(none)'}")
             for slot, value, value_node in zip(slots, values, item.value, strict=True):
                 # {target} has no list of its own: it is an object too
-                allowed = lists.get(slot, lists.get("object"))
+                allowed = lists.get(slot, lists.get("object") if slot == "target" else None)
                 if allowed is not None and value not in allowed:
                     self.refuse(
                         value_node, f"{value[:MAX_SAID]!r} is in no list; did you mean {nearest(value, allowed)!r}?"

@@ -42,6 +42,7 @@ AFFORDANCE, EXECUTION = "affordance", "execution"
 OPENPI = "openpi"
 # Keys of robot.yaml beside those of the embodiment
 OWN = ("driver", "stop_command", "about", "views", AFFORDANCE, EXECUTION, OPENPI)
+ADDRESS = re.compile(r"\S+:\d+")
 CLASS = re.compile(r"(?P<module>[A-Za-z_][\w.]*):(?P<name>[A-Za-z_]\w*)")
 
 
@@ -78,10 +79,13 @@ class RobotFolder:
         try:
             embodiment = Embodiment.parse(body, str(file))
         except EmbodimentError as error:
-            if "no key" in str(error):
+            if str(error).startswith(f"{file}: the embodiment: no key"):
                 raise EmbodimentError(f"{error}, {', '.join(OWN)}") from None
             raise
         texts = {key: _text(given, key, file) for key in OWN if key not in ("views", OPENPI)}
+        driver = texts["driver"]
+        if driver and not CLASS.fullmatch(driver) and not ADDRESS.fullmatch(driver):
+            raise EmbodimentError(f"{file}: driver {driver!r}: give module:Class, or HOST:PORT of a robot that runs")
         return cls(path, embodiment, views=_texts(given, "views", file), openpi=_keys(given, embodiment, file), **texts)
 
     @property
@@ -154,7 +158,10 @@ class RobotFolder:
             raise EmbodimentError(f"{file}: driver {self.driver!r} cannot be imported: {_why(error)}") from error
         if not hasattr(loaded, name):
             raise EmbodimentError(f"{file}: driver {self.driver!r}: {loaded.__file__} has no {name!r}")
-        return getattr(loaded, name)
+        kind = getattr(loaded, name)
+        if not callable(kind):
+            raise EmbodimentError(f"{file}: driver {self.driver!r} is a {type(kind).__name__}; name its class")
+        return kind
 
 
 def _why(error: Exception) -> str:

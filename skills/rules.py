@@ -62,7 +62,7 @@ class Condition:
             case "sees":
                 found = any(word in seen.objects for word in words)
             case "here":
-                found = any(word in seen.objects and seen.objects[word] == seen.place for word in words)
+                found = bool(seen.place) and any(seen.objects.get(word) == seen.place for word in words)
             case _:
                 raise AssertionError(f"KEYS lists {self.key!r}, which has no case here")
         return found is not self.negated

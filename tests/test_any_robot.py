@@ -76,7 +76,7 @@ class Body:
     def perform(self, skill, canceled): ...
 
     def succeeded(self, skill):
-        return None if self.reached is None else self.applied >= self.reached
+        return None if self.reached is None else np.bool_(self.applied >= self.reached)  # as a comparison of arrays is
 
     def finish(self, skill, canceled): ...
 

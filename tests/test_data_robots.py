@@ -16,7 +16,7 @@ from test_data_rlds import jpeg, save
 from saycan_qt import atomic
 from saycan_qt.data import lerobot
 from saycan_qt.data.episodes import ColumnMapping, DatasetError, Episode, EpisodeDataset, EpisodeWriter
-from saycan_qt.data.layout.settle import kind_of
+from saycan_qt.data.layout.settle import Contents, kind_of, settle
 from saycan_qt.data.recorder import EpisodeRecorder
 from skills.embodiment import ActionDimension, Camera, Embodiment, StateNumber
 from skills.robot_folder import default_robot
@@ -250,6 +250,7 @@ MISTAKES = {
     "kinds: fast": r"kinds is 'fast'; write for instance `kinds: {x: delta",
     "image: front\ncameras: [front]": "`image` is one camera alone, `cameras` are several",
     "terminate: last\nkinds: {action_5: terminate}": r"has 'action_5' already(.|\n)*`action: \[\"action\[0:5\]\"\]`",
+    "reward: next.rewrd": r"no column 'next.rewrd' of one number a step, wanted for `reward`(.|\n)*reward: ",
     "cameras: []\nstate: null": "neither a camera nor a state",
 }
 
@@ -279,6 +280,15 @@ def test_a_hint_can_work(tmp_path, text):
 )
 def test_a_name_tells_its_kind(name, kind):
     assert kind_of(name) == kind
+
+
+def test_one_kind_for_all_is_said_and_comes_before_what_names_tell():
+    contents = Contents(
+        *("d", {}, {"state": 1, "action": 3}, (), ("task",), (), "state", "action", (), "next.reward", "task"),
+        names={"action": ["shoulder_pan.pos", "x", "dz"]},
+    )
+    found = settle(ColumnMapping.parse({"kinds": "absolute"}, "m"), contents)
+    assert [dimension.kind for dimension in found.embodiment.action[:3]] == ["absolute"] * 3
 
 
 def test_a_lower_rate_adds_changes_up_and_takes_the_rest_at_the_steps_end(tmp_path):

@@ -20,6 +20,7 @@ from saycan_qt.serve import BY_RULE, Nobody, ServeConfig, checkpoints, models_of
 from saycan_qt.services.models import Models
 from skills.connective import Rules
 from skills.errors import EmbodimentError, Unreadable
+from skills.library import SkillLibrary
 from skills.robot_folder import AFFORDANCE, EXECUTION, KITCHEN, RobotFolder, default_robot, robot_of
 from skills.types import Robot
 
@@ -74,11 +75,16 @@ def test_a_new_robot_does_each_of_its_skills(robot):
         ("driver: gone:Robot", "no module 'gone'|no installed module 'gone'"),
         ("driver: driver:Gone", "has no 'Gone'"),
         ("driver: ''", "it has no driver"),
+        ("driver: driver:HERE", "is a int; name its class"),
+        ("driver: driver.Robot", "give module:Class, or HOST:PORT"),
+        ("driver: driver:Robot()", "give module:Class, or HOST:PORT"),
     ],
 )
 def test_a_driver_that_is_not_there_is_named(robot, text, reason):
     file = robot.path / "robot.yaml"
     file.write_text(file.read_text().replace("driver: driver:Robot", text))
+    with (robot.path / "driver.py").open("a") as code:
+        code.write("\nHERE = 1\n")
     with pytest.raises(EmbodimentError, match=reason):
         RobotFolder.load(robot.path).drive()
 
@@ -91,6 +97,7 @@ def test_a_driver_that_is_not_there_is_named(robot, text, reason):
         ("  dy: {low", "  dx: {low", "'dx' stands there twice"),
         ("{x: m, y: m}", "{x: m, x: m}", "'x' stands there twice"),
         ("history: 1", "control_hz: 5", "'control_hz' stands there twice"),
+        ("dx: {low", "dx: {lowe", "no key 'lowe'; it may have: name, low, high, unit, kind$"),
     ],
 )
 def test_what_the_file_does_not_say_of_an_action_or_says_twice_is_refused(robot, written, instead, reason):
@@ -209,6 +216,15 @@ def test_the_prompt_holds_the_robots_own_words_alone(robot):
     assert "1. go to the window" in prompt and prompt.endswith("Instruction: go to the window\n1.")
     assert not [word for word in KITCHEN_WORDS if word in prompt]
     assert language.about == "a robot called my robot" and language.adapter is None
+
+
+def test_a_planner_is_told_the_skills_that_it_plans_with_whosever_words_it_has(robot):
+    """as where a robot and a skill server of its own are named, and no folder"""
+    kitchen = kitchen_language()
+    assert kitchen.of_these(SkillLibrary.load()) is kitchen
+    theirs = kitchen.of_these(robot.library)
+    assert theirs.skills == RobotLanguage.of(robot).skills and not theirs.examples
+    assert "look around" in {example.instruction for example in theirs.by_text}
 
 
 @pytest.mark.parametrize("examples", [None, "", "examples: []\n", "examples:\n  - {plan: [done], say: [be still]}\n"])

@@ -1,6 +1,7 @@
 """The skill library: what the kitchen's skills.yaml holds, and how a bad file is refused."""
 
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import pytest
 from skills.connective import connective_affordance
 from skills.errors import LibraryError, UnknownSkill
 from skills.library import SkillLibrary
+from skills.rules import Case, Condition, Rule
 from skills.types import Observation
 
 KITCHEN = SkillLibrary.load()
@@ -41,6 +43,22 @@ def test_a_skill_has_an_instruction_a_text_and_arguments():
 def test_an_unknown_skill_names_the_nearest_one():
     with pytest.raises(UnknownSkill, match="did you mean 'pick coke can'"):
         KITCHEN["pick coke cam"]
+
+
+def test_only_a_target_is_an_object_where_it_has_no_list_of_its_own(tmp_path):
+    path, pairs = tmp_path / "mine.yaml", "{name: 'put {object} on {shelf}', pairs: [[cup, top shelf]]}"
+    pairs = f"lists: {{object: [cup]}}\nfamilies: {{put: {pairs}}}\n"
+    path.write_text(pairs)
+    assert [skill.name for skill in SkillLibrary.load(path)] == ["put cup on top shelf"]
+    path.write_text(pairs.replace("shelf", "target"))
+    with pytest.raises(LibraryError, match="is in no list"):
+        SkillLibrary.load(path)
+
+
+def test_nothing_is_here_where_nobody_knows_where_here_is():
+    rule = Rule((Case((Condition("here", ("{object}",)),)),))
+    seen = partial(Observation, {}, np.zeros(0, np.float32), objects={"cup": ""})
+    assert [rule.affordance(seen(place=place), {"object": "cup"}) for place in ("", "table")] == [0, 0]
 
 
 @pytest.mark.parametrize(

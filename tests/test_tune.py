@@ -19,7 +19,7 @@ from planners.weights import WeightsError, language_model_path
 from saycan_qt import new
 from saycan_qt.kitchen.language.pairs import PairGenerator, text_of
 from saycan_qt.learning import tuning
-from saycan_qt.learning.pairs import PairsError, pairs_of
+from saycan_qt.learning.pairs import PairsError, Scenes, pairs_of
 from saycan_qt.learning.tuning import ADAPTER, EACH, Data, Drawn, Run, TuneConfig, encode, endless, padded, rows, sight
 from saycan_qt.made_up.pairs import made_up_pairs
 from saycan_qt.tune import kitchen_pairs, main
@@ -259,3 +259,10 @@ def test_pairs_that_cannot_be_used_are_refused_with_the_reason(robot, tmp_path, 
     (tmp_path / "pairs.yaml").write_text(text)
     with pytest.raises(PairsError, match=told):
         pairs_of(robot, tmp_path / "pairs.yaml")
+
+
+def test_scenes_that_are_drawn_name_the_things_and_places_of_the_robots_own_skills():
+    """whatever its slots are called"""
+    scenes = Scenes(RobotFolder.load(Path(__file__).parents[1] / "examples" / "watering").library)
+    assert set(scenes.things) == {"fern", "cactus", "basil"} and scenes.places == ("home",)
+    assert any(scenes.draw(np.random.default_rng(seed)).objects for seed in range(5))

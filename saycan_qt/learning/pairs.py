@@ -23,11 +23,11 @@ import numpy as np
 import yaml
 
 from planners.prompts import CANNOT, describe, one_line, shown, to_learn
-from planners.robot_language import DONE, RobotLanguage, by_their_texts
+from planners.robot_language import DONE, RobotLanguage, by_their_texts, named_in
 from saycan_qt.learning.tuning import Pairs, endless
 from skills import files
 from skills.errors import SkillError
-from skills.library import SkillLibrary
+from skills.library import Skill, SkillLibrary
 from skills.robot_folder import RobotFolder
 from skills.rules import Known
 
@@ -124,10 +124,12 @@ def is_held_out(instruction: str) -> bool:
 
 
 class Scenes:
-    """Scenes as they may be: things and places that the robot's skills name, at random."""
+    """Scenes as they may be: things and places that the robot's skills and their rules name, at random."""
 
     def __init__(self, library: SkillLibrary) -> None:
-        self.things, self.places = library.objects, library.values("place")
+        at = {word for skill in library for word in _places_in(skill)}
+        self.places = tuple(dict.fromkeys([*library.values("place"), *sorted(at)]))
+        self.things = tuple(value for value in named_in(library) if value not in self.places)
 
     def draw(self, rng: np.random.Generator) -> Scene:
         here = str(rng.choice(self.places)) if self.places else ""
@@ -135,6 +137,13 @@ class Scenes:
         held = things.pop() if len(things) > 1 and rng.random() < 0.2 else ""
         where = [str(rng.choice(self.places)) if self.places else "" for _ in things]
         return Scene(here, held, dict(zip(things, where, strict=True)))
+
+
+def _places_in(skill: Skill) -> list[str]:
+    """Where its rule wants the robot to be, or not to be."""
+    cases = skill.rule.cases if skill.rule else ()
+    words = (word for case in cases for one in case.conditions if one.key == "place" for word in one.words)
+    return [word.format(**skill.arguments) for word in words]
 
 
 def text_of(pairs: Sequence[Pair], scenes: Scenes, rng: np.random.Generator) -> tuple[str, list[tuple[int, int]]]:

@@ -146,16 +146,21 @@ class Executor:
                     rows.rest()
                     observed = time.monotonic()
                     observation = self.do(self._observe_and_report, goal, goal.steps, row.action)
-                    success = terms.by_success and self.do(self._robot.succeeded, goal.skill) is True
+                    success = terms.by_success and self._reached(goal) is True
                 status, message = (Status.SUCCEEDED, "") if success else self._judge(goal, terms, ended)
                 control.end(goal.outcome(status, message))
         except SkillError as error:
             return Status.ABORTED, str(error)
         self.do(goal.motion.run, self._robot.finish, goal.skill, goal.canceled.is_set)
         judged = status is Status.SUCCEEDED and not goal.canceled.is_set()
-        if judged and self.do(self._robot.succeeded, goal.skill) is False:
+        if judged and self._reached(goal) is False:
             return Status.FAILED, "the goal was reached, and lost again on the way back"
         return status, message
+
+    def _reached(self, goal: Goal) -> bool | None:
+        """What the driver says, which may be a bool of NumPy's."""
+        found = self.do(self._robot.succeeded, goal.skill)
+        return None if found is None else bool(found)
 
     def _check_unchanged(self, terms: Terms) -> None:
         """Does the skill server still host what was agreed upon? Raises EmbodimentError. One cheap call."""
@@ -172,7 +177,7 @@ class Executor:
         return time.monotonic() - begun >= terms.max_seconds
 
     def _judge(self, goal: Goal, terms: Terms, ended: bool) -> tuple[Status, str]:
-        reached = self.do(self._robot.succeeded, goal.skill)
+        reached = self._reached(goal)
         if reached if reached is not None else ended:
             return Status.SUCCEEDED, ""
         if ended:
@@ -232,7 +237,7 @@ class Executor:
             self.do(perform)
         except ValueError as error:
             return Status.ABORTED, str(error)
-        if self.do(self._robot.succeeded, goal.skill) is False:
+        if self._reached(goal) is False:
             return Status.FAILED, "the goal was not reached"
         return Status.SUCCEEDED, ""
 

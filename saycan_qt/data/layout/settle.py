@@ -154,7 +154,7 @@ def settle(mapping: ColumnMapping, there: Contents, rate: float | None = None) -
         kept=tuple(kept),
         terminate=ends,
         success=success,
-        reward=mapping.reward or there.reward,
+        reward=_reward(mapping, there),
         instruction=_instruction(mapping, there),
         skip_first=mapping.skip_first,
         every=every,
@@ -255,7 +255,8 @@ def _dimensions(
     guessed: list[str] = []
     for number, (dimension, name) in enumerate(zip(dimensions, names, strict=True)):
         renamed = kind_of(name) if mapping.names else None
-        kind = mapping.kinds.get(name) or dimension.kind or renamed or mapping.kinds.get("")
+        known = dimension.kind if dimension.kind in ("fraction", "terminate") else ""
+        kind = mapping.kinds.get(name) or known or mapping.kinds.get("") or dimension.kind or renamed
         if renamed == "terminate":
             kind = renamed
         if not kind:
@@ -369,6 +370,16 @@ def _success(mapping: ColumnMapping, there: Contents) -> tuple[tuple[str, ...] |
         line = f"success: {ALL}   # if every episode shows a success"
         there.refuse(f"none of the success labels {', '.join(mapping.success)}", line)
     return mapping.success, False
+
+
+def _reward(mapping: ColumnMapping, there: Contents) -> str:
+    """What usually holds it may be missing, what the mapping names may not."""
+    name = mapping.reward or there.reward
+    if name != there.reward and there.widths.get(name) != 1:
+        single = [column for column, width in there.widths.items() if width == 1]
+        line = f"reward: {nearest(name, single, there.reward)}"
+        there.refuse(f"no column {name!r} of one number a step, wanted for `reward`", line)
+    return name
 
 
 def _instruction(mapping: ColumnMapping, there: Contents) -> str:
