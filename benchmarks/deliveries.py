@@ -42,7 +42,7 @@ def one(instruction: str, seed: int, folder: Path) -> dict:
 def main(config: DeliveriesConfig) -> None:
     out = config.out or Path("runs") / time.strftime("deliveries-%Y%m%d-%H%M%S")
     for instruction in config.instructions:
-        wins = 0
+        wins = unknown = 0
         for seed in range(config.first_seed, config.first_seed + config.seeds):
             began = time.monotonic()
             plan = one(instruction, seed, out / f"{instruction.replace(' ', '-')}-{seed}")
@@ -50,10 +50,13 @@ def main(config: DeliveriesConfig) -> None:
             steps = ", ".join(
                 s["skill"] if s["outcome"] == "succeeded" else f"{s['skill']} ({s['outcome']})" for s in plan["steps"]
             )
-            end, seconds = "reached" if plan["success"] else "MISSED ", time.monotonic() - began
+            unknown += plan["success"] is None
+            end = {True: "reached", False: "MISSED ", None: "unknown"}[plan["success"]]
+            seconds = time.monotonic() - began
             print(f"  seed {seed}: {end}  {seconds:4.0f} s  {steps}", flush=True)
-        low, high = wilson(wins, config.seeds)
-        print(f"{instruction!r}: {wins} of {config.seeds}, 95 % interval {low:.2f} - {high:.2f}", flush=True)
+        low, high = wilson(wins, judged := config.seeds - unknown) if unknown < config.seeds else (0.0, 1.0)
+        also = f"; {unknown} could not be judged" if unknown else ""
+        print(f"{instruction!r}: {wins} of {judged}, 95 % interval {low:.2f} - {high:.2f}{also}", flush=True)
 
 
 if __name__ == "__main__":

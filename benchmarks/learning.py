@@ -437,6 +437,10 @@ def table(preset: str, config: LearningConfig, result: dict[str, Any]) -> str:
 
 
 def main(config: LearningConfig) -> None:
+    if config.peer is not None and config.before is not None:
+        sys.exit(
+            "error: --peer adds cases that a checkout of before is not asked for; compare with one after the other"
+        )
     torch.set_num_threads(config.threads)
     getattr(processes, "keep_memory", lambda: None)()  # as servers do; a commit of before may not
     if config.answer:

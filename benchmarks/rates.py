@@ -214,15 +214,18 @@ def measure(rates: Rates, threads: int, limits: Limits) -> dict[str, Any]:
     """Server, robots, and the proxy where there is weather, each in a process of its own on this machine."""
     ours, theirs = SPAWN.Pipe()
     SPAWN.Process(target=host, args=(rates, threads, limits, theirs), daemon=True).start()
+    theirs.close()  # so that the end of a process is the end of what it says
     address, embodiment = ours.recv()
     proxy = None
     if rates.weather:
         proxy, end = SPAWN.Pipe()
         SPAWN.Process(target=carry, args=(address, rates, end), daemon=True).start()
+        end.close()
         address = proxy.recv()
     result, end = SPAWN.Pipe()
     robots = SPAWN.Process(target=crowd, args=(rates, address, embodiment, end))
     robots.start()
+    end.close()
     row = result.recv()
     robots.join()
     if proxy:

@@ -266,7 +266,7 @@ class PlannerModel(BaseChatModel):
                 observation = self.world.observe()
                 possible = self.judge.affordances(observation)
                 decision = self.planner.step(instruction, steps, possible, observation, errand.begun)
-                question = self.asking.question(instruction, decision, steps)
+                question = self.asking.question(instruction, decision, steps, observation)
             else:
                 decision, question = errand.questions[turn].decision, errand.questions[turn].question
             if question is None:

@@ -18,13 +18,14 @@ from tiny_services import wait_until
 
 from planners.asking import Asking, Question, confidence, threshold
 from planners.saycan import WORD_FOR_WORD, Candidate, Decision, Refusal, Step
+from saycan_qt.evaluation import asking as evaluation
 from saycan_qt.journey.journey import Journey, verdict
 from saycan_qt.journey.person import REACTION, Left, Person
 from saycan_qt.journey.results import RunFolder
 from saycan_qt.kitchen.language.answers import right_next
 from saycan_qt.kitchen.symbolic import SymbolicKitchen
 from skills.library import SkillLibrary
-from skills.types import Outcome, Status
+from skills.types import Observation, Outcome, Status
 
 LIBRARY = SkillLibrary.load()
 SMALL = Path(__file__).with_name("small_services.py")
@@ -57,6 +58,12 @@ def test_a_coverage_that_cannot_be_promised_is_refused(n, coverage, said):
         threshold([0.5] * n, coverage)
 
 
+def test_sets_without_a_held_out_half_are_refused_before_anything_is_planned(capsys):
+    sets = (Path(__file__).parents[1] / "saycan_qt" / "kitchen" / "language" / "development.yaml",)
+    assert evaluation.asking(evaluation.AskingConfig(sets=sets)) == 2
+    assert "no entry with `half: held out`" in " ".join(capsys.readouterr().err.split())
+
+
 # ---- what is asked
 
 
@@ -85,6 +92,8 @@ def test_it_does_not_end_in_silence_where_something_that_was_named_is_left_out()
     assert confidence("the apple and the orange", ends, apple) == pytest.approx(0.3)
     asked = Asking("when-unsure", 0.5).question("the apple and the orange", ends, apple)
     assert "nothing was done with the orange, which you named" in asked.reason
+    seen = Observation({}, np.zeros(0, np.float32), "operator", objects={"orange": "table"})
+    assert confidence("the apple from the table", ends, apple, seen) == pytest.approx(0.9)
 
 
 def test_what_was_said_word_for_word_is_sure_and_a_refusal_asks_for_other_words():

@@ -56,6 +56,16 @@ def test_a_plan_can_be_carried_out_in_the_scene_that_is_told(drawn):
                 world.do(actions[step])
 
 
+def test_things_are_known_in_the_order_in_which_the_scene_tells_of_them():
+    rng = np.random.default_rng(0)
+    for _ in range(40):
+        robot = robots.draw(load(), rng)
+        for kind in ("counts", "sets"):
+            said = Sentences(robot, load(), rng).draw(kind)
+            told = said.world.objects
+            assert list(told) == sorted(told, key=lambda thing: list(dict.fromkeys(told.values())).index(told[thing]))
+
+
 def test_a_thing_that_is_elsewhere_cannot_be_picked(drawn):
     robot = next(robot for robot, _ in drawn if robot.can("go", "pick") and robot.sees)
     world = Sentences(robot, load(), np.random.default_rng(0)).draw("single").world

@@ -14,7 +14,7 @@ from saycan_qt.kitchen.language.intricate import Asked, Part, in_view
 from saycan_qt.kitchen.language.pairs import LONGEST_PLAN, PairGenerator, text_of
 from saycan_qt.kitchen.language.phrases import PHRASES, Phrases, is_held_out
 from saycan_qt.kitchen.language.slips import with_a_slip
-from saycan_qt.kitchen.language.sources import INTRICATE, SCENE, SOURCES, WRITTEN
+from saycan_qt.kitchen.language.sources import INTRICATE, MEMBER, SCENE, SOURCES, WRITTEN
 from saycan_qt.kitchen.symbolic import SymbolicKitchen
 from skills.library import SkillLibrary
 from skills.types import Status
@@ -60,6 +60,19 @@ def test_every_plan_can_be_carried_out_where_it_is_asked_for(generator):
         assert len(pair.plan) <= LONGEST_PLAN + 1
         assert not re.search(r"[{}]", pair.instruction)
     assert sources == {*SOURCES, WRITTEN}
+
+
+def test_all_of_a_kind_are_taken_in_the_order_of_the_scenes_line(generator):
+    rng, several = np.random.default_rng(0), 0
+    for _ in range(300):
+        with suppress(Unsuitable):
+            wanted = generator.sources.draw("sets", rng)
+            pair = generator._pair(wanted, "sets", rng)
+            there = [thing for thing in in_view(pair.kitchen) if thing in wanted.values.values()]
+            taken = [v for name, v in wanted.values.items() if name.startswith(MEMBER) and v in there]
+            assert taken == sorted(taken, key=there.index), pair
+            several += len(taken) > 1
+    assert several > 50
 
 
 def test_pairs_follow_from_the_seed_and_wording_kept_to_validate_on_is_not_trained_on(generator):

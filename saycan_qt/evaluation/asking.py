@@ -106,7 +106,7 @@ def tried(
             asked += bool(right)
             return ended()
         skill = decision.skill
-        if (question := ask.question(instruction.say, decision, history)) is not None:
+        if (question := ask.question(instruction.say, decision, history, seen)) is not None:
             asked += 1
             answers = [option for option in question.skills if option.name in right]
             if not answers:
@@ -114,7 +114,7 @@ def tried(
             skill = answers[0]
         elif skill.name not in right:
             # What is chosen for its words is never asked about
-            wrong = wrong or (1.0 if decision.because else confidence(instruction.say, decision, history))
+            wrong = wrong or (1.0 if decision.because else confidence(instruction.say, decision, history, seen))
         if skill.name == DONE:
             return ended()
         history.append(Step(skill, world.execute(skill)))
@@ -170,7 +170,10 @@ def asking(config: AskingConfig) -> int:
     try:
         chosen = [instruction for path in config.sets for instruction in load(path, skills)]
         tuning, held_out = ([i for i in chosen if i.half == half] for half in (TUNING, HELD_OUT))
-        threshold([0.0] * len(tuning), config.coverage)  # enough of them?
+        if not held_out:
+            raise ValueError("the sets have no entry with `half: held out`, on which a threshold is tried")
+        for some in (len(tuning), (len(tuning) + len(held_out)) // 2):  # enough of them?
+            threshold([0.0] * some, config.coverage)
         language = load_language(config.language, kitchen_language(), skills)
         value = None
         if config.affordance == "model":

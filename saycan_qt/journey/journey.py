@@ -71,7 +71,7 @@ class Journey:
         while number <= max_steps:
             self.feed.now("thinking", f"step {number}: what is possible, what is sensible?", step=number)
             with self.display.thinking(number), self.folder.spent("thinking", step=number):
-                step, decision = self.decide(number, instruction)
+                step, decision, seen = self.decide(number, instruction)
             if self.over.is_set():
                 raise Over
             if self.stopped.is_set():
@@ -80,8 +80,8 @@ class Journey:
             if (refusal := decision.refusal) is None:
                 self.display.candidates(step)
                 self.folder.weigh(step)
-            done = self.history[self._since :]
-            if (question := Asking(self.person.when, self.unsure).question(instruction, decision, done)) is not None:
+            asking, done = Asking(self.person.when, self.unsure), self.history[self._since :]
+            if (question := asking.question(instruction, decision, done, seen)) is not None:
                 answer = self.ask(step, question)
                 if answer.instruction:
                     instruction, self._since = answer.instruction, len(self.history)
@@ -158,8 +158,8 @@ class Journey:
         self.feed.show(jpegs)
         return observation, {view: jpegs[view] for view in views}
 
-    def decide(self, number: int, instruction: str) -> tuple[Step, saycan.Decision]:
-        """The next step, with every candidate's scores."""
+    def decide(self, number: int, instruction: str) -> tuple[Step, saycan.Decision, Observation]:
+        """The next step, with every candidate's scores, and what was seen."""
         stopwatch = Stopwatch()
         observation, jpegs = self.look()
         stopwatch.lap("observe")
@@ -202,7 +202,7 @@ class Journey:
         )
         if decision.refusal is None:
             self.recorder.add(jpegs, f"{number}. {step.text}", f"chosen from {len(rows)} skills", seconds=0.5)
-        return step, decision
+        return step, decision, observation
 
     def ask(self, step: Step, question: Question) -> Answer:
         """What the person wants, written down beside what was asked."""

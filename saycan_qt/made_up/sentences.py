@@ -71,7 +71,11 @@ class Sentences:
             except Unsuitable:
                 continue
             text = self.wording.spoken(text, plain=chosen in ("foreign", "verbatim"))
-            goes = self.robot.can("go") and bool(self.robot.movable) and chosen != "fetched" and plan != (CANNOT,)
+            goes = self.robot.can("go") and bool(self.robot.movable) and plan != (CANNOT,)
+            if chosen == "fetched":  # it says itself where the thing is
+                goes = bool(self.world.held) or self.world.place == self.world.objects.get(
+                    tasks[0].thing if tasks else ""
+                )
             needs = self.robot.sees and (self.by_scene or goes)
             return Said(text, plan, self.world.copy(), needs, chosen)
         return self.draw("impossible" if kind != "impossible" else "single")
@@ -258,6 +262,8 @@ class Sentences:
             if not slots:
                 raise Unsuitable("kind")
             return slots[0], self._like(task)
+        if self.world.held in self.robot.domain.things[kind]:  # is it one of them?
+            raise Unsuitable("held")
         like = self._like(task)
         things = [thing for thing in like if thing in self.robot.domain.things[kind]]
         if task.kind in ("deliver", "fetch"):
@@ -275,6 +281,8 @@ class Sentences:
         if not (moved and luck < 0.45):
             kind, things = self._of_kind(task)
             words = self.wording.kinds(kind)
+        elif self.world.held:
+            raise Unsuitable("held")
         at = ""
         if moved and luck < 0.3:
             at = self.world.objects[task.thing]
@@ -562,7 +570,7 @@ class Sentences:
             absent = [t for group in groups if set(group) & set(like) for t in group if t not in like]
             if self.rng.random() < 0.3:
                 absent = [t for other in self.others for group in other.things.values() for t in group if t not in like]
-            absent = [thing for thing in absent if thing not in self.world.objects and thing != self.world.held]
+            absent = [thing for thing in absent if thing not in (*self.robot.movable, self.world.held)]
         thing = str(self.pick(absent))
         if set(thing.lower().split()) & self._words() and task.kind not in ("deliver", "fetch"):
             raise Unsuitable("alike")

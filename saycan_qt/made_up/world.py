@@ -257,7 +257,7 @@ class Expert:
 
 
 def draw(robot: Robot, rng: np.random.Generator, absent: tuple[str, ...] = ()) -> World:
-    """How things may be. absent: what is not there."""
+    """How things may be, in the order in which the scene's line tells of them. absent: what is not there."""
     if not robot.sees:
         return World(robot, "", "", dict.fromkeys(robot.movable, UNKNOWN))
     where = robot.places if len(robot.places) > 1 else tuple(robot.domain.places)
@@ -265,4 +265,6 @@ def draw(robot: Robot, rng: np.random.Generator, absent: tuple[str, ...] = ()) -
     things = [str(thing) for thing in rng.permutation(robot.movable) if rng.random() < share and thing not in absent]
     held = things.pop() if things and robot.can("pick") and rng.random() < 0.12 else ""
     here = str(rng.choice(robot.places)) if robot.can("go") else ""
-    return World(robot, here, held, {thing: str(rng.choice(where)) for thing in things})
+    objects = {thing: str(rng.choice(where)) for thing in things}
+    seen = list(dict.fromkeys(objects.values()))
+    return World(robot, here, held, dict(sorted(objects.items(), key=lambda there: seen.index(there[1]))))

@@ -116,7 +116,8 @@ class Intricate:
         if luck < 0.24:
             return self._two_counts(kitchen, category, present, number, texts, rng)
         things = [o for o in in_view(kitchen) if o in present]
-        if luck < 0.32 and len(things) > 1:
+        but_one = luck < 0.32 and len(things) > 1
+        if but_one:
             number, that = len(things) - 1, fill(self.pick(said["all but one"], rng), texts)
         else:
             that = fill(self.pick(said["single" if number == 1 and luck < 0.6 else "objects"], rng), texts)
@@ -125,7 +126,8 @@ class Intricate:
             place = kitchen.where[things[0]]
             things = [o for o in things if kitchen.where[o] == place]
             that = fill(self.pick(said["at"], rng), {"that": that, "place": self.wording.place(place, rng)})
-        if len(things) < number:
+            number = len(things) - 1 if but_one else number
+        if not 0 < number <= len(things):
             raise Unsuitable("few")
         parts = self.alike(kitchen, kind, things[:number], rng)
         if kind == "bring" and number > 1 and luck >= 0.32 and rng.random() < 0.35:

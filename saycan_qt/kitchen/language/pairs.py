@@ -18,11 +18,11 @@ from planners.prompts import CANNOT, describe, one_line, shown, to_learn
 from saycan_qt.kitchen.language import written
 from saycan_qt.kitchen.language.errands import SLOTS, Task, Unsuitable, Wanted
 from saycan_qt.kitchen.language.expert import Expert
-from saycan_qt.kitchen.language.intricate import Asked, Intricate
+from saycan_qt.kitchen.language.intricate import Asked, Intricate, in_view
 from saycan_qt.kitchen.language.phrases import Phrases
 from saycan_qt.kitchen.language.setting import kitchen_for
 from saycan_qt.kitchen.language.slips import with_a_slip
-from saycan_qt.kitchen.language.sources import INTRICATE, SCENE, SOURCES, WRITTEN, Sources
+from saycan_qt.kitchen.language.sources import INTRICATE, SCENE, SOURCES, WRITTEN, Sources, in_order
 from saycan_qt.kitchen.language.wording import Wording
 from saycan_qt.kitchen.symbolic import SymbolicKitchen
 from skills.library import SkillLibrary
@@ -72,6 +72,8 @@ class PairGenerator:
     def _pair(self, wanted: Wanted, source: str, rng: np.random.Generator) -> Pair:
         self.wording.bind(wanted, rng)
         kitchen = kitchen_for(wanted, self.library.objects, rng)
+        seen = in_view(kitchen)
+        in_order(wanted, [*(thing for thing in self.library.objects if thing not in seen), *seen])
         plan = self._plan(wanted, kitchen) if wanted.tasks else (CANNOT,)
         return Pair(kitchen, _spoken(one_line(wanted.say.format(**wanted.words)), rng), plan, source)
 

@@ -39,6 +39,7 @@ WRITTEN = "written"  # what comes whole from written.yaml
 SCENE = (*INTRICATE, WRITTEN)  # sources of which the plan may follow from what the scene tells
 SEVERAL = 0.2  # share of errands in which one thing becomes a set of them
 UNTOUCHED = 0.05  # share in which something else must be left alone
+MEMBER = "member"  # how names of tasks begin that are of one of all of a kind
 EVERYTHING = "everything"  # a task's name for all that stands somewhere
 POLITE = (
     "please {}",
@@ -153,8 +154,9 @@ class Sources:
                 raise Unsuitable("except")
             wanted.values["except"] = stays = present.pop()
         elsewhere = [w for w in WORKTOPS if w not in (at, *values.values())]
+        two = of_a_kind and bool(NUMBERS[2].search(wanted.words["all"]))
         for number, thing in enumerate(present):
-            outside = at and of_a_kind and number and rng.random() < 0.3
+            outside = at and of_a_kind and number and not two and rng.random() < 0.3
             wanted.where[thing] = str(rng.choice(elsewhere)) if outside else at or str(rng.choice(elsewhere))
         if stays:
             wanted.where[stays] = at or str(rng.choice(elsewhere))
@@ -211,8 +213,15 @@ class Sources:
 
 def _for_each(things: Sequence[str], kind: str, to: Sequence[str], wanted: Wanted) -> list[Task]:
     """The task once for each of the things, which get names."""
-    wanted.values |= {f"member{number}": thing for number, thing in enumerate(things)}
-    return [Task(kind, (f"member{number}", *to)) for number in range(len(things))]
+    wanted.values |= {f"{MEMBER}{number}": thing for number, thing in enumerate(things)}
+    return [Task(kind, (f"{MEMBER}{number}", *to)) for number in range(len(things))]
+
+
+def in_order(wanted: Wanted, things: Sequence[str]) -> None:
+    """Of all of a kind that comes first which stands first among these: what is learnt is not left to chance."""
+    names = [name for name in wanted.values if name.startswith(MEMBER)]
+    members = sorted((wanted.values[name] for name in names), key=things.index)
+    wanted.values |= dict(zip(names, members, strict=True))
 
 
 def _entry(entries: Sequence[Mapping[str, Any]], rng: np.random.Generator) -> Mapping[str, Any]:
