@@ -86,6 +86,8 @@ def plan(planner: SayCanPlanner, sentence: Sentence) -> tuple[str, ...]:
         decision = planner.step(sentence.say, history, possible, sentence.scene)
         if decision.refusal is not None:
             return (IMPOSSIBLE,)
+        if decision.stuck:
+            break
         history.append(Step(decision.skill, Outcome(Status.SUCCEEDED)))
         if decision.done:
             break

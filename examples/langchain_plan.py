@@ -46,7 +46,7 @@ def main(config: Config) -> int:
         if isinstance(event, Decision):
             best = event.candidates[0]
             print(event.refusal.reason if event.refusal else f"{best.skill.text}  ({best.score:.2f})", flush=True)
-            finished = event.done and not event.refusal
+            finished = event.done and not event.refusal and not event.stuck
         else:
             print(f"    {event.outcome.status.value} {event.outcome.message}", flush=True)
     return 0 if finished else 1

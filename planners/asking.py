@@ -1,7 +1,7 @@
 """When a planner asks the person rather than act: where its own scores say that it may be wrong.
 
 asking = Asking("when-unsure", threshold(scores, coverage=0.95))
-question = asking.question("bring me the can", decision, history, observation)        # None: sure enough
+question = asking.question("bring me the can", decision, history, began)        # None: sure enough
 
 As in KnowNo [Ren et al. 2023] the threshold is set by conformal prediction on errands whose right steps are known, and
 it holds for whole errands. An errand's score is the confidence of its first wrong choice, 0 where none is wrong; of n
@@ -102,15 +102,15 @@ class Asking:
     threshold: float = 0.0  # confidence up to which it is
 
     def question(
-        self, instruction: str, decision: Decision, history: Sequence[Step] = (), known: Known | None = None
+        self, instruction: str, decision: Decision, history: Sequence[Step] = (), began: Known | None = None
     ) -> Question | None:
-        """history: steps done for it; known: the scene."""
+        """history: steps done for it; began: the scene before the first of them."""
         if self.when == "never":
             return None
         if (refusal := decision.refusal) is not None:
             return Question(instruction, refusal.reason, instructions=refusal.nearest)
-        sure, rivals = confidence(instruction, decision, history, known), equally_named(instruction, decision)
-        left = left_out(instruction, decision, history, known)
+        sure, rivals = confidence(instruction, decision, history, began), equally_named(instruction, decision)
+        left = left_out(instruction, decision, history, began)
         if self.when == "when-unsure" and (decision.because or sure > self.threshold):
             return None
         total = sum(row.score for row in decision.candidates)
@@ -125,23 +125,23 @@ class Asking:
         return Question(instruction, reason, tuple(likely), confidence=sure, others=others)
 
 
-def confidence(instruction: str, decision: Decision, history: Sequence[Step] = (), known: Known | None = None) -> float:
+def confidence(instruction: str, decision: Decision, history: Sequence[Step] = (), began: Known | None = None) -> float:
     """In [0, 1]: the share of all products of likelihood and affordance that falls on the chosen skill and those about
     the same things; a third of it where the words fit other things as well, or name what would be left out."""
     chosen, total = decision.candidates[0], sum(row.score for row in decision.candidates)
     about = {*chosen.skill.arguments.values()}
     same = sum(row.score for row in decision.candidates[1:] if about & {*row.skill.arguments.values()})
     share = (chosen.score + same) / total if total > 0 else 0.0
-    doubtful = equally_named(instruction, decision) or left_out(instruction, decision, history, known)
+    doubtful = equally_named(instruction, decision) or left_out(instruction, decision, history, began)
     return share / DOUBT if doubtful else share
 
 
-def left_out(instruction: str, decision: Decision, history: Sequence[Step], known: Known | None = None) -> list[str]:
+def left_out(instruction: str, decision: Decision, history: Sequence[Step], began: Known | None = None) -> list[str]:
     """What the instruction names and nothing was done with, where the decision is to end. Places may be named to say
-    where things are."""
+    where things were, and with what was held much is done that does not name it."""
     skills = [row.skill for row in decision.candidates]
-    places = {known.place, *known.objects.values()} if known else set()
-    return [name for name in unserved(instruction, skills, history) if name not in places] if decision.done else []
+    apart = {began.place, began.held, *began.objects.values()} if began else set()
+    return [name for name in unserved(instruction, skills, history) if name not in apart] if decision.done else []
 
 
 def unserved(instruction: str, skills: Sequence[Skill], history: Sequence[Step]) -> list[str]:

@@ -266,7 +266,8 @@ class PlannerModel(BaseChatModel):
                 observation = self.world.observe()
                 possible = self.judge.affordances(observation)
                 decision = self.planner.step(instruction, steps, possible, observation, errand.begun)
-                question = self.asking.question(instruction, decision, steps, observation)
+                errand.began = errand.began if steps and errand.began else observation
+                question = self.asking.question(instruction, decision, steps, errand.began)
             else:
                 decision, question = errand.questions[turn].decision, errand.questions[turn].question
             if question is None:
@@ -303,21 +304,20 @@ class PlannerModel(BaseChatModel):
 
 def _answer(asked: Asked, new: bool) -> Answer:
     """What the person says who is asked by LangGraph. new: nobody can have answered it. What comes at once all the same
-    is the answer to a question of another process, and counts where it says more than "the second" or "not that"."""
-    question, first = asked.question, True
-    while True:
+    answers questions of other processes, and counts where it says more than "the second" or "not that"."""
+    question = asked.question
+    for turn in count():
         said = interrupt(question.told)
-        if first and new:
-            asked.foreign = True
+        if new:
+            asked.foreign = turn + 1
         words = "" if said is None else " ".join(str(said).split())
         answer = question.understand(words)
-        unclear = first and asked.foreign and (words.isdecimal() or (answer is not None and answer.veto))
-        first = False
-        if answer is None or unclear:
+        if answer is None or (turn < asked.foreign and (words.isdecimal() or answer.veto)):
             continue
         if not answer.veto:
             return answer
         question = question.vetoed()
+    raise AssertionError("it is asked until it is answered")
 
 
 # -- the local model -----------------------------------------------------------------------------------------------

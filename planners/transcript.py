@@ -25,6 +25,7 @@ from planners.asking import Question
 from planners.prompts import Begun
 from planners.saycan import Decision, Step
 from skills.library import Skill
+from skills.rules import Known
 from skills.types import Outcome, Status
 
 MOST = 1000  # errands, and endings of calls, that are remembered; the oldest are forgotten
@@ -100,7 +101,7 @@ class Asked:
 
     decision: Decision
     question: Question
-    foreign: bool = False  # was its first answer that to a question of another process?
+    foreign: int = 0  # so many answers were to questions of other processes
 
 
 @dataclass
@@ -111,6 +112,7 @@ class Errand:
     name: str = field(default_factory=lambda: secrets.token_hex(4))
     steps: list[Step] = field(default_factory=list)
     begun: Begun = field(default_factory=Begun)
+    began: Known | None = None  # the scene before the first of them
     calls: int = 0  # made so far
     asked: Skill | None = None  # by the last call, while its end is not known
     answer: str = ""  # the last one, in words

@@ -92,7 +92,10 @@ class Session:
         if word in STOP:
             if self._run is not None:
                 self._run.stopped.set()
-            self._say(STOPPED if self.stack.stop() else "no robot heard it; one that is started now is stopped at once")
+            told = self.stack.stop()
+            if self._run is not None:  # one that was begun meanwhile
+                self._run.stopped.set()
+            self._say(told or STOPPED)
             self.person.give_up()
         elif word in RELEASE:
             threading.Thread(target=self._release, daemon=True).start()
@@ -156,20 +159,22 @@ class Session:
             self.feed.now("idle", "say what it shall do")
             if sys.stdin.isatty() and not self.config.json:
                 self.display.line(f"\n[bold]{READY}[/bold]")
-            if (text := self._next()) is None:
+            text, stops = self._next()
+            if text is None:
                 break
-            self._carry_out(text)
+            self._carry_out(text, stops)
         worst = next((code for code in (INTERRUPTED, NOT_DONE, UNKNOWN) if code in self._codes), SUCCEEDED)
         return self._close(worst)
 
-    def _next(self) -> str | None:
+    def _next(self) -> tuple[str | None, int]:
+        """As it was queued."""
         while True:
             try:
                 text, stops = self._said.get(timeout=AGAIN)
                 text = text if text is None else said(text)
                 self._mend()
                 if text is None or stops == self.stack.stops:
-                    return text
+                    return text, stops
                 self._refuse(f"“{plain(text)}” was said before the robot was stopped, and is not begun; say it again")
             except queue.Empty:
                 self._mend()
@@ -210,7 +215,8 @@ class Session:
         if done.done():
             done.result()
 
-    def _carry_out(self, instruction: str) -> None:
+    def _carry_out(self, instruction: str, stops: int) -> None:
+        """stops: how often the robot had been stopped when it was said."""
         seed = self.config.seed if self.config.robot is None else None
         self._number += 1
         path = self.folder / f"{self._number:02d}-{slug(instruction)[:40].strip('-') or 'instruction'}"
@@ -222,6 +228,8 @@ class Session:
         self.display.title(instruction, str(path))
         self._run = Run(instruction, self.config, self.stack, folder, self.person, alone=False)
         self._busy = True
+        if stops != self.stack.stops:  # meanwhile
+            self._run.stopped.set()
         ending = self._run.carry_out()
         self._busy = False
         self._run.wait()

@@ -43,7 +43,7 @@ from skills.security.lease import LEASE_SECONDS, LONGEST, SHORTEST, Lease
 from skills.types import Observation, Outcome, Status
 from skills.v1 import skills_pb2 as pb
 from skills.v1 import skills_pb2_grpc
-from skills.wire.conventions import error_of, join_address, split_address
+from skills.wire.conventions import TERMS, error_of, join_address, split_address
 from skills.wire.messages import (
     read_action,
     read_actions,
@@ -312,6 +312,12 @@ class Control:
         self._replies: queue.SimpleQueue[tuple[pb.ControlResponse, float] | SkillError] = queue.SimpleQueue()
         self._call = method(iter(self._requests.get, None))
         threading.Thread(target=self._receive, name="control replies", daemon=True).start()
+
+    @property
+    def terms(self) -> str | None:
+        """Once an answer is there: a digest of what its model was agreed upon with, see `terms_of`; None: the server is
+        older."""
+        return next((str(value) for key, value in self._call.initial_metadata() or () if key == TERMS), None)
 
     def act(self, observation: Observation) -> np.ndarray:
         """(D,) float32, as it was sent. Raises DeadlineExceeded when no action comes within the stream's timeout."""

@@ -46,7 +46,7 @@ from skills.types import (
 )
 from skills.v1 import skills_pb2 as pb
 from skills.v1 import skills_pb2_grpc
-from skills.wire.conventions import PING_INTERVAL, SCHEMA_VERSION
+from skills.wire.conventions import PING_INTERVAL, SCHEMA_VERSION, TERMS
 from skills.wire.messages import (
     JPEG,
     MAX_CHUNK,
@@ -58,6 +58,7 @@ from skills.wire.messages import (
     read_observation,
     read_outcome,
     read_text,
+    terms_of,
     write_chunk,
     write_embodiment,
     write_image,
@@ -278,6 +279,7 @@ class SkillServicer(skills_pb2_grpc.SkillServiceServicer):
                         goal_id = read_text(request.goal_id, "the goal id", required=False)
                     model = self._models[request.model]
                     actor = model.acting
+                    context.send_initial_metadata(((TERMS, terms_of(model.embodiment, model.chunk)),))
                     history = deque(maxlen=remembered(model.embodiment))
                     timeout = self._limits.stream_timeout_of(model.embodiment)
                     if isinstance(actor, Reader):

@@ -16,7 +16,7 @@ import pytest
 from rich.console import Console
 from tiny_services import wait_until
 
-from planners.asking import Asking, Question, confidence, threshold
+from planners.asking import Asking, Question, confidence, left_out, threshold
 from planners.saycan import WORD_FOR_WORD, Candidate, Decision, Refusal, Step
 from saycan_qt.evaluation import asking as evaluation
 from saycan_qt.journey.journey import Journey, verdict
@@ -92,8 +92,9 @@ def test_it_does_not_end_in_silence_where_something_that_was_named_is_left_out()
     assert confidence("the apple and the orange", ends, apple) == pytest.approx(0.3)
     asked = Asking("when-unsure", 0.5).question("the apple and the orange", ends, apple)
     assert "nothing was done with the orange, which you named" in asked.reason
-    seen = Observation({}, np.zeros(0, np.float32), "operator", objects={"orange": "table"})
-    assert confidence("the apple from the table", ends, apple, seen) == pytest.approx(0.9)
+    began = Observation({}, np.zeros(0, np.float32), "operator", "7up can", {"orange": "table"})
+    assert left_out("the apple from the table", ends, apple, began) == []
+    assert left_out("put the 7up can down", ends, [Step(LIBRARY["put down"], SUCCEEDED)], began) == []
 
 
 def test_what_was_said_word_for_word_is_sure_and_a_refusal_asks_for_other_words():
@@ -242,6 +243,20 @@ def test_what_was_typed_before_a_question_is_no_answer_to_it(monkeypatch):
         hands.write(b"2\n")
         assert answers.get(timeout=5).instruction == "b"
         asking.join()
+
+
+def test_a_browser_answers_where_there_is_no_standard_input(monkeypatch):
+    monkeypatch.setattr(sys, "stdin", None)
+    person, answers = Person(Console(file=io.StringIO()), piped=False, elsewhere=True), queue.SimpleQueue()
+    question = Question("x", "?", instructions=("a", "b"))
+    threading.Thread(target=lambda: answers.put(person.ask(question)), daemon=True).start()
+    wait_until(lambda: person.answer(1, "b"))
+    assert answers.get(timeout=5).instruction == "b"
+
+
+def test_what_is_too_long_for_the_robot_is_refused_as_ever(tmp_path):
+    _, _, plan = small_run(tmp_path / "out", "", "--ask", "never", said_first="x " * 1250)
+    assert plan["ended"] == "refused" and "at most 2,000 letters" in plan["reason"]
 
 
 def test_a_refusal_that_is_not_answered_stays_one(tmp_path):

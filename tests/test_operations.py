@@ -350,11 +350,11 @@ def test_a_service_may_be_closed_by_two_at_once(tmp_path):
 
 
 def test_what_a_service_prints_of_other_things_is_not_where_it_listens_or_that_it_is_ready(tmp_path):
-    said = ["camera listening on 10.0.0.5:9", "camera ready", "arm listening on 127.0.0.1:7", "arm ready: yes"]
+    said = ["camera listening on 10.0.0.5:9", "camera ready", "arm listening on 127.0.0.1:7", "arm ready: /x/get ready"]
     code = "import sys, time\nfor line in sys.argv[1:]: print(line, flush=True); time.sleep(0.1)\ntime.sleep(60)"
     service = ServiceProcess("arm", [sys.executable, "-c", code, *said], tmp_path / "arm.log", print)
     service.wait_until_ready(20)
-    assert (service.address, service.detail) == ("127.0.0.1:7", "yes")
+    assert (service.address, service.detail) == ("127.0.0.1:7", "/x/get ready")
     service.close(grace=0)
 
 

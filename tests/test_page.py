@@ -413,8 +413,6 @@ def some_runs(folder):
         (root / name / "pictures" / "a #1.jpg").write_bytes(jpeg("red"))
     (folder / "secret.jpg").write_bytes(b"secret")
     (root / "first" / "pictures" / "link.jpg").symlink_to(folder / "secret.jpg")
-    (root / "linked").mkdir()
-    (root / "linked" / "plan.json").symlink_to(folder / "secret.jpg")
     (root / "first" / "report.html").write_text("<script>fetch('/stop', {method: 'POST'})</script>")
     return root
 
@@ -426,7 +424,10 @@ def runs(tmp_path):
 
 @pytest.fixture(scope="module")
 def library(tmp_path_factory):
-    with PageServer(None, Runs(some_runs(tmp_path_factory.mktemp("library"))), "127.0.0.1", 0) as server:
+    root = some_runs(folder := tmp_path_factory.mktemp("library"))
+    (root / "linked").mkdir()
+    (root / "linked" / "plan.json").symlink_to(folder / "secret.jpg")
+    with PageServer(None, Runs(root), "127.0.0.1", 0) as server:
         yield server
 
 
@@ -510,7 +511,7 @@ def test_a_plan_names_no_file_outside_its_folder(runs):
     for name in ("../../secret.jpg", "/etc/passwd", "pictures/link.jpg", "pictures", "\0.jpg", 7, None, "x" * 5000):
         assert inside(runs / "first", name) is None
     plan = read_plan(runs / "first")
-    plan["steps"][0]["views"] = {"room": "../../secret.jpg"}
+    plan["steps"][0]["views"] = {"room": "../../secret.jpg", "head": "plan.json"}
     (runs / "first" / "plan.json").write_text(json.dumps(plan))
     assert boot(write_report(runs / "first").read_text())["files"] == {}
 

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -222,6 +223,8 @@ def test_a_planner_is_told_the_skills_that_it_plans_with_whosever_words_it_has(r
     """as where a robot and a skill server of its own are named, and no folder"""
     kitchen = kitchen_language()
     assert kitchen.of_these(SkillLibrary.load()) is kitchen
+    own = RobotLanguage.of(robot)  # in whatever order a skill's arguments came over the wire
+    assert own.of_these(replace(s, arguments=dict([*s.arguments.items()][::-1])) for s in robot.library) is own
     theirs = kitchen.of_these(robot.library)
     assert theirs.skills == RobotLanguage.of(robot).skills and not theirs.examples
     assert "look around" in {example.instruction for example in theirs.by_text}

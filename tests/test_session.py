@@ -6,6 +6,7 @@ import re
 import shutil
 import signal
 import subprocess
+import threading
 
 import pytest
 from test_run import (
@@ -22,8 +23,15 @@ from test_run import (
 )
 from websockets.sync.client import connect
 
+from saycan_qt import session as session_command
+from saycan_qt.journey.config import SessionConfig
+from saycan_qt.journey.lifecycle import NOT_DONE, Ending
+from saycan_qt.journey.results import RunFolder
+from saycan_qt.run import parts_of
 from saycan_qt.session import FREE
 from skills.client import RobotClient
+from skills.errors import ServerFault
+from skills.robot_folder import default_robot
 
 __all__ = ["nothing_left_running"]
 
@@ -147,6 +155,44 @@ def test_what_waited_when_the_robot_was_stopped_is_not_begun(tmp_path):
     plans = [plan_of(folder) for folder in sorted((tmp_path / "s").glob("0*"))]
     assert [plan["instruction"] for plan in plans] == [INSTRUCTION, "find the apple"], out + err
     assert plans[1]["success"] and "“find the sponge” was said before the robot was stopped" in out
+
+
+def test_a_stop_that_comes_while_an_instruction_is_taken_up_ends_it(tmp_path, monkeypatch):
+    begun, config = [], SessionConfig(out=tmp_path / "s")
+    one = session_command.Session(config, parts_of(config), default_robot(), tmp_path / "s")
+
+    def made(*given, **options):
+        one.hear("stop")
+        return RunFolder(*given, **options)
+
+    class Taken:
+        def __init__(self, *given, **options):
+            self.stopped = threading.Event()
+            begun.append(self)
+
+        def carry_out(self):
+            one._ended = True  # nothing is started
+            return Ending(NOT_DONE, "stopped", "it was stopped by you")
+
+        def wait(self): ...
+
+    monkeypatch.setattr(session_command, "RunFolder", made)
+    monkeypatch.setattr(session_command, "Run", Taken)
+    one._carry_out("find the apple", one.stack.stops)
+    assert begun[0].stopped.is_set()
+
+
+def test_a_stop_that_halted_nothing_says_what_to_do(tmp_path):
+    config, said = SessionConfig(out=tmp_path / "s"), []
+    one = session_command.Session(config, parts_of(config), default_robot(), tmp_path / "s")
+
+    class Stuck:
+        def stop(self):
+            raise ServerFault("the robot is latched; use the hardware's stop")
+
+    one.stack.robot, one._say = Stuck(), said.append
+    one.hear("stop")
+    assert said == ["the robot is latched; use the hardware's stop"] and one.stack._stopped
 
 
 @pytest.mark.slow

@@ -38,6 +38,7 @@ from saycan_qt.services.models import checkpoints
 from saycan_qt.services.processes import refuse
 from skills.errors import Unreadable
 from skills.library import SkillLibrary
+from skills.rules import Known
 
 FIXED = 0.6  # the threshold that is compared with: a guess
 SPLITS = 1000  # random halves, over which coverage is averaged
@@ -91,6 +92,7 @@ def tried(
     world = PerfectWorld(copy.deepcopy(kitchen), of_luck, stage=Stage(of_stage) if value else None)
     judge = WorldJudge(world, skills, value)
     history: list[Step] = []
+    began: Known | None = None
     asked, wrong = 0, 0.0
 
     def ended() -> Errand:
@@ -101,12 +103,13 @@ def tried(
     while len(history) < planner.config.max_steps:
         seen = world.observe()
         decision = planner.step(instruction.say, history, judge.affordances(seen), seen)
+        began = began if history else seen
         right = set() if instruction.impossible else right_next(world.kitchen, instruction.goal, skills)
         if decision.refusal is not None:
             asked += bool(right)
             return ended()
         skill = decision.skill
-        if (question := ask.question(instruction.say, decision, history, seen)) is not None:
+        if (question := ask.question(instruction.say, decision, history, began)) is not None:
             asked += 1
             answers = [option for option in question.skills if option.name in right]
             if not answers:
@@ -114,7 +117,7 @@ def tried(
             skill = answers[0]
         elif skill.name not in right:
             # What is chosen for its words is never asked about
-            wrong = wrong or (1.0 if decision.because else confidence(instruction.say, decision, history, seen))
+            wrong = wrong or (1.0 if decision.because else confidence(instruction.say, decision, history, began))
         if skill.name == DONE:
             return ended()
         history.append(Step(skill, world.execute(skill)))

@@ -117,7 +117,7 @@ def follow(
     decisions = [event for event in events if isinstance(event, Decision)]
     steps = tuple(event for event in events if isinstance(event, Step))
     ended = not isinstance(events[-1], Step)  # else it was cut off
-    done, refused = ended and decisions[-1].done, ended and decisions[-1].refusal is not None
+    done, refused = ended and not decisions[-1].stuck, ended and decisions[-1].refusal is not None
     if instruction.impossible:
         right = ended and not steps
     else:

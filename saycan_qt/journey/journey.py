@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Collection, Sequence
@@ -19,9 +20,11 @@ from saycan_qt.journey.person import NO, YES, Answer, Person
 from saycan_qt.journey.recording import Recorder
 from saycan_qt.journey.results import Candidate, RunFolder, Step
 from skills.client import Execution, RobotClient, SkillClient
-from skills.errors import Stopped
+from skills.errors import Busy, InvalidRequest, ServerFault, Stopped
 from skills.library import Skill
 from skills.types import Observation, Outcome, Status
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,7 @@ class Journey:
 
     def travel(self, instruction: str, max_steps: int) -> Verdict:
         ended, refused, number = "max steps", "", 1
+        began: Observation | None = None  # the scene before the first step for these words
         self.take_up(instruction)
         while number <= max_steps:
             self.feed.now("thinking", f"step {number}: what is possible, what is sensible?", step=number)
@@ -81,7 +85,8 @@ class Journey:
                 self.display.candidates(step)
                 self.folder.weigh(step)
             asking, done = Asking(self.person.when, self.unsure), self.history[self._since :]
-            if (question := asking.question(instruction, decision, done, seen)) is not None:
+            began = began if done else seen
+            if (question := asking.question(instruction, decision, done, began)) is not None:
                 answer = self.ask(step, question)
                 if answer.instruction:
                     instruction, self._since = answer.instruction, len(self.history)
@@ -119,7 +124,7 @@ class Journey:
         observation, jpegs = self.look()
         observed, views = self.folder.save_pictures("final", observation, jpegs)
         self.folder.note(final={"observation": observed, "views": views})
-        satisfied = None if refused and not self.history else self.robot.satisfied(instruction)
+        satisfied = None if refused and not self.history else self.satisfied(instruction)
         read = self.read(instruction)
         places = {observation.place, *observation.objects.values()}
         found = verdict(
@@ -140,7 +145,19 @@ class Journey:
 
     def take_up(self, instruction: str) -> None:
         self.read(instruction)
-        self._met = bool(self.robot.satisfied(instruction))
+        self._met = False
+        try:
+            self._met = bool(self.satisfied(instruction))
+        except (ServerFault, Busy) as error:  # which is told at the end, where it matters
+            log.info("whether the goal is met already is not known: %s", error)
+
+    def satisfied(self, instruction: str) -> bool | None:
+        """What the robot says. None: it does not know, or cannot be asked, as of words that are too long for it."""
+        try:
+            return self.robot.satisfied(instruction)
+        except InvalidRequest as error:
+            log.info("whether the goal is met is not known: %s", error)
+            return None
 
     def read(self, instruction: str) -> str:
         """The instruction as the planner reads it, which is told where it is not what was said."""

@@ -9,7 +9,7 @@ import signal
 import sys
 import threading
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import FrameType
 from typing import Literal
 
@@ -25,7 +25,15 @@ from saycan_qt.journey.results import REPORT, VIDEO, NotWritten, RunFolder
 from saycan_qt.journey.stack import Stack
 from saycan_qt.language import LanguageError
 from saycan_qt.services.processes import ERROR, MISTAKE, StartFailed, one_line
-from skills.errors import AccessError, PermissionDenied, ServerFault, SkillError, Unauthenticated, UnknownSkill
+from skills.errors import (
+    AccessError,
+    PermissionDenied,
+    ServerFault,
+    SkillError,
+    Stopped,
+    Unauthenticated,
+    UnknownSkill,
+)
 
 log = logging.getLogger(__name__)
 
@@ -121,7 +129,7 @@ class Run:
             self._told_again = True
             return
         name = signal.Signals(number).name
-        self._endings.put(Ending(INTERRUPTED, "interrupted", f"interrupted by {name}, the robot was stopped"))
+        self._endings.put(Ending(INTERRUPTED, "interrupted", f"interrupted by {name}"))
 
     def died(self, sentence: str) -> None:
         self._endings.put(Ending(NOT_DONE, "died", sentence))
@@ -133,7 +141,10 @@ class Run:
         self.display.clear()
         if not orderly:
             if self.alone or ending.ended == "interrupted":
-                self.stack.stop()
+                there, fault = self.stack.robot is not None, self.stack.stop()
+                if ending.ended == "interrupted":
+                    how = f"; {fault}" if fault and there else ", the robot was stopped"
+                    ending = replace(ending, reason=ending.reason + how)
             elif self.journey is not None:
                 self.journey.leave()
             tell(ending.reason)
@@ -179,6 +190,10 @@ class Run:
             pass
         except StartFailed as error:
             self._endings.put(Ending(mistake if error.mistake else NOT_DONE, "error", str(error)))
+        except Stopped as error:
+            by_you = self.stopped.is_set()
+            found = ("stopped", "it was stopped by you before anything was done", "person")
+            self._endings.put(Ending(NOT_DONE, *found) if by_you else Ending(NOT_DONE, "error", str(error)))
         except ServerFault as error:
             self._endings.put(Ending(NOT_DONE, "error", f"{error} (logs: {self.stack.logs}/*.log)"))
         except MISTAKES as error:  # at the first step, or later

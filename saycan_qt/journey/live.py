@@ -107,6 +107,8 @@ class Hands:
                 if (run := self._current()) is not None:
                     run.stopped.set()
                 self._stack.halted()
+                if (begun := self._current()) is not None:
+                    begun.stopped.set()
                 self._person.give_up()
             case {"do": "release"}:
                 try:

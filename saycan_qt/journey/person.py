@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable, Collection
 from contextlib import suppress
 from dataclasses import replace
+from typing import TextIO
 
 from rich.console import Console
 from rich.markup import escape
@@ -36,6 +37,10 @@ REACTION = 0.7  # [s] nobody reads a question and types an answer in less
 def word_of(line: str) -> str:
     """A line as words are compared."""
     return " ".join(line.split()).casefold()
+
+
+def _is_terminal(file: TextIO | None) -> bool:
+    return file is not None and not file.closed and file.isatty()
 
 
 class Left(Exception):
@@ -151,7 +156,7 @@ class Person:
                 raise Left
             self._number += 1
             self._open = answers
-            typed = not self._piped and sys.stdin.isatty()  # perhaps before this was asked
+            typed = not self._piped and _is_terminal(sys.stdin)  # perhaps before this was asked
             self._since = time.monotonic() + REACTION if self._overtaken or typed else 0.0
             why = (
                 "the question before was answered elsewhere"
@@ -194,7 +199,7 @@ class Person:
         while True:
             try:
                 line = sys.stdin.readline()
-            except (OSError, ValueError):  # closed
+            except (OSError, ValueError, AttributeError):  # closed, or there never was one
                 line = ""
             apart = self._hear is not None and word_of(line) in self._apart
             with self._lock:

@@ -27,7 +27,7 @@ from saycan_qt.journey.results import slug
 from saycan_qt.language import NONE, Language, planner_of
 from saycan_qt.services.processes import SKILL_SERVER, RemoteService, Service, ServiceProcess, StartFailed
 from skills.client import RobotClient, RobotInfo, SkillClient
-from skills.errors import InvalidRequest, Stopped, Unsupported
+from skills.errors import InvalidRequest, ServerFault, Stopped, Unsupported
 from skills.library import SkillLibrary
 from skills.robot_folder import RobotFolder
 from skills.security.lease import Lease
@@ -38,6 +38,7 @@ T = TypeVar("T")
 SKILL_SERVICE, ROBOT_SERVICE = "skills.v1.SkillService", "skills.v1.RobotService"
 LANGUAGE_MODEL = "language model"
 MAX_VIEWS = 8  # that a robot shows at a time
+SOON = 0.5  # [s] for a robot to answer somebody who waits for it
 START_TIMEOUT = 120.0  # [s] for a service to become ready; importing torch on a busy small machine takes a while
 LEASE = 10.0  # [s] that the robot waits for a word from this process, whose threads may stand still while it loads
 QUIET = ("--log-level", "warning")  # the folder of results tells what was called
@@ -108,26 +109,29 @@ class Stack:
         self._halted, self.stops = True, self.stops + 1
         self._tell_stopped(True)
 
-    def stop(self) -> bool:
-        """By both roads; waits for half a second. Was it heard? A robot that is dead stops by itself; the one in its
-        place is stopped before it moves."""
+    def stop(self) -> str:
+        """By both roads; waits for half a second. "": it was halted, else what to say. A robot that is dead stops by
+        itself; the one in its place is stopped before it moves."""
         self._halted, self.stops = True, self.stops + 1
         if (robot := self.robot) is None:
-            return False
+            return "no robot heard it; one that is started now is stopped at once"
         done = in_background(robot.stop)
-        wait([done], 0.5)
-        if done.done() and done.exception() is None:
+        wait([done], SOON)
+        if not done.done():
+            latched = "the robot is latched, but" if self.look() else "the robot"
+            return f"{latched} has not said within {SOON} s that it halted; if it moves, use its own stop"
+        if (error := done.exception()) is None or isinstance(error, ServerFault):  # it is latched at least
             self._tell_stopped(True)
-            return True
-        log.info("the robot could not be told to stop: %s", done.exception() if done.done() else "no answer yet")
-        return False
+        if error is not None:
+            log.info("the robot could not be told to stop: %s", error)
+        return "" if error is None else str(error)
 
     def look(self) -> bool | None:
         """Is its latch set? None: it does not say within half a second. Whoever watches is told."""
         if (robot := self.robot) is None:
             return None
         asked = in_background(robot.info)
-        wait([asked], 0.5)
+        wait([asked], SOON)
         if not asked.done() or asked.exception() is not None:
             return None
         self._tell_stopped(asked.result().stopped)

@@ -13,7 +13,7 @@ from typing import Any
 from saycan_qt.page.link import Link
 from saycan_qt.page.state import Outbox, State
 from skills.client import RobotClient
-from skills.errors import SkillError
+from skills.errors import ServerFault, SkillError
 from skills.security.channel import Credentials
 
 log = logging.getLogger(__name__)
@@ -152,11 +152,18 @@ class Hub:
             self._stop_it = robot is None
         if robot is None:
             return "no robot is there yet; it is stopped as soon as it is"
-        robot[0].stop()
+        try:
+            robot[0].stop()
+        except ServerFault:  # it is latched, and may move all the same
+            self._tell_stopped()
+            raise
+        self._tell_stopped()
+        return "the robot is stopped"
+
+    def _tell_stopped(self) -> None:
         self.tell({"stopped": True})
         if self.link is not None:
             self.link.send({"do": "stopped"})
-        return "the robot is stopped"
 
     def preview(self, skill: str) -> dict[str, Any]:
         """What the skill would do from here: JPEGs by what each shows. Raises SkillError."""

@@ -26,9 +26,9 @@ def read_plan(folder: Path) -> dict[str, Any]:
     try:
         if path.exists() and not path.is_file():
             raise NoRun(f"{path} is no file")
-        if not path.resolve().is_relative_to(folder.resolve()):  # a link
-            raise NoRun(f"{path} lies elsewhere")
         with path.open("rb") as file:
+            if own(folder, PLAN) is None:
+                raise NoRun(f"{path} lies elsewhere")
             content = file.read(LARGEST_PLAN + 1)
         if len(content) > LARGEST_PLAN:
             raise NoRun(f"{path} is larger than {LARGEST_PLAN >> 20} MiB, which no run leaves")
@@ -49,14 +49,18 @@ def read_plan(folder: Path) -> dict[str, Any]:
 
 
 def inside(folder: Path, name: object) -> Path | None:
-    """The picture or video of this name within the folder, or its plan.json; None for what is none, is not there, or
-    lies elsewhere."""
-    if not isinstance(name, str) or (Path(name).suffix not in TYPES and name != PLAN):
+    """The picture or video of this name within the folder; None for what is none, is not there, or lies elsewhere."""
+    if not isinstance(name, str) or Path(name).suffix not in TYPES:
         return None
+    return own(folder, name)
+
+
+def own(folder: Path, name: str) -> Path | None:
+    """The folder's own file of this name; None where there is none, or a link leads elsewhere."""
     try:
         path = (folder / name).resolve()
         return path if path.is_relative_to(folder.resolve()) and path.is_file() else None
-    except (OSError, ValueError):  # of a name with a NUL
+    except (OSError, ValueError, RuntimeError):  # of a name with a NUL, of a link to itself
         return None
 
 

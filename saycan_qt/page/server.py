@@ -40,7 +40,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 from saycan_qt.page import commands
 from saycan_qt.page.document import page, policy
 from saycan_qt.page.hub import Hub, Page
-from saycan_qt.page.runs import PLAN, TYPES, NoRun, Runs, inside, read_plan
+from saycan_qt.page.runs import PLAN, TYPES, NoRun, Runs, inside, own, read_plan
 from skills.errors import PermissionDenied, SkillError, Unauthenticated, Unavailable
 from skills.security.access import Access
 from skills.wire.conventions import join_address, plain
@@ -286,7 +286,7 @@ class _Application:
         return HTMLResponse(page(boot))
 
     def file(self, folder: Path, name: str) -> Response:
-        path = inside(folder, name)
+        path = own(folder, PLAN) if name == PLAN else inside(folder, name)
         if path is None:
             return PlainTextResponse("there is no such picture or video\n", 404)
         return FileResponse(path, media_type="application/json" if name == PLAN else TYPES[path.suffix])

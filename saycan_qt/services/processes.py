@@ -28,8 +28,8 @@ from skills.wire.conventions import error_of, plain
 log = logging.getLogger(__name__)
 
 SKILL_SERVER, KITCHEN_ROBOT = "skill server", "kitchen robot"
-LISTENING = re.compile(r"^(?P<name>.+) listening on (?P<address>\S+:\d+)$")
-READY = re.compile(r"^(?P<name>.+) ready(: (?P<detail>.*))?$")
+LISTENING = re.compile(r"listening on (?P<address>\S+:\d+)")  # after the service's name
+READY = re.compile(r"ready(: (?P<detail>.*))?")
 CHILD_FLAG = "--until-stdin-closes"
 ERROR = "error: "  # how the one line for people begins
 GUARD = "guard of "  # how a line of a robot's guard begins
@@ -121,11 +121,16 @@ class ServiceProcess:
         for line in self._process.stdout:
             with self._changed:
                 # Other lines may be what somebody's driver prints
-                if (match := LISTENING.match(line.strip())) and match["name"] == self.name:
+                if (match := LISTENING.fullmatch(self._told(line))) is not None:
                     self.address = match["address"]
-                elif (match := READY.match(line.strip())) and match["name"] == self.name:
+                elif (match := READY.fullmatch(self._told(line))) is not None:
                     self._ready, self.detail = True, match["detail"] or ""
                 self._changed.notify_all()
+
+    def _told(self, line: str) -> str:
+        """What the service says of itself by its name; "" where it is not that."""
+        found = re.fullmatch(rf"{re.escape(self.name.strip())} (.*)", line.strip())
+        return found[1] if found else ""
 
     def _wait(self) -> None:
         self._process.wait()

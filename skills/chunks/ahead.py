@@ -80,7 +80,8 @@ class Ahead:
             self._hear(self._control.poll(max(wait, 0.0)))
 
     def late(self, row: Row, now: float) -> None:
-        """The next one is due."""
+        """The next one is due; what is seen from now on counts from when it is seen."""
+        self._due = None
 
     def rest(self) -> None:
         """Wait until the period has passed: at once where the robot took as long itself."""

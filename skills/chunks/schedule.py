@@ -56,6 +56,7 @@ class Schedule:
         self._period, self._rule, self._kept = period, rule, kept
         self._rows: deque[Row] = deque()
         self._observed = -math.inf
+        self._missed = -math.inf  # [s] when a row began that would have ended the skill, and was missed
         self.over = False
 
     def add(self, observed: float, actions: np.ndarray, ends: Sequence[bool], now: float, committed: int = 0) -> bool:
@@ -72,7 +73,9 @@ class Schedule:
         for i in range(valid, len(rows)):
             rows[i] = self._mixed(rows[i], older[i], (i - valid + 1) / (overlap + 1), i < committed)
         last = next((i for i, row in enumerate(rows) if row.ends), len(rows) - 1)
-        self.over = last < valid
+        # A policy need not say again what it was told of
+        told = self._rule == "continue" and -0.5 <= (self._missed - observed) / self._period < committed - 0.5
+        self.over = told or last < valid
         self._rows = deque(rows[valid : last + 1])
         return True
 
@@ -106,7 +109,8 @@ class Schedule:
 
     def _drop(self, now: float) -> None:
         while self._rows and now >= self._rows[0].until:
-            self._rows.popleft()
+            if (row := self._rows.popleft()).ends:
+                self._missed = row.begins
 
     def _at(self, begins: float) -> Row | None:
         """The row for most of the period that begins then."""

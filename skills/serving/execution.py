@@ -26,7 +26,7 @@ from skills.serving.motion import PERIOD
 from skills.serving.terms import Terms
 from skills.types import Observation, Robot, Status, embodiment_of
 from skills.v1 import skills_pb2 as pb
-from skills.wire.messages import write_tensor
+from skills.wire.messages import terms_of, write_tensor
 
 log = logging.getLogger(__name__)
 
@@ -68,7 +68,7 @@ class InTurn:
 
     def next(self, observation: Observation, observed: float, look: Callable[[], Observation]) -> Row:
         action, ends = self._terms.read(self._control.act(self._terms.seen(observation)))
-        self._begun = time.monotonic()
+        self._begun = observed
         return Row(action, ends, observed, observed + self._timeout)
 
     def late(self, row: Row, now: float) -> None:
@@ -135,9 +135,10 @@ class Executor:
                         ended = True
                         break
                     if not sure:  # the stream keeps its model from its first answer on; before, it may have changed
-                        self._check_unchanged(terms)
+                        self._check_unchanged(terms, control)
                         sure = True
                     if (applied := self.do(self._apply, goal, rows, row)) is None:
+                        observed, observation = time.monotonic(), look()  # that before is too old to be sent as new
                         continue
                     ended = row.ends
                     if not applied:
@@ -162,11 +163,14 @@ class Executor:
         found = self.do(self._robot.succeeded, goal.skill)
         return None if found is None else bool(found)
 
-    def _check_unchanged(self, terms: Terms) -> None:
-        """Does the skill server still host what was agreed upon? Raises EmbodimentError. One cheap call."""
+    def _check_unchanged(self, terms: Terms, control: Control) -> None:
+        """Is the stream's model that which was agreed upon? Raises EmbodimentError. A server that does not say is asked
+        what it hosts, which takes a while."""
         assert self._skill_client is not None
-        model = self._skill_client.acting(self._control_timeout)
-        if (model.embodiment, model.chunk) != (terms.model, terms.chunk):
+        if (told := control.terms) is None:
+            model = self._skill_client.acting(self._control_timeout)
+            told = terms_of(model.embodiment, model.chunk)
+        if told != terms_of(terms.model, terms.chunk):
             where = f"the skill server at {self._skill_client.address}"
             raise EmbodimentError(f"{where} got another model while the skill began; try again")
 

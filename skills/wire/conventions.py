@@ -31,6 +31,7 @@ from skills.errors import (
 
 T = TypeVar("T", bound=Message)
 SCHEMA_VERSION = 1
+TERMS = "skill-terms"  # metadata of a control stream: a digest of its model's embodiment and chunk
 MAX_DETAILS = 1000  # [bytes] of a status message: it travels in a header, at worst 5 times as long
 MAX_MESSAGE = 64 * 2**20  # [bytes]: a long history of raw 320x256 images fits
 PING_EVERY = 1000  # [ms] without traffic before a server pings its client

@@ -7,6 +7,7 @@ must be finite, shapes must fit, texts are of one line.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -95,6 +96,12 @@ def write_observation(observation: Observation, encoding: pb.ImageEncoding = RAW
         else:
             message.images[name].CopyFrom(written)
     return message
+
+
+def terms_of(embodiment: Embodiment | None, chunk: int) -> str:
+    """A digest of what a robot agrees upon with a model: a control stream tells it beside its first answer."""
+    said = write_embodiment(embodiment).SerializeToString(deterministic=True) if embodiment else b""
+    return hashlib.sha256(said + b" %d" % chunk).hexdigest()[:32]
 
 
 def write_embodiment(embodiment: Embodiment) -> pb.Embodiment:
@@ -347,13 +354,13 @@ def changed(history: Sequence[Observation]) -> str:
 
 
 def read_skill(message: pb.Skill) -> Skill:
+    """With its arguments in the order in which its name has them: a map on the wire has none."""
+    given = sorted(message.arguments.items(), key=lambda argument: (message.name.find(argument[1]), argument))
     return Skill(
         name=read_text(message.name, "the skill's name"),
         family=read_text(message.family, "the skill's family"),
         text=read_text(message.text, "the skill's text", required=False),
-        arguments={
-            slot: read_text(value, f"{slot[:50]!r}", required=False) for slot, value in message.arguments.items()
-        },
+        arguments={slot: read_text(value, f"{slot[:50]!r}", required=False) for slot, value in given},
         learned=message.learned,
     )
 
