@@ -53,6 +53,7 @@ def make(folder: Path) -> None:
     """Raises OSError, FileExistsError where something is there that would be lost."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise FileExistsError(f"{folder} is there already, and is not written over; choose another name")
+    folder = folder.absolute()
     folder.parent.mkdir(parents=True, exist_ok=True)
     name = " ".join(folder.resolve().name.replace("_", " ").replace("-", " ").split())
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".new-") as scratch:
@@ -64,7 +65,11 @@ def make(folder: Path) -> None:
         described = (made / ROBOT).read_text(encoding="utf-8")
         (made / ROBOT).write_text(described.replace(NAMED, f'name: "{name}" ', 1), encoding="utf-8")
         RobotFolder.load(made)  # a name that YAML cannot hold is refused before anything is there
-        os.rename(made, folder)  # onto nothing, or an empty folder
+        if not folder.exists():
+            os.rename(made, folder)
+            return
+        for file in made.iterdir():  # an empty folder, in which somebody may stand
+            os.rename(file, folder / file.name)
 
 
 def main() -> int:

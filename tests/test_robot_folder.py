@@ -58,6 +58,13 @@ def test_a_new_folder_has_its_own_name_and_nothing_is_written_over(robot):
     assert (robot.path / "robot.yaml").read_bytes() == before
 
 
+def test_a_new_robot_may_be_made_in_the_empty_folder_where_one_stands(tmp_path, monkeypatch):
+    (tmp_path / "arm").mkdir()
+    monkeypatch.chdir(tmp_path / "arm")
+    new.make(Path("."))
+    assert RobotFolder.load(Path(".")).name == "arm" and not list(tmp_path.glob(".new-*"))
+
+
 @pytest.mark.slow
 def test_a_new_robot_does_each_of_its_skills(robot):
     moved = robot.drive()
