@@ -64,6 +64,15 @@ def test_sets_without_a_held_out_half_are_refused_before_anything_is_planned(cap
     assert "no entry with `half: held out`" in " ".join(capsys.readouterr().err.split())
 
 
+def test_what_a_threshold_covers_and_asks_about_is_told_by_errands_in_which_nothing_was_asked():
+    errands = [evaluation.Errand(None, 0, wrong, least, not wrong) for wrong, least in ((0, 2), (0, 0.5), (0.7, 0.4))]
+    assert [evaluation.at(errands, limit) for limit in (0.3, 0.45, 0.7)] == [
+        pytest.approx(found) for found in ((2 / 3, 0), (2 / 3, 1 / 3), (1, 2 / 3))
+    ]
+    covered, helped = evaluation.over_splits(errands * 20, 0.95, splits=20)
+    assert covered > 0.9 and 0.5 < helped < 0.8
+
+
 # ---- what is asked
 
 

@@ -52,7 +52,8 @@ class AskingConfig:
     Each instruction is planned in a kitchen of symbols, where skills succeed. At each decision a person who knows the
     goal is at hand: asked, they choose the right skill if it is among the options, and else end the errand. The
     threshold is set on the tuning halves by conformal prediction (planners/asking.py) and tried on the held-out ones;
-    beside it stand a fixed threshold and no asking at all.
+    beside it stand a fixed threshold and no asking at all. --calibrate writes the threshold of both halves together,
+    which is the less a matter of chance the more errands there are.
 
     covered: the errand went right, or the person was asked before its first wrong step; what cannot be served is right
     to be refused, and a refusal of what can be is a question, too. helped: the person was asked at least once.
@@ -68,7 +69,7 @@ class AskingConfig:
     language: LanguageConfig = field(default_factory=LanguageConfig)
     planner: SayCanConfig = field(default_factory=SayCanConfig)
     threads: int = 2  # that the models may use
-    calibrate: File = None  # write the threshold here, as asking.json of a robot's folder
+    calibrate: File = None  # write the threshold of both halves here, as asking.json of a robot's folder
     json: bool = False  # print the result as JSON on standard output
     out: File = None  # also write the JSON here
 
@@ -80,6 +81,7 @@ class Errand:
     instruction: Instruction
     asked: int  # questions
     wrong: float  # confidence of the first wrong choice that was not asked about; 0: there was none
+    least: float  # confidence from which on it would be asked, and was not; more than 1: from none
     reached: bool  # the goal; where nothing serves the instruction: nothing was done
 
 
@@ -93,12 +95,12 @@ def tried(
     judge = WorldJudge(world, skills, value)
     history: list[Step] = []
     began: Known | None = None
-    asked, wrong = 0, 0.0
+    asked, wrong, least = 0, 0.0, 2.0
 
     def ended() -> Errand:
         reached = not history if instruction.impossible else world.reached(instruction.goal)
         # what no choice seems to blame for could not have been asked about
-        return Errand(instruction, asked, 0.0 if reached else wrong or (0.0 if asked else 1.0), reached)
+        return Errand(instruction, asked, 0.0 if reached else wrong or (0.0 if asked else 1.0), least, reached)
 
     while len(history) < planner.config.max_steps:
         seen = world.observe()
@@ -107,8 +109,12 @@ def tried(
         right = set() if instruction.impossible else right_next(world.kitchen, instruction.goal, skills)
         if decision.refusal is not None:
             asked += bool(right)
+            least = 0.0 if right else least
             return ended()
         skill = decision.skill
+        # What is chosen for its words is never asked about
+        sure = 1.0 if decision.because else confidence(instruction.say, decision, history, began)
+        least = least if decision.because else min(least, sure)
         if (question := ask.question(instruction.say, decision, history, began)) is not None:
             asked += 1
             answers = [option for option in question.skills if option.name in right]
@@ -116,8 +122,7 @@ def tried(
                 return ended()
             skill = answers[0]
         elif skill.name not in right:
-            # What is chosen for its words is never asked about
-            wrong = wrong or (1.0 if decision.because else confidence(instruction.say, decision, history, began))
+            wrong = wrong or sure
         if skill.name == DONE:
             return ended()
         history.append(Step(skill, world.execute(skill)))
@@ -137,15 +142,22 @@ def rates(errands: Sequence[Errand]) -> dict[str, Any]:
     return {"n": n, "questions": sum(errand.asked for errand in errands), **found}
 
 
-def over_splits(scores: Sequence[float], coverage: float, splits: int = SPLITS) -> float:
-    """Mean share of errands covered in one random half, the threshold set on the other."""
-    rng, values = np.random.default_rng(0), np.array(scores)
-    shares = []
+def at(errands: Sequence[Errand], threshold: float) -> tuple[float, float]:
+    """Shares of errands, in which nothing was asked, that are covered and that are asked about at such a threshold: up
+    to the first question they go as they went."""
+    covered = np.mean([errand.wrong <= threshold for errand in errands])
+    return float(covered), float(np.mean([errand.least <= threshold for errand in errands]))
+
+
+def over_splits(errands: Sequence[Errand], coverage: float, splits: int = SPLITS) -> tuple[float, float]:
+    """The same, in the mean, of one random half, the threshold set on the other."""
+    rng, shares = np.random.default_rng(0), []
     for _ in range(splits):
-        order = rng.permutation(len(values))
-        half, other = order[: len(order) // 2], order[len(order) // 2 :]
-        shares.append(np.mean(values[other] <= threshold(values[half].tolist(), coverage)))
-    return float(np.mean(shares))
+        order = rng.permutation(len(errands))
+        half, other = ([errands[i] for i in some] for some in np.split(order, [len(order) // 2]))
+        shares.append(at(other, threshold([errand.wrong for errand in half], coverage)))
+    covered, helped = np.mean(shares, axis=0)
+    return float(covered), float(helped)
 
 
 # -- the command --------------------------------------------------------------------------------------------------
@@ -197,19 +209,29 @@ def asking(config: AskingConfig) -> int:
         name: all_of(held_out, Asking("when-unsure" if limit else "never", limit), f"held-out halves, {name}")
         for name, limit in ways.items()
     }
-    scores = [errand.wrong for errand in (*alone, *errands["never"])]
-    found = {
+    both = [*alone, *errands["never"]]
+    of_both = threshold([errand.wrong for errand in both], config.coverage)
+    found: dict[str, Any] = {
         "coverage": config.coverage,
-        "threshold": set_to,
-        "errands": len(alone),
-        "over_splits": over_splits(scores, config.coverage),
+        "threshold": of_both,
+        "errands": len(both),
+        "both": dict(zip(("covered", "helped"), at(both, of_both), strict=True)),
+        "over_splits": dict(zip(("covered", "helped"), over_splits(both, config.coverage), strict=True)),
         "affordances": "known" if value is None else f"calibrated {config.critic}",
         "models": {"language": language.name},
         "sets": {path.name: atomic.sha256(path) for path in config.sets},
         "tuning": rates(alone),
         "held_out": {name: {"threshold": ways[name], **rates(some)} for name, some in errands.items()},
     }
-    (Console(stderr=True) if config.json else Console()).print(table(found))
+    shown = Console(stderr=True) if config.json else Console()
+    shown.print(table(found))
+    both_at, halves = found["both"], found["over_splits"]
+    shown.print(
+        f"set on both halves, {len(both)} errands: {of_both:.2f}, covers {both_at['covered']:.3f} of them and asks in "
+        f"{both_at['helped']:.2f}; set on a random half and tried on the other, {SPLITS:,} times: "
+        f"{halves['covered']:.3f} and {halves['helped']:.2f}",
+        soft_wrap=True,
+    )
     if config.json:
         sys.stdout.write(atomic.to_json(found).decode())
         sys.stdout.flush()
