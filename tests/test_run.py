@@ -64,7 +64,7 @@ def run_small(*arguments, **environment):
 def service(*arguments, **environment):
     """A running skill server or robot: the process and its address."""
     process = start(*arguments, **environment)
-    match = LISTENING.match(process.stdout.readline().strip())
+    match = LISTENING.search(process.stdout.readline().strip())
     assert match, process.communicate()
     assert " ready" in process.stdout.readline()
     return process, match["address"]
@@ -392,7 +392,7 @@ def test_a_service_drains_on_sigterm(command):
 
 def test_the_skill_server_is_not_serving_before_its_models_are_warm():
     process = start("serve", "--skills", SKILLS)
-    address = LISTENING.match(process.stdout.readline().strip())["address"]
+    address = LISTENING.search(process.stdout.readline().strip())["address"]
     with grpc.insecure_channel(address) as channel:
         health = health_pb2_grpc.HealthStub(channel)
         request = health_pb2.HealthCheckRequest(service="skills.v1.SkillService")
