@@ -188,7 +188,15 @@ def serve(config: RobotConfig, make_robot: Callable[[RobotConfig, SkillLibrary],
             f"{body.name} is stopped, as {config.latch} says, until it is told `--release {server.address}`", flush=True
         )
     end.wait()
-    server.stop(grace=1.0)
+    try:
+        server.stop(grace=1.0)
+    except Exception as error:  # of the driver's
+        print(
+            f"error: {body.name} could not be halted as its service ended, so use its own stop: "
+            f"{type(error).__name__}: {error}",
+            file=sys.stderr,
+        )
+        return 1
     return 1 if server.guard.lost else 0
 
 

@@ -112,10 +112,7 @@ class RobotServicer(skills_pb2_grpc.RobotServiceServicer):
         if goal is not None:
             with suppress(ServerFault):  # it is in the log
                 goal.cancel("the robot's server is shutting down")
-        try:
-            self._robot.stop()
-        except Exception:  # of the driver's, whose service ends all the same
-            log.exception("the robot could not be halted as its service ended; use its own stop")
+        self._robot.stop()
 
     def Observe(self, request: pb.ObserveRequest, context: grpc.ServicerContext) -> pb.ObserveResponse:
         look = self._look(_check_views(request.views), context)
