@@ -82,16 +82,12 @@ class RobotLanguage:
             skills=abilities(library),
         )
 
-    @property
-    def _lines(self) -> list[str]:
-        """Of what it can do, in no order."""
-        return sorted(self.skills.splitlines())
-
     def of_these(self, skills: Iterable[Skill]) -> RobotLanguage:
         """As its robot is spoken to, where that has other skills than it was read for: of its examples those whose
         plans they can follow, and what they can do in place of what it could."""
         library = SkillLibrary(skills)
-        if not self.skills or not len(library) or sorted(abilities(library).splitlines()) == self._lines:
+        same = sorted(abilities(library).splitlines()) == sorted(self.skills.splitlines())  # in whatever order
+        if same or not self.skills or not len(library):
             return self
         texts = {CANNOT, *(skill.text for skill in library)}
         examples = tuple(example for example in self.examples if texts.issuperset(example.plan))

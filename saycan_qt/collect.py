@@ -205,9 +205,8 @@ def _reports(workers: Sequence[BaseProcess], done: multiprocessing.Queue) -> Ite
         except queue.Empty:
             if ended:
                 return
-            ended = any(w.exitcode for w in workers) or all(
-                w.exitcode == 0 for w in workers
-            )  # its last words are there
+            codes = [worker.exitcode for worker in workers]
+            ended = any(codes) or all(code == 0 for code in codes)  # its last words are there
         else:
             if isinstance(more, str):
                 raise ValueError(more)

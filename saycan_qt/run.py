@@ -19,19 +19,18 @@ for word for word; 1: it was not; 3: every skill succeeded, but nobody here can 
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from rich.console import Console
 
 from saycan_qt.journey.config import Options, Parts, RunConfig, prepared, said
-from saycan_qt.journey.display import Display
+from saycan_qt.journey.display import Display, print_json
 from saycan_qt.journey.feed import Feed
 from saycan_qt.journey.lifecycle import ENDINGS, Run
 from saycan_qt.journey.live import Hands, Page
@@ -78,15 +77,6 @@ def run(config: RunConfig, parts: Parts) -> int:
     if config.json and code != MISTAKE:
         print_json(folder.content())
     return code
-
-
-def print_json(content: Mapping[str, Any]) -> bool:
-    """In a line; False where nobody reads it any more."""
-    try:
-        print(json.dumps(content), flush=True)
-    except OSError:
-        return False
-    return True
 
 
 def watch(

@@ -33,7 +33,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from saycan_qt.journey.config import Parts, SessionConfig, prepared, said
-from saycan_qt.journey.display import Display
+from saycan_qt.journey.display import Display, print_json
 from saycan_qt.journey.feed import Feed
 from saycan_qt.journey.lifecycle import ENDINGS, INTERRUPTED, MISTAKES, NOT_DONE, SUCCEEDED, UNKNOWN, Run, tell
 from saycan_qt.journey.live import Hands
@@ -42,7 +42,7 @@ from saycan_qt.journey.results import NotWritten, RunFolder, discard, new_folder
 from saycan_qt.journey.stack import Stack, in_background
 from saycan_qt.language import LanguageError
 from saycan_qt.options import parse
-from saycan_qt.run import leave, parts_of, print_json, watch
+from saycan_qt.run import leave, parts_of, watch
 from saycan_qt.services.processes import MISTAKE, StartFailed, refuse
 from skills.errors import SkillError, Stopped
 from skills.robot_folder import RobotFolder

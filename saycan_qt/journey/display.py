@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -22,6 +24,15 @@ SHOWN_CANDIDATES = 8
 EXPLAINED_CANDIDATES, SHOWN_VETOES = 10, 5  # with --explain
 VERDICTS = {True: "Carried out", False: "Not carried out", None: "Not known whether carried out"}
 COLOURS = {"succeeded": "green", "failed": "yellow", "canceled": "yellow", "aborted": "red"}
+
+
+def print_json(content: Mapping[str, Any]) -> bool:
+    """In a line; False where nobody reads it any more."""
+    try:
+        print(json.dumps(content), flush=True)
+    except OSError:
+        return False
+    return True
 
 
 class Display:

@@ -11,7 +11,6 @@ asks again.
 from __future__ import annotations
 
 import io
-import json
 import queue
 import re
 import sys
@@ -26,6 +25,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from planners.asking import Answer, Question, When
+from saycan_qt.journey.display import print_json
 from saycan_qt.journey.feed import Feed
 from skills.library import Skill
 from skills.wire.conventions import CONTROL, plain
@@ -165,10 +165,8 @@ class Person:
             )
             self._why_missed, self._overtaken = why, False
         if self._piped:
-            try:
-                print(json.dumps({"question": question.told}), flush=True)
-            except OSError:
-                raise SystemExit from None  # nobody reads it
+            if not print_json({"question": question.told}):
+                raise SystemExit  # nobody reads it
         else:
             self._console.print(f"\n[bold]?[/bold] {escape(plain(question.reason))}", highlight=False)
             for number, option in enumerate(question.options, 1):
