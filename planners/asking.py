@@ -153,11 +153,13 @@ def unserved(instruction: str, skills: Sequence[Skill], history: Sequence[Step])
 
 def equally_named(instruction: str, decision: Decision) -> list[Skill]:
     """Possible skills of the chosen one's family with as much in common with the instruction's words, where that is
-    something: of "the cup" both the red cup and the blue cup have the cup. Words of most skills do not count."""
+    something: of "the cup" both the red cup and the blue cup have the cup. Words of most skills do not count, but for
+    those of what the chosen one is about."""
     chosen, *others = decision.candidates
     texts = [_words(row.skill.text) for row in decision.candidates]
     count = Counter(word for text in texts for word in text)
-    said = {word for word in _words(instruction) if 2 * count[word] <= len(texts)}
+    about = _words(" ".join(chosen.skill.arguments.values()))
+    said = {word for word in _words(instruction) if word in about or 2 * count[word] <= len(texts)}
     if not (mine := said & texts[0]):
         return []
     likely = NOTICED * sum(row.score for row in decision.candidates)

@@ -37,7 +37,7 @@ from skills.types import Observation
 
 TAKEN = (
     "RunnablePlanner decides on one step, given {'instruction': text, 'affordances': {skill name: 0 to 1}}, with "
-    "history and observation where there are; runnable_plan carries a sentence out"
+    "history, observation (now) and began (before the history) where there are; runnable_plan carries a sentence out"
 )
 
 NOTHING = "nothing that is possible now serves this"
@@ -49,7 +49,8 @@ class PlannerInput(TypedDict):
     instruction: str
     affordances: Mapping[str, float]  # skill name -> [0, 1]
     history: NotRequired[Sequence[Step]]  # steps executed so far, oldest first
-    observation: NotRequired[Observation]  # what the robot knows of the scene
+    observation: NotRequired[Observation]  # what the robot knows of the scene now
+    began: NotRequired[Observation]  # ... and knew before the first step of the history
 
 
 class RunnablePlanner(Runnable[PlannerInput, Decision]):
@@ -66,7 +67,7 @@ class RunnablePlanner(Runnable[PlannerInput, Decision]):
         if problem := _fault(asked):
             raise ValueError(f"{problem}; {TAKEN}")
         history, seen = asked.get("history") or (), asked.get("observation")
-        return self.planner.step(asked["instruction"], history, asked["affordances"], seen, Begun())
+        return self.planner.step(asked["instruction"], history, asked["affordances"], seen, Begun(asked.get("began")))
 
 
 def _fault(asked: Any) -> str:

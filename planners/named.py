@@ -22,11 +22,16 @@ def pattern(names: Iterable[str]) -> re.Pattern[str]:
     return re.compile(rf"(?<!\w)({'|'.join(map(re.escape, longest))})(?!\w)" if longest else r"(?!)", re.IGNORECASE)
 
 
+def _folded(text: str) -> str:
+    """Without case, where the dotless i is the one with a dot, as for regular expressions."""
+    return text.casefold().replace("\u0131", "i")
+
+
 def renamed(text: str, name: str, other: str) -> str:
     """The text with another name in the place of this one."""
 
     def instead(found: re.Match[str]) -> str:
-        return other + (found[0][len(name) :] if found[0].casefold().startswith(name.casefold()) else "")
+        return other + (found[0][len(name) :] if _folded(found[0]).startswith(_folded(name)) else "")
 
     return pattern(_forms(name)).sub(instead, text)
 
@@ -35,13 +40,13 @@ def named(text: str, names: Iterable[str]) -> list[str]:
     """Those that a text names, each once, in its order; case does not matter, nor articles, nor whether it is one of a
     thing or several."""
     known, finds = _forms_of(frozenset(names))
-    return list(dict.fromkeys(known[found] for found in finds.findall(text.casefold())))
+    return list(dict.fromkeys(known[found] for found in finds.findall(_folded(text))))
 
 
 @lru_cache(maxsize=64)  # a planner asks about all names of its library at each decision
 def _forms_of(names: frozenset[str]) -> tuple[dict[str, str], re.Pattern[str]]:
     """What each name may look like in a text, and what finds that."""
-    plain = {name.casefold(): name for name in sorted(names)}
+    plain = {_folded(name): name for name in sorted(names)}
     forms = {form: name for key, name in plain.items() for form in _forms(key)} | plain
     return forms, pattern(forms)
 

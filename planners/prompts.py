@@ -41,6 +41,7 @@ class Example:
 class Begun:
     """What an errand's prompts begin with: kept from its first step on, so that they go on as they began."""
 
+    known: Known | None = None  # the scene as it was then, for one that is taken up after its first step
     instruction: str = ""  # as it was read; "": nothing yet
     examples: Sequence[Example] = ()
     scene: str = ""
@@ -157,6 +158,7 @@ class Prompt:
         scene: bool = False,  # tell the scene beside examples, for a large model that was not fine-tuned
         spelling: Spelling | None = None,  # reads slips of the finger as what was meant
         skills: str = "",  # what the robot can do (RobotLanguage.skills), for a model that was tuned to be told so
+        texts: Collection[str] = (),  # of its skills: no example is shown another step; none given: any
     ) -> None:
         self.embedder = embedder
         self.turn = threading.RLock()  # held by the decision that is being made, as the last ones are remembered here
@@ -167,6 +169,7 @@ class Prompt:
         self.spread, self.fewest = spread, fewest
         self.tuned, self.about, self.states, self.scene, self.spelling = tuned, about, states, scene, spelling
         self.head = skills + "\n" if skills else ""
+        self._texts = {*texts, CANNOT} if texts else set()
         self._by_way: dict[str, list[Example]] = {}
         for example in self.examples:
             self._by_way.setdefault(self._mask(example.instruction), []).append(example)
@@ -242,7 +245,8 @@ class Prompt:
         return [*others[::-1], *alike[::-1]]
 
     def _about(self, example: Example, things: list[str]) -> Example:
-        """The example with its things replaced by these, in the order in which they are named, if as many are named."""
+        """The example with its things replaced by these, in the order in which they are named, if as many are named
+        and the robot has skills for the plan that comes of it."""
         named = self._named(example.instruction)
         if len(named) != len(things):
             return example
@@ -251,7 +255,7 @@ class Prompt:
             self._things.sub(lambda found: replace.get(found[0].lower(), found[0]), text)
             for text in (example.instruction, *example.plan)
         )
-        return Example(instruction, tuple(plan))
+        return Example(instruction, tuple(plan)) if not self._texts or self._texts.issuperset(plan) else example
 
     def take(self, begun: Begun | None) -> None:
         """The errand that the next prompts are about; None: none in particular."""
@@ -267,11 +271,14 @@ class Prompt:
         """The prompt up to the number of the next step; ` text\\n` is what continues it.
 
         Examples and scene are those of the first step of an errand, and are kept while steps are added, so that the
-        prompt's beginning stays the same. Unless `take` tells errands apart, one is what has the words asked last.
+        prompt's beginning stays the same. Unless `take` tells errands apart, one is what has the words asked last. One
+        that is taken up later is told the scene that it began with (`Begun.known`), or none: what is seen after some
+        steps is not what they began with.
         """
         instruction = self.read(instruction)
         begun = self._begun
         if not steps_done or begun.instruction != instruction:
+            known = begun.known if steps_done else known
             known = None if known and self.head and _knows_nothing(known) else known
             begun.scene = describe(known, self.states) + "\n" if known and (self.tuned or self.scene) else ""
             begun.instruction, begun.examples = instruction, self.choose(instruction, feasible)
@@ -338,7 +345,8 @@ def describe(known: Known, states: bool = False) -> str:
     """A scene in a line: what lies where, where the robot is, and what it holds; with `states`, what is open, too."""
     places: dict[str, list[str]] = {}
     for thing, place in known.objects.items():
-        places.setdefault(place, []).append(thing)
+        if thing != known.held:
+            places.setdefault(place or "somewhere", []).append(thing)
     told: dict[str, list[str]] = {}
     for thing, state in known.states.items() if states else ():
         told.setdefault(state, []).append(thing)

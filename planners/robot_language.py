@@ -31,6 +31,7 @@ SCENES = "scenes.json"  # in an adapter's folder: what the prompts told that it 
 TAUGHT = "taught.json"  # in an adapter's folder: texts of the skills that it was taught
 LARGE = 2**24  # [bytes] of that
 MOST_FAMILIES, MOST_VALUES = 60, 40  # that are told; of a larger library the rest is left out
+CUT = re.compile(r"[;,] \.\.\.(;|$)", re.MULTILINE)
 COMPARED = 30  # skills of a family from which its template is found
 
 
@@ -46,6 +47,7 @@ class RobotLanguage:
     unsure: float | None = None  # confidence up to which a planner with the adapter asks; None: not measured
     by_text: tuple[Example, ...] = ()  # skills that no example shows, asked for by their own text
     skills: str = ""  # what it can do, in a few lines
+    texts: frozenset[str] = frozenset()  # of its skills
 
     @staticmethod
     def of(robot: RobotFolder) -> RobotLanguage:
@@ -80,20 +82,21 @@ class RobotLanguage:
             taught=texts if adapter else frozenset(),
             by_text=() if adapter else tuple(by_their_texts(library, examples)),
             skills=abilities(library),
+            texts=texts,
         )
 
     def of_these(self, skills: Iterable[Skill]) -> RobotLanguage:
         """As its robot is spoken to, where that has other skills than it was read for: of its examples those whose
         plans they can follow, and what they can do in place of what it could."""
         library = SkillLibrary(skills)
-        same = sorted(abilities(library).splitlines()) == sorted(self.skills.splitlines())  # in whatever order
+        texts, told = frozenset(skill.text for skill in library), abilities(library)
+        same = texts == self.texts and sorted(told.splitlines()) == sorted(self.skills.splitlines())
         if same or not self.skills or not len(library):
             return self
-        texts = {CANNOT, *(skill.text for skill in library)}
-        examples = tuple(example for example in self.examples if texts.issuperset(example.plan))
+        examples = tuple(example for example in self.examples if (texts | {CANNOT}).issuperset(example.plan))
         by_text = () if self.adapter_for(library) else tuple(by_their_texts(library, examples))
         things = tuple(dict.fromkeys([*self.things, *named_in(library)]))
-        return replace(self, examples=examples, by_text=by_text, things=things, skills=abilities(library))
+        return replace(self, examples=examples, by_text=by_text, things=things, skills=told, texts=texts)
 
     def adapter_for(self, skills: Iterable[Skill]) -> Path | None:
         """The adapter, if it was taught all of these skills."""
@@ -108,6 +111,9 @@ class RobotLanguage:
         told: bool = False,  # for one that was taught to be told what the robot can do
     ) -> Prompt:
         examples = self.examples if told else (*self.examples, *self.by_text)
+        if told and CUT.search(self.skills):
+            most = f"at most {MOST_FAMILIES} kinds with {MOST_VALUES} things each"
+            log.warning("of this robot's %d skills the language model is not told all: %s", len(self.texts), most)
         said = (text for e in (*self.examples, *self.by_text) for text in (e.instruction, *e.plan))
         return Prompt(
             embedder,
@@ -119,6 +125,7 @@ class RobotLanguage:
             states=states,
             scene=scene,
             skills=self.skills if told else "",
+            texts=self.texts,
         )
 
 
@@ -204,7 +211,8 @@ def named_in(library: SkillLibrary) -> tuple[str, ...]:
 
 
 def abilities(skills: Iterable[Skill]) -> str:
-    """What a robot can do, in a few lines, for a language model that was not taught it; "" without skills.
+    """What a robot can do, in a few lines, for a language model that was not taught it; "" without skills. What ends a
+    plan is told last, where such a model has always met it, also where a large library is cut.
 
     Skills: fill the tank; water the {plant}; done
     plant: fern, cactus, basil
@@ -212,13 +220,14 @@ def abilities(skills: Iterable[Skill]) -> str:
     families: dict[str, list[Skill]] = {}
     values: dict[str, dict[str, None]] = {}
     for skill in skills:
-        families.setdefault(skill.family, []).append(skill)
+        families.setdefault(DONE if skill.name == DONE else skill.family, []).append(skill)
         for slot, value in skill.arguments.items():
             values.setdefault(slot, {})[value] = None
     if not families:
         return ""
-    told = [template(family) for family in islice(families.values(), MOST_FAMILIES)]
-    lines = ["Skills: " + "; ".join([*told, *(["..."] if len(families) > MOST_FAMILIES else [])])]
+    end = [template(families.pop(DONE))] if DONE in families else []
+    told = [template(family) for family in islice(families.values(), MOST_FAMILIES - len(end))]
+    lines = ["Skills: " + "; ".join([*told, *(["..."] if len(families) > len(told) else []), *end])]
     alike: dict[tuple[str, ...], list[str]] = {}  # placeholders that take the same things share a line
     for slot, found in values.items():
         alike.setdefault(tuple(found), []).append(slot)
@@ -230,13 +239,24 @@ def abilities(skills: Iterable[Skill]) -> str:
 
 def template(family: list[Skill]) -> str:
     """How the texts of a family's skills are made: one of them, with slots in the place of its arguments. That which
-    most of the skills agree on, as an argument may also stand in a text by chance."""
-    return Counter(map(_template, family[:COMPARED])).most_common(1)[0][0]
+    most of the skills agree on, as an argument may also stand in a text by chance; of two those in which all slots
+    are, as two of a skill's arguments may be the same."""
+    found = [_template(skill) for skill in family[:COMPARED]]
+    whole = [text for text in found if _has_all(text, family[0].arguments)]
+    return Counter(whole or found).most_common(1)[0][0]
 
 
 def _template(skill: Skill) -> str:
+    """Arguments are whole words, but where a slot touches a letter: "bay{number}", "the {plant}s"."""
     slots = {value: slot for slot, value in skill.arguments.items()}
-    if not slots:
-        return skill.text
     names = "|".join(re.escape(value) for value in sorted(slots, key=len, reverse=True))
-    return re.sub(rf"(?<!\w)({names})(?!\w)", lambda found: f"{{{slots[found[0]]}}}", skill.text)
+    text = skill.text
+    for edge in (r"(?<!\w)({})(?!\w)", r"({})") if slots else ():
+        text = re.sub(edge.format(names), lambda found: f"{{{slots[found[0]]}}}", skill.text)
+        if _has_all(text, skill.arguments):
+            break
+    return text
+
+
+def _has_all(text: str, slots: Iterable[str]) -> bool:
+    return all(f"{{{slot}}}" in text for slot in slots)

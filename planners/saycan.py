@@ -161,8 +161,10 @@ def decide(language: np.ndarray, affordance: np.ndarray) -> tuple[np.ndarray, np
     """Probabilities (N,) and their products (N,) with the affordances; the greatest product is the choice [SayCan].
 
     language: (N,) log-likelihoods, -inf for a candidate that was not scored; affordance: (N,) in [0, 1].
-    The probabilities are normalised over the candidates, which changes no order.
+    The probabilities are normalised over the candidates, which changes no order; 0 where none was scored.
     """
+    if not np.isfinite(language.max(initial=-np.inf)):
+        return np.zeros(len(language)), np.zeros(len(language))
     shifted = np.exp(language - language.max())
     probability = shifted / shifted.sum()
     return probability, probability * affordance
@@ -223,7 +225,7 @@ class SayCanPlanner:
         affordance[self._done] = config.done_affordance
         weight = np.ones(len(self.skills)) if config.without == "affordance" else affordance
         lowered = np.array([self._lowered(skill, history) for skill in self.skills])
-        possible = weight >= config.affordance_floor
+        possible = (weight >= config.affordance_floor) | (self._done & (weight > 0))  # a plan may always end
         if (asked_for := self._word_for_word(said, history, possible)) is not None:
             language = np.where(np.arange(len(self.skills)) == asked_for, 0.0, -np.inf)
             rows = self._table(language, weight, affordance, lowered * possible)
@@ -445,13 +447,14 @@ class SayCanPlanner:
     ) -> Refusal:
         nearest = self.prompt.suggestions(instruction, self._texts, feasible, SUGGESTED)
         nearest = nearest or self._nearest_texts(instruction)
-        offers = ", ".join(f"“{words}”" for words in nearest)
-        reason = f"nothing that the robot can do serves this; the nearest that it can do: {offers}"
+        reason = "nothing that the robot can do serves this"
+        reason += f"; the nearest that it can do: {', '.join(f'“{words}”' for words in nearest)}" if nearest else ""
         return Refusal(reason, tuple(nearest), similarity, share)
 
     def _nearest_texts(self, instruction: str) -> list[str]:
-        near = self._similarity([instruction], np.arange(len(self.skills)))
-        return [self.skills[i].text for i in np.argsort(-near)[:SUGGESTED]]
+        others = np.flatnonzero(~self._done)  # nobody is served by "done"
+        order = others[np.argsort(-self._similarity([instruction], others), kind="stable")]
+        return [self.skills[i].text for i in order[:SUGGESTED]]
 
     def _refused(self, refusal: Refusal, prompt: str, affordances: Mapping[str, float], started: float) -> Decision:
         """Nothing is weighed, and "done" stands first: whoever does not look at the refusal does nothing."""

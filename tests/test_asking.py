@@ -24,7 +24,7 @@ from saycan_qt.journey.person import REACTION, Left, Person
 from saycan_qt.journey.results import RunFolder
 from saycan_qt.kitchen.language.answers import right_next
 from saycan_qt.kitchen.symbolic import SymbolicKitchen
-from skills.library import SkillLibrary
+from skills.library import Skill, SkillLibrary
 from skills.types import Observation, Outcome, Status
 
 LIBRARY = SkillLibrary.load()
@@ -92,6 +92,15 @@ def test_what_is_about_the_same_thing_is_no_doubt_and_words_that_fit_two_things_
     assert confidence("bring me the can", cans) == pytest.approx(0.8 / 3)
     assert confidence("bring me the coke can", cans) == pytest.approx(0.8)
     assert "fits “find the pepsi can” as well" in Asking("when-unsure", 0.6).question("a can", cans).reason
+
+
+def test_the_cup_is_doubtful_also_where_all_that_the_robot_knows_are_cups():
+    def push(colour, score):
+        skill = Skill(f"push {colour}", "push", text=f"push the {colour} cup over", arguments={"cup": f"{colour} cup"})
+        return Candidate(skill, score, 1.0, 1.0, score)
+
+    cups = Decision((push("red", 0.95), push("blue", 0.03), push("green", 0.02)), "", 0.0)
+    assert confidence("push the cup over", cups) < 0.4 < confidence("push the red cup over", cups)
 
 
 def test_it_does_not_end_in_silence_where_something_that_was_named_is_left_out():

@@ -9,7 +9,7 @@ import pytest
 import yaml
 from unseen_robots import ROBOTS, Sentence, plan
 
-from planners.prompts import CANNOT, Example, Prompt
+from planners.prompts import CANNOT, Begun, Example, Prompt, describe
 from planners.robot_language import RobotLanguage, abilities
 from planners.saycan import SayCanConfig, SayCanPlanner
 from saycan_qt.kitchen.language import instructions
@@ -17,7 +17,7 @@ from saycan_qt.language import NEARNESS, LanguageConfig, load_language, planner_
 from saycan_qt.learning.pairs import Pair, Scene
 from saycan_qt.made_up import robots, written
 from saycan_qt.made_up.domains import load
-from saycan_qt.made_up.pairs import HELD_OUT, made_up_pairs
+from saycan_qt.made_up.pairs import HELD_OUT, _examples, made_up_pairs
 from saycan_qt.made_up.sentences import KINDS, Sentences
 from saycan_qt.made_up.world import Unsuitable
 from skills.library import Skill, SkillLibrary
@@ -139,6 +139,24 @@ def test_what_a_robot_can_do_is_told_in_a_few_lines():
     assert abilities([]) == ""
 
 
+@pytest.mark.parametrize("text", ["water the {plant}s", "go to{plant}", "stack {plant} on {other}", "拿{plant}"])
+def test_a_slot_is_told_as_one_wherever_it_stands(text):
+    filled = [{"plant": p, "other": o} for p in ("fern", "rose") for o in ("fern", "rose")]
+    filled = [{k: v for k, v in one.items() if f"{{{k}}}" in text} for one in filled]
+    skills = {text.format(**one): Skill(text.format(**one), "family", arguments=one) for one in filled}
+    assert abilities(skills.values()).startswith(f"Skills: {text}\n")
+
+
+def test_what_ends_a_plan_is_told_last_also_where_a_library_is_cut(caplog):
+    many = [Skill("done", "done"), *(Skill(f"do task {n}", f"do task {n}") for n in range(65))]
+    first, _ = abilities(many).split("\n")
+    assert first.endswith("do task 58; ...; done") and abilities(many[:3]) == "Skills: do task 0; do task 1; done\n"
+    language = RobotLanguage.read(SkillLibrary(many))
+    language.prompt(Letters(), told=True)
+    assert "of this robot's 66 skills the language model is not told all" in caplog.text
+    assert language.of_these(many[:-1]).texts == {skill.text for skill in many[:-1]}
+
+
 class Letters:
     """Embeds a text by its letters."""
 
@@ -154,6 +172,34 @@ def test_a_model_that_is_told_gets_the_skills_first_and_the_nearest_examples():
     assert built.startswith("Skills: go to {place}; done\n\nInstruction: ")
     assert "Instruction: go to the tub\n1. go to tub\n2. done\n\n" in built  # the example, about the same thing
     assert built.endswith("Instruction: go to the tub\n1.")
+
+
+def test_an_example_is_never_about_other_things_where_the_robot_has_no_such_skill():
+    examples, texts = [Example("go to the sink", ("go to sink", "done"))], ("go to sink", "lift cup", "done")
+    prompt = Prompt(Letters(), examples, ["sink", "cup"], tuned=True, skills="Skills: ...; done\n", texts=texts)
+    assert prompt.choose("go to the cup") == examples
+
+
+def test_an_errand_that_is_taken_up_later_is_told_the_scene_that_it_began_with_or_none():
+    prompt = Prompt(Letters(), [], [], tuned=True, skills="Skills: go to {place}; done\n")
+    for began, told in ((None, ""), (Scene("tub", "", {"cup": "tub"}), "Scene: tub: cup; robot: tub; hand: empty")):
+        prompt.take(Begun(began))
+        built = prompt.build("go away", ["go to sink"], known=Scene("sink", "cup"))
+        assert told in built and built.count("Scene") == bool(told)
+
+
+def test_what_is_held_is_told_once_and_what_has_no_place_is_somewhere():
+    held = Scene("tub", "cup", {"cup": "sink", "box": ""})
+    assert describe(held) == "Scene: somewhere: box; robot: tub; hand: cup"
+
+
+def test_the_examples_that_are_shown_in_training_are_the_nearest_of_some_and_never_what_is_asked():
+    said = Pair("water the old fern", ("water fern", "done"))
+    others = [Pair(f"water the {word}", ("x", "done")) for word in ("roses", "old fern", "fern", "moss", "old palm")]
+    drawn = [_examples(said, iter(others * 2).__next__, np.random.default_rng(seed)) for seed in range(60)]
+    shown = [re.findall("Instruction: (.*)", text) for text in drawn]
+    assert {len(one) for one in shown} == {0, 1, 2, 3}
+    assert all(one[-1] == "water the fern" and said.instruction not in one for one in shown if one)
 
 
 def test_a_scene_of_which_nothing_is_known_is_not_told():

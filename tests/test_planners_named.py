@@ -77,6 +77,11 @@ def test_one_is_named_by_several_and_several_by_one(said, names):
     assert named("gas, bu, glas", ["gas", "bus", "glass"]) == ["gas"]
 
 
+def test_names_with_a_dotless_i_are_found_with_and_without_the_dot():
+    for said, name in (("kap\u0131 a\u00e7", "kapi"), ("kapi ac", "kap\u0131"), ("I\u015eIK", "\u0131\u015f\u0131k")):
+        assert named(said, [name, "lid"]) == [name]
+
+
 def test_another_takes_the_place_of_what_is_named_in_its_number():
     assert renamed("Bring the Cups", "cup", "plate") == "Bring the plates"
     assert renamed("feed the hen", "hens", "cows") == "feed the cows"
@@ -203,6 +208,24 @@ def test_what_the_model_likes_better_than_what_is_named_is_an_exception_it_under
 
 
 # ---- errands and examples
+
+
+@pytest.mark.parametrize("config", [{"affordance_floor": 0.3}, {"done_affordance": 0.01}])
+def test_a_plan_may_end_whatever_the_floor(config):
+    decision = planner(Likes(done=0.9), refuse=False, **config).step("stop there", [], possible())
+    assert decision.done and decision.candidates[0].score > 0 and not decision.stuck
+
+
+def test_where_nothing_may_be_done_nothing_is_and_no_number_is_missing():
+    decision = planner(Likes(), refuse=False, done_affordance=0.0).step("stop there", [], possible())
+    assert decision.done and decision.stuck and [row.score for row in decision.candidates] == [0.0] * len(LIBRARY)
+
+
+def test_nobody_is_offered_to_end():
+    refused = planner(Likes(cannot=0.9), tuned=True)
+    refused.config = SayCanConfig(cannot=0.5)
+    refusal = refused.step("sing a song", [], possible()).refusal
+    assert refusal.nearest and "done" not in refusal.nearest
 
 
 def test_errands_with_the_same_words_keep_their_own_scenes():

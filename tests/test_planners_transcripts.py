@@ -432,7 +432,7 @@ def test_an_agent_that_is_a_tool_of_another_takes_one_errand_after_the_other():
 def test_an_agent_may_look_and_moves_nothing_by_it():
     house = House()
     seen = observe_tool(house).invoke({"type": "tool_call", "id": "1", "name": "observe", "args": {}})
-    assert seen.text == "Scene: sink: cup; robot: sink; hand: cup" and not house.done
+    assert seen.text == "Scene: robot: sink; hand: cup" and not house.done
     assert seen.artifact == {"place": "sink", "held": "cup", "objects": {"cup": "sink"}}
     agent_of(house, tools=[observe_tool(house)]).invoke(asks())
     assert house.done == WASHED

@@ -265,4 +265,5 @@ def test_scenes_that_are_drawn_name_the_things_and_places_of_the_robots_own_skil
     """whatever its slots are called"""
     scenes = Scenes(RobotFolder.load(Path(__file__).parents[1] / "examples" / "watering").library)
     assert set(scenes.things) == {"fern", "cactus", "basil"} and scenes.places == ("home",)
-    assert any(scenes.draw(np.random.default_rng(seed)).objects for seed in range(5))
+    drawn = [scenes.draw(np.random.default_rng(seed)) for seed in range(50)]
+    assert any(scene.objects for scene in drawn) and {scene.held for scene in drawn} == {"", "water"}

@@ -29,7 +29,7 @@ from skills import files
 from skills.errors import SkillError
 from skills.library import Skill, SkillLibrary
 from skills.robot_folder import RobotFolder
-from skills.rules import Known
+from skills.rules import ANYTHING, NOTHING, Known
 
 MOST_BYTES, MOST = 64 * 2**20, 1_000_000  # of a file of pairs, and of the values in one of YAML
 HELD_OUT = 10  # one in so many ways to say things is kept from training, and validated on
@@ -124,25 +124,31 @@ def is_held_out(instruction: str) -> bool:
 
 
 class Scenes:
-    """Scenes as they may be: things and places that the robot's skills and their rules name, at random."""
+    """Scenes as they may be: things and places that the robot's skills and their rules name, at random. Where rules
+    name what may be held, nothing else is. Which thing lies where is a guess."""
 
     def __init__(self, library: SkillLibrary) -> None:
-        at = {word for skill in library for word in _places_in(skill)}
+        at = {word for skill in library for word in _words_of(skill, "place")}
         self.places = tuple(dict.fromkeys([*library.values("place"), *sorted(at)]))
         self.things = tuple(value for value in named_in(library) if value not in self.places)
+        held = {word for skill in library for word in _words_of(skill, "held")}
+        self.holdable = tuple(sorted(held - {NOTHING, ANYTHING}))
 
     def draw(self, rng: np.random.Generator) -> Scene:
         here = str(rng.choice(self.places)) if self.places else ""
         things = [str(thing) for thing in rng.permutation(self.things)[: rng.integers(0, 8)]]
-        held = things.pop() if len(things) > 1 and rng.random() < 0.2 else ""
+        held = ""
+        if rng.random() < 0.2:
+            held = str(rng.choice(self.holdable)) if self.holdable else things.pop() if len(things) > 1 else ""
+        things = [thing for thing in things if thing != held]
         where = [str(rng.choice(self.places)) if self.places else "" for _ in things]
         return Scene(here, held, dict(zip(things, where, strict=True)))
 
 
-def _places_in(skill: Skill) -> list[str]:
-    """Where its rule wants the robot to be, or not to be."""
+def _words_of(skill: Skill, key: str) -> list[str]:
+    """Where its rule wants the robot to be ("place"), or what to hold ("held"), or not."""
     cases = skill.rule.cases if skill.rule else ()
-    words = (word for case in cases for one in case.conditions if one.key == "place" for word in one.words)
+    words = (word for case in cases for one in case.conditions if one.key == key for word in one.words)
     return [word.format(**skill.arguments) for word in words]
 
 
