@@ -22,7 +22,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from planners.named import named, verbatim
-from planners.saycan import Decision, Step
+from planners.saycan import LAST_RESORT, WORD_FOR_WORD, Decision, Step
 from skills.library import Skill
 from skills.rules import Known
 
@@ -111,7 +111,7 @@ class Asking:
             return Question(instruction, refusal.reason, instructions=refusal.nearest)
         sure, rivals = confidence(instruction, decision, history, began), equally_named(instruction, decision)
         left = left_out(instruction, decision, history, began)
-        if self.when == "when-unsure" and (decision.because or sure > self.threshold):
+        if self.when == "when-unsure" and (decision.because == WORD_FOR_WORD or sure > self.threshold):
             return None
         total = sum(row.score for row in decision.candidates)
         rows = [row for row in decision.candidates[: SHOWN[1]] if row.score > 0]
@@ -119,6 +119,7 @@ class Asking:
         reason = (
             f"“{rows[0].skill.text}” seems likeliest, with a confidence of {sure:.0%}" if rows else "nothing is likely"
         )
+        reason = f"“{rows[0].skill.text}” would come next; {LAST_RESORT}" if decision.because == LAST_RESORT else reason
         reason += f"; what you said fits “{rivals[0].text}” as well" if rivals else ""
         reason += f"; nothing was done with the {' and the '.join(left)}, which you named" if left else ""
         others = tuple(row.skill for row in decision.candidates if row.skill not in likely)
@@ -127,7 +128,10 @@ class Asking:
 
 def confidence(instruction: str, decision: Decision, history: Sequence[Step] = (), began: Known | None = None) -> float:
     """In [0, 1]: the share of all products of likelihood and affordance that falls on the chosen skill and those about
-    the same things; a third of it where the words fit other things as well, or name what would be left out."""
+    the same things; a third of it where the words fit other things as well, or name what would be left out. What is
+    said word for word is sure, and what is tried as a last resort is not."""
+    if decision.because:
+        return float(decision.because == WORD_FOR_WORD)
     chosen, total = decision.candidates[0], sum(row.score for row in decision.candidates)
     about = {*chosen.skill.arguments.values()}
     same = sum(row.score for row in decision.candidates[1:] if about & {*row.skill.arguments.values()})

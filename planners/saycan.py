@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import wraps
+from itertools import takewhile
 from typing import Any, Literal, Protocol, TypeVar, cast
 
 import numpy as np
@@ -28,6 +29,7 @@ HOPELESS = 1e-5  # a content-free prompt finds nothing less likely than this, re
 ROUNDS = (2, 3, 4)  # skills in a round that leads nowhere: there and back, there and back, ...
 SUGGESTED = 3  # things to ask for that a refusal names
 WORD_FOR_WORD = "the sentence is this skill's own words"
+LAST_RESORT = "it seems hardly possible, and nothing else would serve"
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,8 @@ class SayCanConfig:
     done_affordance: float = 0.2  # the planner's own: no critic judges "done"
     affordance_floor: float = 0.05  # what is less feasible is not scored by the language model; 0 scores all
     failure_factor: float = 0.7  # a skill's score is lowered by this for each failure since the last success of any
-    repeat_factor: float = 0.1  # ... and by this for each time that it has just succeeded in a row
+    failures: int = 5  # ... after so many it is not tried again before something has succeeded
+    repeat_factor: float = 0.1  # a skill's score is lowered by this for each time that it has just succeeded in a row
     max_steps: int = 40  # skills executed for one instruction: eight deliveries
     normalise: Literal["sum", "mean", "prior"] = "sum"  # a candidate's log-likelihood: the sum over its tokens, their
     # mean, or the sum less that after a content-free prompt [contextual calibration, Zhao et al. 2021]
@@ -97,7 +100,7 @@ class Decision:
     prompt: str
     seconds: float  # wall clock
     refusal: Refusal | None = None
-    because: str = ""  # why, where the product did not decide: WORD_FOR_WORD
+    because: str = ""  # why, where the product did not decide: WORD_FOR_WORD or LAST_RESORT
 
     @property
     def skill(self) -> Skill:
@@ -182,6 +185,11 @@ def one_at_a_time(decide: Decide) -> Decide:
     return cast(Decide, in_turn)
 
 
+def _since_success(history: Sequence[Step]) -> list[Step]:
+    """Failures since the last success of any skill, the last one first."""
+    return list(takewhile(lambda step: not step.outcome.succeeded, reversed(history)))
+
+
 class SayCanPlanner:
     """Chooses the next skill for an instruction. May be asked from several threads."""
 
@@ -253,8 +261,11 @@ class SayCanPlanner:
         language = self._normalised(language, prompt, asked, steps_done)
         if config.nearness and not config.without:
             language += config.nearness * self._above_mean(instruction, steps_done)
-        rows = self._table(language, weight, affordance, lowered * possible)
-        return Decision(rows, prompt, time.perf_counter() - started)
+        rows, because = self._table(language, weight, affordance, lowered * possible), ""
+        if rows[0].score <= 0 and (last := self._last_resort(prompt, weight, possible, history)) is not None:
+            language, because = np.where(np.arange(len(self.skills)) == last, 0.0, -np.inf), LAST_RESORT
+            rows = self._table(language, weight, affordance, np.ones(len(self.skills)))
+        return Decision(rows, prompt, time.perf_counter() - started, because=because)
 
     def _table(
         self, language: np.ndarray, weight: np.ndarray, affordance: np.ndarray, lowered: np.ndarray
@@ -475,17 +486,25 @@ class SayCanPlanner:
             return int(self._done.argmax())
         return asked if possible[asked] and len(tries) < self.config.tries else None
 
+    def _last_resort(
+        self, prompt: str, weight: np.ndarray, possible: np.ndarray, history: Sequence[Step]
+    ) -> int | None:
+        """Number of the skill that is tried once where the plan would end otherwise: what the language model is sure
+        of, is not ruled out, and seems hardly possible. A critic that looks through a camera errs now and then."""
+        failed = {step.skill.name for step in _since_success(history)}
+        hard = (weight > 0) & ~possible & [skill.name not in failed for skill in self.skills]
+        if self.config.without or not hard.any():
+            return None
+        language = self._score(prompt, np.flatnonzero(hard))
+        return int(language.argmax()) if np.exp(language.max()) >= self.config.sure else None
+
     # -- what has been done ------------------------------------------------------------------------------------------
 
     def _lowered(self, skill: Skill, history: Sequence[Step]) -> float:
         """Failures count until something succeeds, as that changes the state; repeats count while nothing else does,
         and so does a round of skills that has been gone twice."""
-        factor = 1.0
-        for past in reversed(history):
-            if past.outcome.succeeded:
-                break
-            if past.skill.name == skill.name:
-                factor *= self.config.failure_factor
+        failures = sum(past.skill.name == skill.name for past in _since_success(history))
+        factor = self.config.failure_factor**failures if failures < self.config.failures else 0.0
         done = [past.skill.name for past in history if past.outcome.succeeded]
         for name in reversed(done):
             if name != skill.name:

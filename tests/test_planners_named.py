@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 
+from planners.asking import Asking
 from planners.named import named, renamed, verbatim
 from planners.prompts import Begun, Example, Prompt
-from planners.saycan import WORD_FOR_WORD, SayCanConfig, SayCanPlanner, Step
+from planners.saycan import LAST_RESORT, WORD_FOR_WORD, SayCanConfig, SayCanPlanner, Step
 from planners.spelling import Spelling
 from skills.library import Skill, SkillLibrary
 from skills.types import Observation, Outcome, Status
@@ -188,6 +189,25 @@ def test_what_is_there_and_not_possible_is_not_replaced_either():
 def test_where_refusing_is_off_the_next_best_is_tried():
     decision = planner(Likes(grip_the_cone=0.99), refuse=False).step("the cone", [], possible("grip ball"))
     assert decision.refusal is None and decision.skill.name in ("grip ball", "done")
+
+
+class Sure(Likes):
+    """Finds all else impossible."""
+
+    def score(self, prompt, candidates):
+        with np.errstate(divide="ignore"):
+            return np.log([self.shares.get(text.strip(), 0.0) for text in candidates])
+
+
+def test_what_seems_hardly_possible_is_tried_once_where_nothing_else_would_serve():
+    def step(history=(), affordance=0.01):
+        here = possible(grip_ball=affordance)
+        return planner(Sure(grip_the_ball=0.9)).step("the ball please", history, here, seen(ball="table"))
+
+    tried = step()
+    assert tried.skill.name == "grip ball" and tried.because == LAST_RESORT
+    assert "hardly possible" in Asking("when-unsure", 0.0).question("the ball please", tried).reason
+    assert step([Step(tried.skill, FAILED)]).stuck and step(affordance=0.0).stuck
 
 
 # ---- what is there

@@ -160,6 +160,8 @@ def test_failures_lower_a_skill_until_something_succeeds(prompt):
     for history, lowered in (([failed], 0.5), ([failed, failed], 0.25), ([failed, failed, other], 1.0)):
         decision = planner.step("bring me tea", history, {"pick tea": 1.0})
         assert decision.candidates[0].lowered == lowered
+    given_up = planner.step("bring me tea", [failed] * 5, {"pick tea": 1.0})
+    assert given_up.done and {row.skill.name: row.lowered for row in given_up.candidates}["pick tea"] == 0
 
 
 def test_failed_steps_are_not_shown_to_the_language_model(prompt):

@@ -16,7 +16,7 @@ from rich.progress import track
 from rich.table import Table
 
 from planners.asking import Asking, confidence, threshold
-from planners.saycan import DONE, SayCanConfig, SayCanPlanner, Step
+from planners.saycan import DONE, WORD_FOR_WORD, SayCanConfig, SayCanPlanner, Step
 from saycan_qt import atomic
 from saycan_qt.evaluation.plans import sources, value_of
 from saycan_qt.evaluation.rates import wilson
@@ -112,9 +112,9 @@ def tried(
             least = 0.0 if right else least
             return ended()
         skill = decision.skill
-        # What is chosen for its words is never asked about
-        sure = 1.0 if decision.because else confidence(instruction.say, decision, history, began)
-        least = least if decision.because else min(least, sure)
+        sure = confidence(instruction.say, decision, history, began)
+        if decision.because != WORD_FOR_WORD:  # which is never asked about
+            least = min(least, sure)
         if (question := ask.question(instruction.say, decision, history, began)) is not None:
             asked += 1
             answers = [option for option in question.skills if option.name in right]
