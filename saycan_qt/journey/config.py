@@ -26,7 +26,8 @@ WITHOUT: dict[str, Literal["affordance", "language"]] = {"no-affordance": "affor
 class LiveOptions:
     """A page in the browser, while it goes on."""
 
-    live: bool = False  # serve a page that shows what the robot sees, does and why, and takes what you say
+    # Serve a page that shows what the robot sees, does and why, stops it, takes answers and, in a session, what you say
+    live: bool = False
     live_host: str = "127.0.0.1"  # its address; one that other machines can reach takes TLS, and tokens
     live_port: int = 0  # 0: a free one, which is printed
     # Further names that browsers may find it by, beside its address and this machine's own
