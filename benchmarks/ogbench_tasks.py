@@ -105,9 +105,8 @@ class Config:
     replan: int = 0  # actions of a chunk that are carried out before the next; 0: all
     shown: int = 0  # steps before the task is done, the only ones to imitate; 0: all play may be
     relative: bool = False  # the policy also sees where cubes are from the gripper; OGBench's own learners do not
-    together: int = (
-        5  # episodes whose actions are computed at a time, each in an environment that takes seconds to make
-    )
+    # Episodes whose actions are computed at a time, each in an environment that takes seconds to make
+    together: int = 5
     threads: int = 1
     device: str = "cpu"
     more: str = ""  # further arguments of saycan_qt.train, for all rows: --more="--discount 0.995"

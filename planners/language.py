@@ -253,7 +253,9 @@ def _load_gguf(path: Path, dtype: torch.dtype) -> tuple[Any, Any]:
 def adapted(model: Any, folder: Path) -> Any:
     """The model with an adapter added to its weights: as fast as without. Raises WeightsError."""
     if not (folder / WEIGHTS).is_file():  # PEFT would also read a pickle
-        raise WeightsError(f"{folder}: no adapter_model.safetensors in it, so it is not an adapter's folder")
+        below = folder / "adapter"  # where a run leaves it, and a robot's folder has it
+        what = f"its adapter is {below}" if (below / WEIGHTS).is_file() else "so it is not an adapter's folder"
+        raise WeightsError(f"{folder}: no {WEIGHTS} in it, {what}")
     if not is_whole(folder):
         raise WeightsError(f"{folder}: damaged, its files are not those that {MANIFEST} names")
     if problem := _fault_of_adapter(folder):

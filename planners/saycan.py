@@ -43,12 +43,15 @@ class SayCanConfig:
     failures: int = 5  # ... after so many it is not tried again before something has succeeded
     repeat_factor: float = 0.1  # a skill's score is lowered by this for each time that it has just succeeded in a row
     max_steps: int = 40  # skills executed for one instruction: eight deliveries
-    normalise: Literal["sum", "mean", "prior"] = "sum"  # a candidate's log-likelihood: the sum over its tokens, their
-    # mean, or the sum less that after a content-free prompt [contextual calibration, Zhao et al. 2021]
-    without: Literal["", "affordance", "language"] = ""  # ablations [SayCan, sec. 5]: the language model alone, or the
-    # affordance and how near a skill's text is to the instruction by sentence embedding
-    preselect: int = 0  # for large libraries: the language model scores only this many of the feasible skills, those
-    # nearest, by sentence embedding, to the instruction and its examples' steps, which are some 20; 0: all of them
+    # A candidate's log-likelihood: the sum over its tokens, their mean, or (prior) the sum less that after a
+    # content-free prompt [contextual calibration, Zhao et al. 2021]
+    normalise: Literal["sum", "mean", "prior"] = "sum"
+    # Ablations [SayCan, sec. 5]: the language model alone, or the affordance and how near a skill's text is to the
+    # instruction by sentence embedding
+    without: Literal["", "affordance", "language"] = ""
+    # For large libraries: the language model scores only this many of the feasible skills, those nearest, by sentence
+    # embedding, to the instruction and its examples' steps, which are some 20; 0: all of them
+    preselect: int = 0
     # Weight of how near a skill's text is to the instruction, the cosine by sentence embedding, beside its
     # log-likelihood; None: 0, or what the language model brings along (saycan_qt.language.planner_of)
     nearness: float | None = None

@@ -41,9 +41,10 @@ class LanguageConfig:
     # are fetched, and no code of it is run), or the URL of a server that scores texts, as vLLM does
     model: str = ""
     served: str = ""  # what that server calls the model; the server's key is taken from LANGUAGE_SERVER_KEY
-    # A folder that `saycan_qt.tune` left; "none": the model as published, which needs examples; "general": the shipped
-    # adapter that is told what a robot can do. By default the shipped model plans with the adapter that comes with the
-    # robot's language, where it was taught all of the robot's skills, and for other robots with the general one
+    # The folder `adapter` of what `saycan_qt.tune` left; "none": the model as published, which needs examples;
+    # "general": the shipped adapter that is told what a robot can do. By default the shipped model plans with the
+    # adapter that comes with the robot's language, where it was taught all of the robot's skills, and for other robots
+    # with the general one
     adapter: str = ""
     device: str = CPU  # where it computes, as PyTorch says: cpu, cuda, cuda:1
     # A model that only chats: the URL of a server that does so as OpenAI's (with --language.served), or a name as

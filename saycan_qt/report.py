@@ -18,7 +18,7 @@ import tyro
 from saycan_qt.journey import mcap
 from saycan_qt.journey.replay import replay
 from saycan_qt.journey.report import write_report
-from saycan_qt.journey.results import NotWritten
+from saycan_qt.journey.results import PLAN, NotWritten
 from saycan_qt.options import File, parse
 from saycan_qt.page.runs import NoRun
 from saycan_qt.services.processes import refuse
@@ -47,6 +47,9 @@ def main() -> int:
             write_mcap(config.folder, config.mcap)
         except OSError as error:
             return refuse(f"{config.mcap} cannot be written: {error.strerror or error}")
+        except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as error:  # the page is lenient
+            why = f"{type(error).__name__}: {str(error)[:200]}"
+            return refuse(f"{config.mcap} cannot be made: {config.folder / PLAN} is not as a run leaves it: {why}")
         print(config.mcap)
     return 0
 

@@ -3,7 +3,7 @@
     pip install --no-deps .                                         # or a wheel, on a computer that only drives
     pip install --no-warn-conflicts $(saycan-qt requires robot)     # pip would warn of all that is left out
 
-`pip install 'saycan-qt[robot]'` would bring torch and mujoco too: no extra takes anything away. Only Python's own
+`pip install '.[robot]'` would bring torch and mujoco too: no extra takes anything away. Only Python's own
 modules are imported here, since no other is there yet.
 """
 

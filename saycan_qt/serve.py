@@ -1,13 +1,13 @@
 """The skill server: judges which skills can succeed, and acts.
 
     python -m saycan_qt.serve                                       # the models that come with the project, on loopback
-    python -m saycan_qt.serve --affordance runs/critic --port 50051
+    python -m saycan_qt.serve --affordance runs/critic/checkpoint --port 50051
     python -m saycan_qt.serve --calibrated                          # affordances as probabilities of success
     python -m saycan_qt.serve --stream-timeout 0.4                  # for real robots: frees what has stopped observing
-    python -m saycan_qt.serve --also night=runs/night lab=runs/critic:runs/actor     # more models, asked for by name
+    python -m saycan_qt.serve --also night=runs/night/checkpoint lab=my_models:Both  # more models, asked for by name
     python -m saycan_qt.serve --metrics-port 9090 --log-format json                  # Prometheus; a line for each call
     python -m saycan_qt.serve --record data/executed                # keeps what robots do, to train on
-    python -m saycan_qt.serve --skills my_robot.yaml --affordance runs/mine --execution runs/mine
+    python -m saycan_qt.serve --skills my_robot.yaml --affordance runs/mine/checkpoint --execution runs/mine/checkpoint
     python -m saycan_qt.serve --skills my_robot.yaml --affordance my_models:Critic --execution my_models:Actor
     python -m saycan_qt.serve --robot-folder my_robot               # its skills, and what judges and acts for it
     python -m saycan_qt.serve --host 0.0.0.0 --port 50051 --certificate gpu.pem --key gpu.key --tokens tokens.yaml

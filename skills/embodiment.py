@@ -35,6 +35,7 @@ TERMINATE_THRESHOLD = 0.5  # a terminate dimension above it ends the skill
 MAX_SECONDS = 30.0  # of a skill, where nobody says
 LARGEST = 10_000  # numbers of a state or an action; more are a mistake
 MAX_SIDE, MAX_CAMERAS, MAX_PIXELS = 4096, 64, 2**26  # [pixels] of a camera's side, and of all cameras together
+MOST_SENT = 16  # cameras in one observation
 MAX_NUMBER = 1e19  # of a measurement or an action, nanoseconds since 1970 included; its square is finite in float32
 MAX_NAME = 1000  # characters of a robot's, a camera's or a number's name
 LEAST_HZ, MOST_HZ = 1e-3, 10_000  # [Hz]

@@ -30,7 +30,7 @@ from typing import Any
 import yaml
 
 from skills import files
-from skills.embodiment import Embodiment
+from skills.embodiment import MOST_SENT, Embodiment
 from skills.errors import EmbodimentError
 from skills.library import MAX_WORD, SkillLibrary
 from skills.openpi.keys import Keys
@@ -82,6 +82,8 @@ class RobotFolder:
             if str(error).startswith(f"{file}: the embodiment: no key"):
                 raise EmbodimentError(f"{error}, {', '.join(OWN)}") from None
             raise
+        if len(embodiment.cameras) > MOST_SENT:  # of data there may be more
+            raise EmbodimentError(f"{file}: {len(embodiment.cameras)} cameras; an observation carries {MOST_SENT}")
         texts = {key: _text(given, key, file) for key in OWN if key not in ("views", OPENPI)}
         driver = texts["driver"]
         if driver and not CLASS.fullmatch(driver) and not ADDRESS.fullmatch(driver):

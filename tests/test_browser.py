@@ -231,6 +231,16 @@ def test_veto_answer_choose_and_instruct_arrive(going, open_page):
     assert going.heard() == {"do": "instruct", "text": "bring me s"} and going.commands.empty()
 
 
+def test_the_slash_is_for_what_it_shall_do_where_that_can_be_said(going, open_page):
+    page = open_page(going.server.url)
+    page.evaluate("() => addEventListener('keydown', (event) => { window.taken = event.defaultPrevented })")
+    for session in (False, True):
+        going.tell(session=session)
+        page.locator("#words").wait_for(state="visible" if session else "hidden")
+        page.keyboard.press("/")
+        assert page.evaluate("window.taken") is session
+
+
 def choose(page):
     page.get_by_role("button", name="go to the table", exact=True).click()
     page.get_by_role("button", name="Do this one instead").click()

@@ -70,6 +70,12 @@ def test_a_missing_or_truncated_file_is_named(folder, name):
         checkpoint.load_files(folder)
 
 
+def test_the_checkpoint_in_a_run_s_folder_is_named(tmp_path):
+    shutil.copytree(checkpoint.SHIPPED / "execution", tmp_path / "run" / "checkpoint")
+    with pytest.raises(CheckpointError, match=r"run is a run's folder; its checkpoint is .*run/checkpoint$"):
+        checkpoint.resolve(tmp_path / "run")
+
+
 @pytest.mark.parametrize("name", ["policy.pt", "pytorch_model.bin", "weights.pkl"])
 def test_a_pickle_is_refused_unread(tmp_path, name):
     (tmp_path / name).write_bytes(b"\x80\x04")

@@ -19,13 +19,14 @@ from saycan_qt.evaluate import main
 from saycan_qt.evaluation import skills
 from saycan_qt.evaluation.affordance import measure as affordance
 from saycan_qt.evaluation.affordance.figures import figures
+from saycan_qt.evaluation.affordance.judges import Judge
 from saycan_qt.evaluation.rates import wilson
 from saycan_qt.evaluation.skills import run_episode
 from saycan_qt.kitchen.practice import rollouts
 from saycan_qt.learning import checkpoint
 from saycan_qt.learning.algorithms.q_transformer import QTransformer
 from saycan_qt.options import dispatch
-from skills.embodiment import ActionDimension, Camera, Embodiment
+from skills.embodiment import ActionDimension, Camera, Embodiment, StateNumber
 from skills.library import SkillLibrary
 from skills.robot_folder import default_robot
 from skills.server import serve
@@ -366,6 +367,18 @@ def test_an_episode_can_be_one_question_with_what_was_seen_before_it(tmp_path):
 def test_the_episodes_own_success_can_be_the_label(tmp_path):
     questions = affordance.ask(make_episodes(tmp_path / "episodes"), "", "recorded")
     assert questions.labels[:, 0].tolist() == [n % 4 < 3 for n in range(24)] and questions.texts[2] == [TASKS[2]]
+
+
+def test_a_robot_without_a_camera_gets_a_report_without_pictures(tmp_path, monkeypatch):
+    blind, still = Embodiment((ActionDimension("x"),), state=(StateNumber("x"),)), np.zeros((2, 1), np.float32)
+    with EpisodeWriter(tmp_path / "episodes", blind, fps=10) as writer:
+        for number in range(24):
+            writer.add(Episode({}, still, still, TASKS[0], number % 3 > 0))
+    judge = Judge("blind", "1", lambda seen, texts: np.full(len(texts), 0.4), lambda text: True)
+    monkeypatch.setattr(affordance.affordance_judges, "of_checkpoint", lambda name: judge)
+    command = ["affordance", "--data", str(tmp_path / "episodes"), "--label", "recorded", "--resamples", "5"]
+    assert main([*command, "--out", str(tmp_path)]) == 0
+    assert (page := (tmp_path / "report.html").read_text()).count("<figure>") > 3 and "<img" not in page
 
 
 def test_a_label_of_feasibility_in_tfrecords_is_read_through_the_mapping(tmp_path):

@@ -4,6 +4,7 @@ that only drives."""
 import ast
 import importlib
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -213,6 +214,22 @@ def test_help_takes_no_time():
     code = "import sys; from saycan_qt.__main__ import main; sys.argv[1:] = ['-h']; main(); print(sorted(sys.modules))"
     ran = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert not {"numpy", "grpc", "tyro", "torch"} & set(ast.literal_eval(ran.stdout.splitlines()[-1]))
+
+
+def test_an_option_is_explained_beside_it_or_above_it():
+    torn = []  # tyro gives what follows below to the next option, or to none
+    for file in (file for name in (*PACKAGES, "benchmarks") for file in (ROOT / name).rglob("*.py")):
+        lines = [*file.read_text().splitlines(), ""]
+        for node in ast.walk(ast.parse("\n".join(lines))):
+            if not isinstance(node, ast.ClassDef) or not node.name.endswith(("Config", "Options")):
+                continue
+            for field in (field for field in node.body if isinstance(field, ast.AnnAssign)):
+                last, below = lines[field.end_lineno - 1 : field.end_lineno + 1]
+                goes_on = re.match("    # ([a-z]+,?) ", below)  # with a word that the line had no room for
+                full = goes_on and "  # " in last and len(f"{last} {goes_on[1]}") > 120
+                if full or any("  # " in line for line in lines[field.lineno : field.end_lineno]):
+                    torn.append(f"{file}:{field.lineno}")
+    assert not torn
 
 
 @pytest.mark.parametrize("name", sorted(commands()))

@@ -188,6 +188,13 @@ def test_a_folder_becomes_the_same_file_afterwards(written, tmp_path, monkeypatc
     assert report.main() == 2 and "never overwritten" in capsys.readouterr().err
 
 
+def test_a_plan_that_tells_too_little_is_refused_in_a_line_and_leaves_no_file(tmp_path, monkeypatch, capsys):
+    (tmp_path / "plan.json").write_text('{"instruction": "x", "steps": []}')
+    monkeypatch.setattr(sys, "argv", ["report", str(tmp_path), "--mcap", str(tmp_path / "x.mcap")])
+    assert report.main() == 2 and not (tmp_path / "x.mcap").exists()
+    assert capsys.readouterr().err.endswith("plan.json is not as a run leaves it: KeyError: 'started'\n")
+
+
 DIES = """
 import os, pathlib, signal, sys, time
 from saycan_qt.journey import mcap

@@ -156,6 +156,12 @@ def test_a_damaged_adapter_is_refused_before_it_is_read(tmp_path, damage, reason
     assert "\n" not in str(refusal.value)
 
 
+def test_the_adapter_in_the_folder_of_what_made_it_is_named(tmp_path):
+    folder = shutil.copytree(kitchen_language().adapter, tmp_path / "run" / "adapter")
+    with pytest.raises(WeightsError, match=f"run: no adapter_model.safetensors in it, its adapter is {folder}$"):
+        adapted(None, tmp_path / "run")
+
+
 def test_missing_weights_name_the_command_that_installs_them(tmp_path, monkeypatch):
     monkeypatch.setattr(weights, "find_spec", lambda module: None)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from planners.prompts import ExamplesError, load_examples
 from planners.robot_language import RobotLanguage
 from saycan_qt import new
 from saycan_qt.journey.config import RunConfig, check
+from saycan_qt.journey.stack import Stack
 from saycan_qt.kitchen.language.spoken import kitchen_language
 from saycan_qt.robot import RobotConfig, robot_in_folder
 from saycan_qt.serve import BY_RULE, Nobody, ServeConfig, checkpoints, models_of
@@ -114,6 +116,21 @@ def test_what_the_file_does_not_say_of_an_action_or_says_twice_is_refused(robot,
     file.write_text(file.read_text().replace(written, instead))
     with pytest.raises(EmbodimentError, match=reason):
         RobotFolder.load(robot.path)
+
+
+def test_more_cameras_than_an_observation_carries_are_refused(robot):
+    file = robot.path / "robot.yaml"
+    file.write_text(
+        file.read_text().replace("cameras: {", "cameras: {" + "".join(f"c{n}: [9, 9], " for n in range(16)))
+    )
+    with pytest.raises(EmbodimentError, match="17 cameras; an observation carries 16"):
+        RobotFolder.load(robot.path)
+
+
+def test_views_that_are_not_filmed_are_named(robot, caplog):
+    views = tuple("abcdefghij")
+    seen = SimpleNamespace(info=SimpleNamespace(views=views), body=robot, config=RunConfig(instruction="x"))
+    assert Stack._views(seen, None) == views[:8] and "8 of the robot's views are filmed; not i, j" in caplog.text
 
 
 def test_a_driver_gets_what_its_constructor_names(robot):

@@ -26,7 +26,8 @@ WITHOUT: dict[str, Literal["affordance", "language"]] = {"no-affordance": "affor
 class LiveOptions:
     """A page in the browser, while it goes on."""
 
-    live: bool = False  # serve a page that shows what the robot sees, does and why, and takes what you say
+    # Serve a page that shows what the robot sees, does and why, stops it, takes answers and, in a session, what you say
+    live: bool = False
     live_host: str = "127.0.0.1"  # its address; one that other machines can reach takes TLS, and tokens
     live_port: int = 0  # 0: a free one, which is printed
     # Further names that browsers may find it by, beside its address and this machine's own
@@ -52,14 +53,16 @@ class Options:
     credentials: HowToCall = field(default_factory=ClientOptions)
     skills: File = None  # what the robot can do (YAML); by default skills.yaml of the robot's folder
     calibrated: bool = False  # plan with calibrated affordances in place of raw Q-values, see `serve --help`
-    record: Folder = None  # keep every learnt skill as an episode to train on, see `serve --record`, and beside them
-    # what you say of how one really ended
+    # Keep every learnt skill as an episode to train on, see `serve --record`, and beside them what you say of how one
+    # really ended
+    record: Folder = None
     # saycan: likelihood x affordance; proposal: the language model says what it would do, skills near to that are
     # looked up, and the affordance picks. Ablations of saycan: the language model alone, or the affordance and how near
     # a skill's text is to the instruction
     planner: Literal["saycan", "proposal", "no-affordance", "no-language"] = "saycan"
-    normalise: Literal["sum", "mean", "prior"] = "sum"  # a skill's log-likelihood: sum over its tokens, their mean, or
-    # the sum less that after a content-free prompt
+    # A skill's log-likelihood: sum over its tokens, their mean, or (prior) the sum less that after a content-free
+    # prompt
+    normalise: Literal["sum", "mean", "prior"] = "sum"
     preselect: int = 0  # let the language model score only this many skills, the nearest by sentence embedding; 0: all
     explain: bool = False  # print why each skill was chosen, and what language and affordance vetoed (slower)
     language: LanguageConfig = field(default_factory=LanguageConfig)

@@ -228,7 +228,10 @@ class Stack:
     def _views(self, robot: RobotClient) -> tuple[str, ...]:
         """The cameras for people: those that the robot tells, else those of its folder; a robot of somebody else, which
         tells none, may have the kitchen's."""
-        views = (self.info.views or self.body.views)[:MAX_VIEWS]
+        views = self.info.views or self.body.views
+        if left := views[MAX_VIEWS:]:
+            log.warning("%d of the robot's views are filmed; not %s", MAX_VIEWS, ", ".join(left))
+            views = views[:MAX_VIEWS]
         if self.config.robot is not None and self.config.robot_folder is None:
             try:
                 robot.observe(views)

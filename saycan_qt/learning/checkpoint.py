@@ -182,6 +182,8 @@ def _resolve(path: Path) -> Path:
     if exists(path):
         return path
     if atomic.newest(path).exists():
+        if exists(path / "checkpoint"):
+            raise CheckpointError(f"{path} is a run's folder; its checkpoint is {path / 'checkpoint'}")
         _refuse_pickles(path)
         raise CheckpointError(f"{path}: no {MANIFEST} in it, so it is not a checkpoint folder")
     shipped = sorted(manifest.parent.name for manifest in SHIPPED.glob(f"*/{MANIFEST}"))

@@ -61,7 +61,7 @@ class TuneConfig:
     warmup: int = 40  # steps; 0: none
     seed: int = 0  # of the pairs
     threads: int = 2
-    init: Path | None = None  # an adapter to start from, of the same rank: a folder that such a run left, or "general"
+    init: Path | None = None  # an adapter to start from, of the same rank: the folder `adapter` of a run, or "general"
     compile: bool = True  # torch.compile: a few minutes at first, then twice as fast; needs a C++ compiler
 
 

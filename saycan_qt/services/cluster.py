@@ -31,7 +31,7 @@ Part = TypeVar("Part")
 Result = TypeVar("Result")
 
 LOCAL = "local"
-INSTALL = "--ray needs Ray, here and on every node: pip install 'saycan-qt[ray]'"
+INSTALL = "--ray needs Ray, here and on every node: pip install -e '.[ray]' in a checkout"
 START = "start one with `ray start --head`, and on each further machine `ray start --address HEAD:6379`; or --ray local"
 AHEAD = 3  # parts for each CPU that are under way, or done and not yet taken
 TRIES = 5  # workers that may be lost over one part

@@ -16,7 +16,7 @@ from typing import cast, get_args
 import numpy as np
 from PIL import Image as PillowImage
 
-from skills.embodiment import LARGEST, MAX_SECONDS, ActionDimension, Camera, Embodiment, Kind, StateNumber
+from skills.embodiment import LARGEST, MAX_SECONDS, MOST_SENT, ActionDimension, Camera, Embodiment, Kind, StateNumber
 from skills.errors import EmbodimentError, InvalidRequest
 from skills.library import Skill
 from skills.types import Observation, Outcome, Status, looked_at
@@ -30,7 +30,6 @@ MAX_SCANS = 4  # of a JPEG, which has three where its channels lie apart
 MAX_HISTORY = 64  # [observations] in one request
 MAX_TEXT = 1000  # [characters] in any name, instruction or place
 MAX_OBJECTS = 1000  # in a semantic map
-MAX_CAMERAS = 16  # in one observation
 MAX_NUMBERS = LARGEST  # of a state or an action
 MAX_CHUNK = 1024  # actions in a chunk
 JPEG_QUALITY = 90
@@ -292,8 +291,8 @@ def read_images(
 ) -> dict[str, np.ndarray]:
     """Camera -> (H, W, 3) uint8 RGB, the first one first, or the model's in its order; "" names an only one that has no
     name. Nothing is decoded before all sizes are known to do."""
-    if len(message.images) + message.HasField("image") > MAX_CAMERAS:
-        raise InvalidRequest(f"{len(message.images) + 1} images; at most {MAX_CAMERAS} cameras are taken", "images")
+    if len(message.images) + message.HasField("image") > MOST_SENT:
+        raise InvalidRequest(f"{len(message.images) + 1} images; at most {MOST_SENT} cameras are taken", "images")
     sent: dict[str, tuple[pb.Image, str, str]] = {}  # the image, its field, and what to call it
     if message.HasField("image"):
         with inside("camera"):

@@ -52,6 +52,7 @@ def render(answer: Mapping[str, Any], questions: Questions) -> str:
     """answer: what affordance.json holds, about these questions."""
     models = list(answer["models"].items())
     wrong = {row["row"] for _, model in models for kind in model.get("mistakes", {}).values() for row in kind}
+    last = {row: seen[-1] for row, seen in questions.histories(sorted(wrong)).items()}  # some robots have no camera
     environment = jinja2.Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
@@ -62,7 +63,7 @@ def render(answer: Mapping[str, Any], questions: Questions) -> str:
         models=[(f"c{i % COLORS}", name, model) for i, (name, model) in enumerate(models)],
         sections=sections(answer["models"]),
         families=bars(answer["models"]),
-        pictures={row: picture(seen[-1].image) for row, seen in questions.histories(sorted(wrong)).items()},
+        pictures={row: picture(seen.image) for row, seen in last.items() if seen.images},
         side=SIDE,
     )
 
