@@ -73,6 +73,8 @@ class Arm:
     def start(self, skill: Skill) -> None: ...  # open the gripper, home the arm: whatever each skill begins with
 
     def perform(self, skill: Skill, canceled: Callable[[], bool]) -> None:
+        if skill.family not in ("go to", "done"):
+            raise ValueError(f"this arm performs no {skill.name!r} yet")
         while skill.family == "go to" and not self._near(HOME) and not canceled():
             self.apply(np.clip(HOME - self._tip, -STEP, STEP))
 

@@ -16,7 +16,7 @@ from running_skill import RunningSkill
 from saycan_qt.kitchen.env import KitchenEnv
 from skills.client import RobotClient
 from skills.errors import Busy
-from skills.library import SkillLibrary
+from skills.library import Skill, SkillLibrary
 from skills.robot import serve as serve_robot
 from skills.types import Robot, Status
 
@@ -46,6 +46,13 @@ def test_ones_own_robot_halts_and_ends_when_its_server_is_told_to():
             *_, outcome = events
         assert outcome.status.value == "canceled" and "shutting down" in outcome.message
         assert process.wait(30) == 0
+
+
+def test_ones_own_robot_refuses_a_scripted_skill_that_it_has_nothing_for():
+    library = SkillLibrary([Skill("wave", "wave", learned=False)])
+    with serve_robot(own_robot.Arm(), library) as server, RobotClient(server.address) as robot:
+        [outcome] = robot.execute("wave")
+    assert outcome.status is Status.ABORTED and "performs no 'wave' yet" in outcome.message
 
 
 class StuckArm(own_robot.Arm):
