@@ -33,13 +33,17 @@ def line_robot():
 
 
 @pytest.fixture
-def robot_client(line_robot):
+def skills():
     with (
         skill_service.serve(LIBRARY, Walker(), Walker(), model_id="walker", limits=UNHURRIED) as server,
-        SkillClient(server.address) as skills,
-        robot_service.serve(line_robot, LIBRARY, skills) as robot,
-        RobotClient(robot.address) as client,
+        SkillClient(server.address) as client,
     ):
+        yield client
+
+
+@pytest.fixture
+def robot_client(line_robot, skills):
+    with robot_service.serve(line_robot, LIBRARY, skills) as robot, RobotClient(robot.address) as client:
         yield client
 
 
@@ -126,6 +130,37 @@ def test_a_halted_leaf_stops_the_robot_and_leaves_it_free_for_the_next(leaf_of, 
     assert tick(other) == "SUCCESS"
 
 
+class Unstoppable(LineRobot):
+    """Its motors do not take the command to stop, while they are `broken`."""
+
+    broken = True
+
+    def stop(self):
+        if self.broken:
+            raise OSError("the bus is gone")
+        super().stop()
+
+
+@pytest.fixture
+def unstoppable(skills):
+    robot = Unstoppable(period=0.02)
+    with robot_service.serve(robot, LIBRARY, skills) as server, RobotClient(server.address) as client:
+        yield client
+        robot.broken = False
+
+
+def test_a_robot_that_cannot_be_halted_keeps_no_other_of_its_tree_from_being_halted(leaf_of, line_robot, unstoppable):
+    import py_trees
+
+    leaves = [type(leaf_of(ENDLESS))(unstoppable, ENDLESS), leaf_of(ENDLESS)]
+    both = py_trees.composites.Parallel("both", py_trees.common.ParallelPolicy.SuccessOnAll(), children=leaves)
+    both.tick_once()
+    assert line_robot.moving.wait(20)
+    both.stop(py_trees.common.Status.INVALID)
+    assert not line_robot.moving.is_set() and line_robot.applied < 45
+    assert {leaf.status for leaf in leaves} == {py_trees.common.Status.INVALID}
+
+
 # ---- ROS 2, which is not needed here
 
 
@@ -171,9 +206,9 @@ def run_goal(robot_client):
     """handle, result = run_goal(skill, meanwhile); `meanwhile(handle)` is called when the first feedback is there."""
     action = SimpleNamespace(**run_skill_action())
 
-    def run(skill, meanwhile=lambda handle: None):
+    def run(skill, meanwhile=lambda handle: None, robot=robot_client):
         handle, results = GoalHandle(skill), []
-        thread = threading.Thread(target=lambda: results.append(ros2_goals.execute(robot_client, handle, action)))
+        thread = threading.Thread(target=lambda: results.append(ros2_goals.execute(robot, handle, action)))
         thread.start()
         while thread.is_alive() and not handle.feedback:
             time.sleep(0.005)
@@ -204,6 +239,11 @@ def test_a_canceled_ros_goal_stops_the_robot(run_goal, line_robot):
     handle, result = run_goal(ENDLESS, lambda handle: handle.to("CANCELING", "EXECUTING"))
     assert handle.status == "CANCELED" and result.outcome == "canceled"
     assert not line_robot.moving.is_set() and line_robot.applied < 45
+
+
+def test_a_canceled_ros_goal_whose_robot_cannot_be_halted_is_aborted_with_the_reason(run_goal, unstoppable):
+    handle, result = run_goal(ENDLESS, lambda handle: handle.to("CANCELING", "EXECUTING"), unstoppable)
+    assert handle.status == "ABORTED" and result.outcome == "aborted" and "failed to stop it" in result.message
 
 
 def test_a_robot_stopped_by_somebody_else_aborts_the_ros_goal(run_goal, robot_client):
