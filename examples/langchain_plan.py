@@ -37,7 +37,7 @@ class Config:
 def main(config: Config) -> int:
     here = kitchen(config.seed, config.server, config.robot)
     adapter = NONE if config.propose else ""  # tuned on plans alone, it has one idea where eight are wanted
-    chosen = LanguageConfig(config.url, config.model, adapter, config.chat)
+    chosen = LanguageConfig(model=config.url, served=config.model, adapter=adapter, chat=config.chat)
     language = load_language(chosen, kitchen_language(), here.skills)
     kind = "proposal" if config.propose else "saycan"
     planner = planner_of(kind, language, here.skills, SayCanConfig())

@@ -3,6 +3,7 @@
 import asyncio
 import threading
 
+import langchain_plan
 import numpy as np
 import pytest
 from langchain.agents import create_agent
@@ -17,6 +18,7 @@ from planners.saycan import SayCanPlanner
 from planners.weights import text_embedder
 from saycan_qt.kitchen.language.spoken import kitchen_language
 from saycan_qt.kitchen.symbolic import SymbolicKitchen
+from saycan_qt.language import LanguageConfig
 from skills.library import Skill, SkillLibrary
 from skills.types import Outcome, Status
 
@@ -169,6 +171,25 @@ def test_an_agent_without_the_planners_tools_is_refused(planner):
     model = PlannerModel(planner=planner, judge=here, world=here)
     with pytest.raises(ValueError, match=r"need the tools .*pick"):
         model.bind_tools(skill_tools([Skill("dance", "dance")], here))
+
+
+def test_the_example_asks_for_the_language_model_that_its_options_name(monkeypatch):
+    class Asked(Exception): ...
+
+    def load(config, *_):
+        raise Asked(config)
+
+    monkeypatch.setattr(langchain_plan, "load_language", load)
+    for given, wanted in (
+        ({}, {}),
+        ({"propose": True}, {"adapter": "none"}),
+        ({"url": "http://a:1", "model": "m"}, {"model": "http://a:1", "served": "m"}),
+        ({"chat": "openai:gpt-5"}, {"chat": "openai:gpt-5"}),
+        ({"chat": "http://a:1", "model": "m"}, {"chat": "http://a:1", "served": "m"}),
+    ):
+        with pytest.raises(Asked) as asked:
+            langchain_plan.main(langchain_plan.Config(**given))
+        assert asked.value.args[0] == LanguageConfig(**wanted)
 
 
 @pytest.mark.parametrize(
