@@ -175,7 +175,9 @@ def execute(config: Config, address: str) -> int:
 
 
 def main(config: Config) -> int:
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup has it
+            signal.signal(number, signal.default_int_handler)
     with ExitStack() as stack:
         try:
             env, mapping, skill = make(config)

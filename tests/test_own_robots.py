@@ -1,8 +1,10 @@
 """The examples that a robot team starts from: they run, and they are Robots."""
 
+import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import gymnasium
@@ -46,6 +48,42 @@ def test_ones_own_robot_halts_and_ends_when_its_server_is_told_to():
             *_, outcome = events
         assert outcome.status.value == "canceled" and "shutting down" in outcome.message
         assert process.wait(30) == 0
+
+
+TELLING = """
+import sys
+import own_robot
+
+class Telling(own_robot.Arm):
+    def apply(self, action):
+        print("move", flush=True)
+        super().apply(action)
+
+    def stop(self):
+        print("stop", flush=True)
+        super().stop()
+
+own_robot.Arm = Telling
+sys.exit(own_robot.main(own_robot.Config(*sys.argv[1:])))
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize(("arguments", "code"), [(["127.0.0.1:0"], 0), ([], 130)])
+def test_ones_own_arm_is_stopped_whatever_ends_its_process(arguments, code, number):
+    command = [sys.executable, "-c", TELLING, *arguments]
+    with subprocess.Popen(command, cwd=OWN_ROBOT.parent, stdout=subprocess.PIPE, text=True) as process:
+        address = process.stdout.readline().split()[4].rstrip(";")
+        with RobotClient(address) as robot:
+            running = robot.execute("reach blue") if arguments else None  # the robot stops where nobody keeps it
+            while process.stdout.readline() != "move\n":
+                pass
+            for _ in range(2):
+                process.send_signal(number)
+                time.sleep(0.02)
+            said = process.stdout.read().splitlines()
+    assert process.returncode == code, running
+    assert "stop" in said and "move" not in said[said.index("stop") :]
 
 
 def test_ones_own_robot_refuses_a_scripted_skill_that_it_has_nothing_for():
