@@ -130,7 +130,7 @@ class Dot(gymnasium.Env):
     action_space = gymnasium.spaces.Box(-1, 1, (2,), np.float32)
 
     def __init__(self, render_mode=None):
-        self.render_mode = render_mode
+        self.render_mode, self.drawn_by = render_mode, set()
 
     def reset(self, *, seed=None, options=None):
         super().reset(seed=seed)
@@ -143,6 +143,7 @@ class Dot(gymnasium.Env):
         return self.place.copy(), float(success), success, False, {"success": success}
 
     def render(self):
+        self.drawn_by.add(threading.get_ident())
         return np.zeros((8, 10, 3), np.uint8)
 
 
@@ -159,16 +160,25 @@ def test_any_environment_with_a_box_of_actions_runs_behind_the_service(dot, caps
     assert capsys.readouterr().out.count("leave the middle: succeeded") == 2
 
 
+def test_an_environment_is_drawn_by_the_robots_thread_alone_as_opengl_needs_it(dot):
+    env, mapping, skill = gymnasium_robot.make(gymnasium_robot.Config(env=dot))
+    robot = GymnasiumRobot(env, mapping)
+    with serve_robot(robot, SkillLibrary([skill])) as server, RobotClient(server.address) as client:
+        client.observe(["room"])
+    assert len(env.unwrapped.drawn_by) == 1 and threading.get_ident() not in env.unwrapped.drawn_by
+
+
 def test_an_environment_that_cannot_be_mapped_is_refused_with_the_reason(capsys):
     assert gymnasium_robot.main(gymnasium_robot.Config(env="FrozenLake8x8-v1")) == 2
     assert gymnasium_robot.main(gymnasium_robot.Config(env="Nothing-v0")) == 2
-    first, second = capsys.readouterr().err.splitlines()
-    assert "Discrete(4)" in first and "Nothing" in second
+    assert gymnasium_robot.main(gymnasium_robot.Config(env="no_such_package:Nothing-v0")) == 2
+    first, second, third = capsys.readouterr().err.splitlines()
+    assert "Discrete(4)" in first and "Nothing" in second and "'no_such_package'" in third
 
 
 def test_a_guessed_mapping_takes_over_what_the_environment_says(dot):
     env = gymnasium.make(dot, render_mode="rgb_array")
-    mapping = guess(env)
+    mapping = guess(env, probe=env)
     found = mapping.embodiment
     assert (found.low.tolist(), found.high.tolist()) == ([-1, -1], [1, 1])
     assert (found.terminate, found.control_hz, len(found.state)) == (None, 3, 2)
