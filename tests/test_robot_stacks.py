@@ -8,6 +8,7 @@ import threading
 import time
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
@@ -161,6 +162,14 @@ def test_a_robot_that_cannot_be_halted_keeps_no_other_of_its_tree_from_being_hal
     assert {leaf.status for leaf in leaves} == {py_trees.common.Status.INVALID}
 
 
+@pytest.mark.parametrize(("robot", "skills"), [("localhost", ("pick apple",)), ("127.0.0.1:1", ())])
+def test_a_tree_that_cannot_begin_is_refused_in_a_line(robot, skills, capsys):
+    py_trees_leaf = pytest.importorskip("py_trees_leaf", reason="needs `pip install py_trees`")
+    assert py_trees_leaf.main(py_trees_leaf.Config(skills, robot)) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ")
+
+
 # ---- ROS 2, which is not needed here
 
 
@@ -272,3 +281,45 @@ def test_the_bridge_explains_itself_without_ros():
 def test_without_ros_the_bridge_says_what_to_install(capsys):
     assert ros2_bridge.main(ros2_bridge.Config("127.0.0.1:1")) == 2
     assert "no rclpy" in (said := capsys.readouterr().err) and "install it" in said
+
+
+class Shutdown(Exception): ...
+
+
+@pytest.fixture
+def ros(monkeypatch):
+    """What stands in for ROS 2: modules that record what they are asked for."""
+    names = "rclpy rclpy.action rclpy.callback_groups rclpy.executors rclpy.utilities"
+    modules = {name: MagicMock() for name in [*names.split(), "skill_interfaces.action", "std_srvs.srv"]}
+    for name, module in modules.items():
+        monkeypatch.setitem(sys.modules, name, module)
+    modules["rclpy.executors"].ExternalShutdownException = Shutdown
+    modules["rclpy.executors"].MultiThreadedExecutor.return_value.spin.side_effect = Shutdown
+    modules["rclpy.utilities"].remove_ros_args = lambda args: args[: args.index("--ros-args")]
+    return modules["rclpy"]
+
+
+def test_the_bridges_stop_takes_the_guards_road_too(ros, robot_client, monkeypatch):
+    told = []
+    executor, node = sys.modules["rclpy.executors"].MultiThreadedExecutor(), ros.create_node.return_value
+
+    def spin():
+        (_, name, stop), _ = node.create_service.call_args_list[0]
+        assert name == "~/stop" and stop(None, SimpleNamespace()).success
+
+    executor.spin.side_effect = spin
+    monkeypatch.setattr("skills.client.stop_robot", lambda address, *_: told.append(address) or True)
+    assert ros2_bridge.main(ros2_bridge.Config(robot_client.address)) == 0
+    assert told == [robot_client.info().stop_address]
+
+
+def test_a_bridge_that_hears_no_cancel_or_has_no_robot_is_refused_in_a_line(ros, capsys):
+    assert ros2_bridge.main(ros2_bridge.Config("127.0.0.1:1", threads=1)) == 2
+    assert ros2_bridge.main(ros2_bridge.Config("127.0.0.1:1")) == 2
+    threads, robot = capsys.readouterr().err.splitlines()
+    assert threads.startswith("error: --threads 1") and robot.startswith("error: the robot at 127.0.0.1:1")
+
+
+def test_arguments_of_ros_are_left_to_ros(ros, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["ros2_bridge.py", "--robot", "127.0.0.1:1", "--ros-args", "-r", "__ns:=/left"])
+    assert ros2_bridge.own_arguments() == ["--robot", "127.0.0.1:1"]
