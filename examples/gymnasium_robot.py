@@ -17,7 +17,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,14 +50,17 @@ KITCHEN = Mapping(
 )
 
 
-def guess(env: gymnasium.Env) -> Mapping:
+def guess(env: gymnasium.Env, probe: gymnasium.Env) -> Mapping:
     """A rendering, the observation's numbers, and the action as the environment has it; nothing terminates, so that a
-    skill ends by success or by time. Raises ValueError where that cannot be."""
+    skill ends by success or by time. Raises ValueError where that cannot be.
+
+    probe: another one alike, which is looked at here. What draws by OpenGL does so only on the thread where it began,
+    and gives black pictures on others; the robot has a thread of its own."""
     box = env.action_space
     if not isinstance(box, gymnasium.spaces.Box) or box.shape is None or len(box.shape) != 1 or not box.is_bounded():
         raise ValueError(f"the environment takes {box}; only a bounded list of numbers can be guessed at")
-    seen, _ = env.reset()
-    height, width, _ = np.shape(env.render())
+    seen, _ = probe.reset()
+    height, width, _ = np.shape(probe.render())
 
     def state(seen: Any) -> np.ndarray:
         return np.asarray(gymnasium.spaces.flatten(env.observation_space, seen), np.float32)
@@ -151,7 +154,8 @@ def make(config: Config) -> tuple[gymnasium.Env, Mapping, Skill]:
         skill = SkillLibrary.load()[config.skill]
         return KitchenEnv(skill), KITCHEN, skill
     env = gymnasium.make(config.env, render_mode="rgb_array")
-    return env, guess(env), Skill(config.skill, config.env)
+    with closing(gymnasium.make(config.env, render_mode="rgb_array")) as probe:
+        return env, guess(env, probe), Skill(config.skill, config.env)
 
 
 def policy(config: Config, embodiment: Embodiment) -> Actor:
@@ -175,10 +179,13 @@ def execute(config: Config, address: str) -> int:
 
 
 def main(config: Config) -> int:
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup has it
+            signal.signal(number, signal.default_int_handler)
     with ExitStack() as stack:
         try:
             env, mapping, skill = make(config)
+            stack.callback(env.close)  # once nothing draws any more
             library = SkillLibrary([skill])
             server = config.skill_server
             if not server:
@@ -190,7 +197,7 @@ def main(config: Config) -> int:
             )
             if not config.serve:
                 return execute(config, robot.address)
-        except (SkillError, ValueError, gymnasium.error.Error) as error:
+        except (SkillError, ValueError, ModuleNotFoundError, gymnasium.error.Error) as error:
             print(f"error: {error}", file=sys.stderr)
             return 2
         print(f"{config.env} listening on {robot.address}", flush=True)

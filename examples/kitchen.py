@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import sys
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
 from saycan_qt.kitchen.symbolic import SymbolicKitchen
+from saycan_qt.language import LanguageError
 from skills.client import RobotClient, SkillClient
+from skills.errors import SkillError
 from skills.library import Skill, SkillLibrary
 from skills.types import Observation, Outcome
 
@@ -28,6 +31,8 @@ class Symbols:
     def execute(self, skill: Skill) -> Outcome:
         return self.kitchen.execute(skill)
 
+    def close(self) -> None: ...  # nothing goes on moving
+
 
 class Services:
     """Judge and World in one: `python -m saycan_qt.serve` and `python -m saycan_qt.robot`, or your own."""
@@ -46,6 +51,22 @@ class Services:
         *_, outcome = self._robot.execute(skill.name)
         assert isinstance(outcome, Outcome)  # the last item is
         return outcome
+
+    def close(self) -> None:
+        """From any thread: the robot stops in the middle of a skill."""
+        self._robot.close()
+        self._server.close()
+
+
+def exit_code(carry_out: Callable[[], int]) -> int:
+    """Of a command: 2, and one line, where a service or the language model fails; 130 for Ctrl-C."""
+    try:
+        return carry_out()
+    except (SkillError, LanguageError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
 
 
 def kitchen(seed: int, server: str, robot: str) -> Symbols | Services:

@@ -7,12 +7,15 @@ python examples/langchain_agent.py "throw away the apple" --model openai:gpt-5  
 
 from __future__ import annotations
 
+import signal
 import sys
+import threading
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any
 
 import tyro
-from kitchen import kitchen
+from kitchen import exit_code, kitchen
 from langchain.agents import create_agent
 from langchain.agents.middleware import HumanInTheLoopMiddleware
 from langchain_core.messages import HumanMessage
@@ -36,8 +39,22 @@ class Config:
     ask: bool = False  # ask before every skill
 
 
-def main(config: Config) -> int:
+def decide(call: Mapping[str, Any]) -> dict[str, str]:
+    """What a person says of one call."""
+    arguments = ", ".join(f"{name}={value}" for name, value in call["args"].items())
+    answer = input(f"{call['name']}({arguments}): go on? [y/n] ")
+    return {"type": "approve" if answer.strip().lower().startswith("y") else "reject"}
+
+
+def carry_out(config: Config) -> int:
     here = kitchen(config.seed, config.server, config.robot)
+
+    def interrupted(*_: object) -> None:
+        """Skills run on threads of LangGraph's, for which a KeyboardInterrupt alone waits while the robot moves."""
+        threading.Thread(target=here.close).start()  # not here, in the middle of what may hold gRPC's locks
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGINT, interrupted)
     tools = skill_tools(here.skills, here)
     model: Any = config.model
     if not model:
@@ -60,13 +77,15 @@ def main(config: Config) -> int:
         for part in agent.stream(update, settings, stream_mode="updates"):
             for node, change in part.items():
                 if node == "__interrupt__":
-                    answer = input(f"{change[0].value['action_requests'][0]['name']}: go on? [y/n] ")
-                    decision = "approve" if answer.strip().lower().startswith("y") else "reject"
-                    asked = Command(resume={"decisions": [{"type": decision}]})
+                    asked = Command(resume={"decisions": [decide(call) for call in change[0].value["action_requests"]]})
                     continue
                 for message in (change or {}).get("messages", []):
                     print(f"{message.type:5} {message.text}", flush=True)
     return 0
+
+
+def main(config: Config) -> int:
+    return exit_code(lambda: carry_out(config))
 
 
 if __name__ == "__main__":

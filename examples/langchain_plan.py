@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Annotated
 
 import tyro
-from kitchen import kitchen
+from kitchen import exit_code, kitchen
 
 from planners.langchain import runnable_plan
 from planners.saycan import Decision, SayCanConfig
@@ -34,10 +34,10 @@ class Config:
     chat: str = ""  # a chat model, as langchain's init_chat_model names it, or the URL of a server that only chats
 
 
-def main(config: Config) -> int:
+def carry_out(config: Config) -> int:
     here = kitchen(config.seed, config.server, config.robot)
     adapter = NONE if config.propose else ""  # tuned on plans alone, it has one idea where eight are wanted
-    chosen = LanguageConfig(config.url, config.model, adapter, config.chat)
+    chosen = LanguageConfig(model=config.url, served=config.model, adapter=adapter, chat=config.chat)
     language = load_language(chosen, kitchen_language(), here.skills)
     kind = "proposal" if config.propose else "saycan"
     planner = planner_of(kind, language, here.skills, SayCanConfig())
@@ -50,6 +50,10 @@ def main(config: Config) -> int:
         else:
             print(f"    {event.outcome.status.value} {event.outcome.message}", flush=True)
     return 0 if finished else 1
+
+
+def main(config: Config) -> int:
+    return exit_code(lambda: carry_out(config))
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,6 +35,7 @@ BUTTONS = {"red": (0.20, 0.10, 0.15), "blue": (0.25, -0.10, 0.10)}  # in the bas
 HOME = (0.05, 0.0, 0.2)  # [m]
 CLOSE = 0.01  # what counts as there [m]
 STEP = 0.08  # furthest in one action [m]
+ENDINGS = (signal.SIGTERM, signal.SIGHUP)  # of systemd and Docker; of a terminal that closes. Else no arm is stopped
 EMBODIMENT = Embodiment(  # what policies are for it, and within which bounds they move it
     name="own arm",
     cameras=(Camera("head", height=80, width=96),),
@@ -73,6 +74,8 @@ class Arm:
     def start(self, skill: Skill) -> None: ...  # open the gripper, home the arm: whatever each skill begins with
 
     def perform(self, skill: Skill, canceled: Callable[[], bool]) -> None:
+        if skill.family not in ("go to", "done"):
+            raise ValueError(f"this arm performs no {skill.name!r} yet")
         while skill.family == "go to" and not self._near(HOME) and not canceled():
             self.apply(np.clip(HOME - self._tip, -STEP, STEP))
 
@@ -130,9 +133,7 @@ def serve(config: Config, until_done: Callable[[str], int]) -> int:
 
 
 def wait(address: str) -> int:
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # what systemd and Docker send; else no arm is stopped
-    with suppress(KeyboardInterrupt):
-        threading.Event().wait()
+    threading.Event().wait()
     return 0
 
 
@@ -150,7 +151,17 @@ def drive(address: str) -> int:
     return 0
 
 
+def end(*_: object) -> None:
+    """As Ctrl-C does, but once: a terminal that closes says so twice, and would break off the stopping."""
+    for number in ENDINGS:
+        signal.signal(number, signal.SIG_IGN)
+    raise KeyboardInterrupt
+
+
 def main(config: Config) -> int:
+    for number in ENDINGS:
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup has it
+            signal.signal(number, end)
     try:
         if config.drive:
             return drive(config.drive)
@@ -158,6 +169,8 @@ def main(config: Config) -> int:
     except SkillError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        return 0 if config.serve else 130
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from py_trees.common import Status
 from running_skill import RunningSkill
 
 from skills.client import RobotClient
+from skills.errors import InvalidRequest, SkillError
 
 HALT_TIMEOUT = 2.0  # [s] that a halt waits for the robot to be free for the next skill
 
@@ -58,7 +59,7 @@ class Config:
     period: float = 0.1  # between ticks [s]
 
 
-def main(config: Config) -> int:
+def carry_out(config: Config) -> int:
     with RobotClient(config.robot) as robot:
         leaves = [RunSkill(robot, skill) for skill in config.skills]
         tree = py_trees.composites.Sequence("skills", memory=True, children=leaves)
@@ -71,6 +72,16 @@ def main(config: Config) -> int:
             tree.stop(Status.INVALID)  # halts the leaf that runs
         print(py_trees.display.unicode_tree(tree, show_status=True))
     return 0 if tree.status is Status.SUCCESS else 1
+
+
+def main(config: Config) -> int:
+    try:
+        if not config.skills:
+            raise InvalidRequest("name at least one skill")
+        return carry_out(config)
+    except SkillError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
 
 
 if __name__ == "__main__":

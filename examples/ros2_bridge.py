@@ -10,7 +10,7 @@ Needs a ROS 2 installation, which brings rclpy; no pip package does. The service
 from __future__ import annotations
 
 import sys
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 
 import tyro
@@ -24,10 +24,13 @@ from skills.errors import SkillError
 class Config:
     robot: str  # HOST:PORT of a robot that runs, such as `python -m saycan_qt.robot --port 50052`
     action: str = "run_skill"  # what the ROS action is called
-    threads: int = 4  # of the ROS executor; a running skill keeps one
+    threads: int = 4  # of the ROS executor, 2 or more: a running skill keeps one, and a cancel needs another
 
 
 def main(config: Config) -> int:
+    if config.threads < 2:
+        print(f"error: --threads {config.threads}: it must be at least 2, to hear a cancel in a skill", file=sys.stderr)
+        return 2
     try:
         import rclpy
         from rclpy.action import ActionServer, CancelResponse
@@ -43,9 +46,15 @@ def main(config: Config) -> int:
         )
         return 2
 
-    rclpy.init()
-    node = rclpy.create_node("skill_bridge")
-    with RobotClient(config.robot) as robot:
+    with ExitStack() as stack:
+        try:
+            robot = stack.enter_context(RobotClient(config.robot))
+            robot.info()  # where its guard is: ~/stop takes both roads
+        except SkillError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 2
+        rclpy.init()  # which reads sys.argv
+        node = rclpy.create_node("skill_bridge")
 
         def calling(method):
             def call(request, response):
@@ -76,5 +85,14 @@ def main(config: Config) -> int:
     return 0
 
 
+def own_arguments() -> list[str]:
+    """Without those that are ROS's, such as `--ros-args -r __ns:=/left`, which rclpy reads itself."""
+    try:
+        from rclpy.utilities import remove_ros_args
+    except ImportError:
+        return sys.argv[1:]
+    return remove_ros_args(sys.argv)[1:]
+
+
 if __name__ == "__main__":
-    sys.exit(main(tyro.cli(Config, description=__doc__)))
+    sys.exit(main(tyro.cli(Config, description=__doc__, args=own_arguments())))

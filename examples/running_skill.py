@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 
 from skills.client import Feedback, RobotClient
 from skills.errors import SkillError
@@ -30,6 +31,8 @@ class RunningSkill:
         self.feedback: Feedback | None = None  # the latest
         self._on_feedback = on_feedback
         self._outcome = Outcome(Status.ABORTED, "what was to be done with the feedback failed")
+        self._failure = ""  # why it could not be canceled
+        self._canceling = threading.Lock()  # what came of it is known before the outcome is
         self._ended = threading.Event()
         self._execution = robot.execute(skill, goal_id=goal_id or None)
         self.goal_id = self._execution.goal_id
@@ -45,9 +48,15 @@ class RunningSkill:
         return self._ended.wait(seconds)
 
     def cancel(self) -> None:
-        """Halt the robot now; the outcome follows within a control period or so. May be called at any time."""
-        if not self._ended.is_set():
-            self._execution.cancel()
+        """Halt the robot now; the outcome follows within a control period or so. May be called at any time. Raises
+        nothing, as there may be others to halt: what cannot be canceled is left, and ABORTED with the reason."""
+        with self._canceling:
+            if not self._ended.is_set():
+                try:
+                    self._execution.cancel()
+                except SkillError as error:
+                    self._failure = str(error)
+                    self._execution.close()
 
     def _run(self) -> None:
         try:
@@ -61,4 +70,7 @@ class RunningSkill:
         except SkillError as error:
             self._outcome = Outcome(Status.ABORTED, str(error))
         finally:
-            self._ended.set()
+            with self._canceling:
+                if self._failure:
+                    self._outcome = replace(self._outcome, status=Status.ABORTED, message=self._failure)
+                self._ended.set()

@@ -33,7 +33,7 @@ class LanguageError(Exception):
     """A language model that cannot be used: which one, why, and what to do."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)  # many texts in a row, which are easily mistaken for one another
 class LanguageConfig:
     """Which language model; without options the one that comes with the project."""
 

@@ -75,6 +75,14 @@ def test_a_canceled_skill_stops_the_robot(node, line_robot):
     assert line_robot.applied < 45 and not line_robot.moving.is_set()
 
 
+def test_a_scripted_skill_is_canceled_by_nobody_that_was_not_told_to(node, line_robot):
+    line_robot.succeeded = lambda skill: time.sleep(0.3)  # between its last feedback and its result
+    code, lines, err = node("run", "find apple")
+    assert code == 0 and lines[-1].startswith("STATUS_SUCCEEDED"), err
+    code, lines, err = node("run", "find apple", "--cancel-after", "2x")
+    assert code == 2 and not lines and err.startswith("error: usage: --cancel-after 2x")
+
+
 @pytest.mark.parametrize(("sign", "code"), [(signal.SIGINT, 1), (signal.SIGKILL, -signal.SIGKILL)])
 def test_the_robot_stops_when_its_client_is_interrupted_or_dies(start_node, line_robot, sign, code):
     line_robot.period = 0.05

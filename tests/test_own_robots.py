@@ -1,8 +1,10 @@
 """The examples that a robot team starts from: they run, and they are Robots."""
 
+import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import gymnasium
@@ -16,7 +18,7 @@ from running_skill import RunningSkill
 from saycan_qt.kitchen.env import KitchenEnv
 from skills.client import RobotClient
 from skills.errors import Busy
-from skills.library import SkillLibrary
+from skills.library import Skill, SkillLibrary
 from skills.robot import serve as serve_robot
 from skills.types import Robot, Status
 
@@ -46,6 +48,49 @@ def test_ones_own_robot_halts_and_ends_when_its_server_is_told_to():
             *_, outcome = events
         assert outcome.status.value == "canceled" and "shutting down" in outcome.message
         assert process.wait(30) == 0
+
+
+TELLING = """
+import sys
+import own_robot
+
+class Telling(own_robot.Arm):
+    def apply(self, action):
+        print("move", flush=True)
+        super().apply(action)
+
+    def stop(self):
+        print("stop", flush=True)
+        super().stop()
+
+own_robot.Arm = Telling
+sys.exit(own_robot.main(own_robot.Config(*sys.argv[1:])))
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize(("arguments", "code"), [(["127.0.0.1:0"], 0), ([], 130)])
+def test_ones_own_arm_is_stopped_whatever_ends_its_process(arguments, code, number):
+    command = [sys.executable, "-c", TELLING, *arguments]
+    with subprocess.Popen(command, cwd=OWN_ROBOT.parent, stdout=subprocess.PIPE, text=True) as process:
+        address = process.stdout.readline().split()[4].rstrip(";")
+        with RobotClient(address) as robot:
+            running = robot.execute("reach blue") if arguments else None  # the robot stops where nobody keeps it
+            while process.stdout.readline() != "move\n":
+                pass
+            for _ in range(2):
+                process.send_signal(number)
+                time.sleep(0.02)
+            said = process.stdout.read().splitlines()
+    assert process.returncode == code, running
+    assert "stop" in said and "move" not in said[said.index("stop") :]
+
+
+def test_ones_own_robot_refuses_a_scripted_skill_that_it_has_nothing_for():
+    library = SkillLibrary([Skill("wave", "wave", learned=False)])
+    with serve_robot(own_robot.Arm(), library) as server, RobotClient(server.address) as robot:
+        [outcome] = robot.execute("wave")
+    assert outcome.status is Status.ABORTED and "performs no 'wave' yet" in outcome.message
 
 
 class StuckArm(own_robot.Arm):
@@ -85,7 +130,7 @@ class Dot(gymnasium.Env):
     action_space = gymnasium.spaces.Box(-1, 1, (2,), np.float32)
 
     def __init__(self, render_mode=None):
-        self.render_mode = render_mode
+        self.render_mode, self.drawn_by = render_mode, set()
 
     def reset(self, *, seed=None, options=None):
         super().reset(seed=seed)
@@ -98,6 +143,7 @@ class Dot(gymnasium.Env):
         return self.place.copy(), float(success), success, False, {"success": success}
 
     def render(self):
+        self.drawn_by.add(threading.get_ident())
         return np.zeros((8, 10, 3), np.uint8)
 
 
@@ -114,16 +160,25 @@ def test_any_environment_with_a_box_of_actions_runs_behind_the_service(dot, caps
     assert capsys.readouterr().out.count("leave the middle: succeeded") == 2
 
 
+def test_an_environment_is_drawn_by_the_robots_thread_alone_as_opengl_needs_it(dot):
+    env, mapping, skill = gymnasium_robot.make(gymnasium_robot.Config(env=dot))
+    robot = GymnasiumRobot(env, mapping)
+    with serve_robot(robot, SkillLibrary([skill])) as server, RobotClient(server.address) as client:
+        client.observe(["room"])
+    assert len(env.unwrapped.drawn_by) == 1 and threading.get_ident() not in env.unwrapped.drawn_by
+
+
 def test_an_environment_that_cannot_be_mapped_is_refused_with_the_reason(capsys):
     assert gymnasium_robot.main(gymnasium_robot.Config(env="FrozenLake8x8-v1")) == 2
     assert gymnasium_robot.main(gymnasium_robot.Config(env="Nothing-v0")) == 2
-    first, second = capsys.readouterr().err.splitlines()
-    assert "Discrete(4)" in first and "Nothing" in second
+    assert gymnasium_robot.main(gymnasium_robot.Config(env="no_such_package:Nothing-v0")) == 2
+    first, second, third = capsys.readouterr().err.splitlines()
+    assert "Discrete(4)" in first and "Nothing" in second and "'no_such_package'" in third
 
 
 def test_a_guessed_mapping_takes_over_what_the_environment_says(dot):
     env = gymnasium.make(dot, render_mode="rgb_array")
-    mapping = guess(env)
+    mapping = guess(env, probe=env)
     found = mapping.embodiment
     assert (found.low.tolist(), found.high.tolist()) == ([-1, -1], [1, 1])
     assert (found.terminate, found.control_hz, len(found.state)) == (None, 3, 2)

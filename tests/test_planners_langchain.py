@@ -1,15 +1,21 @@
 """What LangChain sees: a plan streamed, skills as tools, an agent driven by the planner, the local model."""
 
 import asyncio
+import os
+import signal
 import threading
 
+import langchain_agent
+import langchain_plan
 import numpy as np
 import pytest
 from langchain.agents import create_agent
+from langchain_core.language_models.fake_chat_models import FakeMessagesListChatModel
 from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
 from langchain_core.prompts import PromptTemplate
 from langchain_core.runnables import RunnableParallel
 from langchain_core.utils.function_calling import convert_to_openai_tool
+from tiny_services import UNHURRIED, LineRobot, Walker, wait_until
 
 from planners.langchain import LocalLLM, PlannerModel, RunnablePlanner, runnable_plan, skill_tools, tool_names
 from planners.language import LanguageScorer
@@ -17,7 +23,11 @@ from planners.saycan import SayCanPlanner
 from planners.weights import text_embedder
 from saycan_qt.kitchen.language.spoken import kitchen_language
 from saycan_qt.kitchen.symbolic import SymbolicKitchen
+from saycan_qt.language import LanguageConfig
+from skills.client import RobotClient, SkillClient
 from skills.library import Skill, SkillLibrary
+from skills.robot import serve as serve_robot
+from skills.server import serve as serve_skills
 from skills.types import Outcome, Status
 
 LIBRARY = SkillLibrary.load()
@@ -25,6 +35,8 @@ LIBRARY = SkillLibrary.load()
 
 class Here:
     """Judge and World in one."""
+
+    skills = LIBRARY
 
     def __init__(self):
         self.kitchen = SymbolicKitchen({"apple": "table", "tea": "far counter", "sponge": "table"})
@@ -169,6 +181,96 @@ def test_an_agent_without_the_planners_tools_is_refused(planner):
     model = PlannerModel(planner=planner, judge=here, world=here)
     with pytest.raises(ValueError, match=r"need the tools .*pick"):
         model.bind_tools(skill_tools([Skill("dance", "dance")], here))
+
+
+def test_the_example_asks_for_the_language_model_that_its_options_name(monkeypatch):
+    class Asked(Exception): ...
+
+    def load(config, *_):
+        raise Asked(config)
+
+    monkeypatch.setattr(langchain_plan, "load_language", load)
+    for given, wanted in (
+        ({}, {}),
+        ({"propose": True}, {"adapter": "none"}),
+        ({"url": "http://a:1", "model": "m"}, {"model": "http://a:1", "served": "m"}),
+        ({"chat": "openai:gpt-5"}, {"chat": "openai:gpt-5"}),
+        ({"chat": "http://a:1", "model": "m"}, {"chat": "http://a:1", "served": "m"}),
+    ):
+        with pytest.raises(Asked) as asked:
+            langchain_plan.main(langchain_plan.Config(**given))
+        assert asked.value.args[0] == LanguageConfig(**wanted)
+
+
+class Scripted(FakeMessagesListChatModel):
+    """A chat model that calls these tools, all at once, and is done."""
+
+    def __init__(self, *calls):
+        asked = [{"id": str(i), "name": name, "args": arguments} for i, (name, arguments) in enumerate(calls)]
+        super().__init__(responses=[AIMessage("", tool_calls=asked), AIMessage("done")])
+
+    def bind_tools(self, tools, **_):
+        return self
+
+
+@pytest.fixture
+def agent():
+    """The example's main, in whose place the tests' own SIGINT comes back."""
+    before = signal.getsignal(signal.SIGINT)
+    yield lambda **given: langchain_agent.main(langchain_agent.Config(**given))
+    signal.signal(signal.SIGINT, before)
+
+
+def test_the_agents_person_is_asked_for_each_call_and_one_that_is_refused_is_not_carried_out(agent, monkeypatch):
+    here, prompts = Here(), []
+    monkeypatch.setattr(langchain_agent, "kitchen", lambda *_: here)
+    monkeypatch.setattr("builtins.input", lambda text: prompts.append(text) or ("n" if "apple" in text else "y"))
+    assert agent(model=Scripted(("pick", {"object": "apple"}), ("pick", {"object": "sponge"})), ask=True) == 0
+    assert prompts == ["pick(object=apple): go on? [y/n] ", "pick(object=sponge): go on? [y/n] "]
+    assert here.kitchen.held == "sponge"
+
+
+@pytest.fixture
+def line():
+    """A robot that runs, and where."""
+    robot = LineRobot(period=0.1)
+    with (
+        serve_skills(LIBRARY, Walker(), Walker(), limits=UNHURRIED) as server,
+        SkillClient(server.address) as skills,
+        serve_robot(robot, LIBRARY, skills) as service,
+    ):
+        yield robot, {"server": server.address, "robot": service.address}
+
+
+ENDLESS = ("open_drawer", {"drawer": "top"})  # the line robot's policy never ends it
+
+
+def test_ctrl_c_stops_the_robot_in_the_middle_of_an_agents_skill(agent, line):
+    robot, there = line
+
+    def interrupt():
+        assert robot.moving.wait(30)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=interrupt).start()
+    assert agent(model=Scripted(ENDLESS), **there) == 130
+    wait_until(lambda: not robot.moving.is_set())
+    assert robot.applied < 45
+
+
+def test_an_agents_errand_with_a_robot_that_is_stopped_ends_in_a_line(agent, line, capsys):
+    _, there = line
+    with RobotClient(there["robot"]) as client:
+        client.stop()
+    assert agent(model=Scripted(ENDLESS), **there) == 2
+    assert capsys.readouterr().err.startswith("error: the robot is stopped")
+
+
+def test_services_that_are_not_there_are_told_in_a_line(agent, capsys):
+    nobody = {"server": "127.0.0.1:1", "robot": "127.0.0.1:2"}
+    assert agent(**nobody) == langchain_plan.main(langchain_plan.Config(**nobody)) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 2 and all(line.startswith("error: the skill server at 127.0.0.1:1") for line in lines)
 
 
 @pytest.mark.parametrize(

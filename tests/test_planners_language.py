@@ -267,7 +267,7 @@ def test_a_device_that_there_is_not_is_refused_in_one_line(model_folder):
     assert str(LanguageScorer(model_folder, device="cpu").model.device) == "cpu"
     for device in ("abacus", *(() if torch.cuda.is_available() else ("cuda",))):
         with pytest.raises(LanguageError, match=f"the device '{device}' cannot be used here, cpu can: ") as refusal:
-            load_language(LanguageConfig(str(model_folder), device=device), kitchen_language(), [])
+            load_language(LanguageConfig(model=str(model_folder), device=device), kitchen_language(), [])
         assert "\n" not in str(refusal.value)
 
 
@@ -346,7 +346,7 @@ def test_a_name_that_is_not_to_be_had_says_in_one_line_what_to_do(hub, monkeypat
     with pytest.raises(
         LanguageError, match=r"cannot be reached .* a folder or a .gguf file, or set HF_HOME"
     ) as refusal:
-        load_language(LanguageConfig("own/tiny"), kitchen_language(), [])
+        load_language(LanguageConfig(model="own/tiny"), kitchen_language(), [])
     assert "\n" not in str(refusal.value)
 
 

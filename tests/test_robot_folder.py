@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,7 +24,7 @@ from saycan_qt.serve import BY_RULE, Nobody, ServeConfig, checkpoints, models_of
 from saycan_qt.services.models import Models
 from skills.connective import Rules
 from skills.errors import EmbodimentError, Unreadable
-from skills.library import SkillLibrary
+from skills.library import Skill, SkillLibrary
 from skills.robot_folder import AFFORDANCE, EXECUTION, KITCHEN, RobotFolder, default_robot, robot_of
 from skills.types import Robot
 
@@ -77,6 +78,12 @@ def test_a_new_robot_does_each_of_its_skills(robot):
     for skill in robot.library:
         moved.perform(skill, lambda: False)
         assert moved.succeeded(skill) is not False, skill
+
+
+def test_a_driver_to_start_from_refuses_a_scripted_skill_that_it_has_nothing_for(robot, watering):
+    for folder in (robot, RobotFolder.load(WATERING)):
+        with pytest.raises(ValueError, match="performs no 'wave' yet"):
+            folder.drive().perform(Skill("wave", "wave", learned=False), lambda: False)
 
 
 @pytest.mark.parametrize(
@@ -405,6 +412,13 @@ def test_the_watering_rules_say_what_is_possible(watering):
     while not gantry.succeeded(robot.library["water fern"]):
         gantry.apply(gantry.expert("fern"))
     assert "water fern" not in possible() and gantry.observe().place == "fern"
+
+
+def test_the_gantry_keeps_the_rate_that_its_folder_says(watering):
+    robot, periods = RobotFolder.load(WATERING), []
+    gantry, began = robot.drive(real_time=True), time.monotonic()
+    gantry.perform(robot.library["fill the tank"], lambda: periods.append(1))
+    assert (time.monotonic() - began) * robot.embodiment.control_hz < 1.5 * len(periods)
 
 
 def test_recorded_demonstrations_say_themselves_what_robot_they_are_of(watering, tmp_path):

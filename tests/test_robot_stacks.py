@@ -8,6 +8,7 @@ import threading
 import time
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
@@ -33,13 +34,17 @@ def line_robot():
 
 
 @pytest.fixture
-def robot_client(line_robot):
+def skills():
     with (
         skill_service.serve(LIBRARY, Walker(), Walker(), model_id="walker", limits=UNHURRIED) as server,
-        SkillClient(server.address) as skills,
-        robot_service.serve(line_robot, LIBRARY, skills) as robot,
-        RobotClient(robot.address) as client,
+        SkillClient(server.address) as client,
     ):
+        yield client
+
+
+@pytest.fixture
+def robot_client(line_robot, skills):
+    with robot_service.serve(line_robot, LIBRARY, skills) as robot, RobotClient(robot.address) as client:
         yield client
 
 
@@ -126,6 +131,45 @@ def test_a_halted_leaf_stops_the_robot_and_leaves_it_free_for_the_next(leaf_of, 
     assert tick(other) == "SUCCESS"
 
 
+class Unstoppable(LineRobot):
+    """Its motors do not take the command to stop, while they are `broken`."""
+
+    broken = True
+
+    def stop(self):
+        if self.broken:
+            raise OSError("the bus is gone")
+        super().stop()
+
+
+@pytest.fixture
+def unstoppable(skills):
+    robot = Unstoppable(period=0.02)
+    with robot_service.serve(robot, LIBRARY, skills) as server, RobotClient(server.address) as client:
+        yield client
+        robot.broken = False
+
+
+def test_a_robot_that_cannot_be_halted_keeps_no_other_of_its_tree_from_being_halted(leaf_of, line_robot, unstoppable):
+    import py_trees
+
+    leaves = [type(leaf_of(ENDLESS))(unstoppable, ENDLESS), leaf_of(ENDLESS)]
+    both = py_trees.composites.Parallel("both", py_trees.common.ParallelPolicy.SuccessOnAll(), children=leaves)
+    both.tick_once()
+    assert line_robot.moving.wait(20)
+    both.stop(py_trees.common.Status.INVALID)
+    assert not line_robot.moving.is_set() and line_robot.applied < 45
+    assert {leaf.status for leaf in leaves} == {py_trees.common.Status.INVALID}
+
+
+@pytest.mark.parametrize(("robot", "skills"), [("localhost", ("pick apple",)), ("127.0.0.1:1", ())])
+def test_a_tree_that_cannot_begin_is_refused_in_a_line(robot, skills, capsys):
+    py_trees_leaf = pytest.importorskip("py_trees_leaf", reason="needs `pip install py_trees`")
+    assert py_trees_leaf.main(py_trees_leaf.Config(skills, robot)) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ")
+
+
 # ---- ROS 2, which is not needed here
 
 
@@ -171,9 +215,9 @@ def run_goal(robot_client):
     """handle, result = run_goal(skill, meanwhile); `meanwhile(handle)` is called when the first feedback is there."""
     action = SimpleNamespace(**run_skill_action())
 
-    def run(skill, meanwhile=lambda handle: None):
+    def run(skill, meanwhile=lambda handle: None, robot=robot_client):
         handle, results = GoalHandle(skill), []
-        thread = threading.Thread(target=lambda: results.append(ros2_goals.execute(robot_client, handle, action)))
+        thread = threading.Thread(target=lambda: results.append(ros2_goals.execute(robot, handle, action)))
         thread.start()
         while thread.is_alive() and not handle.feedback:
             time.sleep(0.005)
@@ -206,6 +250,11 @@ def test_a_canceled_ros_goal_stops_the_robot(run_goal, line_robot):
     assert not line_robot.moving.is_set() and line_robot.applied < 45
 
 
+def test_a_canceled_ros_goal_whose_robot_cannot_be_halted_is_aborted_with_the_reason(run_goal, unstoppable):
+    handle, result = run_goal(ENDLESS, lambda handle: handle.to("CANCELING", "EXECUTING"), unstoppable)
+    assert handle.status == "ABORTED" and result.outcome == "aborted" and "failed to stop it" in result.message
+
+
 def test_a_robot_stopped_by_somebody_else_aborts_the_ros_goal(run_goal, robot_client):
     handle, result = run_goal(ENDLESS, lambda handle: robot_client.stop())
     assert handle.status == "ABORTED" and (result.outcome, result.message) == ("canceled", "the robot was stopped")
@@ -232,3 +281,45 @@ def test_the_bridge_explains_itself_without_ros():
 def test_without_ros_the_bridge_says_what_to_install(capsys):
     assert ros2_bridge.main(ros2_bridge.Config("127.0.0.1:1")) == 2
     assert "no rclpy" in (said := capsys.readouterr().err) and "install it" in said
+
+
+class Shutdown(Exception): ...
+
+
+@pytest.fixture
+def ros(monkeypatch):
+    """What stands in for ROS 2: modules that record what they are asked for."""
+    names = "rclpy rclpy.action rclpy.callback_groups rclpy.executors rclpy.utilities"
+    modules = {name: MagicMock() for name in [*names.split(), "skill_interfaces.action", "std_srvs.srv"]}
+    for name, module in modules.items():
+        monkeypatch.setitem(sys.modules, name, module)
+    modules["rclpy.executors"].ExternalShutdownException = Shutdown
+    modules["rclpy.executors"].MultiThreadedExecutor.return_value.spin.side_effect = Shutdown
+    modules["rclpy.utilities"].remove_ros_args = lambda args: args[: args.index("--ros-args")]
+    return modules["rclpy"]
+
+
+def test_the_bridges_stop_takes_the_guards_road_too(ros, robot_client, monkeypatch):
+    told = []
+    executor, node = sys.modules["rclpy.executors"].MultiThreadedExecutor(), ros.create_node.return_value
+
+    def spin():
+        (_, name, stop), _ = node.create_service.call_args_list[0]
+        assert name == "~/stop" and stop(None, SimpleNamespace()).success
+
+    executor.spin.side_effect = spin
+    monkeypatch.setattr("skills.client.stop_robot", lambda address, *_: told.append(address) or True)
+    assert ros2_bridge.main(ros2_bridge.Config(robot_client.address)) == 0
+    assert told == [robot_client.info().stop_address]
+
+
+def test_a_bridge_that_hears_no_cancel_or_has_no_robot_is_refused_in_a_line(ros, capsys):
+    assert ros2_bridge.main(ros2_bridge.Config("127.0.0.1:1", threads=1)) == 2
+    assert ros2_bridge.main(ros2_bridge.Config("127.0.0.1:1")) == 2
+    threads, robot = capsys.readouterr().err.splitlines()
+    assert threads.startswith("error: --threads 1") and robot.startswith("error: the robot at 127.0.0.1:1")
+
+
+def test_arguments_of_ros_are_left_to_ros(ros, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["ros2_bridge.py", "--robot", "127.0.0.1:1", "--ros-args", "-r", "__ns:=/left"])
+    assert ros2_bridge.own_arguments() == ["--robot", "127.0.0.1:1"]

@@ -70,7 +70,7 @@ async function pings(robot) {
 async function run(robot, skill, cancelAfter) {
   const goal_id = randomUUID(); // a goal executes at most once, so each has an id of its own
   const cancel = () => ask(robot, "CancelSkill", { goal_id });
-  process.once("SIGINT", cancel);
+  process.once("SIGINT", () => cancel().catch(fail));
   const events = robot.ExecuteSkill({ goal_id, skill }, { deadline: Date.now() + EXECUTE_TIMEOUT });
   for await (const { event, accepted, feedback, result } of events) {
     if (event === "accepted") console.log(`accepted ${accepted.goal_id}`);
@@ -91,20 +91,24 @@ async function main() {
   const options = { server: text, robot: text, "cancel-after": text };
   const { values, positionals } = parseArgs({ options, allowPositionals: true });
   const [command, skill] = positionals;
+  const cancelAfter = values["cancel-after"] === undefined ? null : Number(values["cancel-after"]);
+  if (cancelAfter !== null && !(Number.isInteger(cancelAfter) && cancelAfter > 0))
+    throw new Error(`--cancel-after ${values["cancel-after"]}: a whole number of control periods, from 1`);
   const server = () => connect(SkillService, values.server, "--server");
   const robot = (pings) => connect(RobotService, values.robot, "--robot", pings);
   if (command === "list") await list(server());
   else if (command === "score") await score(server(), robot());
-  else if (command === "run" && skill) return run(robot(await pings(robot())), skill, Number(values["cancel-after"] ?? 0));
+  else if (command === "run" && skill) return run(robot(await pings(robot())), skill, cancelAfter);
   else if (command === "stop") await ask(robot(), "Stop", {});
   else if (command === "reset") await ask(robot(), "Reset", {});
   else throw new Error("say one of: list, score, run SKILL, stop, reset");
   return 0;
 }
 
-main()
-  .catch((error) => {
-    console.error(`error: ${grpc.status[error.code] ?? "usage"}: ${error.details ?? error.message}`);
-    return 2;
-  })
-  .then((code) => process.exit(code));
+/** One line, and the exit code. */
+function fail(error) {
+  console.error(`error: ${grpc.status[error.code] ?? "usage"}: ${error.details ?? error.message}`);
+  process.exit(2);
+}
+
+main().then((code) => process.exit(code), fail);

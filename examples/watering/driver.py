@@ -6,7 +6,6 @@ A bed of 1.0 m x 0.6 m; the plants stand in a row, each a little elsewhere in ev
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -74,9 +73,10 @@ class Gantry:
     def perform(self, skill: Skill, canceled: Callable[[], bool]) -> None:
         if skill.name == "done":
             return
-        while not canceled() and not self._near(TAP if skill.name == "fill the tank" else HOME):
-            self.apply(self._towards(TAP if skill.name == "fill the tank" else HOME))
-            time.sleep(PERIOD if self.real_time else 0)
+        if (goal := {"fill the tank": TAP, "go home": HOME}.get(skill.name)) is None:
+            raise ValueError(f"driver.py performs no {skill.name!r} yet")
+        while not canceled() and not self._near(goal):
+            self.apply(self._towards(goal))
         if skill.name == "fill the tank" and not canceled():
             self.tank = 1.0
 
