@@ -1,0 +1,43 @@
+"""Benchmarks that run other commands: what was made otherwise is not taken for this, and what breaks is no result."""
+
+import json
+
+import pytest
+import table1
+from table1 import Table1Config
+
+
+@pytest.fixture
+def commands(monkeypatch):
+    """Those of Table 1, which are not run; each judgement is 0.5."""
+    told = []
+    found = {"fixed": dict.fromkeys(("precision", "recall", "f1", "auc"), 0.5), "tuned": {"f1": 0.5}}
+
+    def run(log, *arguments):
+        told.append(" ".join(map(str, arguments)))
+        log.parent.mkdir(parents=True, exist_ok=True)
+        return json.dumps({"models": {"one": found}})
+
+    monkeypatch.setattr(table1, "run", run)
+    return told
+
+
+def test_table_1_goes_on_only_from_what_the_same_settings_made(tmp_path, commands):
+    assert table1.main(Table1Config(tmp_path, rows=(2,), debug=True)) == 0
+    done = len(commands)
+    assert table1.main(Table1Config(tmp_path, rows=(2,), workers=1, debug=True)) == 0 and len(commands) == done == 5
+    with pytest.raises(table1.Failed, match="--scenes 8`, not `.* --scenes 400`; another --out"):
+        table1.main(Table1Config(tmp_path, rows=(2,)))
+    for mark in tmp_path.rglob("*.done"):
+        mark.write_text("")  # as they were before they held words
+    with pytest.raises(table1.Failed, match="made with --anywhere 20; another --out"):
+        table1.main(Table1Config(tmp_path, rows=(2,), debug=True))
+    assert table1.main(Table1Config(tmp_path, rows=(2,), seeds=1)) == 0 and len(commands) == done
+
+
+def test_rows_of_table_1_that_were_not_asked_for_stay(tmp_path, commands):
+    for rows in ((0, 1), (2,)):
+        assert table1.main(Table1Config(tmp_path, seeds=1, rows=rows)) == 0
+    with pytest.raises(table1.Failed, match="--rows 7: there are 0 to 4"):
+        table1.main(Table1Config(tmp_path, rows=(7,)))
+    assert list(json.loads((tmp_path / "table1.json").read_text())) == [row.name for row in table1.ROWS[:3]]
