@@ -26,7 +26,7 @@ def test_table_1_goes_on_only_from_what_the_same_settings_made(tmp_path, command
     assert table1.main(Table1Config(tmp_path, rows=(2,), debug=True)) == 0
     done = len(commands)
     assert table1.main(Table1Config(tmp_path, rows=(2,), workers=1, debug=True)) == 0 and len(commands) == done == 5
-    with pytest.raises(table1.Failed, match="--scenes 8`, not `.* --scenes 400`; another --out"):
+    with pytest.raises(table1.Failed, match=r"--scenes 8`, not `.* --scenes 400`; another --out"):
         table1.main(Table1Config(tmp_path, rows=(2,)))
     for mark in tmp_path.rglob("*.done"):
         mark.write_text("")  # as they were before they held words

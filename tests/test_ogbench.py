@@ -111,6 +111,35 @@ def test_no_more_transitions_are_taken_than_asked_for(tmp_path):
     assert len(found.rewards) == 13 and np.diff(found.episode_start).tolist() == [10, 3] and not found.reached.any()
 
 
+def learnt(home, steps):
+    config = ogbench_tasks.small(Config(home))
+    settings = ogbench_tasks.settings_of(replace(config, steps=steps), "rt1-1", home / "cell", 0)
+    rng, count = np.random.default_rng(0), 40
+    numbers = [part.astype(np.float32) for part in (rng.normal(size=(count, 6)), rng.uniform(-1, 1, (count, 5)))]
+    all_of = np.ones(4, bool)
+    data = ogbench_tasks.StateEpisodes(*numbers, -np.ones(count), np.full(4, 10), all_of, all_of, "numbers")
+    return ogbench_tasks.learn(config, "rt1-1", settings, data)
+
+
+def test_a_policy_of_other_steps_is_not_judged_as_this_one(tmp_path):
+    learnt(tmp_path, 10)
+    with pytest.raises(ValueError, match=r"cell: trained for 10 steps, not 4; another --out, or delete it"):
+        learnt(tmp_path, 4)
+    result = tmp_path / "cell" / "judged-50.json"
+    result.write_text(json.dumps({"steps": 10}))
+    with pytest.raises(ValueError, match=rf"made with steps 10, not 4; another --out, or delete {tmp_path / 'cell'}, "):
+        ogbench_tasks.kept(result, {"steps": 4})
+
+
+def test_seconds_of_a_training_are_those_of_all_processes_that_had_a_part_in_it(tmp_path):
+    learnt(tmp_path, 10)
+    took = ogbench_tasks.cpu_seconds(tmp_path / "cell")
+    assert took > 0
+    (tmp_path / "cell" / ogbench_tasks.CPU_SECONDS).write_text("1000")
+    learnt(tmp_path, 10)
+    assert 1000 < ogbench_tasks.cpu_seconds(tmp_path / "cell") < 1000 + 10 * took
+
+
 def test_where_a_cube_is_from_the_gripper_follows_from_what_is_observed():
     judged = ogbench_tasks.Judged(TASK, 1, lambda state, _: ogbench_tasks.with_relative(state, 1))
     judged.begin(0)
