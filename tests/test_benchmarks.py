@@ -1,7 +1,10 @@
 """Benchmarks that run other commands: what was made otherwise is not taken for this, and what breaks is no result."""
 
 import json
+import subprocess
+from pathlib import Path
 
+import deliveries
 import pytest
 import table1
 from table1 import Table1Config
@@ -41,3 +44,22 @@ def test_rows_of_table_1_that_were_not_asked_for_stay(tmp_path, commands):
     with pytest.raises(table1.Failed, match="--rows 7: there are 0 to 4"):
         table1.main(Table1Config(tmp_path, rows=(7,)))
     assert list(json.loads((tmp_path / "table1.json").read_text())) == [row.name for row in table1.ROWS[:3]]
+
+
+@pytest.mark.parametrize(
+    ("code", "plan", "said"),
+    [
+        (1, {"ended": "died", "success": False, "reason": "the skill server ended"}, "runs/0.*the skill server ended"),
+        (2, None, "ended with 2: error: no seed"),
+        (1, {"ended": "max steps", "success": False, "reason": "12 steps"}, None),
+    ],
+)
+def test_a_run_that_broke_is_not_counted_as_a_failed_delivery(code, plan, said, monkeypatch):
+    done = subprocess.CompletedProcess([], code, "" if plan is None else json.dumps(plan), "loading\nerror: no seed\n")
+    monkeypatch.setattr(subprocess, "run", lambda *command, **how: done)
+    if said is None:
+        assert deliveries.one("bring me a snack", 0, Path("runs/0")) == plan
+        return
+    with pytest.raises(SystemExit, match=said) as ending:
+        deliveries.one("bring me a snack", 0, Path("runs/0"))
+    assert "\n" not in str(ending.value)
