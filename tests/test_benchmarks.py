@@ -3,10 +3,14 @@
 import json
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 
 import deliveries
+import learning
 import pytest
+import saycan_qt
 import table1
+from learning import LearningConfig
 from table1 import Table1Config
 
 
@@ -63,3 +67,15 @@ def test_a_run_that_broke_is_not_counted_as_a_failed_delivery(code, plan, said, 
     with pytest.raises(SystemExit, match=said) as ending:
         deliveries.one("bring me a snack", 0, Path("runs/0"))
     assert "\n" not in str(ending.value)
+
+
+def test_another_checkout_is_not_measured_against_this_one(tmp_path, monkeypatch):
+    here, there = Path(saycan_qt.__file__), SimpleNamespace(process=SimpleNamespace(kill=lambda: None))
+    there.answer = lambda: {"package": str(here), "rows": []}
+    monkeypatch.setattr(learning, "Elsewhere", lambda *command: there)
+    monkeypatch.setattr(learning, "measure", lambda *what: pytest.fail("measured"))
+    with pytest.raises(SystemExit, match=r"no saycan_qt/__init__.py there"):
+        learning.main(LearningConfig(before=tmp_path))
+    with pytest.raises(RuntimeError, match=f"what was measured there is {here}"):
+        learning.before("small", [], LearningConfig(before=tmp_path), tmp_path)
+    assert learning.before("small", [], LearningConfig(before=here.parent.parent), tmp_path) == (there, [])
