@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import json
+import shutil
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -60,6 +61,33 @@ def test_data_is_made_in_parts_that_do_not_depend_on_how_many_there_are(tmp_path
     np.testing.assert_array_equal(again["observations"], first["observations"])
     other = dict(np.load(made(tmp_path / "other", seed=1)))
     assert (other["observations"] != first["observations"]).any()
+
+
+def test_a_dataset_of_another_seed_or_from_elsewhere_is_not_overwritten(tmp_path, monkeypatch):
+    class Play:
+        def __init__(self, name): ...
+
+        def episode(self, seed, number):
+            return {"actions": np.full((21, 5), 100 * seed + number), "terminals": np.arange(21) == 20}
+
+    monkeypatch.setattr(ogbench_datasets, "Play", Play)
+    path = made(tmp_path, seed=1)
+    assert np.load(made(tmp_path, 40))["actions"][::21, 0].tolist() == [100, 101]
+    mine = path.read_bytes()
+    with pytest.raises(ValueError, match="made with seed 1, not with seed 0; another --out"):
+        made(tmp_path, 60, seed=0)
+    assert path.read_bytes() == mine
+    told = dict(np.load(path))
+    np.savez(path, **{key: told[key] for key in told if key != "seed"})  # as before there was one
+    made(tmp_path, 40, seed=1)
+    shutil.rmtree(path.with_suffix(".parts"))  # as a published one
+    elsewhere = path.read_bytes()
+    assert made(tmp_path, 40) == path
+    with pytest.raises(ValueError, match="2 of 3 episodes, made elsewhere"):
+        made(tmp_path, 60)
+    with pytest.raises(ValueError, match="made elsewhere, not with seed 0"):
+        made(tmp_path, 40, seed=0)
+    assert path.read_bytes() == elsewhere
 
 
 def test_only_play_is_made(tmp_path):
