@@ -6,6 +6,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import deliveries
+import fleet
 import learning
 import pytest
 import saycan_qt
@@ -79,3 +80,10 @@ def test_another_checkout_is_not_measured_against_this_one(tmp_path, monkeypatch
     with pytest.raises(RuntimeError, match=f"what was measured there is {here}"):
         learning.before("small", [], LearningConfig(before=tmp_path), tmp_path)
     assert learning.before("small", [], LearningConfig(before=here.parent.parent), tmp_path) == (there, [])
+
+
+def test_a_fleet_s_second_run_is_not_measured_by_the_work_of_the_first(tmp_path):
+    config = fleet.FleetConfig(episodes=4, shards=2, home=tmp_path)
+    assert [fleet.write(config, tmp_path) for _ in range(2)] == [4, 0]
+    with pytest.raises(SystemExit, match="data of an earlier run there; another --home, or delete them"):
+        fleet.main(config)
