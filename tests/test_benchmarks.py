@@ -9,10 +9,12 @@ import deliveries
 import fleet
 import learning
 import pytest
-import saycan_qt
+import session
 import table1
 from learning import LearningConfig
 from table1 import Table1Config
+
+import saycan_qt
 
 
 @pytest.fixture
@@ -87,3 +89,10 @@ def test_a_fleet_s_second_run_is_not_measured_by_the_work_of_the_first(tmp_path)
     assert [fleet.write(config, tmp_path) for _ in range(2)] == [4, 0]
     with pytest.raises(SystemExit, match="data of an earlier run there; another --home, or delete them"):
         fleet.main(config)
+
+
+@pytest.mark.parametrize("wrong", [{"runs": 0}, {"runs": 11}, {"seeds": 0}])
+def test_sentences_there_are_not_are_refused_before_anything_runs(wrong, monkeypatch):
+    monkeypatch.setattr(session, "carried_out", lambda *command: pytest.fail("it ran"))
+    with pytest.raises(SystemExit, match=r"error: --(runs|seeds) \d+: "):
+        session.main(session.BenchmarkConfig(**wrong))

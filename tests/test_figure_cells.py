@@ -126,6 +126,10 @@ def test_data_made_otherwise_is_not_taken_for_this(tmp_path):
     assert figure5.there(tmp_path / "clone", "800 steps")
     with pytest.raises(ValueError, match=r"made with `800 steps`, not `900 steps`"):
         figure5.there(tmp_path / "clone", "900 steps")
+    figure5.mark(tmp_path / "replays", "--replay runs/picking/data/demonstrations --seed 1")
+    assert figure5.there(tmp_path / "replays", f"--replay {tmp_path}/demonstrations --seed 1")  # named otherwise
+    with pytest.raises(ValueError, match="not `--replay failures --seed 1`"):
+        figure5.there(tmp_path / "replays", "--replay failures --seed 1")
 
 
 def cell(name, seed, wins, digest="a"):
