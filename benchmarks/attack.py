@@ -5,8 +5,9 @@
 
 Every other Stop is one over gRPC alone, the others go by both roads, as `RobotClient.stop` does: gRPC and the robot's
 guard. Each has connections of its own; a Reset follows, and the next goal. Held is what loses no Stop, and has none by
-both roads that takes more than 100 ms. Growth is that of the robot's process from before the attack to its end. An
-attack is a function of the targets and the moment when it ends; a further one needs a line in ATTACKS.
+both roads that takes more than 100 ms, under an attack that did not break itself. Growth is that of the robot's process
+from before the attack to its end. An attack is a function of the targets and the moment when it ends; a further one
+needs a line in ATTACKS.
 """
 
 from __future__ import annotations
@@ -301,9 +302,12 @@ def mount(name: str, targets: Targets, end: float) -> None:
 
 
 def resident(pid: int) -> float:
-    """[MB]"""
-    status = Path(f"/proc/{pid}/status").read_text().splitlines()
-    return next(int(line.split()[1]) / 1e3 for line in status if line.startswith("VmRSS"))
+    """[MB]; infinite of a process that is dead."""
+    with contextlib.suppress(OSError):  # between its death and its parent's notice it has a status, without VmRSS
+        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+            if line.startswith("VmRSS"):
+                return int(line.split()[1]) / 1e3
+    return float("inf")
 
 
 def begin_skill(robot: RobotClient) -> None:
@@ -342,13 +346,15 @@ def measure(name: str, targets: Targets, pid: int, seconds: float) -> dict[str, 
         with contextlib.suppress(SkillError):
             robot.reset()
     attacker.join(10)
+    broke = f"the attack ended with exit code {attacker.exitcode}" if attacker.exitcode else ""
     if attacker.is_alive():
         attacker.kill()
     answered = sum(map(len, took.values()))
     row = {"attack": name, "tried": answered + len(lost), "answered": answered}
     for road, seconds_each in took.items():
         row[road] = [float(np.median(seconds_each or [np.inf])), max(seconds_each, default=np.inf)]
-    return row | {"growth": most - before, "held": not lost and row[BOTH][1] <= LATE, "lost": lost[:3]}
+    held = not lost and not broke and row[BOTH][1] <= LATE
+    return row | {"growth": most - before, "held": held, "lost": lost[:3], "broke": broke}
 
 
 def attack(seconds: float, only: Sequence[str] = ()) -> list[dict[str, Any]]:
@@ -369,10 +375,11 @@ def attack(seconds: float, only: Sequence[str] = ()) -> list[dict[str, Any]]:
     for name in only or ATTACKS:
         row = measure(name, targets, pid, seconds)
         rows.append(row)
+        said = (*row["lost"], row["broke"])
         times = "".join(f"{1e3 * median:18.1f}{1e3 * worst:12.1f}" for median, worst in (row[road] for road in ROADS))
         print(
             f"{name:32s}{row['tried']:7d}{row['answered']:10d}{times}"
-            f"{row['growth']:13.1f}{'' if row['held'] else '   NOT HELD  ' + '; '.join(row['lost'])}",
+            f"{row['growth']:13.1f}{'' if row['held'] else '   NOT HELD  ' + '; '.join(filter(None, said))}",
             flush=True,
         )
         time.sleep(0.5)

@@ -13,8 +13,8 @@ last state, and with its episodes at the next checkpoint. Cells of the same name
 figures that share a folder share them, as they share data and perceived frames.
 
 Every cell is measured at the steps --at; what a table shows is the last of them, which no result has chosen. All
-variants meet the same scenes, each seed others, and all follow from --scenes: choose settings in scenes of another
-number.
+variants meet the same scenes, each seed others, and all follow from --scenes + seed: choose settings in scenes further
+away than there are seeds, such as --scenes 60000.
 """
 
 from __future__ import annotations
@@ -55,6 +55,7 @@ TINY: dict[str, Any] = {  # as `--debug` asks; its trainings take no more steps 
     **{"steps": 20, "at": (10, 20), "batch_size": 32, "warmup": 5, "seeds": (0, 1)},
     **{"episodes": 4, "along": 2, "demonstrations": 12, "replays": 12, "autonomous": 12},
 }
+COMMON = ("steps", "batch_size", "learning_rate", "warmup", "debug", "scenes", "measured")  # to all cells of a table
 Counts = dict[str, tuple[int, int]]  # group of tasks -> successes, episodes
 
 
@@ -153,7 +154,8 @@ class Job:
                 before = {**self.usual, **read(path)["settings"]}
                 if changed := [key for key in self.settings | before if before.get(key) != self.settings.get(key)]:
                     was, now = (told.get(changed[0], "as usual") for told in (before, self.settings))
-                    raise ValueError(f"{path}: made with {changed[0]} {was}, not {now}; another --out, or delete it")
+                    said = f"{path}: made with {changed[0]} {was}, not {now}"
+                    raise ValueError(f"{said}; another --out, or delete {self.run} and {self.result}")
         return self.result.exists()
 
 
@@ -222,6 +224,8 @@ def make(job: Job, say: Say = lambda cell, line: None) -> None:
     from saycan_qt.learning import checkpoint
     from saycan_qt.learning.loop import snapshot
 
+    if not (job.run / "settings.json").exists():  # nothing says with what settings its checkpoints were made
+        shutil.rmtree(job.run, ignore_errors=True)
     job.run.mkdir(parents=True, exist_ok=True)
     atomic.write(job.run / "settings.json", atomic.to_json({"settings": job.settings}))
     folder = job.train.out
@@ -403,7 +407,14 @@ def load_cells(out: Path, variants: Sequence[Variant], seeds: Sequence[int]) -> 
             other = first.setdefault(same[cell["cell"]] if kind == "data_digest" else cell["cell"], cell)
             if other[kind] != cell[kind]:
                 names = " and ".join(f"{c['cell']}-{c['seed']}" for c in (other, cell))
-                raise ValueError(f"{out / 'cells'}: {names} differ in their {kind.replace('_', ' ')}; delete one")
+                said = f"{out / 'cells'}: {names} differ in their {kind.replace('_', ' ')}"
+                raise ValueError(f"{said}; of one of them delete its cell and {out / 'runs'}/NAME-SEED")
+    for cell in cells:
+        for key in COMMON:
+            if (was := cells[0]["settings"].get(key)) != (now := cell["settings"].get(key)):
+                names = " and ".join(f"{c['cell']}-{c['seed']}" for c in (cells[0], cell))
+                said = f"{out / 'cells'}: {names} cannot stand in one table: {key} {was} and {now}"
+                raise ValueError(f"{said}; leave some out by --cells and --seeds, or take another --out")
     return cells
 
 

@@ -3,7 +3,8 @@
     python benchmarks/deliveries.py                                   # "bring me a snack", seeds 0 to 9
     python benchmarks/deliveries.py "throw away the apple" "I am thirsty" --seeds 5 --out runs/deliveries
 
-Prints a line for each run and a rate with its 95 % Wilson interval for each instruction; the runs' folders stay.
+Prints a line for each run and a rate with its 95 % Wilson interval for each instruction; the runs' folders stay. A run
+that broke is no failure of what was planned or done: there it ends, with exit code 1 and the reason.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ import tyro
 
 from saycan_qt.evaluation.rates import wilson
 
+BROKEN = ("interrupted", "died", "error")  # a plan's `ended` of runs that did not come to their end
+
 
 @dataclass(frozen=True)
 class DeliveriesConfig:
@@ -32,11 +35,16 @@ class DeliveriesConfig:
 
 
 def one(instruction: str, seed: int, folder: Path) -> dict:
+    """Its plan. Ends with exit code 1 and a line where the run broke."""
     command = [sys.executable, "-m", "saycan_qt.run", instruction, "--seed", str(seed), "--out", str(folder), "--json"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode not in (0, 1, 3):
-        raise RuntimeError(f"{' '.join(command)} ended with {done.returncode}: {done.stderr[-500:]}")
-    return json.loads(done.stdout.splitlines()[-1])
+    if done.returncode not in (0, 1, 3, 130):
+        said = (done.stderr.strip().splitlines() or [""])[-1]
+        sys.exit(f"error: {' '.join(command[1:])} ended with {done.returncode}: {said}")
+    plan = json.loads(done.stdout.splitlines()[-1])
+    if plan["ended"] in BROKEN:
+        sys.exit(f"error: the run in {folder} broke ({plan['ended']}): {plan['reason']}")
+    return plan
 
 
 def main(config: DeliveriesConfig) -> None:

@@ -58,13 +58,18 @@ class PickingConfig(CellsConfig):
 
 
 def there(folder: Path, words: str) -> bool:
-    """Was this made? Raises ValueError where it was, otherwise than `words` say."""
+    """Was this made? Raises ValueError where it was, otherwise than `words` say. Of paths in them only the names count:
+    the same folder may be named by another one, or have moved."""
     path = folder.with_suffix(".done")
     if not path.exists():
         return False
-    if (before := path.read_text().strip()) != words:
+    if without_folders(before := path.read_text().strip()) != without_folders(words):
         raise ValueError(f"{folder} was made with `{before}`, not `{words}`; another --data or --out")
     return True
+
+
+def without_folders(words: str) -> str:
+    return " ".join(Path(word).name for word in words.split())
 
 
 def mark(folder: Path, words: str) -> None:

@@ -38,6 +38,7 @@ from skills.library import SkillLibrary
 from skills.robot_folder import default_robot
 
 Stage = Literal["write", "decode", "open", "shuffle", "perceive", "train"]
+MADE = ("data", "cache", "run", "sampled")  # folders in --home
 SIDE, DRAWN = 16, 256  # pixels of an image's side; transitions drawn at once
 EYES = TrunkConfig(keypoints=4, image=(SIDE, SIDE), channels=(8, 8, 8, 8), blocks=(1, 1, 1), feature=2, hidden=8)
 
@@ -58,10 +59,10 @@ class FleetConfig:
 
 
 def write(config: FleetConfig, home: Path) -> int:
-    """Episodes that are there are kept."""
+    """How many were written; episodes that are there are kept."""
     robot = default_robot().embodiment
     tasks = [skill.name for skill in SkillLibrary.load() if skill.learned]
-    each = config.episodes // config.shards
+    each, written = config.episodes // config.shards, 0
     for shard in range(config.shards):
         rng = np.random.default_rng(shard)
         with EpisodeWriter(home / "data" / f"shard-{shard:03d}", image_size=(SIDE, SIDE)) as out:
@@ -74,7 +75,8 @@ def write(config: FleetConfig, home: Path) -> int:
                 actions[:, -1] = np.arange(config.steps) == config.steps - 1
                 info = {"number": shard + number * config.shards, "seed": 0, "mode": "demonstration", "truncated": 0}
                 out.add(Episode(images, states, actions, tasks[number % len(tasks)], number % 3 > 0, info))
-    return each * config.shards
+                written += 1
+    return written
 
 
 def decode(config: FleetConfig, home: Path) -> int:
@@ -182,6 +184,9 @@ def show(stage: Stage, found: dict) -> None:
 
 
 def run(config: FleetConfig, home: Path) -> None:
+    """All stages. Ends with exit code 1 where an earlier run's work is there, which would be measured as this one's."""
+    if there := [name for name in MADE if (home / name).exists()]:
+        sys.exit(f"error: --home {home}: {', '.join(there)} of an earlier run there; another --home, or delete them")
     print(f"{config.episodes:,} episodes of {config.steps} steps in {config.shards} shards, images of {SIDE} x {SIDE}")
     print("own memory [MB] along the way, and the most", flush=True)
     options = [f"--{key.replace('_', '-')}={value}" for key, value in vars(config).items() if isinstance(value, int)]

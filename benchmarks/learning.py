@@ -36,6 +36,7 @@ import tyro
 from pypi_q_transformer import PRESETS as PEER_PRESETS
 from pypi_q_transformer import SCORED, flops_of, timed
 
+import saycan_qt
 from saycan_qt.learning.algorithms import ALGORITHMS
 from saycan_qt.learning.algorithms.policy import Judge, Policy
 from saycan_qt.learning.algorithms.q_transformer import QTransformerConfig
@@ -292,7 +293,8 @@ def peer(preset: str, batch_size: int, config: LearningConfig, folder: Path) -> 
 
 
 def before(preset: str, rows: list[Row], config: LearningConfig, folder: Path) -> tuple[Elsewhere, list[Row]]:
-    """The same cases by this very script, with the other checkout's package."""
+    """The same cases by this very script, with the other checkout's package. Raises RuntimeError where another one was
+    measured, as an installed one would be."""
     assert config.before is not None
     how = ["--threads", str(config.threads), "--device", config.device, "--figures", *config.figures]
     sizes = [f"--batch-{name}={getattr(config, f'batch_{name}')}" for name in ("cached", "small", "paper", "stretches")]
@@ -300,8 +302,12 @@ def before(preset: str, rows: list[Row], config: LearningConfig, folder: Path) -
     script = str(Path(__file__).resolve())
     command = [sys.executable, script, "--preset", preset, "--answer", *how]
     there = Elsewhere(command, folder / "before.log", {"PYTHONPATH": str(config.before.resolve())})
+    told = there.answer()
+    if not Path(told["package"]).resolve().is_relative_to(config.before.resolve()):
+        there.process.kill()
+        raise RuntimeError(f"--before {config.before}: what was measured there is {told['package']}")
     found = []
-    for number, (row, built) in enumerate(zip(rows, there.answer(), strict=True)):
+    for number, (row, built) in enumerate(zip(rows, told["rows"], strict=True)):
         calls = {figure: partial(there.ask, f"{number} {figure}") for figure in row.calls}
         found.append(Row("... before", built["parameters"], built["flops_per_sample"], built["batch_size"], calls))
     return there, found
@@ -311,7 +317,7 @@ def answer(preset: str, config: LearningConfig, folder: Path) -> None:
     """Measure what is asked for; stands in for the package, see pypi_q_transformer.py."""
     chunk = PEER_PRESETS[peer_of(preset)]["chunk"]
     rows = [start(case, config, chunk, folder / str(i)) for i, case in enumerate(wanted(preset, config))]
-    print(json.dumps([row.as_dict() | {"flops_per_sample": row.flops_per_sample} for row in rows]), flush=True)
+    print(json.dumps({"package": saycan_qt.__file__, "rows": [row.as_dict() for row in rows]}), flush=True)
     for line in sys.stdin:
         asked = json.loads(line)
         number, figure = asked["figure"].split()
@@ -441,6 +447,8 @@ def main(config: LearningConfig) -> None:
         sys.exit(
             "error: --peer adds cases that a checkout of before is not asked for; compare with one after the other"
         )
+    if config.before is not None and not (config.before / "saycan_qt" / "__init__.py").exists():
+        sys.exit(f"error: --before {config.before}: no saycan_qt/__init__.py there; give the folder of a checkout")
     torch.set_num_threads(config.threads)
     getattr(processes, "keep_memory", lambda: None)()  # as servers do; a commit of before may not
     if config.answer:

@@ -4,8 +4,9 @@
     python benchmarks/ogbench_datasets.py --name scene-play                          # the published size, a million
 
 Killed and started again with the same command it goes on: finished episodes lie in OUT/NAME-v0.parts. The result,
-OUT/NAME-v0.npz, is in the format that OGBench publishes and loads. Needs the extra `ogbench`; it renders nothing. About
-half an hour of one CPU core for a million transitions.
+OUT/NAME-v0.npz, is in the format that OGBench publishes and loads, and tells its seed beside that. A file that is there
+already, such as a published one, is taken where it has enough episodes, and overwritten only by more of the same seed.
+Needs the extra `ogbench`; it renders nothing. About half an hour of one CPU core for a million transitions.
 
 The recipe is OGBench's data_gen_scripts/generate_manipspace.py (MIT licence), which its package leaves out, for the
 kind `play`: an oracle follows a plan with correlated noise to one random target after the other, whatever the tasks
@@ -38,7 +39,7 @@ class Config:
     name: str = "cube-single-play"  # cube-single-play, cube-double-play, scene-play, puzzle-3x3-play, ...
     transitions: int = 1_000_000
     out: Path = Path("data/ogbench")
-    seed: int = 0
+    seed: int | None = None  # of the episodes; by default that of those which are there, 0 where none are
 
 
 def recordings(transitions: int) -> int:
@@ -47,24 +48,39 @@ def recordings(transitions: int) -> int:
 
 
 def make(config: Config) -> Path:
-    """The dataset's file, made now where it is not there yet."""
+    """The dataset's file, made now where it is not there yet. Raises ValueError where it is, of another seed or made
+    elsewhere with too few."""
     path = config.out / f"{config.name}-v0.npz"
-    episodes = recordings(config.transitions)
+    parts, episodes, seed = path.with_suffix(".parts"), recordings(config.transitions), config.seed or 0
     if path.exists():
         with np.load(path) as there:
-            if (count := int(there["terminals"].sum())) >= episodes:
-                return path
+            count = int(there["terminals"].sum())
+            before = int(there["seed"]) if "seed" in there else seed_of(parts, count)
+        if config.seed not in (None, before):
+            how = "elsewhere" if before is None else f"with seed {before}"
+            raise ValueError(f"{path}: made {how}, not with seed {config.seed}; another --out")
+        if count >= episodes:
+            return path
+        if before is None:
+            raise ValueError(f"{path}: {count} of {episodes} episodes, made elsewhere; another --out")
+        seed = before
         print(f"{path}: {count} of {episodes} episodes; making the others", flush=True)
-    files = [path.with_suffix(".parts") / f"{config.seed}-{number:06d}.npz" for number in range(episodes)]
+    files = [parts / f"{seed}-{number:06d}.npz" for number in range(episodes)]
     play = None
     for number, part in enumerate(files):
         if not part.exists():
             play = play or Play(config.name)
-            save(part, play.episode(config.seed, number))
+            save(part, play.episode(seed, number))
             print(f"{config.name}: {number + 1} of {episodes} episodes", flush=True)
     loaded = [dict(np.load(part)) for part in files]
-    save(path, {key: np.concatenate([rows[key] for rows in loaded]) for key in loaded[0]})
+    save(path, {key: np.concatenate([rows[key] for rows in loaded]) for key in loaded[0]} | {"seed": np.array(seed)})
     return path
+
+
+def seed_of(parts: Path, count: int) -> int | None:
+    """Of a file that was made before it told its seed: that of its parts, where all of them are there."""
+    seeds = [path.name.partition("-")[0] for path in parts.glob("*-*.npz")]
+    return int(seeds[0]) if len(set(seeds)) == 1 and len(seeds) >= count else None
 
 
 def save(path: Path, arrays: dict[str, np.ndarray]) -> None:

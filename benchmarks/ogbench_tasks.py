@@ -39,7 +39,8 @@ from saycan_qt.evaluation.rates import wilson
 from saycan_qt.learning import checkpoint
 from saycan_qt.learning.algorithms import ALGORITHMS
 from saycan_qt.learning.algorithms.policy import Policy
-from saycan_qt.learning.loop import Run
+from saycan_qt.learning.folder import CONFIG, settings_in
+from saycan_qt.learning.loop import CHECKPOINT, STATE, Run
 from saycan_qt.learning.start import TrainConfig, state_config
 from saycan_qt.networks.backbone import SMALL
 from saycan_qt.networks.tokens import TextEncoder
@@ -58,6 +59,7 @@ PUBLISHED = {  # of FQL, per cent: the default task, and the mean of the five
     "puzzle-3x3-play": (None, 30),
 }
 WIDE = 140  # [characters] of the table where no terminal limits it
+CPU_SECONDS = "cpu_seconds.json"  # in a cell's folder
 FIRST_EPISODE = 10_000  # seed of the first judged one; data is made with others
 Q = ("--discount", "0.99")
 SPREAD = ("--td-deviation", "1.5", "--loss", "cross_entropy")  # Q-Transformer's, for 64 bins
@@ -234,8 +236,31 @@ def settings_of(config: Config, row: str, home: Path, seed: int) -> TrainConfig:
     return settings
 
 
+class Timed(Run):
+    """Notes, whenever its state is saved, the CPU seconds that led there, those of earlier processes too."""
+
+    def train(self) -> dict[str, Any]:
+        self.spent = cpu_seconds(self.config.out) - time.process_time()
+        return super().train()
+
+    def save(self) -> None:
+        super().save()
+        atomic.write(self.config.out / CPU_SECONDS, atomic.to_json(self.spent + time.process_time()))
+
+
+def cpu_seconds(home: Path) -> float:
+    """That a cell's training has taken so far."""
+    path = home / CPU_SECONDS
+    return float(json.loads(path.read_text())) if path.exists() else 0.0
+
+
 def learn(config: Config, row: str, settings: TrainConfig, data: StateEpisodes) -> Policy:
-    """Train to the end, or go on; the policy as it is saved."""
+    """Train to the end, or go on; the policy as it is saved. Raises ValueError where another training lies there."""
+    out = settings.out
+    if any(checkpoint.exists(out / name) for name in (STATE, CHECKPOINT)) and (out / CONFIG).exists():
+        before = settings_in(out, "another --out, or delete the folder").get("steps")
+        if before != settings.steps:  # which a run may change, but not a cell
+            raise ValueError(f"{out}: trained for {before} steps, not {settings.steps}; another --out, or delete it")
     algorithm = settings.algorithm
     if hasattr(algorithm, "value_low"):
         algorithm = dataclasses.replace(algorithm, value_low=data.worst, value_high=0.0)
@@ -253,15 +278,15 @@ def learn(config: Config, row: str, settings: TrainConfig, data: StateEpisodes) 
     texts = TextEncoder({INSTRUCTION: np.ones(WORDS, np.float32)})
     kind = next(kind for kind in ALGORITHMS.values() if kind.config_type is type(algorithm))
     policy = kind(dataclasses.replace(network, chunk=settings.chunk), algorithm, texts, embodiment=data.embodiment)
-    settings.out.mkdir(parents=True, exist_ok=True)
+    out.mkdir(parents=True, exist_ok=True)
     train.remember(settings, row, data.digest)
-    run = Run(settings, data, policy, [])
+    run = Timed(settings, data, policy, [])
     run.say(
-        f"{settings.out.name}: {sum(p.numel() for p in run.parameters):,} weights; {len(data.rewards):,} transitions, "
+        f"{out.name}: {sum(p.numel() for p in run.parameters):,} weights; {len(data.rewards):,} transitions, "
         f"in which the task is done {int(data.reached.sum())} times" + (f"; at step {run.step}" if run.step else "")
     )
     run.train()
-    return checkpoint.load(settings.out / "checkpoint")
+    return checkpoint.load(out / CHECKPOINT)
 
 
 class Judged:
@@ -349,7 +374,8 @@ def kept(result: Path, asked: Mapping[str, Any]) -> dict[str, Any] | None:
     there: dict[str, Any] = json.loads(result.read_text())
     for key, value in asked.items():
         if (before := there.get(key)) != value:
-            raise ValueError(f"{result}: made with {key} {before}, not {value}; another --out, or delete it")
+            said = f"{result}: made with {key} {before}, not {value}"
+            raise ValueError(f"{said}; another --out, or delete {result.parent}, the policy too")
     return there
 
 
@@ -367,9 +393,7 @@ def cell(config: Config, name: str, task: int, row: str, seed: int) -> dict[str,
     discount = getattr(settings.algorithm, "discount", 0.99)
     path = ogbench_datasets.make(ogbench_datasets.Config(name, config.transitions, config.data))
     data = PlayEpisodes(path, environment, discount, config.transitions, config.shown, cubes)
-    began = time.process_time()
     policy = learn(config, row, settings, data)
-    learnt = time.process_time() - began
 
     def new() -> Judged:
         return Judged(environment, policy.embodiment.history, lambda state, _: with_relative(state, cubes))
@@ -388,7 +412,7 @@ def cell(config: Config, name: str, task: int, row: str, seed: int) -> dict[str,
         "times_done": int(data.reached.sum()),
         **asked,
         "machine": checkpoint.machine(config.device),
-        "cpu_seconds": round(learnt),
+        "cpu_seconds": round(cpu_seconds(home)),
     }
     atomic.write(result, atomic.to_json(answer))
     return answer

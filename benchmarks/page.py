@@ -4,7 +4,7 @@
     python benchmarks/page.py --pictures runs/20261121-101500-bring-me-a-snack     # a run's own, not plain ones
 
 The page is a process of its own, as `run --live` starts it; what happens is told over its socket. "Busy" is as many
-processes that compute as there are cores. Times of pictures are from when they are taken until the browser has drawn
+processes that compute as there are cores. Times of pictures are from when they are taken until the browser has loaded
 them; of Stop, from the key until the page shows that the robot is stopped, which a robot's service in a third process
 has confirmed.
 """
@@ -72,7 +72,7 @@ def row(what: str, times: list[float], allowed: str = "") -> None:
 
 
 def frames(run: PlayedRun, page: Page, rate: float, seconds: float, views: dict[str, list[bytes]]) -> list[float]:
-    """Milliseconds from when each picture was taken until it was drawn."""
+    """Milliseconds from when each picture was taken until it was loaded."""
     page.evaluate("taken.length = 0")
     for number in range(round(rate * seconds)):
         began = time.monotonic()

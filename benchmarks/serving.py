@@ -22,7 +22,8 @@ on the way resizes them: `--image` builds a network for it.
 meanwhile, or in Python, which does not, and a health check every hundredth of a second.
 
 `--attack` prints a line for each attack of `attack.py`, `--seconds` long: Stops tried and answered, the median and the
-worst of them, and by how much the robot's process grew. The exit code is 1 if one was lost or took more than 100 ms.
+worst of them, and by how much the robot's process grew. The exit code is 1 if one was lost, if one by both roads took
+more than 100 ms, or if an attack itself broke.
 """
 
 from __future__ import annotations

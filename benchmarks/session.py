@@ -40,7 +40,7 @@ class BenchmarkConfig:
 
     seeds: int = 1  # kitchens, each with a session of its own
     first_seed: int = 0
-    runs: int = 1  # single runs to compare with
+    runs: int = 1  # single runs to compare with, a sentence each
 
 
 def carried_out(command: list[str], said: str) -> list[dict[str, Any]]:
@@ -57,6 +57,10 @@ def decided(plan: dict[str, Any]) -> float:
 
 
 def main(config: BenchmarkConfig) -> None:
+    if not 1 <= config.runs <= len(SENTENCES):
+        sys.exit(f"error: --runs {config.runs}: from 1 to {len(SENTENCES)}, as there are sentences")
+    if config.seeds < 1:
+        sys.exit(f"error: --seeds {config.seeds}: it must be at least 1")
     first, later, alone = [], [], []
     with tempfile.TemporaryDirectory() as folder:
         for seed in range(config.first_seed, config.first_seed + config.seeds):

@@ -26,10 +26,9 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -47,6 +46,7 @@ Q_TRANSFORMER = ("q-transformer", "--loss", "cross_entropy")
 # 0.50 and 0.59
 QT_OPT = ("qt-opt", "--monte-carlo", "--cql-weight", "0")
 RELABELLED = ("--relabel", "0.5")
+LENGTHS = ("anywhere", "impossible", "frames", "scenes", "steps", "batch_size")  # options that decide the numbers
 WIDE = 140  # [characters] of the table where no terminal limits it
 
 
@@ -95,7 +95,7 @@ def small(config: Table1Config) -> Table1Config:
 
 
 class Failed(Exception):
-    """A command that did not succeed, and where its last words are."""
+    """What cannot be done; of a command that did not succeed, where its last words are."""
 
 
 def run(log: Path, *arguments: object) -> str:
@@ -110,54 +110,65 @@ def run(log: Path, *arguments: object) -> str:
     return done.stdout
 
 
-def once(mark: Path, work: Callable[[], object]) -> None:
-    """Do it unless `mark` exists, which is made when it is done."""
+def once(config: Table1Config, mark: Path, what: Sequence[object], where: Sequence[object]) -> None:
+    """Run the command `what`, with the paths and processes of `where`, unless `mark` holds its words, as it does when
+    the command is done. Raises Failed where it holds others. One of before, when marks were empty, is taken to be of
+    the defaults."""
+    words = " ".join(map(str, what))
     if not mark.exists():
-        work()
-        mark.touch()
+        run(mark.parent / "log", *what, *where)
+        atomic.write(mark, f"{words}\n".encode())
+    elif before := mark.read_text().strip():
+        if before != words:
+            raise Failed(f"{mark.with_suffix('')} was made with `{before}`, not `{words}`; another --out")
+    elif changed := [name for name in LENGTHS if getattr(config, name) != getattr(Table1Config(config.out), name)]:
+        option = f"--{changed[0]} {getattr(config, changed[0])}".replace("_", "-")
+        raise Failed(f"{mark}: nothing says that this was made with {option}; another --out")
 
 
 def prepare(config: Table1Config, look: str) -> tuple[list[Path], tuple[object, ...]]:
     """Episodes of a look, and the options that name its eyes."""
-    home, data = config.out / look, []
+    home, data, workers = config.out / look, [], ("--workers", config.workers)
     for kind, episodes, seed in (("anywhere", config.anywhere, 2), ("impossible", config.impossible, 1)):
         data.append(home / kind)
-        options = (f"--{kind}", 1, "--seed", seed, "--look", look, "--workers", config.workers)
-        collect = partial(run, home / "log", "saycan_qt.collect", "--out", data[-1], "--episodes", episodes, *options)
-        once(home / f"{kind}.done", collect)
+        what = ("saycan_qt.collect", "--episodes", episodes, f"--{kind}", 1, "--seed", seed, "--look", look)
+        once(config, home / f"{kind}.done", what, ("--out", data[-1], *workers))
     if look == "target":
         return data, ()
-    eyes, init = home / "perception", ("--init", SHIPPED / "perception", "--look", look)
-    length = ("--frames", config.frames, "--epochs", 6, "--learning-rate", 1e-3, "--workers", config.workers)
-    once(home / "perception.done", partial(run, home / "log", "saycan_qt.pretrain", "--out", eyes, *init, *length))
+    eyes, init = home / "perception", ("--init", SHIPPED / "perception")
+    length = ("--frames", config.frames, "--epochs", 6, "--learning-rate", 1e-3)
+    what = ("saycan_qt.pretrain", "--look", look, *length)
+    once(config, home / "perception.done", what, ("--out", eyes, *init, *workers))
     return data, ("--perception", eyes / "checkpoint")
 
 
 def learn(config: Table1Config, row: Row, seed: int, data: Sequence[Path], eyes: Sequence[object]) -> dict[str, float]:
     """Train and judge one value function; SHOWN of it."""
     home = config.out / "runs" / row.folder(seed)
-    options = ("--out", home, "--seed", seed, "--starts", 0.5, "--threads", 1, *eyes)
     length = ("--steps", config.steps, "--batch-size", config.batch_size, "--validate-every", config.steps)
-    train = partial(run, home / "log", "saycan_qt.train", *row.arguments, "--data", *data, *options, *length)
-    once(home / "trained.done", train)
-    options = ("--checkpoint", home / "checkpoint", "--data", config.out / "scenes", "--resamples", 2, "--json")
-    judge = partial(run, home / "log", "saycan_qt.evaluate", "affordance", *options)
-    once(home / "judged.json", lambda: atomic.write(home / "judged.json", judge().encode()))
+    what = ("saycan_qt.train", *row.arguments, "--seed", seed, "--starts", 0.5, *length)
+    once(config, home / "trained.done", what, ("--out", home, "--data", *data, "--threads", 1, *eyes))
+    if not (home / "judged.json").exists():  # it follows from what has marks of its own
+        options = ("--checkpoint", home / "checkpoint", "--data", config.out / "scenes", "--resamples", 2, "--json")
+        judged = run(home / "log", "saycan_qt.evaluate", "affordance", *options)
+        atomic.write(home / "judged.json", judged.encode())
     (found,) = json.loads((home / "judged.json").read_text())["models"].values()
     return {**found["fixed"], "f1 tuned": found["tuned"]["f1"]}
 
 
 def main(config: Table1Config) -> int:
+    if unknown := [number for number in config.rows if not 0 <= number < len(ROWS)]:
+        raise Failed(f"--rows {unknown[0]}: there are 0 to {len(ROWS) - 1}")
     config = small(config) if config.debug else config
     console = Console(stderr=True)
     chosen = [row for i, row in enumerate(ROWS) if not config.rows or i in config.rows]
-    scenes = ("--scenes", config.scenes, "--out", config.out / "scenes", "--workers", config.workers)
+    scenes = ("saycan_qt.collect", "affordance", "--scenes", config.scenes)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     jobs = [(row, seed) for seed in range(config.seeds) for row in chosen]
     with Progress(*columns, console=console) as progress, ThreadPoolExecutor(config.workers) as pool:
         bar = progress.add_task("collecting", total=len(jobs))
-        collect = partial(run, config.out / "log", "saycan_qt.collect", "affordance", *scenes)
-        once(config.out / "scenes.done", collect)
+        where = ("--out", config.out / "scenes", "--workers", config.workers)
+        once(config, config.out / "scenes.done", scenes, where)
         looks = {look: prepare(config, look) for look in dict.fromkeys(row.look for row in chosen)}
         progress.update(bar, description="training and judging")
 
@@ -170,7 +181,8 @@ def main(config: Table1Config) -> int:
     table = Table(title=f"precision, recall and F1 at 0.5, {config.seeds} seeds; the paper's in brackets")
     for column in ("", *SHOWN):
         table.add_column(column, justify="left" if not column else "right")
-    answer = {}
+    path = config.out / "table1.json"
+    answer = json.loads(path.read_text()) if path.exists() else {}  # rows that others asked for stay
     for row in chosen:
         mine = [found for (r, _), found in zip(jobs, results, strict=True) if r is row]
         paper = dict(zip(SHOWN, row.paper or (), strict=False))
@@ -182,7 +194,7 @@ def main(config: Table1Config) -> int:
             for k, v in each.items()
         ]
         table.add_row(row.name, *cells)
-    (config.out / "table1.json").write_text(json.dumps(answer, indent=1) + "\n")
+    atomic.write(path, (json.dumps(answer, indent=1) + "\n").encode())
     Console(width=None if sys.stdout.isatty() else WIDE).print(table)
     return 0
 

@@ -71,6 +71,7 @@ def training(config: TrainingConfig) -> int:
         if not (rows := metrics.read(run)):
             raise ValueError(f"{run}: nothing has been measured yet; the first numbers come after --log-every steps")
         runs[run] = curves(rows)
+    alike = len({run.name for run in runs}) < len(runs)
     names = list(dict.fromkeys(key.removeprefix(HELD_OUT) for found in runs.values() for key in found))
     if not names:
         raise ValueError(f"{', '.join(map(str, runs))}: no numbers to draw yet")
@@ -83,7 +84,7 @@ def training(config: TrainingConfig) -> int:
         axis.set_title(name.replace("_", " "), fontsize=10)
         axis.set_xlabel("step", fontsize=8)
         for number, (run, found) in enumerate(runs.items()):
-            label = run.name if len(runs) > 1 else "training"
+            label = (str(run) if alike else run.name) if len(runs) > 1 else "training"
             if name in found:
                 axis.plot(*found[name], color=f"C{number}", alpha=0.6, linewidth=1, label=label)
             if HELD_OUT + name in found:

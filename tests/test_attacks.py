@@ -6,6 +6,7 @@ it is the median of several that is held to that, and none is lost."""
 import contextlib
 import gzip
 import logging
+import os
 import resource
 import socket
 import subprocess
@@ -14,6 +15,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
+import attack
 import grpc
 import numpy as np
 import pytest
@@ -70,10 +72,10 @@ def health(address, *metadata):
 
 
 @contextlib.contextmanager
-def meanwhile(attack, server, seconds=2.0):
+def meanwhile(mount, server, seconds=2.0):
     """An attack in a thread, once it is under way."""
     end = time.monotonic() + seconds
-    thread = threading.Thread(target=attack, args=(Targets(server.address, "", server.address), end))
+    thread = threading.Thread(target=mount, args=(Targets(server.address, "", server.address), end))
     thread.start()
     time.sleep(0.3)
     yield
@@ -89,6 +91,22 @@ def test_whoever_watches_health_and_takes_nothing_silences_nobody(robot):
             robot.set_ready()
     hold(robot.address)
     assert health(robot.address) == SERVING
+
+
+def test_an_attack_that_breaks_is_not_held(robot, monkeypatch):
+    """The guard has no address here, which the attack on it needs."""
+    monkeypatch.setattr(attack, "LATE", 60.0)
+    monkeypatch.setattr(attack, "ROADS", (attack.BOTH,))
+    for name, broke in (("nothing", ""), ("connections to the guard", "the attack ended with exit code 1")):
+        row = attack.measure(name, Targets(robot.address, "", ""), os.getpid(), 1.0)
+        assert (row["broke"], row["held"]) == (broke, not broke) and row["answered"]
+
+
+def test_the_size_of_a_dead_process_is_a_number():
+    with subprocess.Popen(["true"]) as dead:
+        os.waitid(os.P_PID, dead.pid, os.WEXITED | os.WNOWAIT)
+        assert resident(dead.pid) == np.inf
+    assert resident(dead.pid) == np.inf > resident(os.getpid())
 
 
 def test_480_watches_that_come_and_go_silence_nobody_and_leave_their_places(robot):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from pathlib import Path
 
 import cells
 import figure4
@@ -13,7 +14,8 @@ from tiny_policies import KITCHEN, TEXTS, save_perception
 
 from saycan_qt.data.episodes import Episode, EpisodeWriter
 from saycan_qt.evaluation.skills import Result, Start
-from saycan_qt.learning.loop import Run
+from saycan_qt.learning import checkpoint
+from saycan_qt.learning.loop import Run, snapshot
 from skills.library import SkillLibrary
 
 CONFIG = {"seeds": (0,), "debug": True, "steps": 20, "at": (10, 20), "batch_size": 32}
@@ -80,7 +82,7 @@ def test_a_cell_made_with_other_settings_is_not_taken_for_this_one(home, tmp_pat
     mine = job(home, tmp_path)
     mine.run.mkdir(parents=True)
     (mine.run / "settings.json").write_text(json.dumps({"settings": {**mine.settings, "warmup": 7}}))
-    with pytest.raises(ValueError, match=r"made with warmup 7, not 200; another --out, or delete it"):
+    with pytest.raises(ValueError, match=r"made with warmup 7, not 200; another --out, or delete \S+/runs/rt1-0 and "):
         mine.done()
     (mine.run / "settings.json").write_text(json.dumps({"settings": {**mine.settings, "replays": 50}}))
     with pytest.raises(ValueError, match=r"made with replays 50, not as usual;"):
@@ -95,12 +97,39 @@ def test_a_cell_made_with_other_settings_is_not_taken_for_this_one(home, tmp_pat
     assert cells.job(figure5.FIGURE, config, figure5.RT1, 0).settings["demonstrations"] == 50
 
 
+def test_what_an_error_says_to_delete_is_made_again_with_the_new_settings(home, tmp_path, monkeypatch):
+    trained, provenance = [], {"step": 20, "seconds": 1, "data_digest": "a", "episodes": 6}
+
+    def train(job):
+        trained.append(job.settings["learning_rate"])
+        snapshot(job.train.out, 20).mkdir(parents=True)
+
+    monkeypatch.setattr(cells, "train", train)
+    monkeypatch.setattr(cells, "measure", lambda job, folder, starts: {"pick": (len(trained), 2)})
+    monkeypatch.setattr(checkpoint, "exists", Path.exists)
+    monkeypatch.setattr(checkpoint, "load_files", lambda folder: ({}, {}, provenance))
+    first = job(home, tmp_path)
+    second = dataclasses.replace(first, settings={**first.settings, "learning_rate": 1e-4})
+    cells.make(first)
+    for _ in range(2):
+        with pytest.raises(ValueError, match="another --out") as error:
+            second.done()
+        Path(str(error.value).partition(": ")[0]).unlink()
+    assert not second.done()
+    cells.make(second)
+    assert trained == [1e-3, 1e-4] and json.loads(second.result.read_text())["rates"][0]["groups"]["pick"] == [2, 2]
+
+
 def test_data_made_otherwise_is_not_taken_for_this(tmp_path):
     assert not figure5.there(tmp_path / "clone", "800 steps")
     figure5.mark(tmp_path / "clone", "800 steps")
     assert figure5.there(tmp_path / "clone", "800 steps")
     with pytest.raises(ValueError, match=r"made with `800 steps`, not `900 steps`"):
         figure5.there(tmp_path / "clone", "900 steps")
+    figure5.mark(tmp_path / "replays", "--replay runs/picking/data/demonstrations --seed 1")
+    assert figure5.there(tmp_path / "replays", f"--replay {tmp_path}/demonstrations --seed 1")  # named otherwise
+    with pytest.raises(ValueError, match="not `--replay failures --seed 1`"):
+        figure5.there(tmp_path / "replays", "--replay failures --seed 1")
 
 
 def cell(name, seed, wins, digest="a"):
@@ -142,7 +171,14 @@ def test_families_are_averaged_evenly_however_many_episodes_they_have(tmp_path):
 def test_cells_of_different_data_make_no_table(tmp_path, capsys):
     write(tmp_path, cell("q-transformer", 0, (1, 1), "a"), cell("iql", 0, (1, 1), "b"))
     assert cells.main(figure5.FIGURE, ["--out", str(tmp_path), "--draw"]) == 2
-    assert "q-transformer-0 and iql-0 differ in their data digest" in capsys.readouterr().err
+    assert "q-transformer-0 and iql-0 differ in their data digest; of one of them delete" in capsys.readouterr().err
+
+
+def test_cells_that_were_trained_or_measured_otherwise_make_no_table(tmp_path, capsys):
+    write(tmp_path, cell("rt1", 0, (1, 1)), cell("iql", 0, (1, 1)) | {"settings": {"scenes": 60_000}})
+    assert cells.main(figure5.FIGURE, ["--out", str(tmp_path), "--draw"]) == 2
+    assert "iql-0 and rt1-0 cannot stand in one table: scenes 60000 and None" in capsys.readouterr().err
+    assert cells.main(figure5.FIGURE, ["--out", str(tmp_path), "--draw", "--cells", "rt1"]) == 0
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import json
+import shutil
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -62,6 +63,33 @@ def test_data_is_made_in_parts_that_do_not_depend_on_how_many_there_are(tmp_path
     assert (other["observations"] != first["observations"]).any()
 
 
+def test_a_dataset_of_another_seed_or_from_elsewhere_is_not_overwritten(tmp_path, monkeypatch):
+    class Play:
+        def __init__(self, name): ...
+
+        def episode(self, seed, number):
+            return {"actions": np.full((21, 5), 100 * seed + number), "terminals": np.arange(21) == 20}
+
+    monkeypatch.setattr(ogbench_datasets, "Play", Play)
+    path = made(tmp_path, seed=1)
+    assert np.load(made(tmp_path, 40))["actions"][::21, 0].tolist() == [100, 101]
+    mine = path.read_bytes()
+    with pytest.raises(ValueError, match="made with seed 1, not with seed 0; another --out"):
+        made(tmp_path, 60, seed=0)
+    assert path.read_bytes() == mine
+    told = dict(np.load(path))
+    np.savez(path, **{key: told[key] for key in told if key != "seed"})  # as before there was one
+    made(tmp_path, 40, seed=1)
+    shutil.rmtree(path.with_suffix(".parts"))  # as a published one
+    elsewhere = path.read_bytes()
+    assert made(tmp_path, 40) == path
+    with pytest.raises(ValueError, match="2 of 3 episodes, made elsewhere"):
+        made(tmp_path, 60)
+    with pytest.raises(ValueError, match="made elsewhere, not with seed 0"):
+        made(tmp_path, 40, seed=0)
+    assert path.read_bytes() == elsewhere
+
+
 def test_only_play_is_made(tmp_path):
     with pytest.raises(ValueError, match="only datasets of the kind `play`"):
         ogbench_datasets.make(ogbench_datasets.Config("cube-single-noisy", 20, tmp_path))
@@ -109,6 +137,35 @@ def test_only_the_last_steps_before_the_task_is_done_may_be_imitated_and_every_r
 def test_no_more_transitions_are_taken_than_asked_for(tmp_path):
     found = PlayEpisodes(play(tmp_path, []), TASK, GAMMA, 13)
     assert len(found.rewards) == 13 and np.diff(found.episode_start).tolist() == [10, 3] and not found.reached.any()
+
+
+def learnt(home, steps):
+    config = ogbench_tasks.small(Config(home))
+    settings = ogbench_tasks.settings_of(replace(config, steps=steps), "rt1-1", home / "cell", 0)
+    rng, count = np.random.default_rng(0), 40
+    numbers = [part.astype(np.float32) for part in (rng.normal(size=(count, 6)), rng.uniform(-1, 1, (count, 5)))]
+    all_of = np.ones(4, bool)
+    data = ogbench_tasks.StateEpisodes(*numbers, -np.ones(count), np.full(4, 10), all_of, all_of, "numbers")
+    return ogbench_tasks.learn(config, "rt1-1", settings, data)
+
+
+def test_a_policy_of_other_steps_is_not_judged_as_this_one(tmp_path):
+    learnt(tmp_path, 10)
+    with pytest.raises(ValueError, match=r"cell: trained for 10 steps, not 4; another --out, or delete it"):
+        learnt(tmp_path, 4)
+    result = tmp_path / "cell" / "judged-50.json"
+    result.write_text(json.dumps({"steps": 10}))
+    with pytest.raises(ValueError, match=rf"made with steps 10, not 4; another --out, or delete {tmp_path / 'cell'}, "):
+        ogbench_tasks.kept(result, {"steps": 4})
+
+
+def test_seconds_of_a_training_are_those_of_all_processes_that_had_a_part_in_it(tmp_path):
+    learnt(tmp_path, 10)
+    took = ogbench_tasks.cpu_seconds(tmp_path / "cell")
+    assert took > 0
+    (tmp_path / "cell" / ogbench_tasks.CPU_SECONDS).write_text("1000")
+    learnt(tmp_path, 10)
+    assert 1000 < ogbench_tasks.cpu_seconds(tmp_path / "cell") < 1000 + 10 * took
 
 
 def test_where_a_cube_is_from_the_gripper_follows_from_what_is_observed():

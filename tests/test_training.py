@@ -281,6 +281,17 @@ def test_a_picture_shows_every_number_of_a_run(data, perception, tmp_path, capsy
     assert figures.main(["training"]) == 2 and "one or more" in capsys.readouterr().err
 
 
+def test_runs_of_one_name_are_told_apart_in_a_picture(tmp_path, monkeypatch):
+    matplotlib = pytest.importorskip("matplotlib")
+    monkeypatch.setitem(matplotlib.rcParams, "svg.fonttype", "none")
+    runs = [tmp_path / cell / "training" for cell in ("iql-0", "rt1-0")]
+    for run in runs:
+        run.mkdir(parents=True)
+        (run / metrics.FILE).write_text('{"step": 1, "loss": 2.0}\n')
+    assert figures.main(["training", *map(str, runs), "--out", str(tmp_path / "curves.svg")]) == 0
+    assert all(f">{run}<" in (tmp_path / "curves.svg").read_text() for run in runs)
+
+
 def test_a_run_is_not_continued_under_other_settings(data, perception, tmp_path):
     train.train(train.command(run_command("rt1", data, perception, tmp_path / "run", "--steps", "2")))
     with pytest.raises(ValueError, match="learning_rate"):

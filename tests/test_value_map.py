@@ -43,6 +43,8 @@ def test_the_picture_is_drawn_and_skills_without_an_object_are_refused(tmp_path,
     assert "pick or a move near" in capsys.readouterr().err
     assert figures.main(["values", "--skill", "pick aple"]) == 2
     assert "pick apple" in capsys.readouterr().err
+    for wrong in (["--threads", "0"], ["--spacing", "0"], ["--spacing", "nan"]):
+        assert figures.main(["values", *wrong]) == 2 and capsys.readouterr().err.startswith(f"error: {' '.join(wrong)}")
 
 
 def test_what_is_imagined_of_a_skill_is_drawn_over_the_camera_and_moves_nothing():

@@ -7,6 +7,7 @@ skill is worth there.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,6 +20,7 @@ from saycan_qt.kitchen.elsewhere import STANDING, free_places
 from saycan_qt.kitchen.objects import THINGS
 from saycan_qt.kitchen.tasks import feasible, practice
 from saycan_qt.kitchen.world import CARRY, Placement, Scene, World
+from saycan_qt.options import require
 from skills.library import Skill, SkillLibrary
 
 if TYPE_CHECKING:
@@ -81,6 +83,9 @@ def values(config: ValuesConfig) -> int:
     from saycan_qt.learning import checkpoint
     from saycan_qt.learning.algorithms.policy import Judge
 
+    require(config, threads=1)
+    if not 0 < config.spacing < math.inf:
+        raise ValueError(f"--spacing {config.spacing}: it must be above 0")
     torch.set_num_threads(config.threads)
     library = SkillLibrary.load()
     skill = library[config.skill]
