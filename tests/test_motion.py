@@ -214,6 +214,28 @@ def test_answers_out_of_order_end_the_skill(serve, robot, sequences):
     assert robot.applied == len(sequences) - 1 and robot.halts
 
 
+def test_a_robot_that_observes_too_late_for_its_skill_server_is_stopped_and_told_why(serve, robot):
+    robot.period = 1
+    limits = skill_service.Limits(stream_timeout=0.3)
+    with skill_service.serve(LIBRARY, Walker(), Walker(), limits=limits) as server:
+        outcome = outcome_of(serve(server.address).execute(ENDLESS))
+    assert outcome.status is Status.ABORTED and "no observation came for 0.3 s" in outcome.message
+    assert robot.halts and not robot.moving.is_set()
+
+
+def test_a_robot_whose_skill_server_has_no_place_for_it_is_stopped_and_told_why(serve, robot):
+    limits = skill_service.Limits(streams=1, stream_timeout=10)
+    with (
+        skill_service.serve(LIBRARY, Walker(), Walker(), limits=limits) as server,
+        SkillClient(server.address) as other,
+        other.control(ENDLESS) as control,
+    ):
+        control.act(robot.observe())
+        outcome = outcome_of(serve(server.address).execute(ENDLESS))
+    assert outcome.status is Status.ABORTED and "already controls 1 robots" in outcome.message
+    assert robot.halts and not robot.applied
+
+
 def test_a_robot_server_that_was_frozen_applies_no_old_action():
     code = """if True:
         from tiny_services import *
@@ -367,14 +389,20 @@ def test_stop_outlives_a_robots_server_that_is_killed(tmp_path):
 # ---- clients that go
 
 
-def test_a_client_that_is_killed_in_a_skill_leaves_the_robot_stopped_and_free(serve, robot, walker):
+@pytest.mark.parametrize("death", [signal.SIGSTOP, signal.SIGKILL])
+def test_a_client_that_freezes_or_is_killed_in_a_skill_leaves_the_robot_stopped_and_free(serve, robot, walker, death):
+    robot.period = PERIOD  # the skill takes 15 s
     client = serve(walker)
     code = f"from skills.client import RobotClient; list(RobotClient({client.address!r}).execute({ENDLESS!r}))"
     with subprocess.Popen([sys.executable, "-c", code], cwd=HERE.parent) as process:
-        assert robot.moving.wait(20)
-        process.kill()
-    wait_until(lambda: not client.info().executing)
+        try:
+            assert robot.moving.wait(20)
+            process.send_signal(death)
+            wait_until(lambda: not client.info().executing, 5)
+        finally:
+            process.kill()
     assert not robot.moving.is_set() and robot.applied < 45
+    robot.period = 0.02
     assert outcome_of(client.execute("pick apple")).succeeded
 
 
