@@ -293,11 +293,13 @@ def test_an_owner_that_is_killed_holds_the_robot_no_longer_than_its_seconds(clie
     """
     command = [sys.executable, "-c", code, client.address]
     with subprocess.Popen(command, cwd=HERE.parent, stdout=subprocess.PIPE) as owner:
-        owner.stdout.readline()
-        assert robot.moving.wait(10)
-        time.sleep(1.2)
-        assert client.info().leased_to == "mortal"
-        owner.kill()
+        try:
+            owner.stdout.readline()
+            assert robot.moving.wait(10)
+            time.sleep(1.2)
+            assert client.info().leased_to == "mortal"
+        finally:
+            owner.kill()
     killed = time.monotonic()
     wait_until(lambda: not client.info().executing)
     with pytest.raises(PermissionDenied):

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -359,31 +360,27 @@ def test_stop_outlives_the_server_that_has_a_file_for_it(serve, robot, walker, t
 
 
 def test_stop_outlives_a_robots_server_that_is_killed(tmp_path):
-    def start():
+    @contextmanager
+    def started():
         command = [sys.executable, str(HERE / "small_services.py"), "robot", "--latch", str(tmp_path / "stopped")]
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-        return process, RobotClient(process.stdout.readline().split()[-1])
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+            try:
+                with RobotClient(process.stdout.readline().split()[-1]) as client:
+                    yield client
+            finally:
+                process.kill()
 
-    def end(process, client):
-        client.close()
-        process.kill()
-        process.communicate()
-
-    first, client = start()
-    client.stop()
-    end(first, client)
+    with started() as client:
+        client.stop()
     for _ in range(2):  # being started anew is no release, however often
-        again, client = start()
-        assert client.info().stopped
-        with pytest.raises(Stopped, match="reset"):
-            outcome_of(client.execute("find apple"))
-        end(again, client)
-    again, client = start()
-    client.reset()
-    end(again, client)
-    last, client = start()
-    assert not client.info().stopped and outcome_of(client.execute("find apple")).succeeded
-    end(last, client)
+        with started() as client:
+            assert client.info().stopped
+            with pytest.raises(Stopped, match="reset"):
+                outcome_of(client.execute("find apple"))
+    with started() as client:
+        client.reset()
+    with started() as client:
+        assert not client.info().stopped and outcome_of(client.execute("find apple")).succeeded
 
 
 # ---- clients that go
