@@ -287,7 +287,7 @@ def test_interrupting_stops_the_robot_and_ends_cleanly(tmp_path, number):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("times", [3])
+@pytest.mark.parametrize("times", [1, 3])
 def test_a_signal_while_a_finished_run_tidies_up_makes_nothing_of_it_untrue(tmp_path, times):
     folder = tmp_path / "out"
     process = start("run", INSTRUCTION, "--out", folder)
