@@ -60,35 +60,6 @@ class TimedRobot(LineRobot):
         return [min(halt for halt in self.halts if halt >= begun) - begun for begun in self.applies]
 
 
-class Machine(threading.Thread):
-    """How late this machine itself is when it is busy with other things: no service can be better."""
-
-    HOPS = 4  # between threads and processes, from a call to its answer
-
-    def __init__(self):
-        super().__init__(daemon=True)
-        self._worst, self._over = 0.0, threading.Event()
-        self.start()
-
-    def run(self):
-        while not self._over.is_set():
-            due = time.monotonic() + 0.002
-            time.sleep(0.002)
-            self._worst = max(self._worst, time.monotonic() - due)
-
-    def lateness(self):
-        """[s] since last asked."""
-        worst, self._worst = self._worst, 0.0
-        return self.HOPS * worst
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        self._over.set()
-        self.join()
-
-
 class Thinker(Walker):
     """A Walker whose every action takes `seconds`."""
 
@@ -119,12 +90,6 @@ class Answers(skills_pb2_grpc.SkillServiceServicer):
 @pytest.fixture
 def robot():
     return TimedRobot()
-
-
-@pytest.fixture
-def machine():
-    with Machine() as machine:
-        yield machine
 
 
 @pytest.fixture
