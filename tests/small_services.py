@@ -3,7 +3,8 @@
     python tests/small_services.py run "bring me an apple"        # as python -m saycan_qt.run; likewise serve and robot
 
 Environment: SMALL_PERIOD [s] of a control step, SMALL_FAILS (this skill never succeeds), SMALL_PLAN (steps, by comma),
-SMALL_THINKS [s] that the language model takes, SMALL_BREAKS ("serve" or "robot" cannot start).
+SMALL_THINKS [s] that the language model takes, SMALL_THOUGHT (a file that is there once it thinks), SMALL_BREAKS
+("serve" or "robot" cannot start).
 """
 
 import os
@@ -38,6 +39,8 @@ class ScriptedScorer:
     """Finds the next line of the plan sensible, by the number that the prompt ends with."""
 
     def score(self, prompt, candidates):
+        if file := os.environ.get("SMALL_THOUGHT"):
+            Path(file).touch()
         time.sleep(float(os.environ.get("SMALL_THINKS", "0")))
         plan = os.environ.get("SMALL_PLAN", PLAN).split(",")
         wanted = plan[min(int(re.findall(r"(\d+)\.", prompt)[-1]), len(plan)) - 1]

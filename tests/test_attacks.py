@@ -1,7 +1,7 @@
 """Stop gets through: each attack in earnest, with HTTP/2 frames that no honest client sends.
 
-A Stop takes less than 100 ms by `benchmarks/serving.py --attack`. Machines that run tests are slow and shared, so here
-it is the median of several that is held to that, and none is lost."""
+A Stop takes less than 100 ms by `benchmarks/serving.py --attack`. Machines that run tests are slow and shared, and here
+the attacker shares the interpreter, too: so the median of several is held to 300 ms, and none is lost."""
 
 import contextlib
 import gzip
@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import attack
 import grpc
@@ -34,6 +35,7 @@ from skills.serving.arrivals import Threads
 from skills.serving.grpc_server import WATCHES
 from skills.types import Observation
 
+HERE = Path(__file__).parent
 LIBRARY = SkillLibrary.load()
 SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
 
@@ -62,7 +64,7 @@ def stops(address, count=7):
 
 
 def hold(address):
-    """The attacker shares this interpreter; `benchmarks/serving.py --attack` has one of its own, and 100 ms."""
+    """`benchmarks/serving.py --attack` has an interpreter of its own, and 100 ms."""
     assert np.median(stops(address)) < 0.3
 
 
@@ -269,7 +271,7 @@ def test_calls_that_are_taken_back_at_once_hold_no_stop_up(robot):
 def test_silent_connections_are_dropped_and_descriptors_left():
     """In a process of its own with 1,024 descriptors, which it may not raise."""
     server = subprocess.Popen(
-        [sys.executable, "tests/guarded_robot.py", "/dev/null"],
+        [sys.executable, HERE / "guarded_robot.py", "/dev/null"],
         stdout=subprocess.PIPE,
         text=True,
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (1024, 1024)),
@@ -295,7 +297,7 @@ def test_silent_connections_are_dropped_and_descriptors_left():
 def starved():
     """A robot's service in a process that gets no more threads, since its address space is used up, until it is fed."""
     with subprocess.Popen(
-        [sys.executable, "tests/starved_robot.py"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        [sys.executable, HERE / "starved_robot.py"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as process:
         address = process.stdout.readline().strip()
 
@@ -328,8 +330,9 @@ def test_a_robot_that_gets_no_more_threads_is_stopped_and_begins_nothing(starved
 
 
 def test_threads_are_all_started_at_once_and_submitting_to_them_never_raises():
-    threads, before = Threads(5, "few"), threading.active_count()
+    threads = Threads(5, "few")
+    started = {thread.ident for thread in threading.enumerate()}
     done = [threads.submit(threading.get_ident) for _ in range(20)]
-    assert all(future.result(5) for future in done) and threading.active_count() == before
+    assert {future.result(5) for future in done} <= started
     threads.shutdown()
     assert threads.submit(threading.get_ident).cancelled()

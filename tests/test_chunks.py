@@ -256,7 +256,7 @@ def rows_of(robot):
 @pytest.mark.parametrize(
     "rule", ["replace", *(pytest.param(rule, marks=pytest.mark.slow) for rule in ("blend", "continue"))]
 )
-def test_a_robot_at_30_hz_moves_on_while_its_model_takes_five_periods(rule):
+def test_a_robot_at_30_hz_moves_on_while_its_model_takes_five_periods(rule, machine):
     robot, actor = Driver(), Marker(seconds=5 * PERIOD)
     with skill_server(actor) as address, service(address, robot, chunks=rule, max_steps=60) as client:
         *events, outcome = client.execute(SKILL)
@@ -264,7 +264,7 @@ def test_a_robot_at_30_hz_moves_on_while_its_model_takes_five_periods(rule):
     assert len(robot.seen) > 60 and 3 <= len(actor.committed) <= 12
     assert rule == "blend" or robot.stale() == 0  # a blend's marks are blended
     first, last = robot.begun[0][0], robot.begun[-1][0]
-    assert 58 * PERIOD < last - first < 64 * PERIOD
+    assert 58 * PERIOD < last - first < 64 * PERIOD + machine.lateness()
     assert (
         [len(each) for each in actor.committed[2:]] >= [5] if rule == "continue" else not any(map(len, actor.committed))
     )
@@ -304,22 +304,24 @@ def test_an_end_that_comes_too_late_to_be_carried_out_ends_the_skill_all_the_sam
 
 
 @pytest.mark.parametrize("how", ["cancel", "stop"])
-def test_a_chunk_is_broken_off_within_100_ms(how):
+def test_a_chunk_is_broken_off_within_100_ms(how, machine):
     robot = Driver()
     with skill_server(Marker(rows=200)) as address, service(address, robot) as client:
         execution = client.execute(SKILL)
         assert robot.began.wait(10)
         time.sleep(0.2)
+        machine.lateness()
         asked = time.monotonic()
         execution.cancel() if how == "cancel" else client.stop()
         told = time.monotonic()
+        late = machine.lateness()
         *_, outcome = execution
         time.sleep(0.1)
-    assert told - asked < 0.1 and outcome.status is Status.CANCELED
+    assert told - asked < 0.1 + late and outcome.status is Status.CANCELED
     assert robot.begun[-1][0] < told and any(asked < stop < told for stop in robot.stops)
 
 
-def test_a_robot_whose_rows_run_out_is_stopped_and_goes_on_with_the_next_chunk():
+def test_a_robot_whose_rows_run_out_is_stopped_and_goes_on_with_the_next_chunk(machine):
     robot, actor, thought = Driver(), Marker(rows=6), []
 
     def act_chunk(history, instruction, committed):
@@ -334,7 +336,7 @@ def test_a_robot_whose_rows_run_out_is_stopped_and_goes_on_with_the_next_chunk()
     gap = int(np.argmax(np.diff(begun)))
     pause = min(stop for stop in robot.stops if stop > begun[gap]) - begun[gap]
     assert outcome.steps == 12 and begun[gap + 1] - begun[gap] > 0.3 and robot.stale() == 0
-    assert pause < PERIOD + 0.05 + 0.05  # what is promised, and what a busy machine takes
+    assert pause < PERIOD + 0.05 + 0.05 + machine.lateness()  # what is promised, and what a busy machine takes
 
 
 def test_a_model_that_hangs_leaves_the_robot_moving_to_its_chunks_end_and_no_longer():

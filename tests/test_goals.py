@@ -293,11 +293,13 @@ def test_an_owner_that_is_killed_holds_the_robot_no_longer_than_its_seconds(clie
     """
     command = [sys.executable, "-c", code, client.address]
     with subprocess.Popen(command, cwd=HERE.parent, stdout=subprocess.PIPE) as owner:
-        owner.stdout.readline()
-        assert robot.moving.wait(10)
-        time.sleep(1.2)
-        assert client.info().leased_to == "mortal"
-        owner.kill()
+        try:
+            owner.stdout.readline()
+            assert robot.moving.wait(10)
+            time.sleep(1.2)
+            assert client.info().leased_to == "mortal"
+        finally:
+            owner.kill()
     killed = time.monotonic()
     wait_until(lambda: not client.info().executing)
     with pytest.raises(PermissionDenied):
@@ -460,14 +462,15 @@ def test_a_preview_by_a_model_for_another_robot_names_the_difference():
 # ---- looking while a skill runs
 
 
-def test_a_dashboard_at_5_hz_sees_a_scripted_skill_as_it_is(client, robot, running):
+def test_a_dashboard_at_5_hz_sees_a_scripted_skill_as_it_is(client, robot, running, machine):
     for step in range(6):
         robot.x = step / 10
+        machine.lateness()
         asked = time.monotonic()
         look = client.look(["head"])
         assert look.age == 0 and look.observation.state[0] == np.float32(step / 10) and look.views["head"]
         assert client.info().executing == "first" and client.result("first") is None
-        assert time.monotonic() - asked < 0.3
+        assert time.monotonic() - asked < 0.3 + machine.lateness()
         time.sleep(0.2)
     assert running.cancel()
 
@@ -555,13 +558,14 @@ def test_a_camera_that_fails_for_a_dashboard_does_not_end_the_skill(client, robo
     assert outcome_of(running).status is Status.CANCELED
 
 
-def test_a_camera_that_hangs_holds_only_so_many_of_the_servers_threads(client, robot):
+def test_a_camera_that_hangs_holds_only_so_many_of_the_servers_threads(client, robot, machine):
     hang = threading.Event()
     robot.observe = lambda: hang.wait(10) and LineRobot.observe(robot)
     calls = [client._stub.Observe.future(pb.ObserveRequest(), timeout=10) for _ in range(24)]
     wait_until(lambda: sum(call.done() for call in calls) == 24 - MOST_PATIENT, 2)
     assert {call.code() for call in calls if call.done()} == {grpc.StatusCode.RESOURCE_EXHAUSTED}
+    machine.lateness()
     asked = time.monotonic()
-    assert client.info().name and time.monotonic() - asked < 0.3
+    assert client.info().name and time.monotonic() - asked < 0.3 + machine.lateness()
     hang.set()
     assert sum(call.code() is grpc.StatusCode.OK for call in calls) == MOST_PATIENT

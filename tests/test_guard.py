@@ -17,7 +17,6 @@ from pathlib import Path
 
 import pytest
 from certificates import make
-from test_motion import Machine
 from tiny_services import LineRobot, wait_until
 
 from saycan_qt import robot as robot_command
@@ -68,12 +67,6 @@ def server(robot):
 def client(server):
     with RobotClient(server.address) as client:
         yield client
-
-
-@pytest.fixture
-def machine():
-    with Machine() as machine:
-        yield machine
 
 
 def post(address, path="/stop", method="POST", **headers):

@@ -5,13 +5,14 @@ import numpy as np
 import pytest
 
 from saycan_qt.kitchen import goals
+from saycan_qt.kitchen.camera import HEAD
 from saycan_qt.kitchen.embodiment import ACTION_HIGH, ACTION_LOW
 from saycan_qt.kitchen.env import KitchenEnv
 from saycan_qt.kitchen.objects import THINGS
 from saycan_qt.kitchen.physics import Unstable
 from saycan_qt.kitchen.practice.disturbances import absent
 from saycan_qt.kitchen.practice.experts import Expert
-from saycan_qt.kitchen.practice.perception import KEYPOINTS, labelled_frames
+from saycan_qt.kitchen.practice.perception import KEYPOINTS, STRIDE, labelled_frames
 from saycan_qt.kitchen.robot import KitchenRobot
 from saycan_qt.kitchen.scene import WORKTOPS
 from saycan_qt.kitchen.tasks import FAMILIES, feasible, practice, random_kitchen
@@ -166,13 +167,21 @@ def test_a_random_kitchen_holds_a_snack_a_drink_and_what_requests_name():
 
 
 def test_perception_labels_agree_with_the_image():
-    frames = labelled_frames(6, seed=0)
-    apple = KEYPOINTS.index("apple")
-    assert frames["images"].std() > 10
-    assert frames["heatmaps"].max() == 255 or frames["heatmaps"].max() > 100
+    frames, away = labelled_frames(30, seed=0), []
+    assert frames["positions"].shape == (30, len(KEYPOINTS), 3)
+    rows, columns = np.indices(frames["heatmaps"].shape[2:])
+    for heatmaps, where, visible in zip(frames["heatmaps"], frames["positions"], frames["visible"], strict=True):
+        for heat, pixel in zip(heatmaps[visible], HEAD.project(where[visible]), strict=True):
+            centre = np.average(columns, weights=heat), np.average(rows, weights=heat)
+            away.append(np.linalg.norm(STRIDE * (np.array(centre) + 0.5) - pixel))
+    assert max(away) < 8 and np.median(away) < 1 and len(away) > 100  # [px]; what is half hidden is off its middle
     hidden = frames["heatmaps"][~frames["visible"]]
     assert hidden.sum(axis=(1, 2)).max(initial=0) < 3 * 255 / 16 + 1
-    assert frames["positions"].shape == (6, len(KEYPOINTS), 3) and apple < 21
+    cells = frames["images"].reshape(30, len(rows), STRIDE, len(rows[0]), STRIDE, 3).mean(axis=(2, 4))
+    for name in ("orange", "blue plastic bottle"):  # of one colour
+        shown = cells[frames["heatmaps"][:, KEYPOINTS.index(name)] == 255]
+        color = np.array(THINGS[name].color)
+        assert len(shown) and np.allclose(shown / shown.sum(1, keepdims=True), color / color.sum(), atol=0.03)
 
 
 def test_perception_looks_where_planners_ask_too():

@@ -302,12 +302,16 @@ def test_candidates_are_given_up_alike_however_they_are_read(loaded):
 
 def test_batches_are_bounded_and_change_nothing(monkeypatch):
     prompt, candidates = tokenizer()(PROMPT).input_ids, [tokenizer()(step).input_ids for step in STEPS]
+    expected = Reader(tiny("gpt2"), probes(tokenizer())).log_likelihoods(prompt, candidates)
+    most = 3000  # not ten tokens of this vocabulary
+    monkeypatch.setattr("planners.reading.passes.MOST_LOGITS", most)
     for way in (Whole, Shared, lambda model: Packed(model, False)):
-        expected = Reader(tiny("gpt2"), probes(tokenizer())).log_likelihoods(prompt, candidates)
-        monkeypatch.setattr("planners.reading.passes.MOST_LOGITS", 3000)  # not ten tokens of this vocabulary
+        model, made = tiny("gpt2"), []
+        hook = model.register_forward_hook(lambda *given, made=made: made.append(given[-1].logits.numel()))
         with torch.inference_mode():
-            np.testing.assert_allclose(way(tiny("gpt2"))(prompt, candidates), expected, atol=1e-4, rtol=0)
-        monkeypatch.undo()
+            np.testing.assert_allclose(way(model)(prompt, candidates), expected, atol=1e-4, rtol=0)
+        hook.remove()
+        assert len(made) > 1 and max(made) <= most
 
 
 # -- tokenizers --------------------------------------------------------------------------------------------------------

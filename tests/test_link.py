@@ -168,7 +168,7 @@ def test_without_a_thread_to_watch_calls_are_made_all_the_same(robot, monkeypatc
         {"grpc.keepalive_time_ms": PING_INTERVAL, "grpc.http2.max_pings_without_data": 0},
     ],
 )
-def test_our_services_ping_and_bear_pings_of_stock_clients_as_they_say(robot, pings):
+def test_our_services_bear_pings_of_stock_clients_as_they_say(robot, pings):
     """Every client answers their own pings, each second; those of clients they take as often as they say."""
     request = pb.ExecuteSkillRequest(goal_id="1", skill="go to table")
     with grpc.insecure_channel(robot, options=list(pings.items())) as channel:

@@ -125,8 +125,20 @@ def test_what_is_answered_in_the_order_of_a_list_is_said_where_the_list_stands_i
         assert ("belt A, belt B, belt C" in head) or said == {both.instruction}, head
 
 
-def test_the_domains_near_to_measured_robots_are_kept_from_training():
+def test_the_domains_near_to_measured_robots_and_some_written_robots_are_kept_from_training(monkeypatch):
     assert {domain.name for domain in load()} > set(HELD_OUT) and len(load()) >= 40
+    draw, draw_written, given = robots.draw, written.Written.draw, []
+    monkeypatch.setattr(robots, "draw", lambda domains, rng: given.extend(domains) or draw(domains, rng))
+    monkeypatch.setattr(written.Written, "draw", lambda one, rng: given.append(one) or draw_written(one, rng))
+    pairs, rng, drawn = made_up_pairs(), np.random.default_rng(0), []
+    for source in (pairs.training, pairs.held_out):
+        for _ in range(100):
+            source(rng)
+        drawn.append({one.name for one in given})
+        given.clear()
+    training, kept = drawn
+    assert not training & kept and kept > set(HELD_OUT)
+    assert len(training) > 100 and len(kept) > 10
 
 
 # -- what a prompt tells ----------------------------------------------------------------------------------------------

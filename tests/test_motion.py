@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -59,35 +60,6 @@ class TimedRobot(LineRobot):
         return [min(halt for halt in self.halts if halt >= begun) - begun for begun in self.applies]
 
 
-class Machine(threading.Thread):
-    """How late this machine itself is when it is busy with other things: no service can be better."""
-
-    HOPS = 4  # between threads and processes, from a call to its answer
-
-    def __init__(self):
-        super().__init__(daemon=True)
-        self._worst, self._over = 0.0, threading.Event()
-        self.start()
-
-    def run(self):
-        while not self._over.is_set():
-            due = time.monotonic() + 0.002
-            time.sleep(0.002)
-            self._worst = max(self._worst, time.monotonic() - due)
-
-    def lateness(self):
-        """[s] since last asked."""
-        worst, self._worst = self._worst, 0.0
-        return self.HOPS * worst
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        self._over.set()
-        self.join()
-
-
 class Thinker(Walker):
     """A Walker whose every action takes `seconds`."""
 
@@ -118,12 +90,6 @@ class Answers(skills_pb2_grpc.SkillServiceServicer):
 @pytest.fixture
 def robot():
     return TimedRobot()
-
-
-@pytest.fixture
-def machine():
-    with Machine() as machine:
-        yield machine
 
 
 @pytest.fixture
@@ -212,6 +178,28 @@ def test_answers_out_of_order_end_the_skill(serve, robot, sequences):
         outcome = outcome_of(serve(server.address).execute(ENDLESS))
     assert outcome.status is Status.ABORTED and f"answered observation {sequences[-1]} where" in outcome.message
     assert robot.applied == len(sequences) - 1 and robot.halts
+
+
+def test_a_robot_that_observes_too_late_for_its_skill_server_is_stopped_and_told_why(serve, robot):
+    robot.period = 1
+    limits = skill_service.Limits(stream_timeout=0.3)
+    with skill_service.serve(LIBRARY, Walker(), Walker(), limits=limits) as server:
+        outcome = outcome_of(serve(server.address).execute(ENDLESS))
+    assert outcome.status is Status.ABORTED and "no observation came for 0.3 s" in outcome.message
+    assert robot.halts and not robot.moving.is_set()
+
+
+def test_a_robot_whose_skill_server_has_no_place_for_it_is_stopped_and_told_why(serve, robot):
+    limits = skill_service.Limits(streams=1, stream_timeout=10)
+    with (
+        skill_service.serve(LIBRARY, Walker(), Walker(), limits=limits) as server,
+        SkillClient(server.address) as other,
+        other.control(ENDLESS) as control,
+    ):
+        control.act(robot.observe())
+        outcome = outcome_of(serve(server.address).execute(ENDLESS))
+    assert outcome.status is Status.ABORTED and "already controls 1 robots" in outcome.message
+    assert robot.halts and not robot.applied
 
 
 def test_a_robot_server_that_was_frozen_applies_no_old_action():
@@ -337,44 +325,46 @@ def test_stop_outlives_the_server_that_has_a_file_for_it(serve, robot, walker, t
 
 
 def test_stop_outlives_a_robots_server_that_is_killed(tmp_path):
-    def start():
+    @contextmanager
+    def started():
         command = [sys.executable, str(HERE / "small_services.py"), "robot", "--latch", str(tmp_path / "stopped")]
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-        return process, RobotClient(process.stdout.readline().split()[-1])
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+            try:
+                with RobotClient(process.stdout.readline().split()[-1]) as client:
+                    yield client
+            finally:
+                process.kill()
 
-    def end(process, client):
-        client.close()
-        process.kill()
-        process.communicate()
-
-    first, client = start()
-    client.stop()
-    end(first, client)
+    with started() as client:
+        client.stop()
     for _ in range(2):  # being started anew is no release, however often
-        again, client = start()
-        assert client.info().stopped
-        with pytest.raises(Stopped, match="reset"):
-            outcome_of(client.execute("find apple"))
-        end(again, client)
-    again, client = start()
-    client.reset()
-    end(again, client)
-    last, client = start()
-    assert not client.info().stopped and outcome_of(client.execute("find apple")).succeeded
-    end(last, client)
+        with started() as client:
+            assert client.info().stopped
+            with pytest.raises(Stopped, match="reset"):
+                outcome_of(client.execute("find apple"))
+    with started() as client:
+        client.reset()
+    with started() as client:
+        assert not client.info().stopped and outcome_of(client.execute("find apple")).succeeded
 
 
 # ---- clients that go
 
 
-def test_a_client_that_is_killed_in_a_skill_leaves_the_robot_stopped_and_free(serve, robot, walker):
+@pytest.mark.parametrize("death", [signal.SIGSTOP, signal.SIGKILL])
+def test_a_client_that_freezes_or_is_killed_in_a_skill_leaves_the_robot_stopped_and_free(serve, robot, walker, death):
+    robot.period = PERIOD  # the skill takes 15 s
     client = serve(walker)
     code = f"from skills.client import RobotClient; list(RobotClient({client.address!r}).execute({ENDLESS!r}))"
     with subprocess.Popen([sys.executable, "-c", code], cwd=HERE.parent) as process:
-        assert robot.moving.wait(20)
-        process.kill()
-    wait_until(lambda: not client.info().executing)
+        try:
+            assert robot.moving.wait(20)
+            process.send_signal(death)
+            wait_until(lambda: not client.info().executing, 5)
+        finally:
+            process.kill()
     assert not robot.moving.is_set() and robot.applied < 45
+    robot.period = 0.02
     assert outcome_of(client.execute("pick apple")).succeeded
 
 

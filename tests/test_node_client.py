@@ -46,7 +46,10 @@ def start_node(line_robot):
 def node(start_node):
     def call(*arguments: str) -> tuple[int, list[str], str]:
         with start_node(*arguments) as process:
-            out, err = process.communicate(timeout=30)
+            try:
+                out, err = process.communicate(timeout=30)
+            finally:
+                process.kill()
         return process.returncode, out.splitlines(), err
 
     return call

@@ -60,8 +60,10 @@ def folder(tmp_path, monkeypatch):
 def running(*arguments, environment=ENVIRONMENT):
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     with subprocess.Popen([sys.executable, *map(str, arguments)], env=environment, **pipes) as process:
-        yield process
-        process.kill()
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
 def ended(*arguments):

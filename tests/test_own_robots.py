@@ -5,6 +5,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import gymnasium
@@ -26,8 +27,13 @@ OWN_ROBOT = Path(own_robot.__file__)
 OPEN = SkillLibrary.load()["open top drawer"]
 
 
+@contextmanager
 def start_own_robot(*arguments):
-    return subprocess.Popen([sys.executable, OWN_ROBOT, *arguments], stdout=subprocess.PIPE, text=True)
+    with subprocess.Popen([sys.executable, OWN_ROBOT, *arguments], stdout=subprocess.PIPE, text=True) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
 @pytest.mark.slow

@@ -113,7 +113,7 @@ def test_a_question_holds_the_nearest_possible_skills_done_and_none_of_these():
     assert len(options) == OPTIONS + 1 and options[-1] == "none of these"
     assert {"water the rose", "water the fern", "done"} < set(options) and "water the ivy" not in options
     system, human = (message["content"] for message in request["messages"])
-    assert "next step of a robot" in system or "a garden robot" in system
+    assert "next step of a garden robot" in system
     assert "Instruction: please water the rose\n1. water the fern\n\nOptions for step 2:\nA. " in human
 
 

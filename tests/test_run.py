@@ -227,16 +227,17 @@ def test_max_steps_ends_a_run_without_success(tmp_path):
 @pytest.mark.parametrize(
     "victim, name", [("serve", "skill server"), pytest.param("robot", "kitchen robot", marks=pytest.mark.slow)]
 )
-def test_a_killed_service_ends_the_run_within_two_seconds_and_is_named(tmp_path, victim, name):
+def test_a_killed_service_ends_the_run_within_two_seconds_and_is_named(tmp_path, machine, victim, name):
     folder = tmp_path / "out"
     process = start("run", INSTRUCTION, "--out", folder, SMALL_PERIOD="3", SMALL_LOG=str(tmp_path / "stopped"))
     until(lambda: acting(folder))
     services = children_of(process.pid)
     (tmp_path / "stopped").unlink(missing_ok=True)
+    machine.lateness()
     os.kill(services[victim], signal.SIGKILL)
     killed = time.monotonic()
     code, _, err = finish(process, 60)
-    assert time.monotonic() - killed < 2
+    assert time.monotonic() - killed < 2 + machine.lateness()
     assert code == 1
     assert f"the {name} (pid {services[victim]}, 127.0.0.1:" in err and "died: killed by SIGKILL" in err
     plan = plan_of(folder)
@@ -259,15 +260,15 @@ def test_a_frozen_service_ends_the_run_and_leaves_nothing_behind(tmp_path, victi
 
 
 @pytest.mark.slow
-def test_a_death_is_noticed_while_the_language_model_thinks(tmp_path):
-    folder = tmp_path / "out"
-    process = start("run", INSTRUCTION, "--out", folder, SMALL_THINKS="60")
-    until(lambda: any(folder.glob("pictures/*")) or any(folder.glob("kitchen-robot.log")))
-    time.sleep(1.5)
+def test_a_death_is_noticed_while_the_language_model_thinks(tmp_path, machine):
+    thinks = tmp_path / "thinks"
+    process = start("run", INSTRUCTION, "--out", tmp_path / "out", SMALL_THINKS="60", SMALL_THOUGHT=str(thinks))
+    until(thinks.exists)
+    machine.lateness()
     os.kill(children_of(process.pid)["robot"], signal.SIGKILL)
     killed = time.monotonic()
     code, _, err = finish(process, 60)
-    assert (code, time.monotonic() - killed < 2) == (1, True)
+    assert (code, time.monotonic() - killed < 2 + machine.lateness()) == (1, True)
     assert "kitchen robot" in err
 
 
@@ -287,7 +288,7 @@ def test_interrupting_stops_the_robot_and_ends_cleanly(tmp_path, number):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("times", [3])
+@pytest.mark.parametrize("times", [1, 3])
 def test_a_signal_while_a_finished_run_tidies_up_makes_nothing_of_it_untrue(tmp_path, times):
     folder = tmp_path / "out"
     process = start("run", INSTRUCTION, "--out", folder)

@@ -19,7 +19,7 @@ from planners.weights import WeightsError, language_model_path
 from saycan_qt import new
 from saycan_qt.kitchen.language.pairs import PairGenerator, text_of
 from saycan_qt.learning import tuning
-from saycan_qt.learning.pairs import PairsError, Scenes, pairs_of
+from saycan_qt.learning.pairs import PairsError, Scenes, is_held_out, pairs_of
 from saycan_qt.learning.tuning import ADAPTER, EACH, Data, Drawn, Run, TuneConfig, encode, endless, padded, rows, sight
 from saycan_qt.made_up.pairs import made_up_pairs
 from saycan_qt.tune import kitchen_pairs, main
@@ -208,6 +208,16 @@ def test_pairs_are_of_the_robots_own_words_alone(robot, tmp_path):
     assert steps == texts
     lines = {line.split(":")[0] for text, _ in drawn for line in text.splitlines() if ":" in line}
     assert lines <= {"Scene", "Instruction"} and beginning.startswith("Skills: go to the {place}; look around; done\n")
+
+
+def test_some_of_a_robots_own_sentences_are_kept_from_training(robot, tmp_path):
+    more, asked = tmp_path / "more.jsonl", [f"sing song {number}" for number in range(50)]
+    more.write_text("".join(json.dumps({"instruction": say, "plan": ["cannot"]}) + "\n" for say in asked))
+    pairs, rng = pairs_of(robot, more), np.random.default_rng(0)
+    for draw, kept in ((pairs.training, False), (pairs.held_out, True)):
+        lines = [line for text, _ in islice(draw(rng).pairs, 300) for line in text.splitlines()]
+        said = {line.removeprefix("Instruction: ").rstrip(".") for line in lines if line.startswith("Instruction: ")}
+        assert {is_held_out(one) for one in said} == {kept}
 
 
 def test_a_run_goes_on_with_the_pairs_that_it_was_begun_with(robot, tmp_path):

@@ -101,8 +101,10 @@ def test_a_client_that_is_killed_stops_the_robot():
     with robot_service.serve(line_robot, LIBRARY) as server:
         code = f"from skills.client import RobotClient; list(RobotClient({server.address!r}).execute('go to table'))"
         with subprocess.Popen([sys.executable, "-c", code], cwd=Path(__file__).parent.parent) as client:
-            assert line_robot.moving.wait(20)
-            client.kill()
+            try:
+                assert line_robot.moving.wait(20)
+            finally:
+                client.kill()
         deadline = time.monotonic() + 10
         while line_robot.moving.is_set():
             assert time.monotonic() < deadline, "the robot moves on without its client"

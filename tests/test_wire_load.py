@@ -252,14 +252,17 @@ def test_the_served_kitchen_has_a_stream_timeout_of_its_own():
     small = Path(__file__).with_name("small_services.py")
     command = [sys.executable, str(small), "serve", "--stream-timeout", "0.2"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        address = process.stdout.readline().split()[-1]
-        process.stdout.readline()  # ready
-        with SkillClient(address) as client, client.control("pick apple") as control:
-            control.act(seen(1))
-            with pytest.raises(DeadlineExceeded, match=r"no observation came for 0\.2 s"):
-                raise control._replies.get(timeout=30)
-        process.terminate()
-    assert process.returncode == 0
+        try:
+            address = process.stdout.readline().split()[-1]
+            process.stdout.readline()  # ready
+            with SkillClient(address) as client, client.control("pick apple") as control:
+                control.act(seen(1))
+                with pytest.raises(DeadlineExceeded, match=r"no observation came for 0\.2 s"):
+                    raise control._replies.get(timeout=30)
+            process.terminate()
+            assert process.wait(30) == 0
+        finally:
+            process.kill()
 
 
 @pytest.fixture
