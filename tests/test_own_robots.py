@@ -28,8 +28,9 @@ OPEN = SkillLibrary.load()["open top drawer"]
 
 
 @contextmanager
-def start_own_robot(*arguments):
-    with subprocess.Popen([sys.executable, OWN_ROBOT, *arguments], stdout=subprocess.PIPE, text=True) as process:
+def start_own_robot(*arguments, begin=(OWN_ROBOT,)):
+    command = [sys.executable, *begin, *arguments]
+    with subprocess.Popen(command, cwd=OWN_ROBOT.parent, stdout=subprocess.PIPE, text=True) as process:
         try:
             yield process
         finally:
@@ -77,13 +78,11 @@ sys.exit(own_robot.main(own_robot.Config(*sys.argv[1:])))
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 @pytest.mark.parametrize(("arguments", "code"), [(["127.0.0.1:0"], 0), ([], 130)])
 def test_ones_own_arm_is_stopped_whatever_ends_its_process(arguments, code, number):
-    command = [sys.executable, "-c", TELLING, *arguments]
-    with subprocess.Popen(command, cwd=OWN_ROBOT.parent, stdout=subprocess.PIPE, text=True) as process:
+    with start_own_robot(*arguments, begin=("-c", TELLING)) as process:
         address = process.stdout.readline().split()[4].rstrip(";")
         with RobotClient(address) as robot:
             running = robot.execute("reach blue") if arguments else None  # the robot stops where nobody keeps it
-            while process.stdout.readline() != "move\n":
-                pass
+            assert "move\n" in process.stdout  # read up to there
             for _ in range(2):
                 process.send_signal(number)
                 time.sleep(0.02)
