@@ -38,7 +38,7 @@ def one(instruction: str, seed: int, folder: Path) -> dict:
     """Its plan. Ends with exit code 1 and a line where the run broke."""
     command = [sys.executable, "-m", "saycan_qt.run", instruction, "--seed", str(seed), "--out", str(folder), "--json"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode not in (0, 1, 3, 130):
+    if done.returncode not in (0, 1, 3, 130) or not done.stdout.strip():
         said = (done.stderr.strip().splitlines() or [""])[-1]
         sys.exit(f"error: {' '.join(command[1:])} ended with {done.returncode}: {said}")
     plan = json.loads(done.stdout.splitlines()[-1])

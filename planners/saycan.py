@@ -40,7 +40,7 @@ class SayCanConfig:
     done_affordance: float = 0.2  # the planner's own: no critic judges "done"
     affordance_floor: float = 0.05  # what is less feasible is not scored by the language model; 0 scores all
     failure_factor: float = 0.7  # a skill's score is lowered by this for each failure since the last success of any
-    failures: int = 5  # ... after so many it is not tried again before something has succeeded
+    failures: int = 5  # ... after so many it is given up until something succeeds; 0: never
     repeat_factor: float = 0.1  # a skill's score is lowered by this for each time that it has just succeeded in a row
     max_steps: int = 40  # skills executed for one instruction: eight deliveries
     # A candidate's log-likelihood: the sum over its tokens, their mean, or (prior) the sum less that after a
@@ -261,14 +261,18 @@ class SayCanPlanner:
                 if refusal is not None:
                     return self._refused(refusal, prompt, affordances, started)
                 lowered[instead] = 0.0
+            alive = possible & (lowered > 0)
+            if (last := self._last_resort(prompt, language, weight, possible, alive, history, known)) is not None:
+                language = np.where(np.arange(len(self.skills)) == last, 0.0, -np.inf)
+                rows = self._table(language, weight, affordance, np.ones(len(self.skills)))
+                return Decision(rows, prompt, time.perf_counter() - started, because=LAST_RESORT)
+            if self._given_up(language, possible, alive, history):
+                lowered[:] = 0.0
         language = self._normalised(language, prompt, asked, steps_done)
         if config.nearness and not config.without:
             language += config.nearness * self._above_mean(instruction, steps_done)
-        rows, because = self._table(language, weight, affordance, lowered * possible), ""
-        if rows[0].score <= 0 and (last := self._last_resort(prompt, weight, possible, history)) is not None:
-            language, because = np.where(np.arange(len(self.skills)) == last, 0.0, -np.inf), LAST_RESORT
-            rows = self._table(language, weight, affordance, np.ones(len(self.skills)))
-        return Decision(rows, prompt, time.perf_counter() - started, because=because)
+        rows = self._table(language, weight, affordance, lowered * possible)
+        return Decision(rows, prompt, time.perf_counter() - started)
 
     def _table(
         self, language: np.ndarray, weight: np.ndarray, affordance: np.ndarray, lowered: np.ndarray
@@ -394,7 +398,8 @@ class SayCanPlanner:
 
         Whoever neither names the thing nor has a language model that was told the scene means any such thing. What is
         not possible for another reason (a full hand, a shut door, a thing that fell over) may be brought about, by
-        whatever is likely next; what is named is not replaced by what is not, there neither.
+        whatever is likely next; what is named is not replaced by what is not, there neither, nor is anything else done
+        with another thing.
         """
         nothing = np.zeros(len(self.skills), bool)
         rest = np.setdiff1d(self._preselected(instruction, ~possible), np.flatnonzero(np.isfinite(language)))
@@ -407,8 +412,9 @@ class SayCanPlanner:
         if possible[favourite] or not (names or (missing and told)):
             return nothing, None
         if not missing:
-            count = self._count(instruction)
-            return (self._families == self._families[favourite]) & (count < count[favourite]), None
+            count, wanted = self._count(instruction), {*named(instruction, self._values), *skill.arguments.values()}
+            others = [bool(things) and not things & wanted for things in self._things(known)]
+            return (self._families == self._families[favourite]) & (count < count[favourite]) | others, None
         meant = {slot: value for slot, value in skill.arguments.items() if value in names or not names}
         instead = np.array([s.family == skill.family and not meant.items() <= s.arguments.items() for s in self.skills])
         left = float(np.exp(language[possible & ~instead]).sum() / np.exp(language).sum())
@@ -422,11 +428,18 @@ class SayCanPlanner:
     def _not_there(self, skill: Skill, known: Known) -> list[str]:
         """Things that a skill is about and the robot does not know of; what is taken from a place may yet be found
         there."""
-        seen = {*known.objects, known.held}
-        slots = {slot for s in self.skills for slot, value in s.arguments.items() if value in seen}  # those of things
-        if not slots.issuperset(skill.arguments):
+        if not self._slots_of_things(known).issuperset(skill.arguments):
             return []
-        return [value for value in skill.arguments.values() if value not in seen]
+        return [value for value in skill.arguments.values() if value not in {*known.objects, known.held}]
+
+    def _slots_of_things(self, known: Known | None) -> set[str]:
+        seen = {*known.objects, known.held} if known else set()
+        return {slot for skill in self.skills for slot, value in skill.arguments.items() if value in seen}
+
+    def _things(self, known: Known | None) -> list[set[str]]:
+        """What each skill (all) is about, places and the like apart."""
+        slots = self._slots_of_things(known)
+        return [{value for slot, value in skill.arguments.items() if slot in slots} for skill in self.skills]
 
     def _missing(self, instruction: str, skill: Skill, thing: str, instead: np.ndarray, left: float) -> Refusal:
         """instead: (skills,) what could be done with other things. Offered is the instruction with one of these in the
@@ -490,24 +503,48 @@ class SayCanPlanner:
         return asked if possible[asked] and len(tries) < self.config.tries else None
 
     def _last_resort(
-        self, prompt: str, weight: np.ndarray, possible: np.ndarray, history: Sequence[Step]
+        self,
+        prompt: str,
+        language: np.ndarray,
+        weight: np.ndarray,
+        possible: np.ndarray,
+        alive: np.ndarray,
+        history: Sequence[Step],
+        known: Known | None,
     ) -> int | None:
-        """Number of the skill that is tried once where the plan would end otherwise: what the language model is sure
-        of, is not ruled out, and seems hardly possible. A critic that looks through a camera errs now and then."""
+        """Number of the skill that is tried once where next to nothing that may be done (alive) would serve: what the
+        language model is sure of, is about what is there, and seems hardly possible, but is not ruled out. A critic
+        that looks through a camera errs now and then."""
         failed = {step.skill.name for step in _since_success(history)}
         hard = (weight > 0) & ~possible & [skill.name not in failed for skill in self.skills]
-        if self.config.without or not hard.any():
+        if self.config.without or not hard.any() or np.exp(language[possible]).sum() >= self.config.sure:
             return None
-        language = self._score(prompt, np.flatnonzero(hard))
-        return int(language.argmax()) if np.exp(language.max()) >= self.config.sure else None
+        hardly = self._score(prompt, np.flatnonzero(hard))
+        best, left = int(hardly.argmax()), np.exp(language[alive]).sum()
+        sure = np.exp(hardly[best]) >= self.config.sure
+        if not sure or left >= self.config.within_reach * (left + np.exp(hardly).sum()):
+            return None
+        return None if known and known.objects and self._not_there(self.skills[best], known) else best
+
+    def _given_up(self, language: np.ndarray, possible: np.ndarray, alive: np.ndarray, history: Sequence[Step]) -> bool:
+        """Has a skill failed so often that it is not tried again, and is what else may be done (alive) next to nothing
+        to the language model? It would be done with other things than what was asked for."""
+        given_up = possible & [self._is_given_up(skill, history) for skill in self.skills]
+        left = np.exp(language[alive]).sum() / max(np.exp(language[possible]).sum(), HOPELESS)
+        return bool(given_up.any() and left < self.config.within_reach)
+
+    def _is_given_up(self, skill: Skill, history: Sequence[Step]) -> bool:
+        failures = sum(past.skill.name == skill.name for past in _since_success(history))
+        return 0 < self.config.failures <= failures
 
     # -- what has been done ------------------------------------------------------------------------------------------
 
     def _lowered(self, skill: Skill, history: Sequence[Step]) -> float:
         """Failures count until something succeeds, as that changes the state; repeats count while nothing else does,
         and so does a round of skills that has been gone twice."""
-        failures = sum(past.skill.name == skill.name for past in _since_success(history))
-        factor = self.config.failure_factor**failures if failures < self.config.failures else 0.0
+        if self._is_given_up(skill, history):
+            return 0.0
+        factor = self.config.failure_factor ** sum(past.skill.name == skill.name for past in _since_success(history))
         done = [past.skill.name for past in history if past.outcome.succeeded]
         for name in reversed(done):
             if name != skill.name:

@@ -58,6 +58,7 @@ def test_rows_of_table_1_that_were_not_asked_for_stay(tmp_path, commands):
     [
         (1, {"ended": "died", "success": False, "reason": "the skill server ended"}, "runs/0.*the skill server ended"),
         (2, None, "ended with 2: error: no seed"),
+        (1, None, "ended with 1: error: no seed"),
         (1, {"ended": "max steps", "success": False, "reason": "12 steps"}, None),
     ],
 )

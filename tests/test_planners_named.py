@@ -191,23 +191,25 @@ def test_where_refusing_is_off_the_next_best_is_tried():
     assert decision.refusal is None and decision.skill.name in ("grip ball", "done")
 
 
-class Sure(Likes):
-    """Finds all else impossible."""
-
-    def score(self, prompt, candidates):
-        with np.errstate(divide="ignore"):
-            return np.log([self.shares.get(text.strip(), 0.0) for text in candidates])
-
-
 def test_what_seems_hardly_possible_is_tried_once_where_nothing_else_would_serve():
-    def step(history=(), affordance=0.01):
-        here = possible(grip_ball=affordance)
-        return planner(Sure(grip_the_ball=0.9)).step("the ball please", history, here, seen(ball="table"))
+    def step(history=(), affordance=0.01, there="ball"):
+        here = possible("grip cone", "push ball left", grip_ball=affordance)
+        return planner(Likes(grip_the_ball=0.9)).step("the ball please", history, here, seen(**{there: "table"}))
 
     tried = step()
     assert tried.skill.name == "grip ball" and tried.because == LAST_RESORT
     assert "hardly possible" in Asking("when-unsure", 0.0).question("the ball please", tried).reason
-    assert step([Step(tried.skill, FAILED)]).stuck and step(affordance=0.0).stuck
+    for other in (step([Step(tried.skill, FAILED)]), step(affordance=0.0), step(there="cone")):
+        assert other.because == "" and other.skill.name not in ("grip ball", "grip cone")
+
+
+def test_what_is_given_up_is_not_replaced_by_what_nobody_asked_for():
+    here, failed = possible("grip ball", "grip cone"), Step(LIBRARY["grip ball"], FAILED)
+    sure, torn = Likes(grip_the_ball=0.99), Likes(grip_the_ball=0.6, grip_the_cone=0.3)
+    assert planner(sure).step("a toy please", [failed] * 4, here).skill.name == "grip ball"
+    assert planner(sure).step("a toy please", [failed] * 5, here).stuck
+    assert planner(torn).step("a toy please", [failed] * 5, here).skill.name == "grip cone"
+    assert planner(sure, failures=0).step("a toy please", [failed] * 9, here).skill.name == "grip ball"
 
 
 # ---- what is there

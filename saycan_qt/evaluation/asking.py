@@ -95,12 +95,14 @@ def tried(
     judge = WorldJudge(world, skills, value)
     history: list[Step] = []
     began: Known | None = None
-    asked, wrong, least = 0, 0.0, 2.0
+    wrong: float | None = None  # the confidence of the first choice that was
+    asked, least = 0, 2.0
 
     def ended() -> Errand:
         reached = not history if instruction.impossible else world.reached(instruction.goal)
         # what no choice seems to blame for could not have been asked about
-        return Errand(instruction, asked, 0.0 if reached else wrong or (0.0 if asked else 1.0), least, reached)
+        unblamed = 0.0 if asked else 1.0
+        return Errand(instruction, asked, 0.0 if reached else unblamed if wrong is None else wrong, least, reached)
 
     while len(history) < planner.config.max_steps:
         seen = world.observe()
@@ -122,7 +124,7 @@ def tried(
                 return ended()
             skill = answers[0]
         elif skill.name not in right:
-            wrong = wrong or sure
+            wrong = sure if wrong is None else wrong
         if skill.name == DONE:
             return ended()
         history.append(Step(skill, world.execute(skill)))
