@@ -322,6 +322,12 @@ class Stopwatch:
         self._began = now
 
 
+def _why_nothing(history: Sequence[saycan.Step]) -> str:
+    if history and not history[-1].outcome.succeeded:
+        return f"“{history[-1].skill.text}” had failed too often or seemed impossible, and nothing else would do"
+    return "no skill seemed possible"
+
+
 def verdict(
     instruction: str,
     satisfied: bool | None,
@@ -339,7 +345,7 @@ def verdict(
     count = f"{len(history)} skill{'s' if len(history) != 1 else ''}"
     unfinished = {
         "max steps": f"the planner was not done after {count}",
-        "nothing possible": f"after {count} no skill seemed possible",
+        "nothing possible": f"after {count} {_why_nothing(history)}",
         "stopped": f"it was stopped by you after {count}",
         "refused": f"after {count}: {refused}" if history else refused,
     }.get(ended)
