@@ -30,7 +30,7 @@ from pydantic import PrivateAttr
 from planners.asking import Answer, Asking, Question
 from planners.prompts import Begun, describe
 from planners.proposal import generate
-from planners.saycan import DONE, Decision, Judge, SayCanPlanner, Step, World
+from planners.saycan import DONE, Decision, Judge, SayCanPlanner, Step, World, last_try_failed
 from planners.transcript import CARRIED, Asked, Carried, Errand, Errands, Run, Unreadable, told
 from skills.library import Skill
 from skills.types import Observation
@@ -292,6 +292,9 @@ class PlannerModel(BaseChatModel):
             errand.end("stopped")
         elif question is None and decision.stuck:
             errand.end(NOTHING, refused=NOTHING)
+        elif answer.skill.name == DONE and (failed := last_try_failed(steps)) is not None:
+            reason = f"not carried out: the last try of “{failed.skill.text}” {failed.outcome.status.value}"
+            errand.end(reason, refused=reason)
         elif answer.skill.name == DONE:
             errand.end("done")
         elif len(errand.steps) >= self.planner.config.max_steps:
@@ -312,7 +315,10 @@ def _answer(asked: Asked, new: bool) -> Answer:
         if new:
             asked.foreign = turn + 1
         words = "" if said is None else " ".join(str(said).split())
-        answer = question.understand(words)
+        meant = said is None or (
+            isinstance(said, str | int) and not isinstance(said, bool)
+        )  # no approval of another kind
+        answer = question.understand(words) if meant else None
         if answer is None or (turn < asked.foreign and (words.isdecimal() or answer.veto)):
             continue
         if not answer.veto:

@@ -176,7 +176,7 @@ class Prompt:
         self._vectors = self.embed(list(self._by_way))
         self._things_said = np.array([_count_things(way) for way in self._by_way])
         self._own = self._begun = Begun()  # where none is given; that of the last prompt
-        self._last: tuple[str, np.ndarray] = ("", np.zeros(0))
+        self._last: tuple[str | None, np.ndarray] = (None, np.zeros(0))
 
     def read(self, instruction: str) -> str:
         """An instruction as it stands in prompts: in one line, and without slips of the finger."""

@@ -15,7 +15,7 @@ from typing import Any, Literal, Protocol, TypeVar, cast
 
 import numpy as np
 
-from planners.named import Verbatim, named, renamed
+from planners.named import Verbatim, named, plain, renamed
 from planners.prompts import CANNOT, Begun, Prompt, one_line
 from skills.library import Skill
 from skills.rules import Known
@@ -193,6 +193,12 @@ def _since_success(history: Sequence[Step]) -> list[Step]:
     return list(takewhile(lambda step: not step.outcome.succeeded, reversed(history)))
 
 
+def last_try_failed(history: Iterable[Step]) -> Step | None:
+    """Of the skills whose last try failed the first: what such a history ends with is no success."""
+    last = {step.skill.name: step for step in history}
+    return next((step for step in last.values() if not step.outcome.succeeded), None)
+
+
 class SayCanPlanner:
     """Chooses the next skill for an instruction. May be asked from several threads."""
 
@@ -231,6 +237,8 @@ class SayCanPlanner:
         if config.refuse and len(instruction) > LONGEST:
             too_long = Refusal(f"an instruction has at most {LONGEST:,} letters, this one has {len(instruction):,}")
             return self._refused(too_long, "", affordances, started)
+        if not plain(instruction):
+            return self._refused(Refusal("there is no word in the instruction"), "", affordances, started)
         said, instruction = instruction, self.prompt.read(instruction)  # slips of the finger apart
         affordance = np.array([affordances.get(skill.name, 0.0) for skill in self.skills])
         affordance[self._done] = config.done_affordance
@@ -450,7 +458,9 @@ class SayCanPlanner:
         offers = tuple(other.text for other in near)
         if named(instruction, [thing]):
             slot = next(slot for slot, value in skill.arguments.items() if value == thing)
-            offers = tuple(dict.fromkeys(renamed(instruction, thing, other.arguments[slot]) for other in near))
+            mentioned = named(instruction, self._values)
+            others_there = [other.arguments[slot] for other in near if other.arguments[slot] not in mentioned]
+            offers = tuple(dict.fromkeys(renamed(instruction, thing, other) for other in others_there))
         reason = f"the robot knows of no {thing} here; “{skill.text}” would come next, which is not possible now"
         reason += f"; the nearest that is: {', '.join(f'“{words}”' for words in offers)}" if offers else ""
         return Refusal(reason, offers, None, left, missing=skill.text)
@@ -524,7 +534,8 @@ class SayCanPlanner:
         sure = np.exp(hardly[best]) >= self.config.sure
         if not sure or left >= self.config.within_reach * (left + np.exp(hardly).sum()):
             return None
-        return None if known and known.objects and self._not_there(self.skills[best], known) else best
+        there = {*known.objects, known.held} if known and known.objects else None
+        return best if there is None or there.issuperset(self._things(known)[best]) else None
 
     def _given_up(self, language: np.ndarray, possible: np.ndarray, alive: np.ndarray, history: Sequence[Step]) -> bool:
         """Has a skill failed so often that it is not tried again, and is what else may be done (alive) next to nothing

@@ -185,6 +185,11 @@ def test_a_goal_that_was_met_before_anything_was_done_tells_nothing():
     assert told("a snack", ("pick apple", SUCCEEDED), satisfied=False, met=True)[:2] == (False, "goal")
 
 
+def test_what_was_asked_for_word_for_word_and_never_done_is_not_carried_out():
+    found = verdict("pick up the apple", None, "done", [Step(LIBRARY["find apple"], SUCCEEDED)], list(LIBRARY))
+    assert found.success is False and found.reason == "“pick up the apple” was asked for, and was not carried out"
+
+
 def test_a_verdict_is_the_robots_or_the_skills_own_where_they_know():
     assert told("x", ("pick apple", SUCCEEDED), satisfied=True)[:2] == (True, "goal")
     assert told("pick up the apple", ("find apple", SUCCEEDED), ("pick apple", SUCCEEDED))[:2] == (True, "skill")

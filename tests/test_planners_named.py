@@ -203,6 +203,12 @@ def test_what_seems_hardly_possible_is_tried_once_where_nothing_else_would_serve
         assert other.because == "" and other.skill.name not in ("grip ball", "grip cone")
 
 
+@pytest.mark.parametrize("said", ["", "???", "...", "\u200b", "🙂", "-"])
+def test_what_has_no_word_moves_nothing(said):
+    refused = planner(Likes(grip_the_ball=0.9)).step(said, [], possible("grip ball"))
+    assert refused.done and refused.refusal.reason == "there is no word in the instruction"
+
+
 def test_what_is_given_up_is_not_replaced_by_what_nobody_asked_for():
     here, failed = possible("grip ball", "grip cone"), Step(LIBRARY["grip ball"], FAILED)
     sure, torn = Likes(grip_the_ball=0.99), Likes(grip_the_ball=0.6, grip_the_cone=0.3)

@@ -429,6 +429,15 @@ def test_an_agent_that_is_a_tool_of_another_takes_one_errand_after_the_other():
     assert house.done == [*WASHED, "take plate", "wash plate"]
 
 
+@pytest.mark.parametrize(("factor", "says"), [(0.7, NOTHING), (1e-3, "the last try of “take the cup” failed")])
+def test_an_agent_for_whom_all_fails_does_not_say_that_it_is_done(factor, says):
+    house = House(itertools.repeat(Status.FAILED))
+    agent = agent_of(house, model=model_of(house, failure_factor=factor))
+    *_, last = agent.invoke(asks(), thread() | {"recursion_limit": 200})["messages"]
+    assert says in last.text and last.response_metadata["refused"] == last.text
+    assert house.done.count("take cup") == (5 if says == NOTHING else 1)
+
+
 def test_an_agent_may_look_and_moves_nothing_by_it():
     house = House()
     seen = observe_tool(house).invoke({"type": "tool_call", "id": "1", "name": "observe", "args": {}})

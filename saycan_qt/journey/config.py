@@ -9,7 +9,7 @@ from typing import Annotated, Literal, TypeVar
 
 import tyro
 
-from planners import saycan
+from planners import named, saycan
 from planners.asking import When
 from saycan_qt.language import Language, LanguageConfig, LanguageError, check_timeout, try_chat
 from saycan_qt.options import Address, File, Folder, Instruction
@@ -132,8 +132,8 @@ def said(text: str) -> str:
         raise ValueError(f"the instruction is no text: {text.encode(errors='replace').decode()!r}; UTF-8 is read")
     if CONTROL.search(text):  # lines and tabs are spaces by now
         raise ValueError(f"the instruction has a control character: {plain(text)!r}; it is one line of text")
-    if not text:
-        raise ValueError('the instruction is empty; say what you want, for instance "bring me a snack"')
+    if not named.plain(text):
+        raise ValueError('the instruction has no words; say what you want, for instance "bring me a snack"')
     return text
 
 

@@ -358,14 +358,14 @@ def verdict(
         return Verdict(satisfied, reason + ("" if satisfied else left), ended, "goal")
     if unfinished:
         return Verdict(False, unfinished, ended, {"refused": "planner", "stopped": "person"}.get(ended, "plan"))
-    last_tries = {step.skill.name: step for step in history}
-    for step in last_tries.values():
-        if not step.outcome.succeeded:
-            reason = f"the planner was done, but the last try of “{step.skill.text}” {step.outcome.status.value}"
-            return Verdict(False, reason, ended, "plan")
-    asked = verbatim(said or instruction, skills)
-    if asked is not None and asked.name in last_tries:
-        return Verdict(True, f"“{asked.text}” was asked for, and succeeded", ended, "skill")
+    if (failed := saycan.last_try_failed(history)) is not None:
+        reason = f"the planner was done, but the last try of “{failed.skill.text}” {failed.outcome.status.value}"
+        return Verdict(False, reason, ended, "plan")
+    if (asked := verbatim(said or instruction, skills)) is not None:
+        succeeded = any(step.skill.name == asked.name for step in history)
+        if succeeded or not before:
+            how = "succeeded" if succeeded else "was not carried out"
+            return Verdict(succeeded, f"“{asked.text}” was asked for, and {how}", ended, "skill")
     done = ", ".join(f"“{step.skill.text}”" for step in history) or "nothing"
     return Verdict(
         None, f"{before}done: {done}{left}; whether that is what was asked, nobody here can judge", ended, "nobody"
