@@ -315,10 +315,8 @@ def _answer(asked: Asked, new: bool) -> Answer:
         if new:
             asked.foreign = turn + 1
         words = "" if said is None else " ".join(str(said).split())
-        meant = said is None or (
-            isinstance(said, str | int) and not isinstance(said, bool)
-        )  # no approval of another kind
-        answer = question.understand(words) if meant else None
+        approves = isinstance(said, bool) or not isinstance(said, str | int | None)  # as other questions are answered
+        answer = None if approves else question.understand(words)
         if answer is None or (turn < asked.foreign and (words.isdecimal() or answer.veto)):
             continue
         if not answer.veto:

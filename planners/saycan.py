@@ -421,6 +421,7 @@ class SayCanPlanner:
             return nothing, None
         if not missing:
             count, wanted = self._count(instruction), {*named(instruction, self._values), *skill.arguments.values()}
+            wanted |= {known.held} if known else set()  # it may have to be put somewhere first
             others = [bool(things) and not things & wanted for things in self._things(known)]
             return (self._families == self._families[favourite]) & (count < count[favourite]) | others, None
         meant = {slot: value for slot, value in skill.arguments.items() if value in names or not names}
