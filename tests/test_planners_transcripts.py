@@ -281,12 +281,12 @@ def test_an_answer_is_of_the_question_that_was_asked_whatever_is_seen_by_then(an
         assert [f"take the {name.split()[1]}" for name in house.done] == asked[: answer == "1"]
 
 
-def test_a_number_that_answers_another_process_is_asked_for_again():
+def test_a_number_that_answers_another_process_and_an_approval_are_asked_for_again():
     house, saver = House(), InMemorySaver()
     agent_of(house, model=model_of(house, Asking("always")), saver=saver).invoke(asks(), thread())
-    for _ in range(2):
+    for said in ("2", "2", True, {"decisions": []}):
         again = agent_of(house, model=model_of(house, Asking("always")), saver=saver)
-        assert "__interrupt__" in again.invoke(Command(resume="2"), thread()) and not house.done
+        assert "__interrupt__" in again.invoke(Command(resume=said), thread()) and not house.done
     again.invoke(Command(resume="take the plate"), thread())
     assert house.done == ["take plate"]
 
