@@ -147,6 +147,7 @@ def test_a_policy_collects_its_own_episodes_successes_and_failures_alike(tmp_pat
     assert main(["--policy", "execution", "--pace", "0.02", "--out", str(tmp_path / "none")]) == 2
 
 
+@pytest.mark.slow
 def test_a_collection_is_of_one_policy_and_replays_are_of_the_same_demonstrations(tmp_path, capsys):
     """Whatever lies under their names by now; collections of before this was noted go on."""
     shutil.copytree(checkpoint.SHIPPED / "execution", tmp_path / "policy")
