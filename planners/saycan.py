@@ -188,9 +188,18 @@ def one_at_a_time(decide: Decide) -> Decide:
     return cast(Decide, in_turn)
 
 
+def _seen(known: Known) -> set[str]:
+    """Things that the robot knows to be somewhere."""
+    return {*known.objects, known.held}
+
+
 def _since_success(history: Sequence[Step]) -> list[Step]:
     """Failures since the last success of any skill, the last one first."""
     return list(takewhile(lambda step: not step.outcome.succeeded, reversed(history)))
+
+
+def _failures(skill: Skill, history: Sequence[Step]) -> int:
+    return sum(past.skill.name == skill.name for past in _since_success(history))
 
 
 def last_try_failed(history: Iterable[Step]) -> Step | None:
@@ -246,8 +255,7 @@ class SayCanPlanner:
         lowered = np.array([self._lowered(skill, history) for skill in self.skills])
         possible = (weight >= config.affordance_floor) | (self._done & (weight > 0))  # a plan may always end
         if (asked_for := self._word_for_word(said, history, possible)) is not None:
-            language = np.where(np.arange(len(self.skills)) == asked_for, 0.0, -np.inf)
-            rows = self._table(language, weight, affordance, lowered * possible)
+            rows = self._table(self._this_alone(asked_for), weight, affordance, lowered * possible)
             return Decision(rows, "", time.perf_counter() - started, because=WORD_FOR_WORD)
         feasible = {s.text for s, may in zip(self.skills, possible, strict=True) if may and not s.learned}  # by rule
         steps_done = [step.skill.text for step in history if step.outcome.succeeded]
@@ -271,8 +279,7 @@ class SayCanPlanner:
                 lowered[instead] = 0.0
             alive = possible & (lowered > 0)
             if (last := self._last_resort(prompt, language, weight, possible, alive, history, known)) is not None:
-                language = np.where(np.arange(len(self.skills)) == last, 0.0, -np.inf)
-                rows = self._table(language, weight, affordance, np.ones(len(self.skills)))
+                rows = self._table(self._this_alone(last), weight, affordance, np.ones(len(self.skills)))
                 return Decision(rows, prompt, time.perf_counter() - started, because=LAST_RESORT)
             if self._given_up(language, possible, alive, history):
                 lowered[:] = 0.0
@@ -281,6 +288,10 @@ class SayCanPlanner:
             language += config.nearness * self._above_mean(instruction, steps_done)
         rows = self._table(language, weight, affordance, lowered * possible)
         return Decision(rows, prompt, time.perf_counter() - started)
+
+    def _this_alone(self, number: int) -> np.ndarray:
+        """Log-likelihoods (all skills,) where one skill is certain."""
+        return np.where(np.arange(len(self.skills)) == number, 0.0, -np.inf)
 
     def _table(
         self, language: np.ndarray, weight: np.ndarray, affordance: np.ndarray, lowered: np.ndarray
@@ -439,10 +450,10 @@ class SayCanPlanner:
         there."""
         if not self._slots_of_things(known).issuperset(skill.arguments):
             return []
-        return [value for value in skill.arguments.values() if value not in {*known.objects, known.held}]
+        return [value for value in skill.arguments.values() if value not in _seen(known)]
 
     def _slots_of_things(self, known: Known | None) -> set[str]:
-        seen = {*known.objects, known.held} if known else set()
+        seen = _seen(known) if known else set()
         return {slot for skill in self.skills for slot, value in skill.arguments.items() if value in seen}
 
     def _things(self, known: Known | None) -> list[set[str]]:
@@ -535,8 +546,8 @@ class SayCanPlanner:
         sure = np.exp(hardly[best]) >= self.config.sure
         if not sure or left >= self.config.within_reach * (left + np.exp(hardly).sum()):
             return None
-        there = {*known.objects, known.held} if known and known.objects else None
-        return best if there is None or there.issuperset(self._things(known)[best]) else None
+        there = not (known and known.objects) or _seen(known).issuperset(self._things(known)[best])
+        return best if there else None
 
     def _given_up(self, language: np.ndarray, possible: np.ndarray, alive: np.ndarray, history: Sequence[Step]) -> bool:
         """Has a skill failed so often that it is not tried again, and is what else may be done (alive) next to nothing
@@ -546,8 +557,7 @@ class SayCanPlanner:
         return bool(given_up.any() and left < self.config.within_reach)
 
     def _is_given_up(self, skill: Skill, history: Sequence[Step]) -> bool:
-        failures = sum(past.skill.name == skill.name for past in _since_success(history))
-        return 0 < self.config.failures <= failures
+        return 0 < self.config.failures <= _failures(skill, history)
 
     # -- what has been done ------------------------------------------------------------------------------------------
 
@@ -556,7 +566,7 @@ class SayCanPlanner:
         and so does a round of skills that has been gone twice."""
         if self._is_given_up(skill, history):
             return 0.0
-        factor = self.config.failure_factor ** sum(past.skill.name == skill.name for past in _since_success(history))
+        factor = self.config.failure_factor ** _failures(skill, history)
         done = [past.skill.name for past in history if past.outcome.succeeded]
         for name in reversed(done):
             if name != skill.name:
