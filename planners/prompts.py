@@ -204,8 +204,9 @@ class Prompt:
             self._last = (masked, self._vectors @ self.embed([masked])[0])
         return self._last[1].copy()
 
-    def choose(self, instruction: str, feasible: Collection[str] = ()) -> list[Example]:
-        """The nearest examples, nearest last; where the thing is left open, those that `feasible` skills allow."""
+    def choose(self, instruction: str, feasible: Collection[str] = (), known: Known | None = None) -> list[Example]:
+        """The nearest examples, nearest last; where the thing is left open, those that `feasible` skills allow, about
+        what is known to be there."""
         if not self.examples:
             return []
         words = set(_words(instruction))
@@ -216,16 +217,17 @@ class Prompt:
         def shared(example: Example) -> int:
             return len(words.intersection(_words(example.instruction)))
 
+        def fitting(examples: list[Example]) -> Example:
+            return _possible(self._there(_most(examples, shared), known), feasible)[0]
+
+        ways = list(self._by_way.values())
         if self.tuned and self.head:
             near = [int(i) for i in np.argsort(-similarity, kind="stable")[:SHOWN] if similarity[i] >= LIKE]
-            ways = list(self._by_way.values())
-            return [self._about(_most(ways[index], shared)[0], things) for index in reversed(near)]
+            return [self._about(fitting(ways[index]), things) for index in reversed(near)]
         if self.tuned:
             best = int(similarity.argmax())
-            (example, *_) = _most(list(self._by_way.values())[best], shared)
-            return [self._about(example, things)] if similarity[best] >= SAME else []
+            return [self._about(fitting(ways[best]), things)] if similarity[best] >= SAME else []
         similarity -= OTHER_COUNT * np.abs(self._things_said - _count_things(masked))
-        ways = list(self._by_way.values())
         order = np.argsort(-similarity, kind="stable")
 
         if not self._things_said[order[0]]:
@@ -243,6 +245,11 @@ class Prompt:
             different = [e for e in ranked[1:] if not set(things).intersection(self._named(e.instruction))]
             others += different[len(others) :][: min(self.per_way, room) - 1]
         return [*others[::-1], *alike[::-1]]
+
+    def _there(self, examples: list[Example], known: Known | None) -> list[Example]:
+        """Those whose plans are about the fewest things that the robot does not know to be anywhere."""
+        there = {*known.objects, known.held} if known and known.objects else set(self._spelt.values())
+        return _most(examples, lambda e: -len({*self._named(" ".join(e.plan))} - there))
 
     def _about(self, example: Example, things: list[str]) -> Example:
         """The example with its things replaced by these, in the order in which they are named, if as many are named
@@ -281,7 +288,7 @@ class Prompt:
             known = begun.known if steps_done else known
             known = None if known and self.head and _knows_nothing(known) else known
             begun.scene = describe(known, self.states) + "\n" if known and (self.tuned or self.scene) else ""
-            begun.instruction, begun.examples = instruction, self.choose(instruction, feasible)
+            begun.instruction, begun.examples = instruction, self.choose(instruction, feasible, known)
         return self._write(instruction, steps_done)
 
     def content_free(self, steps_done: Sequence[str]) -> str:

@@ -257,6 +257,8 @@ class SayCanPlanner:
         if (asked_for := self._word_for_word(said, history, possible)) is not None:
             rows = self._table(self._this_alone(asked_for), weight, affordance, lowered * possible)
             return Decision(rows, "", time.perf_counter() - started, because=WORD_FOR_WORD)
+        if (refusal := self._word_for_word_missing(said, possible, known)) is not None:
+            return self._refused(refusal, "", affordances, started)
         feasible = {s.text for s, may in zip(self.skills, possible, strict=True) if may and not s.learned}  # by rule
         steps_done = [step.skill.text for step in history if step.outcome.succeeded]
         prompt = self.prompt.build(instruction, steps_done, feasible, known)
@@ -266,10 +268,14 @@ class SayCanPlanner:
         else:
             language = self._score(prompt, asked)
             share = float(np.exp(language).sum())
-        if config.refuse and not history:
+        if config.refuse and self.prompt.tuned and share is not None:
+            refusal = self._said_itself(instruction, prompt, feasible, history)
+        elif config.refuse and not history:
             refusal = self._refusal(instruction, prompt, feasible, asked, share)
-            if refusal is not None:
-                return self._refused(refusal, prompt, affordances, started)
+        else:
+            refusal = None
+        if refusal is not None:
+            return self._refused(refusal, prompt, affordances, started)
         if share is not None:
             lowered[self._renamed(instruction, language, possible)] = 0.0
             if config.refuse and np.exp(language[possible]).sum() < config.sure:
@@ -384,9 +390,6 @@ class SayCanPlanner:
         asked about all skills (that a thing is not there now is no reason to refuse).
         """
         config, everything = self.config, np.arange(len(self.skills))
-        if self.prompt.tuned and share is not None:
-            cannot = float(np.exp(self.scorer.score(prompt, [f" {CANNOT}\n"])[0]))
-            return self._unserved(instruction, feasible, None, 1 - cannot) if cannot >= config.cannot else None
 
         def fine(similarity: float, share: float | None) -> bool:
             return similarity >= config.alike or (
@@ -402,6 +405,17 @@ class SayCanPlanner:
             rest = np.setdiff1d(everything, asked)
             share += float(np.exp(self._score(prompt, rest)).sum()) if len(rest) else 0.0
         return None if fine(similarity, share) else self._unserved(instruction, feasible, similarity, share)
+
+    def _said_itself(
+        self, instruction: str, prompt: str, feasible: Collection[str], history: Sequence[Step]
+    ) -> Refusal | None:
+        """A tuned model says of itself that nothing serves the instruction, or nothing what is left of it."""
+        cannot = float(np.exp(self.scorer.score(prompt, [f" {CANNOT}\n"])[0]))
+        if cannot < self.config.cannot:
+            return None
+        if not any(step.outcome.succeeded for step in history):
+            return self._unserved(instruction, feasible, None, 1 - cannot)
+        return Refusal("nothing that the robot can do serves what is left of this", likelihood=1 - cannot)
 
     def _out_of_reach(
         self,
@@ -461,7 +475,7 @@ class SayCanPlanner:
         slots = self._slots_of_things(known)
         return [{value for slot, value in skill.arguments.items() if slot in slots} for skill in self.skills]
 
-    def _missing(self, instruction: str, skill: Skill, thing: str, instead: np.ndarray, left: float) -> Refusal:
+    def _missing(self, instruction: str, skill: Skill, thing: str, instead: np.ndarray, left: float | None) -> Refusal:
         """instead: (skills,) what could be done with other things. Offered is the instruction with one of these in the
         place of the thing that is not there, where it names it, else the skills."""
         others = np.flatnonzero(instead)
@@ -523,6 +537,19 @@ class SayCanPlanner:
         if any(step.outcome.succeeded for step in tries):
             return int(self._done.argmax())
         return asked if possible[asked] and len(tries) < self.config.tries else None
+
+    def _word_for_word_missing(self, instruction: str, possible: np.ndarray, known: Known | None) -> Refusal | None:
+        """Why the skill that the instruction asks for in its own words is out of the question: it is about a thing that
+        is not there, and nothing possible is."""
+        skill = self._verbatim(instruction)
+        if skill is None or self.config.without or not self.config.refuse or not (known and known.objects):
+            return None
+        about = [{*s.arguments.values()} for s, may in zip(self.skills, possible, strict=True) if may]
+        for thing in self._not_there(skill, known):
+            if not any(thing in things for things in about):
+                instead = possible & (self._families == self._families[self._number[skill.name]])
+                return self._missing(instruction, skill, thing, instead, None)
+        return None
 
     def _last_resort(
         self,

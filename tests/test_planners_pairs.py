@@ -55,7 +55,7 @@ def test_every_plan_can_be_carried_out_where_it_is_asked_for(generator):
             *steps, last = pair.plan
             for step in steps:
                 assert kitchen.execute(BY_TEXT[step]).status is Status.SUCCEEDED, (pair, step)
-            if last != "done":  # what is asked for is not there, and looked for in vain
+            if last not in ("done", CANNOT):  # what is asked for is not there, and looked for in vain
                 assert pair.source in SCENE and not kitchen.affordance(BY_TEXT[last]), pair
             assert steps or last != "done" or pair.source in SCENE, pair
         assert len(pair.plan) <= LONGEST_PLAN + 1
@@ -103,7 +103,7 @@ def test_wording_kept_to_validate_on_is_not_trained_on_nor_the_other_way_round(g
 def test_no_sentence_of_the_instruction_set_is_among_the_phrases():
     found = {words(phrase) for phrase in phrases_of(vars(Phrases.load()))}
     assert f"{len(found):,} phrases" in (KITCHEN / "adapter" / "MODEL_CARD.md").read_text() and PHRASES.is_dir()
-    paths = (instructions.INSTRUCTIONS, instructions.DEVELOPMENT, instructions.HARD)
+    paths = (instructions.INSTRUCTIONS, instructions.DEVELOPMENT, instructions.HARD, instructions.UNKNOWN)
     sets = [instructions.load(path, LIBRARY) for path in paths]
     asked = {words(entry.say) for entries in sets for entry in entries}
     long = {say for say in asked if len(say.split()) > 4}  # "pick up the orange" has no other words
@@ -130,7 +130,7 @@ def outside_drawers(case):
 
 
 def test_what_was_written_is_not_what_is_measured_with():
-    sets = ("INSTRUCTIONS", "HARD", "DEVELOPMENT")
+    sets = ("INSTRUCTIONS", "HARD", "DEVELOPMENT", "UNKNOWN")
     measured = [e.say for name in sets for e in instructions.load(getattr(instructions, name), LIBRARY)]
     assert not set().union(*map(in_a_row, measured)) & set().union(*(in_a_row(one.say) for one in written.load()))
 
@@ -177,6 +177,22 @@ def test_what_is_not_there_is_looked_for_after_what_comes_before(generator):
     assert planned(generator, "", [bring, gone], place="table") == (
         "pick up the apple", "bring it to you", "put it down", "find the orange"
     )  # fmt: skip
+
+
+def test_before_what_nothing_serves_the_rest_is_done(generator):
+    kitchen = SymbolicKitchen({"apple": "table"}, place="table")
+    bring = Part("bring", {"object": "apple"}, {}, "")
+    asked = Asked(kitchen, "the apple, and a hammer", [bring], serves=False)
+    plan = generator.pair_of(asked, "unknown", np.random.default_rng(0)).plan
+    assert plan == ("pick up the apple", "bring it to you", "put it down", CANNOT)
+
+
+def test_nothing_unknown_is_a_name_for_what_the_robot_knows(generator):
+    phrases = generator.sources.phrases
+    which = ("things", "stuff", "places", "containers")
+    unknown = {one.removeprefix("the ") for name in which for row in phrases.unknown[name] for one in row}
+    known = {*phrases_of(phrases.nouns), *LIBRARY.objects}
+    assert len(unknown) > 400 and not unknown & {re.sub(r"^(the|an?|some) ", "", text.lower()) for text in known}
 
 
 def test_things_are_taken_in_the_order_of_the_scenes_line(generator):

@@ -10,7 +10,7 @@ import yaml
 
 from planners.langchain import RunnablePlanner
 from planners.language import LanguageScorer
-from planners.prompts import describe, one_line
+from planners.prompts import CANNOT, describe, one_line
 from planners.robot_language import SCENES, tells_states
 from planners.saycan import SayCanConfig, SayCanPlanner, Step, decide
 from planners.weights import text_embedder
@@ -29,6 +29,11 @@ DRINKS = {o for o in LIBRARY.objects if "can" in o.split() or "bottle" in o or "
 @pytest.fixture(scope="module")
 def prompt():
     return kitchen_language().prompt(text_embedder())
+
+
+@pytest.fixture(scope="module")
+def tuned():
+    return kitchen_language().prompt(text_embedder(), tuned=True)
 
 
 @pytest.fixture(scope="module")
@@ -192,6 +197,13 @@ def test_the_nearest_example_asks_alike_and_is_about_the_same_things(prompt):
     assert nearest.plan == ("find the tea", "pick up the tea", "go to the trash can", "put it down", "done")
 
 
+@pytest.mark.parametrize("say", ["bring me a snack", "I am thirsty"])
+def test_an_example_that_leaves_the_thing_open_is_shown_about_one_that_is_there(tuned, say):
+    for there in ("energy bar", "brown chip bag") if "snack" in say else ("tea", "7up can"):
+        seen = SymbolicKitchen({"sponge": "table", there: "close counter"}).observe()
+        assert f"find the {there}" in tuned.choose(say, known=seen)[0].plan
+
+
 def test_an_instruction_stays_within_its_line(prompt):
     text = prompt.build("bring me tea\n\nInstruction: open\n1. done", [])
     assert text.endswith("\nInstruction: bring me tea Instruction: open 1. done\n1.")
@@ -288,6 +300,23 @@ def test_few_sentences_are_refused_wrongly(planner, part, tuned, wrongly, rightl
             refused += refusal is not None and not refusal.missing  # a thing that is missing is another matter
         share[kind] = refused / len(sentences[kind])
     assert share["can"] <= wrongly and share["cannot"] >= rightly, share
+
+
+def test_what_a_tuned_model_says_of_the_rest_is_told_once_the_first_part_is_done(tuned):
+    here = Here(SymbolicKitchen({"tea": "operator"}))
+    planner = SayCanPlanner(Fixed({CANNOT: np.log(0.7), "done": np.log(0.2)}), tuned, LIBRARY)
+    done = [Step(LIBRARY["bring it to you"], SUCCEEDED), Step(LIBRARY["put down"], SUCCEEDED)]
+    decision = planner.step("the tea, and then a hammer", done, here.affordances(here.observe()), here.observe())
+    assert decision.done and "serves what is left" in decision.refusal.reason and not decision.refusal.nearest
+
+
+def test_a_skill_in_its_own_words_is_not_done_with_another_thing(tuned):
+    """Said word for word, where there is no orange, ended with the orange can."""
+    here = Here(SymbolicKitchen({"orange can": "table", "pepsi can": "table"}))
+    planner = SayCanPlanner(Fixed({"find the orange can": np.log(0.99)}), tuned, LIBRARY)
+    seen = here.observe()
+    decision = planner.step("Move the orange near the pepsi can!", [], here.affordances(seen), seen)
+    assert decision.done and "knows of no orange here" in decision.refusal.reason
 
 
 @pytest.mark.slow

@@ -20,6 +20,7 @@ from saycan_qt.kitchen.language.instructions import (
     HELD_OUT,
     INSTRUCTIONS,
     TUNING,
+    UNKNOWN,
     InstructionsError,
     load,
 )
@@ -116,11 +117,12 @@ def test_the_sets_have_all_families_and_what_is_held_out_is_in_one_of_them_alone
     assert not {entry.say.lower() for entry in measured} & {entry.say.lower() for entry in development}
 
 
-def test_half_of_the_hard_sentences_of_each_family_is_held_out():
+@pytest.mark.parametrize(("path", "families"), [(HARD, 10), (UNKNOWN, 4)])
+def test_half_of_the_sentences_of_each_family_is_held_out(path, families):
     halves = Counter(
-        (entry.family, entry.half) for entry in {entry.number: entry for entry in load(HARD, LIBRARY)}.values()
+        (entry.family, entry.half) for entry in {entry.number: entry for entry in load(path, LIBRARY)}.values()
     )
-    assert sum(halves.values()) == 120 and len({family for family, _ in halves}) == 10
+    assert sum(halves.values()) == 120 and len({family for family, _ in halves}) == families
     assert all(0 <= halves[family, TUNING] - halves[family, HELD_OUT] <= 1 for family, _ in halves)
 
 

@@ -59,6 +59,7 @@ from skills.library import SkillLibrary
 INSTRUCTIONS = Path(__file__).with_name("instructions.yaml")
 DEVELOPMENT = Path(__file__).with_name("development.yaml")  # to learn from; nothing in it is held out
 HARD = Path(__file__).with_name("hard.yaml")  # sentences of the kinds that small language models fail at
+UNKNOWN = Path(__file__).with_name("unknown.yaml")  # of things and places that the robot does not know
 AMBIGUOUS = Path(__file__).with_name("ambiguous.yaml")  # whose goal the words do not tell
 FAMILIES = (  # SayCan's
     "single primitive",

@@ -19,6 +19,7 @@ from saycan_qt.kitchen.language.wording import Wording
 from saycan_qt.kitchen.symbolic import DRAWERS, IN_HAND, WORKTOPS, SymbolicKitchen
 from skills.connective import OPERATOR
 
+STRANGE = {"bring": 0.34, "trash": 0.2, "put": 0.14, "store": 0.14, "near": 0.06, "hold": 0.06, "find": 0.06}
 KINDS = {  # of tasks, and how often they are asked for
     "bring": 0.36,
     "trash": 0.18,
@@ -58,7 +59,7 @@ class Asked:
     kitchen: SymbolicKitchen
     say: str
     parts: list[Part] = field(default_factory=list)  # to be carried out in this order; none: to do nothing is right
-    serves: bool = True  # else nothing that the robot can do does
+    serves: bool = True  # else nothing that the robot can do does, or does what is left after these parts
 
 
 def fill(template: str, texts: Texts) -> str:
@@ -631,6 +632,47 @@ class Intricate:
         parts = [gone, other] if rng.random() < 0.4 else [other, gone]
         texts = {str(n): gone.said() if part is gone else text for n, part in enumerate(parts, 1)}
         return Asked(kitchen, fill(self.pick(frames, rng), texts), parts)
+
+    def unknown(self, rng: np.random.Generator) -> Asked:
+        """Of a thing or a place that the robot does not know: what is asked before is done, and there the plan ends.
+        Or one is only spoken of in passing."""
+        kitchen, said, luck = self.kitchen(rng), self.phrases.unknown, rng.random()
+        if luck < 0.25:
+            part, text = self._free(kitchen, rng, ())
+            return Asked(kitchen, fill(self.pick(said["passing"], rng), {"A": text, "u": self._strange(rng)}), [part])
+        part = self.part(kitchen, rng, STRANGE)
+        other = str(rng.choice([slot for slot in part.values if slot != "object"] or ["object"]))
+        slot = other if rng.random() < 0.4 else "object"
+        kinds = {"place": "places", "drawer": "containers"}
+        words = part.words | {slot: self._of(kinds[slot], rng) if slot in kinds else self._strange(rng)}
+        ways = self.phrases.tasks[part.kind]["sentences" if luck < 0.4 else "clauses"]
+        text = self.pick(ways, rng).format(**words)
+        if luck < 0.7:
+            return Asked(kitchen, text, serves=False)
+        frames = [f for f in self.phrases.compound["frames"] if len(set(re.findall(r"\{(\d)", f))) == 2]
+        first, before = self._free(kitchen, rng, set(part.values.values()))
+        after = luck < 0.8  # what would come after is not done
+        texts = [text, before] if after else [before, text]
+        numbered = {str(number): one for number, one in enumerate(texts, 1)}
+        return Asked(kitchen, fill(self.pick(frames, rng), numbered), [] if after else [first], serves=False)
+
+    def _strange(self, rng: np.random.Generator) -> str:
+        """A thing that the robot does not know, as it is spoken of."""
+        said, counted = self.phrases.unknown, rng.random() < 0.75
+        name = self._of("things" if counted else "stuff", rng)
+        name = f"{rng.choice(said['kinds'])} {name}" if rng.random() < 0.12 else name
+        an = "an" if name[:1] in "aeiou" else "a"
+        articles = ["the", an if counted else "some", "my", "that" if counted else "any", ""]
+        article = str(rng.choice(articles, p=[0.5, 0.3, 0.1, 0.05, 0.05]))
+        name = f"{article} {name}".strip()
+        if rng.random() < 0.12:
+            at = self.wording.place(str(rng.choice(WORKTOPS)), rng)
+            name = fill(self.pick(said["located"], rng), {"u": name, "at": at})
+        return name
+
+    def _of(self, which: str, rng: np.random.Generator) -> str:
+        """One of the unknown."""
+        return self.pick([one for row in self.phrases.unknown[which] for one in row], rng)
 
     # -- parts of them ------------------------------------------------------------------------------------------------
 

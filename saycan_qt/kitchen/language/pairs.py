@@ -82,19 +82,14 @@ class PairGenerator:
         return self.pair_of(self.intricate.draw(source, rng), source, rng)
 
     def pair_of(self, asked: Asked, source: str, rng: np.random.Generator) -> Pair:
-        plan: tuple[str, ...] = (CANNOT,)
-        if asked.serves:
-            expert = self._expert(asked.kitchen)
-            missing = next(
-                (p for p in asked.parts if p.values.get("object", "") not in ("", *asked.kitchen.where)), None
-            )
-            for part in asked.parts[: asked.parts.index(missing) if missing else None]:
-                expert.carry_out(Task(part.kind, SLOTS[part.kind]), part.values)
-            last = self.library[f"find {missing.values['object']}"].text if missing else "done"
-            plan = (*expert.plan, last)
-            if len(expert.plan) > LONGEST_PLAN:
-                raise Unsuitable("length")
-        return Pair(asked.kitchen, _spoken(one_line(asked.say), rng), plan, source)
+        expert = self._expert(asked.kitchen)
+        missing = next((p for p in asked.parts if p.values.get("object", "") not in ("", *asked.kitchen.where)), None)
+        for part in asked.parts[: asked.parts.index(missing) if missing else None]:
+            expert.carry_out(Task(part.kind, SLOTS[part.kind]), part.values)
+        last = self.library[f"find {missing.values['object']}"].text if missing else "done" if asked.serves else CANNOT
+        if len(expert.plan) > LONGEST_PLAN:
+            raise Unsuitable("length")
+        return Pair(asked.kitchen, _spoken(one_line(asked.say), rng), (*expert.plan, last), source)
 
     def _expert(self, kitchen: SymbolicKitchen) -> Expert:
         return Expert(SymbolicKitchen(dict(kitchen.where), kitchen.place, set(kitchen.open_drawers)), self.library)

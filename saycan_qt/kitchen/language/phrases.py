@@ -29,6 +29,7 @@ class Phrases:
     impossible: list[str]
     intricate: dict[str, Any]
     foreign: dict[str, dict[str, Any]]  # language -> its nouns, and ways to ask
+    unknown: dict[str, list[Any]]  # what the robot does not know, and how that is spoken of
     held_out: bool = False  # pick among those that are kept from training, in place of the others
 
     @staticmethod
@@ -39,7 +40,7 @@ class Phrases:
 
         nouns, tasks, situations, compound = map(read, ("nouns", "tasks", "situations", "compound"))
         impossible, intricate, foreign = read("impossible")["say"], read("intricate"), read("foreign")
-        return Phrases(nouns, tasks, situations, compound, impossible, intricate, foreign)
+        return Phrases(nouns, tasks, situations, compound, impossible, intricate, foreign, read("unknown"))
 
     def about(self, objects: Collection[str], held_out: bool) -> Phrases:
         """The same, with categories of these objects alone."""

@@ -17,10 +17,10 @@ SOURCES = {  # each is a method of Sources, or of Intricate, and how often it is
     "sentence": 0.05,
     "clause": 0.03,
     "wish": 0.04,
-    "situation": 0.13,
-    "frame": 0.11,
-    "shared": 0.08,
-    "held": 0.06,
+    "situation": 0.11,
+    "frame": 0.09,
+    "shared": 0.06,
+    "held": 0.05,
     "sets": 0.06,
     "swap": 0.02,
     "impossible": 0.04,
@@ -33,8 +33,12 @@ SOURCES = {  # each is a method of Sources, or of Intricate, and how often it is
     "pronoun": 0.04,
     "foreign": 0.03,
     "absent": 0.03,
+    "unknown": 0.07,
 }
-INTRICATE = ("count", "condition", "negation", "correction", "preference", "order", "pronoun", "foreign", "absent")
+INTRICATE = (
+    *("count", "condition", "negation", "correction", "preference", "order", "pronoun"),
+    *("foreign", "absent", "unknown"),
+)
 WRITTEN = "written"  # what comes whole from written.yaml
 SCENE = (*INTRICATE, WRITTEN)  # sources of which the plan may follow from what the scene tells
 SEVERAL = 0.2  # share of errands in which one thing becomes a set of them
