@@ -21,8 +21,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from planners.named import named, verbatim
-from planners.saycan import LAST_RESORT, WORD_FOR_WORD, Decision, Step
+from planners.named import named, plain, verbatim
+from planners.saycan import LAST_RESORT, WORD_FOR_WORD, Candidate, Decision, Step
 from skills.library import Skill
 from skills.rules import Known
 
@@ -30,9 +30,22 @@ When = Literal["never", "when-unsure", "always"]
 SHOWN = 3, 5  # options, at least and at most
 STOP = ("", "s", "stop", "q", "quit")
 VETO = "veto"
+NUMBER = re.compile(r"(?:option |number )?(\d{1,9})")
+NEITHER = (
+    "yes",
+    "y",
+    "ok",
+    "okay",
+    "no",
+    "n",
+    "please",
+    "yes please",
+    "no thanks",
+)  # to a question with several options
 WORTH = 0.02  # share of all products from which more than the least are shown
 DOUBT = 3  # by which a confidence is divided where the words fit two things, or where it would end with something that
 # they name left out, however sure the language model is
+STATES = ("on", "off", "in", "out", "up", "down")  # slots' values that are also said of other things
 NOTICED = 0.01  # share of all products from which a skill is another thing that may be meant
 
 
@@ -69,20 +82,25 @@ class Question:
 
     def understand(self, said: str) -> Answer | None:
         """What a person means by an option or its number, from 1, by a skill's text, by other words, by VETO of the
-        first skill, or by nothing; None: there is no such number, or nothing to veto."""
+        first skill, or by nothing; None: there is no such number, nothing to veto, or it is a yes or no, which is none
+        of the options."""
         if said.casefold() in STOP:
             return Answer()
         if said.casefold() == VETO:
             return Answer(veto=True) if self.skills and (self.skills[1:] or self.others) else None
         if chosen := verbatim(said, (*self.skills, *self.others)):
             return Answer(chosen)
-        if not said.isdecimal():
-            return Answer(instruction=said)
-        if not 1 <= int(said) <= len(self.options):
+        word = plain(said)
+        if meant := next((option for option in self.instructions if plain(option) == word), ""):
+            return Answer(instruction=meant)
+        number = NUMBER.fullmatch(word)
+        if number is None:
+            return None if word in NEITHER else Answer(instruction=said)
+        if not 1 <= int(number[1]) <= len(self.options):
             return None
         if self.skills:
-            return Answer(self.skills[int(said) - 1])
-        return Answer(instruction=self.instructions[int(said) - 1])
+            return Answer(self.skills[int(number[1]) - 1])
+        return Answer(instruction=self.instructions[int(number[1]) - 1])
 
 
 @dataclass(frozen=True)
@@ -128,16 +146,30 @@ class Asking:
 
 def confidence(instruction: str, decision: Decision, history: Sequence[Step] = (), began: Known | None = None) -> float:
     """In [0, 1]: the share of all products of likelihood and affordance that falls on the chosen skill and those about
-    the same things; a third of it where the words fit other things as well, or name what would be left out. What is
-    said word for word is sure, and what is tried as a last resort is not."""
+    the same things; a third of it where the words fit other things as well, or name what would be left out. What failed
+    or is about another thing counts in the whole as if it were not lowered: a remainder is not sure. What is said word
+    for word is sure, and what is tried as a last resort is not."""
     if decision.because:
         return float(decision.because == WORD_FOR_WORD)
-    chosen, total = decision.candidates[0], sum(row.score for row in decision.candidates)
-    about = {*chosen.skill.arguments.values()}
-    same = sum(row.score for row in decision.candidates[1:] if about & {*row.skill.arguments.values()})
+    chosen, total = decision.candidates[0], sum(map(_product, decision.candidates))
+    same = sum(row.score for row in decision.candidates[1:] if _about_the_same(chosen.skill, row.skill))
     share = (chosen.score + same) / total if total > 0 else 0.0
     doubtful = equally_named(instruction, decision) or left_out(instruction, decision, history, began)
     return share / DOUBT if doubtful else share
+
+
+def _product(row: Candidate) -> float:
+    """Of likelihood and affordance, lowered by nothing."""
+    return row.score / row.lowered if row.lowered else (row.language_score or 0.0) * row.affordance
+
+
+def _about_the_same(skill: Skill, other: Skill) -> bool:
+    """Do they share a thing, and differ in none that fills the same slot? Two things with one arm, or into one drawer,
+    are two."""
+    mine, its = skill.arguments, other.arguments
+    return bool({*mine.values()} & {*its.values()}) and all(
+        mine.get(slot, value) == value for slot, value in its.items()
+    )
 
 
 def left_out(instruction: str, decision: Decision, history: Sequence[Step], began: Known | None = None) -> list[str]:
@@ -152,7 +184,7 @@ def unserved(instruction: str, skills: Sequence[Skill], history: Sequence[Step])
     """What the instruction names of that which skills are done with, and no skill that succeeded was done with."""
     served = {value for step in history if step.outcome.succeeded for value in step.skill.arguments.values()}
     names = named(instruction, {value for skill in skills for value in skill.arguments.values()})
-    return [name for name in names if name not in served]
+    return [name for name in names if name not in served and name not in STATES]
 
 
 def equally_named(instruction: str, decision: Decision) -> list[Skill]:

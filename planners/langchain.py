@@ -82,6 +82,8 @@ def _fault(asked: Any) -> str:
         return f"the instruction is a {type(asked['instruction']).__name__}, not text"
     if not isinstance(asked["affordances"], Mapping):
         return f"the affordances are a {type(asked['affordances']).__name__}"
+    if odd := next((n for n, v in asked["affordances"].items() if not isinstance(v, int | float)), None):
+        return f"the affordance of {odd!r} is {asked['affordances'][odd]!r}, no number"
     if wrong := next((step for step in asked.get("history") or () if not isinstance(step, Step)), None):
         return f"the history has a {type(wrong).__name__}, where Steps belong"
     return ""
@@ -137,6 +139,12 @@ def tool_names(families: Iterable[str]) -> dict[str, str]:
 
 def _tool(name: str, skills: list[Skill], world: World, one_at_a_time: threading.Lock) -> StructuredTool:
     by_arguments = {frozenset(skill.arguments.items()): skill for skill in skills}
+    if twin := next((skill for skill in skills if skill not in by_arguments.values()), None):
+        other = by_arguments[frozenset(twin.arguments.items())]
+        raise ValueError(
+            f"{twin.name!r} and {other.name!r} are of one family and have the same arguments, so that no "
+            "call tells them apart; give each a family of its own"
+        )
     slots = {slot: list(dict.fromkeys(skill.arguments[slot] for skill in skills)) for slot in skills[0].arguments}
 
     def call(*, agents_runtime: ToolRuntime | None = None, **arguments: Any) -> tuple[str, dict[str, Any]]:

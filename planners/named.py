@@ -16,10 +16,10 @@ from skills.library import Skill
 SHORTEST = 4  # letters of a name that may be several of something; a bus or gas is none
 
 
-def pattern(names: Iterable[str]) -> re.Pattern[str]:
+def pattern(names: Iterable[str], flags: int = re.IGNORECASE) -> re.Pattern[str]:
     """Finds these names as whole words, the longest where several fit, whatever their case; without any, nothing."""
     longest = sorted(names, key=len, reverse=True)
-    return re.compile(rf"(?<!\w)({'|'.join(map(re.escape, longest))})(?!\w)" if longest else r"(?!)", re.IGNORECASE)
+    return re.compile(rf"(?<!\w)({'|'.join(map(re.escape, longest))})(?!\w)" if longest else r"(?!)", flags)
 
 
 def _folded(text: str) -> str:
@@ -40,7 +40,8 @@ def named(text: str, names: Iterable[str]) -> list[str]:
     """Those that a text names, each once, in its order; case does not matter, nor articles, nor whether it is one of a
     thing or several."""
     known, finds = _forms_of(frozenset(names))
-    return list(dict.fromkeys(known[found] for found in finds.findall(_folded(text))))
+    found = dict.fromkeys(known[form] for form in finds.findall(_folded(text)))
+    return [name for name in found if len(name) > 1 or pattern([name], 0).search(text)]  # "a" is no zone A
 
 
 @lru_cache(maxsize=64)  # a planner asks about all names of its library at each decision
@@ -53,6 +54,8 @@ def _forms_of(names: frozenset[str]) -> tuple[dict[str, str], re.Pattern[str]]:
 
 def _forms(name: str) -> list[str]:
     """An English name and what it looks like as one of several, or as one where it is several; the name comes first."""
+    if len(name) == 1:
+        return [name]
     bare = re.sub(r"^(the|an?) (?=.)", "", name)
     forms = [name, bare, bare + "s", bare + "es"]
     for one, several in (("y", "ies"), ("fe", "ves"), ("f", "ves")):
@@ -65,20 +68,22 @@ def _forms(name: str) -> list[str]:
 
 class Verbatim:
     """Finds the skill that a sentence asks for by its own text or name, and nothing else; None where it fits none, or
-    several that differ in signs alone, none of which it has."""
+    several: of one text, or of texts that differ in signs alone, none of which it has."""
 
     def __init__(self, skills: Iterable[Skill]) -> None:
         given = list(skills)
-        words = [(skill.name, skill) for skill in given] + [(skill.text, skill) for skill in given]  # texts count more
-        self._exact = {_same(said): skill for said, skill in words}
+        self._exact: dict[str, dict[str, Skill]] = {}
         self._plain: dict[str, dict[str, Skill]] = {}
-        for said, skill in words:
-            if key := plain(said):
+        for skill in given:
+            self._exact.setdefault(_same(skill.text), {})[skill.name] = skill
+        for skill in given:  # a text counts more than another one's name
+            self._exact.setdefault(_same(skill.name), {skill.name: skill})
+            for key in filter(None, (plain(skill.name), plain(skill.text))):
                 self._plain.setdefault(key, {})[skill.name] = skill
 
     def __call__(self, text: str) -> Skill | None:
-        found = self._plain.get(plain(text), {})
-        return self._exact.get(_same(text)) or (next(iter(found.values())) if len(found) == 1 else None)
+        found = self._exact.get(_same(text)) or self._plain.get(plain(text), {})
+        return next(iter(found.values())) if len(found) == 1 else None
 
 
 def verbatim(text: str, skills: Iterable[Skill]) -> Skill | None:

@@ -176,6 +176,7 @@ class Prompt:
         self._vectors = self.embed(list(self._by_way))
         self._things_said = np.array([_count_things(way) for way in self._by_way])
         self._own = self._begun = Begun()  # where none is given; that of the last prompt
+        self._known: Known | None = None  # when that was built
         self._last: tuple[str | None, np.ndarray] = (None, np.zeros(0))
 
     def read(self, instruction: str) -> str:
@@ -231,7 +232,8 @@ class Prompt:
         order = np.argsort(-similarity, kind="stable")
 
         if not self._things_said[order[0]]:
-            two = [e for index in order[:2] for e in _possible(_most(ways[index], shared), feasible)[:2]][:2]
+            there = [self._there(_most(ways[index], shared), known) for index in order[:2]]
+            two = [example for examples in there for example in _possible(examples, feasible)[:2]][:2]
             return [*two[::-1], *two[::-1]]  # twice: four different answers to one question call for a fifth
         alike: list[Example] = []
         others: list[Example] = []  # about other things
@@ -283,7 +285,7 @@ class Prompt:
         steps is not what they began with.
         """
         instruction = self.read(instruction)
-        begun = self._begun
+        begun, self._known = self._begun, known
         if not steps_done or begun.instruction != instruction:
             known = begun.known if steps_done else known
             known = None if known and self.head and _knows_nothing(known) else known
@@ -315,7 +317,7 @@ class Prompt:
         ways = list(self._by_way.values())
         order = np.argsort(-self._similarity(self._mask(self.read(instruction))), kind="stable")
         servable = ([e for e in ways[index] if set(texts).issuperset(e.plan)] for index in order)
-        first = (_possible(examples, feasible)[0].instruction for examples in servable if examples)
+        first = (_possible(self._there(few, self._known), feasible)[0].instruction for few in servable if few)
         return list(islice(first, count))
 
 

@@ -257,8 +257,6 @@ class SayCanPlanner:
         if (asked_for := self._word_for_word(said, history, possible)) is not None:
             rows = self._table(self._this_alone(asked_for), weight, affordance, lowered * possible)
             return Decision(rows, "", time.perf_counter() - started, because=WORD_FOR_WORD)
-        if (refusal := self._word_for_word_missing(said, possible, known)) is not None:
-            return self._refused(refusal, "", affordances, started)
         feasible = {s.text for s, may in zip(self.skills, possible, strict=True) if may and not s.learned}  # by rule
         steps_done = [step.skill.text for step in history if step.outcome.succeeded]
         prompt = self.prompt.build(instruction, steps_done, feasible, known)
@@ -277,9 +275,14 @@ class SayCanPlanner:
         if refusal is not None:
             return self._refused(refusal, prompt, affordances, started)
         if share is not None:
+            if config.refuse:
+                others, refusal = self._word_for_word_missing(said, language, possible, known)
+                if refusal is not None:
+                    return self._refused(refusal, prompt, affordances, started)
+                lowered[others] = 0.0
             lowered[self._renamed(instruction, language, possible)] = 0.0
             if config.refuse and np.exp(language[possible]).sum() < config.sure:
-                instead, refusal = self._out_of_reach(instruction, prompt, language, possible, history, known)
+                instead, refusal = self._out_of_reach(instruction, prompt, language, weight, possible, history, known)
                 if refusal is not None:
                     return self._refused(refusal, prompt, affordances, started)
                 lowered[instead] = 0.0
@@ -422,6 +425,7 @@ class SayCanPlanner:
         instruction: str,
         prompt: str,
         language: np.ndarray,
+        weight: np.ndarray,
         possible: np.ndarray,
         history: Sequence[Step],
         known: Known | None,
@@ -440,7 +444,11 @@ class SayCanPlanner:
         favourite = int(language.argmax())
         skill = self.skills[favourite]
         names = named(instruction, skill.arguments.values())
-        missing = self._not_there(skill, known) if known and known.objects else names[: not history]
+        if known and known.objects:
+            missing = self._not_there(skill, known)
+        else:  # where nobody tells, what is named and ruled out is not there; but the robot is where it is
+            ruled_out = [name for name in names if not (known and name == known.place)] if not history else []
+            missing = ruled_out[: not weight[favourite]]
         told = known is not None and (self.prompt.tuned or self.prompt.scene)
         if possible[favourite] or not (names or (missing and told)):
             return nothing, None
@@ -457,14 +465,15 @@ class SayCanPlanner:
         nearer = [s for s, may in zip(self.skills, possible, strict=True) if may and about & {*s.arguments.values()}]
         if left >= self.config.within_reach or any(s.name != last for s in nearer):
             return instead, None
-        return instead, self._missing(instruction, skill, missing[0], possible & instead, left)
+        return instead, self._missing(instruction, skill, missing[0], possible & instead, left, known)
 
     def _not_there(self, skill: Skill, known: Known) -> list[str]:
         """Things that a skill is about and the robot does not know of; what is taken from a place may yet be found
         there."""
         if not self._slots_of_things(known).issuperset(skill.arguments):
             return []
-        return [value for value in skill.arguments.values() if value not in _seen(known)]
+        places = {known.place, *known.objects.values()}  # where a slot takes things and places
+        return [value for value in skill.arguments.values() if value not in _seen(known) | places]
 
     def _slots_of_things(self, known: Known | None) -> set[str]:
         seen = _seen(known) if known else set()
@@ -475,7 +484,9 @@ class SayCanPlanner:
         slots = self._slots_of_things(known)
         return [{value for slot, value in skill.arguments.items() if slot in slots} for skill in self.skills]
 
-    def _missing(self, instruction: str, skill: Skill, thing: str, instead: np.ndarray, left: float | None) -> Refusal:
+    def _missing(
+        self, instruction: str, skill: Skill, thing: str, instead: np.ndarray, left: float, known: Known | None
+    ) -> Refusal:
         """instead: (skills,) what could be done with other things. Offered is the instruction with one of these in the
         place of the thing that is not there, where it names it, else the skills."""
         others = np.flatnonzero(instead)
@@ -487,7 +498,8 @@ class SayCanPlanner:
             mentioned = named(instruction, self._values)
             others_there = [other.arguments[slot] for other in near if other.arguments[slot] not in mentioned]
             offers = tuple(dict.fromkeys(renamed(instruction, thing, other) for other in others_there))
-        reason = f"the robot knows of no {thing} here; “{skill.text}” would come next, which is not possible now"
+        reason = f"the robot knows of no {thing} here; " if known and known.objects else ""
+        reason += f"“{skill.text}” would come next, which is not possible now"
         reason += f"; the nearest that is: {', '.join(f'“{words}”' for words in offers)}" if offers else ""
         return Refusal(reason, offers, None, left, missing=skill.text)
 
@@ -538,18 +550,25 @@ class SayCanPlanner:
             return int(self._done.argmax())
         return asked if possible[asked] and len(tries) < self.config.tries else None
 
-    def _word_for_word_missing(self, instruction: str, possible: np.ndarray, known: Known | None) -> Refusal | None:
-        """Why the skill that the instruction asks for in its own words is out of the question: it is about a thing that
-        is not there, and nothing possible is."""
+    def _word_for_word_missing(
+        self, instruction: str, language: np.ndarray, possible: np.ndarray, known: Known | None
+    ) -> tuple[np.ndarray, Refusal | None]:
+        """Where the skill that the instruction asks for in its own words is about a thing that is not there: which
+        skills (all,) are about other things alone, and why it goes no further, if nothing else is likely."""
+        nothing = np.zeros(len(self.skills), bool)
         skill = self._verbatim(instruction)
-        if skill is None or self.config.without or not self.config.refuse or not (known and known.objects):
-            return None
-        about = [{*s.arguments.values()} for s, may in zip(self.skills, possible, strict=True) if may]
-        for thing in self._not_there(skill, known):
-            if not any(thing in things for things in about):
-                instead = possible & (self._families == self._families[self._number[skill.name]])
-                return self._missing(instruction, skill, thing, instead, None)
-        return None
+        if skill is None or self.config.without or not (known and known.objects):
+            return nothing, None
+        missing = self._not_there(skill, known)
+        if not missing:
+            return nothing, None
+        wanted = {*skill.arguments.values()}
+        others = np.array([bool(things) and not things & wanted for things in self._things(known)])
+        left = float(np.exp(language[possible & ~others & ~self._done]).sum())
+        if left >= self.config.within_reach:
+            return others, None
+        instead = possible & (self._families == self._families[self._number[skill.name]])
+        return others, self._missing(instruction, skill, missing[0], instead, left, known)
 
     def _last_resort(
         self,

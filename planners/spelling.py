@@ -11,6 +11,7 @@ from collections.abc import Collection, Iterable
 WORD = re.compile(r"[^\W\d_]+(?:['\u2019][^\W\d_]+)?")
 ENDINGS = ("s", "es", "d", "ed", "ing", "er", "y", "ly")  # of a known word
 SHORTEST = 4  # letters of a word that is read otherwise; shorter ones are a slip away from too many
+OF_THE_LANGUAGE = 0.75  # share of the robot's own words that are known, below which it is spoken to in another
 FOREIGN = 0.4  # a sentence of which more words than this are unknown is in another language, and stays as it is
 
 
@@ -22,11 +23,14 @@ def words_of(embedder: object) -> frozenset[str]:
 
 class Spelling:
     """Reads what people type. texts: in the robot's own words. known: words of a language, which stay as they are;
-    without them nothing is read otherwise, as nobody could tell a slip from a word that the robot never met."""
+    without them, or where the robot is spoken to in another language, nothing is read otherwise, as nobody could tell a
+    slip from a word that the robot never met."""
 
     def __init__(self, texts: Iterable[str], known: Collection[str] = ()) -> None:
         own = {word for text in texts for word in WORD.findall(text.lower())}
-        self._known = own | set(known) if known else set()
+        self._known = own | set(known)
+        if sum(map(set(known).__contains__, own)) < OF_THE_LANGUAGE * len(own):
+            self._known = set()
         self._of_length: dict[int, list[str]] = {}
         for word in sorted(own):
             self._of_length.setdefault(len(word), []).append(word)

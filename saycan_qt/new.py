@@ -8,6 +8,7 @@ What is there already is never written over.
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 import shutil
@@ -63,7 +64,9 @@ def make(folder: Path) -> None:
             if file.is_file():
                 shutil.copyfile(file, made / file.name)
         described = (made / ROBOT).read_text(encoding="utf-8")
-        (made / ROBOT).write_text(described.replace(NAMED, f'name: "{name}" ', 1), encoding="utf-8")
+        (made / ROBOT).write_text(
+            described.replace(NAMED, f"name: {json.dumps(name, ensure_ascii=False)} ", 1), encoding="utf-8"
+        )
         RobotFolder.load(made)  # a name that YAML cannot hold is refused before anything is there
         if not folder.exists():
             os.rename(made, folder)

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -92,6 +93,25 @@ def test_what_is_about_the_same_thing_is_no_doubt_and_words_that_fit_two_things_
     assert confidence("bring me the can", cans) == pytest.approx(0.8 / 3)
     assert confidence("bring me the coke can", cans) == pytest.approx(0.8)
     assert "fits “find the pepsi can” as well" in Asking("when-unsure", 0.6).question("a can", cans).reason
+
+
+def test_things_that_go_into_one_drawer_are_not_the_same_and_a_remainder_is_not_sure():
+    drawer = {f"place_{thing}_into_top_drawer": 0.3 for thing in ("apple", "sponge", "tea")}
+    assert confidence("put it away in there", decision(**drawer)) == pytest.approx(1 / 3)
+    failed, left = decision(find_apple=0.9, find_tea=0.1).candidates
+    for lowered in (0.1, 0.0):
+        rows = (left, replace(failed, lowered=lowered, score=0.9 * lowered))
+        assert confidence("a drink", Decision(rows, "", 0.0)) == pytest.approx(0.1)
+
+
+def test_a_number_may_have_signs_around_it_and_yes_is_no_instruction():
+    options = tuple(LIBRARY[name] for name in ("find apple", "find tea"))
+    question = Question("a drink", "which?", options)
+    assert question.understand("2.").skill is question.understand("option 2").skill is options[1]
+    assert question.understand("yes") is question.understand("OK!") is question.understand("3)") is None
+    assert question.understand("the tea, please").instruction == "the tea, please"
+    closing = Question("a drink", "is that it?", instructions=("yes", "no"))
+    assert closing.understand("Yes!").instruction == "yes"
 
 
 def test_the_cup_is_doubtful_also_where_all_that_the_robot_knows_are_cups():

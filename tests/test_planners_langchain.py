@@ -97,6 +97,11 @@ def test_there_is_a_tool_for_each_family_whose_arguments_are_the_librarys():
     assert schema["parameters"]["required"] == ["object", "drawer"]
 
 
+def test_two_skills_that_no_call_tells_apart_make_no_tool():
+    with pytest.raises(ValueError, match="'wave' and 'bow' are of one family"):
+        skill_tools([Skill("wave", "gesture", "wave"), Skill("bow", "gesture", "bow")], Here())
+
+
 def test_a_tool_carries_a_skill_out_and_tells_how_it_ended():
     here = Here()
     tools = skill_tools(LIBRARY, here)
@@ -283,6 +288,7 @@ def test_services_that_are_not_there_are_told_in_a_line(agent, capsys):
         ({"instruction": "bring", "affordances": 1.0}, "affordances are a float"),
         ({"instruction": "bring", "affordances": {}, "history": ["find apple"]}, "history has a str"),
         ({"instruction": "bring", "affordances": {}, "seen": {}}, "'seen'"),
+        ({"instruction": "bring", "affordances": {"find apple": "1.0"}}, "affordance of 'find apple' is '1.0'"),
     ],
 )
 def test_what_is_no_input_of_a_decision_is_answered_plainly(planner, given, problem):

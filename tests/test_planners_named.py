@@ -1,5 +1,7 @@
 """What a sentence names is what is done: skills word for word, things that are there, and no other in silence."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -40,9 +42,12 @@ class Likes:
         return np.log([self.shares.get(text.strip(), 1e-4) for text in candidates])
 
 
+LAX = SayCanConfig(unlike=0.0, alike=0.0, cannot=2.0)
+
+
 def planner(scorer, tuned=False, **config):
     prompt = Prompt(Letters(), [], THINGS, tuned=tuned)
-    return SayCanPlanner(scorer, prompt, LIBRARY, SayCanConfig(unlike=0.0, alike=0.0, cannot=2.0, **config))
+    return SayCanPlanner(scorer, prompt, LIBRARY, replace(LAX, **config))
 
 
 def possible(*names, **values):
@@ -118,7 +123,7 @@ def test_what_is_asked_for_word_for_word_is_done_whatever_the_model_likes():
 
 def test_what_is_read_as_a_skills_words_is_not_said_word_for_word():
     chooser = planner(Likes(grip_the_cone=0.9))
-    chooser.prompt.spelling = Spelling(["push the cube to the left"], ["grip"])
+    chooser.prompt.spelling = Spelling(["push the cube to the left"], ["push", "the", "cube", "to", "left", "grip"])
     decision = chooser.step("push the tube to the left", [], possible("push cube left", "grip cone"))
     assert chooser.prompt.read("push the tube to the left") in [skill.text for skill in LIBRARY]
     assert decision.skill.name == "grip cone" and not decision.because
@@ -132,7 +137,56 @@ def test_a_skill_asked_for_word_for_word_is_tried_three_times_and_prepared_by_th
     assert chooser.step(asked, failed, possible("push cube left", "go to shelf")).skill.name == "go to shelf"
 
 
+def test_of_two_skills_with_one_text_affordance_chooses():
+    two = [
+        Skill(f"grasp cup {way}", "grasp", "pick up the cup", {"object": "cup", "way": way}) for way in ("high", "low")
+    ]
+    assert verbatim("pick up the cup", two) is None and verbatim("grasp cup low", two) is two[1]
+    chooser = SayCanPlanner(Likes(pick_up_the_cup=0.5), Prompt(Letters(), [], ["cup"]), [*two, LIBRARY["done"]], LAX)
+    decision = chooser.step("pick up the cup", [], {"grasp cup high": 0.95, "grasp cup low": 0.06})
+    assert decision.skill is two[0] and not decision.because
+
+
+def test_a_name_of_one_letter_is_no_article():
+    assert named("move a pallet to zone B, as fast as you can", "ABC") == ["B"]
+    assert named("Zone A and zone C", "ABC") == ["A", "C"]
+
+
 # ---- what is not there
+
+
+def test_a_robot_is_where_it_is_also_where_it_tells_of_no_things():
+    asked = "go to the shelf and then to the crate"
+    decision = planner(Likes(go_to_the_shelf=0.9, go_to_the_crate=0.05)).step(
+        asked, [], possible("go to crate"), Observation({}, np.zeros(0, np.float32), "shelf")
+    )
+    assert decision.refusal is None and decision.skill.name == "go to crate"
+
+
+def test_where_nobody_tells_what_is_there_what_seems_hardly_possible_is_tried_by_its_name_too():
+    hardly = possible("go to shelf", grip_cube=0.04)
+    decision = planner(Likes(grip_the_cube=0.95)).step("please grip the cube", [], hardly)
+    assert decision.skill.name == "grip cube" and decision.because == LAST_RESORT
+    ruled_out = planner(Likes(grip_the_cube=0.95)).step("please grip the cube", [], possible("go to shelf"))
+    assert ruled_out.refusal.reason.startswith("“grip the cube” would come next, which is not possible now")
+
+
+def test_what_is_asked_for_word_for_word_may_be_looked_for_elsewhere():
+    scene = seen(ball="shelf")
+    decision = planner(Likes(go_to_the_crate=0.9)).step(
+        "grip the cube", [], possible("go to crate", "grip ball"), scene
+    )
+    assert decision.skill.name == "go to crate"
+    decision = planner(Likes(grip_the_ball=0.9)).step("grip the cube", [], possible("go to crate", "grip ball"), scene)
+    assert "knows of no cube here" in decision.refusal.reason
+
+
+def test_a_place_is_no_missing_thing_where_a_slot_takes_both():
+    stack = Skill("put ball on shelf", "put", "put the ball on the shelf", {"object": "ball", "target": "shelf"})
+    onto = Skill("put ball on cube", "put", "put the ball on the cube", {"object": "ball", "target": "cube"})
+    chooser = SayCanPlanner(Likes(grip_the_ball=0.9), Prompt(Letters(), [], THINGS), [*LIBRARY, stack, onto], LAX)
+    scene = seen(ball="shelf", cube="shelf")
+    assert chooser.step("put the ball on the shelf", [], possible("grip ball"), scene).skill.name == "grip ball"
 
 
 def test_a_thing_that_is_not_there_is_said_and_not_replaced():

@@ -10,7 +10,7 @@ import yaml
 
 from planners.langchain import RunnablePlanner
 from planners.language import LanguageScorer
-from planners.prompts import CANNOT, describe, one_line
+from planners.prompts import CANNOT, Example, Prompt, describe, one_line
 from planners.robot_language import SCENES, tells_states
 from planners.saycan import SayCanConfig, SayCanPlanner, Step, decide
 from planners.weights import text_embedder
@@ -202,6 +202,14 @@ def test_an_example_that_leaves_the_thing_open_is_shown_about_one_that_is_there(
     for there in ("energy bar", "brown chip bag") if "snack" in say else ("tea", "7up can"):
         seen = SymbolicKitchen({"sponge": "table", there: "close counter"}).observe()
         assert f"find the {there}" in tuned.choose(say, known=seen)[0].plan
+
+
+@pytest.mark.parametrize("how", [{}, {"scene": True}])
+def test_of_a_robot_whose_skills_are_all_learnt_what_is_seen_chooses_the_example(how):
+    examples = [Example("I want a snack", (f"pick up the {thing}", "done")) for thing in ("apple", "chips")]
+    prompt = Prompt(text_embedder(), examples, ["apple", "chips"], **how)
+    seen = SymbolicKitchen({"chips": "table"}).observe()
+    assert prompt.choose("I want a snack", (), seen)[-1].plan[0] == "pick up the chips"
 
 
 def test_an_instruction_stays_within_its_line(prompt):

@@ -9,7 +9,7 @@ from planners.prompts import Example, Prompt
 from planners.spelling import Spelling, is_a_slip, words_of
 
 OWN = ("bring me the apple", "put the sponge into the top drawer", "open the drawer", "take the coke")
-ENGLISH = {"bring", "me", "the", "stop", "pan", "smash", "please", "cook", "take", "in"}
+ENGLISH = {"stop", "pan", "smash", "please", "cook", "in", *" ".join(OWN).split()}
 
 
 @pytest.mark.parametrize(
@@ -59,8 +59,13 @@ def test_a_slip_is_one_letter_or_two_that_are_changed_over(word, other, so):
     assert is_a_slip(word, other) is is_a_slip(other, word) is so
 
 
+def test_a_robot_that_is_spoken_to_in_another_language_is_read_as_it_was_typed():
+    german = ["bring mir die Wanne", "hole die Flasche", "leere den Eimer"]
+    assert Spelling(german, {"bring", "die", "den", *ENGLISH}).read("bring mir die Kanne") == "bring mir die Kanne"
+
+
 class Embedder:
-    tokenizer = SimpleNamespace(get_vocab=lambda: {"bring": 1, "me": 2, "the": 3, "##ing": 4, "[CLS]": 5})
+    tokenizer = SimpleNamespace(get_vocab=lambda: dict.fromkeys(["##ing", "[CLS]", *" ".join(OWN).split()], 1))
 
     def encode(self, inputs, **options):
         return np.ones((len(inputs), 1))
@@ -68,7 +73,7 @@ class Embedder:
 
 def test_prompts_hold_what_was_meant_and_a_robots_words_are_those_of_its_examples():
     embedder = Embedder()
-    assert words_of(embedder) == {"bring", "me", "the"} and words_of(object()) == frozenset()
+    assert words_of(embedder) == {*" ".join(OWN).split()} and words_of(object()) == frozenset()
     examples = [Example("bring me the apple", ("done",))]
     prompt = Prompt(embedder, examples, ["apple"], spelling=Spelling(OWN, words_of(embedder)))
     assert prompt.build("bring me\nthe appel", []).endswith("Instruction: bring me the apple\n1.")

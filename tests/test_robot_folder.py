@@ -61,6 +61,12 @@ def test_a_new_folder_has_its_own_name_and_nothing_is_written_over(robot):
     assert (robot.path / "robot.yaml").read_bytes() == before
 
 
+@pytest.mark.parametrize("name", ['my "first" robot', "a\\b: {c}", "Ünïcode"])
+def test_a_new_folder_may_have_any_name(tmp_path, name):
+    new.make(tmp_path / name)
+    assert RobotFolder.load(tmp_path / name).name == name
+
+
 def test_a_new_robot_may_be_made_in_the_empty_folder_where_one_stands(tmp_path, monkeypatch):
     (tmp_path / "arm").mkdir()
     monkeypatch.chdir(tmp_path / "arm")
