@@ -208,6 +208,23 @@ def last_try_failed(history: Iterable[Step]) -> Step | None:
     return next((step for step in last.values() if not step.outcome.succeeded), None)
 
 
+@dataclass(frozen=True)
+class _Now:
+    """What one decision is about; arrays are (all skills,)."""
+
+    said: str
+    instruction: str  # as it is read
+    history: Sequence[Step]
+    known: Known | None
+    prompt: str
+    weight: np.ndarray  # affordances, or 1 where they do not count
+    possible: np.ndarray
+    feasible: Collection[str]  # texts of what is possible by rule
+    asked: np.ndarray  # numbers of the skills that language was asked about
+    language: np.ndarray  # log-likelihoods, -inf for the others
+    by_model: bool  # or else by how near a skill's text is
+
+
 class SayCanPlanner:
     """Chooses the next skill for an instruction. May be asked from several threads."""
 
@@ -261,36 +278,19 @@ class SayCanPlanner:
         steps_done = [step.skill.text for step in history if step.outcome.succeeded]
         prompt = self.prompt.build(instruction, steps_done, feasible, known)
         asked = np.arange(len(self.skills)) if config.score_all else self._preselected(instruction, possible)
-        if config.without == "language":
-            language, share = self._by_cosine(instruction, asked), None
-        else:
-            language = self._score(prompt, asked)
-            share = float(np.exp(language).sum())
-        if config.refuse and self.prompt.tuned and share is not None:
-            refusal = self._said_itself(instruction, prompt, feasible, history)
-        elif config.refuse and not history:
-            refusal = self._refusal(instruction, prompt, feasible, asked, share)
-        else:
-            refusal = None
+        by_model = config.without != "language"
+        language = self._score(prompt, asked) if by_model else self._by_cosine(instruction, asked)
+        now = _Now(said, instruction, history, known, prompt, weight, possible, feasible, asked, language, by_model)
+        others, refusal = self._ruled_out(now)
         if refusal is not None:
             return self._refused(refusal, prompt, affordances, started)
-        if share is not None:
-            if config.refuse:
-                others, refusal = self._word_for_word_missing(said, language, possible, known)
-                if refusal is not None:
-                    return self._refused(refusal, prompt, affordances, started)
-                lowered[others] = 0.0
-            lowered[self._renamed(instruction, language, possible)] = 0.0
-            if config.refuse and np.exp(language[possible]).sum() < config.sure:
-                instead, refusal = self._out_of_reach(instruction, prompt, language, weight, possible, history, known)
-                if refusal is not None:
-                    return self._refused(refusal, prompt, affordances, started)
-                lowered[instead] = 0.0
+        lowered[others] = 0.0
+        if by_model:
             alive = possible & (lowered > 0)
-            if (last := self._last_resort(prompt, language, weight, possible, alive, history, known)) is not None:
+            if (last := self._last_resort(now, alive)) is not None:
                 rows = self._table(self._this_alone(last), weight, affordance, np.ones(len(self.skills)))
                 return Decision(rows, prompt, time.perf_counter() - started, because=LAST_RESORT)
-            if self._given_up(language, possible, alive, history):
+            if self._given_up(now, alive):
                 lowered[:] = 0.0
         language = self._normalised(language, prompt, asked, steps_done)
         if config.nearness and not config.without:
@@ -384,78 +384,87 @@ class SayCanPlanner:
 
     # -- what cannot be served ---------------------------------------------------------------------------------------
 
-    def _refusal(
-        self, instruction: str, prompt: str, feasible: Collection[str], asked: np.ndarray, share: float | None
-    ) -> Refusal | None:
-        """Why the instruction cannot be served, if so. share: of the next line's probability, on those asked about.
+    def _ruled_out(self, now: _Now) -> tuple[np.ndarray, Refusal | None]:
+        """Which skills (all,) would be done with other things than those that are asked for, and why it goes no
+        further, if so."""
+        others = np.zeros(len(self.skills), bool)
+        if self.config.refuse and (refusal := self._refusal(now)) is not None:
+            return others, refusal
+        if not now.by_model:
+            return others, None
+        others |= self._renamed(now)
+        for rule in (self._word_for_word_missing, self._out_of_reach) if self.config.refuse else ():
+            found, refusal = rule(now)
+            others |= found
+            if refusal is not None:
+                return others, refusal
+        return others, None
+
+    def _refusal(self, now: _Now) -> Refusal | None:
+        """Why the instruction cannot be served, if so: a tuned model says it of itself, also of what is left.
 
         The cheap questions come first: only what looks odd is held against every skill's text, and the language model
         asked about all skills (that a thing is not there now is no reason to refuse).
         """
         config, everything = self.config, np.arange(len(self.skills))
+        if self.prompt.tuned and now.by_model:
+            return self._said_itself(now)
+        if now.history:
+            return None
 
         def fine(similarity: float, share: float | None) -> bool:
             return similarity >= config.alike or (
                 similarity >= config.unlike and (share is None or share >= config.likely)
             )
 
-        similarity = self.prompt.familiarity(instruction)
+        share = float(np.exp(now.language).sum()) if now.by_model else None  # of the next line's probability
+        similarity = self.prompt.familiarity(now.instruction)
         if fine(similarity, share):
             return None
-        near = self._similarity([instruction], everything)
+        near = self._similarity([now.instruction], everything)
         similarity = max(similarity, float(near.max()))
         if config.unlike <= similarity < config.alike and share is not None and share < config.likely:
-            rest = np.setdiff1d(everything, asked)
-            share += float(np.exp(self._score(prompt, rest)).sum()) if len(rest) else 0.0
-        return None if fine(similarity, share) else self._unserved(instruction, feasible, similarity, share)
+            rest = np.setdiff1d(everything, now.asked)
+            share += float(np.exp(self._score(now.prompt, rest)).sum()) if len(rest) else 0.0
+        return None if fine(similarity, share) else self._unserved(now, similarity, share)
 
-    def _said_itself(
-        self, instruction: str, prompt: str, feasible: Collection[str], history: Sequence[Step]
-    ) -> Refusal | None:
-        """A tuned model says of itself that nothing serves the instruction, or nothing what is left of it."""
-        cannot = float(np.exp(self.scorer.score(prompt, [f" {CANNOT}\n"])[0]))
+    def _said_itself(self, now: _Now) -> Refusal | None:
+        cannot = float(np.exp(self.scorer.score(now.prompt, [f" {CANNOT}\n"])[0]))
         if cannot < self.config.cannot:
             return None
-        if not any(step.outcome.succeeded for step in history):
-            return self._unserved(instruction, feasible, None, 1 - cannot)
+        if not any(step.outcome.succeeded for step in now.history):
+            return self._unserved(now, None, 1 - cannot)
         return Refusal("nothing that the robot can do serves what is left of this", likelihood=1 - cannot)
 
-    def _out_of_reach(
-        self,
-        instruction: str,
-        prompt: str,
-        language: np.ndarray,
-        weight: np.ndarray,
-        possible: np.ndarray,
-        history: Sequence[Step],
-        known: Known | None,
-    ) -> tuple[np.ndarray, Refusal | None]:
-        """Where the language model likes something best that is not possible, for a thing that is not there: which
-        skills (all,) would do that with another thing, and why it goes no further, if so.
+    def _out_of_reach(self, now: _Now) -> tuple[np.ndarray, Refusal | None]:
+        """Where the language model likes something best that is not possible, for a thing that is not there.
 
         Whoever neither names the thing nor has a language model that was told the scene means any such thing. What is
         not possible for another reason (a full hand, a shut door, a thing that fell over) may be brought about, by
         whatever is likely next; what is named is not replaced by what is not, there neither, nor is anything else done
         with another thing.
         """
-        nothing = np.zeros(len(self.skills), bool)
-        rest = np.setdiff1d(self._preselected(instruction, ~possible), np.flatnonzero(np.isfinite(language)))
-        language = np.maximum(language, self._score(prompt, rest)) if len(rest) else language
+        nothing, known, possible, history = np.zeros(len(self.skills), bool), now.known, now.possible, now.history
+        if np.exp(now.language[possible]).sum() >= self.config.sure:
+            return nothing, None
+        rest = np.setdiff1d(self._preselected(now.instruction, ~possible), np.flatnonzero(np.isfinite(now.language)))
+        language = np.maximum(now.language, self._score(now.prompt, rest)) if len(rest) else now.language
         favourite = int(language.argmax())
         skill = self.skills[favourite]
-        names = named(instruction, skill.arguments.values())
+        names = named(now.instruction, skill.arguments.values())
         if known and known.objects:
             missing = self._not_there(skill, known)
         else:  # where nobody tells, what is named and ruled out is not there; but the robot is where it is
-            ruled_out = [name for name in names if not (known and name == known.place)] if not history else []
-            missing = ruled_out[: not weight[favourite]]
+            ruled_out = not history and not now.weight[favourite]
+            missing = [name for name in names if ruled_out and not (known and name == known.place)]
         told = known is not None and (self.prompt.tuned or self.prompt.scene)
         if possible[favourite] or not (names or (missing and told)):
             return nothing, None
         if not missing:
-            count, wanted = self._count(instruction), {*named(instruction, self._values), *skill.arguments.values()}
+            count = self._count(now.instruction)
+            wanted = {*named(now.instruction, self._values), *skill.arguments.values()}
             wanted |= {known.held} if known else set()  # it may have to be put somewhere first
-            others = [bool(things) and not things & wanted for things in self._things(known)]
+            others = self._about_others(wanted, known)
             return (self._families == self._families[favourite]) & (count < count[favourite]) | others, None
         meant = {slot: value for slot, value in skill.arguments.items() if value in names or not names}
         instead = np.array([s.family == skill.family and not meant.items() <= s.arguments.items() for s in self.skills])
@@ -465,7 +474,7 @@ class SayCanPlanner:
         nearer = [s for s, may in zip(self.skills, possible, strict=True) if may and about & {*s.arguments.values()}]
         if left >= self.config.within_reach or any(s.name != last for s in nearer):
             return instead, None
-        return instead, self._missing(instruction, skill, missing[0], possible & instead, left, known)
+        return instead, self._missing(now, skill, missing[0], possible & instead, left)
 
     def _not_there(self, skill: Skill, known: Known) -> list[str]:
         """Things that a skill is about and the robot does not know of; what is taken from a place may yet be found
@@ -484,21 +493,23 @@ class SayCanPlanner:
         slots = self._slots_of_things(known)
         return [{value for slot, value in skill.arguments.items() if slot in slots} for skill in self.skills]
 
-    def _missing(
-        self, instruction: str, skill: Skill, thing: str, instead: np.ndarray, left: float, known: Known | None
-    ) -> Refusal:
+    def _about_others(self, wanted: Collection[str], known: Known | None) -> np.ndarray:
+        """Which skills (all,) are about things, and none of these."""
+        return np.array([bool(things) and not things.intersection(wanted) for things in self._things(known)])
+
+    def _missing(self, now: _Now, skill: Skill, thing: str, instead: np.ndarray, left: float) -> Refusal:
         """instead: (skills,) what could be done with other things. Offered is the instruction with one of these in the
         place of the thing that is not there, where it names it, else the skills."""
         others = np.flatnonzero(instead)
         order = others[np.argsort(-self._similarity([skill.text], others), kind="stable")]
         near = [self.skills[i] for i in order[:SUGGESTED]]
         offers = tuple(other.text for other in near)
-        if named(instruction, [thing]):
+        if named(now.instruction, [thing]):
             slot = next(slot for slot, value in skill.arguments.items() if value == thing)
-            mentioned = named(instruction, self._values)
+            mentioned = named(now.instruction, self._values)
             others_there = [other.arguments[slot] for other in near if other.arguments[slot] not in mentioned]
-            offers = tuple(dict.fromkeys(renamed(instruction, thing, other) for other in others_there))
-        reason = f"the robot knows of no {thing} here; " if known and known.objects else ""
+            offers = tuple(dict.fromkeys(renamed(now.instruction, thing, other) for other in others_there))
+        reason = f"the robot knows of no {thing} here; " if now.known and now.known.objects else ""
         reason += f"“{skill.text}” would come next, which is not possible now"
         reason += f"; the nearest that is: {', '.join(f'“{words}”' for words in offers)}" if offers else ""
         return Refusal(reason, offers, None, left, missing=skill.text)
@@ -508,20 +519,18 @@ class SayCanPlanner:
         names = set(named(instruction, self._values))
         return np.array([len(names.intersection(skill.arguments.values())) for skill in self.skills])
 
-    def _renamed(self, instruction: str, language: np.ndarray, possible: np.ndarray) -> np.ndarray:
+    def _renamed(self, now: _Now) -> np.ndarray:
         """Which skills (all,) name less of what the instruction names than a possible one of their family that the
         language model finds no less likely: affordance does not replace what was asked for by another thing."""
-        count = self._count(instruction)
+        count, language = self._count(now.instruction), now.language
         found = np.zeros(len(self.skills), bool)
-        for i in np.flatnonzero(possible & (count > 0)):
+        for i in np.flatnonzero(now.possible & (count > 0)):
             found |= (self._families == self._families[i]) & (count < count[i]) & (language <= language[i])
         return found
 
-    def _unserved(
-        self, instruction: str, feasible: Collection[str], similarity: float | None, share: float | None
-    ) -> Refusal:
-        nearest = self.prompt.suggestions(instruction, self._texts, feasible, SUGGESTED)
-        nearest = nearest or self._nearest_texts(instruction)
+    def _unserved(self, now: _Now, similarity: float | None, share: float | None) -> Refusal:
+        nearest = self.prompt.suggestions(now.instruction, self._texts, now.feasible, SUGGESTED)
+        nearest = nearest or self._nearest_texts(now.instruction)
         reason = "nothing that the robot can do serves this"
         reason += f"; the nearest that it can do: {', '.join(f'“{words}”' for words in nearest)}" if nearest else ""
         return Refusal(reason, tuple(nearest), similarity, share)
@@ -550,56 +559,43 @@ class SayCanPlanner:
             return int(self._done.argmax())
         return asked if possible[asked] and len(tries) < self.config.tries else None
 
-    def _word_for_word_missing(
-        self, instruction: str, language: np.ndarray, possible: np.ndarray, known: Known | None
-    ) -> tuple[np.ndarray, Refusal | None]:
-        """Where the skill that the instruction asks for in its own words is about a thing that is not there: which
-        skills (all,) are about other things alone, and why it goes no further, if nothing else is likely."""
-        nothing = np.zeros(len(self.skills), bool)
-        skill = self._verbatim(instruction)
-        if skill is None or self.config.without or not (known and known.objects):
-            return nothing, None
-        missing = self._not_there(skill, known)
-        if not missing:
-            return nothing, None
-        wanted = {*skill.arguments.values()}
-        others = np.array([bool(things) and not things & wanted for things in self._things(known)])
-        left = float(np.exp(language[possible & ~others & ~self._done]).sum())
+    def _word_for_word_missing(self, now: _Now) -> tuple[np.ndarray, Refusal | None]:
+        """Where the skill that is asked for in its own words is about a thing that is not there: what must come before,
+        as looking elsewhere, the language model may choose, but nothing about other things alone."""
+        skill, known, missing = self._verbatim(now.said), now.known, list[str]()
+        if skill is not None and not self.config.without and known and known.objects:
+            missing = self._not_there(skill, known)
+        if skill is None or not missing:
+            return np.zeros(len(self.skills), bool), None
+        others = self._about_others(skill.arguments.values(), known)
+        left = float(np.exp(now.language[now.possible & ~others & ~self._done]).sum())
         if left >= self.config.within_reach:
             return others, None
-        instead = possible & (self._families == self._families[self._number[skill.name]])
-        return others, self._missing(instruction, skill, missing[0], instead, left, known)
+        instead = now.possible & (self._families == self._families[self._number[skill.name]])
+        return others, self._missing(now, skill, missing[0], instead, left)
 
-    def _last_resort(
-        self,
-        prompt: str,
-        language: np.ndarray,
-        weight: np.ndarray,
-        possible: np.ndarray,
-        alive: np.ndarray,
-        history: Sequence[Step],
-        known: Known | None,
-    ) -> int | None:
+    def _last_resort(self, now: _Now, alive: np.ndarray) -> int | None:
         """Number of the skill that is tried once where next to nothing that may be done (alive) would serve: what the
         language model is sure of, is about what is there, and seems hardly possible, but is not ruled out. A critic
         that looks through a camera errs now and then."""
-        failed = {step.skill.name for step in _since_success(history)}
-        hard = (weight > 0) & ~possible & [skill.name not in failed for skill in self.skills]
-        if self.config.without or not hard.any() or np.exp(language[possible]).sum() >= self.config.sure:
+        failed = {step.skill.name for step in _since_success(now.history)}
+        hard = (now.weight > 0) & ~now.possible & [skill.name not in failed for skill in self.skills]
+        if self.config.without or not hard.any() or np.exp(now.language[now.possible]).sum() >= self.config.sure:
             return None
-        hardly = self._score(prompt, np.flatnonzero(hard))
-        best, left = int(hardly.argmax()), np.exp(language[alive]).sum()
+        hardly = self._score(now.prompt, np.flatnonzero(hard))
+        best, left = int(hardly.argmax()), np.exp(now.language[alive]).sum()
         sure = np.exp(hardly[best]) >= self.config.sure
         if not sure or left >= self.config.within_reach * (left + np.exp(hardly).sum()):
             return None
+        known = now.known
         there = not (known and known.objects) or _seen(known).issuperset(self._things(known)[best])
         return best if there else None
 
-    def _given_up(self, language: np.ndarray, possible: np.ndarray, alive: np.ndarray, history: Sequence[Step]) -> bool:
+    def _given_up(self, now: _Now, alive: np.ndarray) -> bool:
         """Has a skill failed so often that it is not tried again, and is what else may be done (alive) next to nothing
         to the language model? It would be done with other things than what was asked for."""
-        given_up = possible & [self._is_given_up(skill, history) for skill in self.skills]
-        left = np.exp(language[alive]).sum() / max(np.exp(language[possible]).sum(), HOPELESS)
+        given_up = now.possible & [self._is_given_up(skill, now.history) for skill in self.skills]
+        left = np.exp(now.language[alive]).sum() / max(np.exp(now.language[now.possible]).sum(), HOPELESS)
         return bool(given_up.any() and left < self.config.within_reach)
 
     def _is_given_up(self, skill: Skill, history: Sequence[Step]) -> bool:
