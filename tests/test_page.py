@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from urllib.parse import urlsplit
 
 import certificates
@@ -23,6 +24,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
 from saycan_qt.journey.display import VERDICTS
+from saycan_qt.journey.live import Hands
 from saycan_qt.journey.report import write_report
 from saycan_qt.journey.results import RunFolder
 from saycan_qt.page import commands, server
@@ -281,7 +283,7 @@ def test_a_robot_that_the_run_started_is_stopped_also_where_the_skill_server_tak
         assert hub.stop() == "the robot is stopped" and hub.state.stopped
 
 
-def test_a_stop_that_reached_nobody_is_told_as_that():
+def test_a_stop_that_reached_nobody_is_told_as_that_to_the_run_too():
     with page_beside() as run, looking(run) as looker:
         with socket.create_server(("127.0.0.1", 0)) as nobody:
             address = f"127.0.0.1:{nobody.getsockname()[1]}"
@@ -291,7 +293,15 @@ def test_a_stop_that_reached_nobody_is_told_as_that():
         looker.send(do="stop")
         answer = looker.reply()
         assert not answer["ok"] and answer["text"].startswith("the robot is not stopped: ")
-        assert not run.hub.state.stopped
+        assert not run.hub.state.stopped and run.heard() == {"do": "stop"}
+
+
+def test_a_run_that_a_stop_did_not_reach_ends_all_the_same():
+    said, stopped, over = [], threading.Event(), threading.Event()
+    feed, run = SimpleNamespace(tell=lambda **event: said.append(event)), SimpleNamespace(stopped=stopped)
+    person, stack = SimpleNamespace(when="never", give_up=over.set), SimpleNamespace(stop=lambda: "nobody heard it")
+    Hands(feed, person, stack, lambda: run)({"do": "stop"})
+    assert stopped.is_set() and over.is_set() and said[-1] == {"line": "nobody heard it"}
 
 
 def test_of_what_shall_be_previewed_meanwhile_the_newest_is_next():
