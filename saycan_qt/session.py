@@ -160,7 +160,7 @@ class Session:
             if sys.stdin.isatty() and not self.config.json:
                 self.display.line(f"\n[bold]{READY}[/bold]")
             text, stops = self._next()
-            if text is None:
+            if text is None or self._ended:  # while it waited for its turn
                 break
             self._carry_out(text, stops)
         worst = next((code for code in (INTERRUPTED, NOT_DONE, UNKNOWN) if code in self._codes), SUCCEEDED)
@@ -228,7 +228,7 @@ class Session:
         self.display.title(instruction, str(path))
         self._run = Run(instruction, self.config, self.stack, folder, self.person, alone=False)
         self._busy = True
-        if stops != self.stack.stops:  # meanwhile
+        if self._ended or stops != self.stack.stops:  # meanwhile
             self._run.stopped.set()
         ending = self._run.carry_out()
         self._busy = False

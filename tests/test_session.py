@@ -157,12 +157,13 @@ def test_what_waited_when_the_robot_was_stopped_is_not_begun(tmp_path):
     assert plans[1]["success"] and "“find the sponge” was said before the robot was stopped" in out
 
 
-def test_a_stop_that_comes_while_an_instruction_is_taken_up_ends_it(tmp_path, monkeypatch):
+@pytest.mark.parametrize("end", [lambda one: one.hear("stop"), lambda one: one.on_signal(signal.SIGINT, None)])
+def test_a_stop_that_comes_while_an_instruction_is_taken_up_ends_it(tmp_path, monkeypatch, end):
     begun, config = [], SessionConfig(out=tmp_path / "s")
     one = session_command.Session(config, parts_of(config), default_robot(), tmp_path / "s")
 
     def made(*given, **options):
-        one.hear("stop")
+        end(one)
         return RunFolder(*given, **options)
 
     class Taken:
@@ -180,6 +181,16 @@ def test_a_stop_that_comes_while_an_instruction_is_taken_up_ends_it(tmp_path, mo
     monkeypatch.setattr(session_command, "Run", Taken)
     one._carry_out("find the apple", one.stack.stops)
     assert begun[0].stopped.is_set()
+
+
+def test_what_waits_when_an_interrupt_ends_the_session_is_not_begun(tmp_path, monkeypatch):
+    config, begun = SessionConfig(out=tmp_path / "s"), []
+    one = session_command.Session(config, parts_of(config), default_robot(), tmp_path / "s")
+    monkeypatch.setattr(one, "_begin", lambda: None)
+    monkeypatch.setattr(one.person, "listen", lambda: one.hear("find the apple"))
+    monkeypatch.setattr(one, "_mend", lambda: one.on_signal(signal.SIGINT, None))  # while a service is started again
+    monkeypatch.setattr(one, "_carry_out", lambda *given: begun.append(given))
+    assert one.go_on() == 130 and not begun
 
 
 def test_a_stop_that_halted_nothing_says_what_to_do(tmp_path):
