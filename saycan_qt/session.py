@@ -49,6 +49,7 @@ from skills.robot_folder import RobotFolder
 from skills.wire.conventions import plain
 
 AGAIN = 2.0  # [s] between two looks whether a service is back
+RELEASED = 5.0  # [s] for a robot to answer `release` before what was said after it is begun
 STOP, RELEASE, QUIT = ("stop",), ("release",), ("quit", "exit")
 READY = "What shall it do? (release, quit)"
 STOPPED, FREE = "the robot is stopped; say `release` when it is safe", "the robot may move again"
@@ -76,6 +77,7 @@ class Session:
         self._said: queue.SimpleQueue[tuple[str | None, int]] = queue.SimpleQueue()
         self._run: Run | None = None  # that goes on, or went on last
         self._woken: queue.SimpleQueue[None] = queue.SimpleQueue()  # by what ends a wait for services
+        self._releasing: threading.Thread | None = None  # what was told last to let the robot move again
         self._quits = False  # nothing is to be waited for any more
         self._number = 0  # of the instruction
         self._busy = self._ended = False
@@ -98,7 +100,9 @@ class Session:
             self._say(told or STOPPED)
             self.person.give_up()
         elif word in RELEASE:
-            threading.Thread(target=self._release, daemon=True).start()
+            releasing = threading.Thread(target=self._release, daemon=True)
+            releasing.start()
+            self._releasing = releasing
         elif word in QUIT or (word is None and self.page is None):
             self._queue(None)
             self._quits = True
@@ -160,6 +164,8 @@ class Session:
             if sys.stdin.isatty() and not self.config.json:
                 self.display.line(f"\n[bold]{READY}[/bold]")
             text, stops = self._next()
+            if self._releasing is not None and not self._ended:
+                self._releasing.join(RELEASED)
             if text is None or self._ended:  # while it waited for its turn
                 break
             self._carry_out(text, stops)

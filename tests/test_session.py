@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import threading
+import time
 
 import pytest
 from test_run import (
@@ -191,6 +192,17 @@ def test_what_waits_when_an_interrupt_ends_the_session_is_not_begun(tmp_path, mo
     monkeypatch.setattr(one, "_mend", lambda: one.on_signal(signal.SIGINT, None))  # while a service is started again
     monkeypatch.setattr(one, "_carry_out", lambda *given: begun.append(given))
     assert one.go_on() == 130 and not begun
+
+
+def test_what_is_said_after_a_release_waits_for_it(tmp_path, monkeypatch):
+    config, done = SessionConfig(out=tmp_path / "s"), []
+    one = session_command.Session(config, parts_of(config), default_robot(), tmp_path / "s")
+    monkeypatch.setattr(one, "_begin", lambda: None)
+    monkeypatch.setattr(one.person, "listen", lambda: [one.hear(line) for line in ("release", "find it", "quit")])
+    monkeypatch.setattr(one, "_mend", lambda: None)
+    monkeypatch.setattr(one.stack, "release", lambda: (time.sleep(0.2), done.append("released")))
+    monkeypatch.setattr(one, "_carry_out", lambda text, stops: done.append(text))
+    assert one.go_on() == 0 and done == ["released", "find it"]
 
 
 def test_a_stop_that_halted_nothing_says_what_to_do(tmp_path):
