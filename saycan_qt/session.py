@@ -286,6 +286,9 @@ def session(config: SessionConfig, parts: Parts) -> int:
     except OSError as error:
         return refuse(f"results cannot be written to {config.out or error.filename}: {error.strerror}")
     except StartFailed as error:
+        if not error.mistake:  # the log that it names stays
+            tell(str(error))
+            return NOT_DONE
         discard(folder, created)
         return refuse(str(error))
     for number in ENDINGS:
