@@ -428,6 +428,8 @@ def test_mistakes_are_told_in_one_line_with_exit_code_2(tmp_path, capsys):
             ({"preselect": -1}, "--preselect"),
             ({"server": "nowhere"}, "HOST:PORT"),
             ({"server": nobody, "calibrated": True}, "--calibrated is for the skill server that run starts"),
+            ({"robot": nobody, "record": tmp_path / "data"}, "a robot that already runs asks its own"),
+            ({"explain": True, "preselect": 20}, "--explain scores every skill"),
             ({"model": "night"}, "--model is for a skill server that already runs"),
         ]
         for options, told in cases:
