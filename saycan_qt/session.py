@@ -37,7 +37,7 @@ from saycan_qt.journey.display import Display, print_json
 from saycan_qt.journey.feed import Feed
 from saycan_qt.journey.lifecycle import ENDINGS, INTERRUPTED, MISTAKES, NOT_DONE, SUCCEEDED, UNKNOWN, Run, tell
 from saycan_qt.journey.live import Hands
-from saycan_qt.journey.person import Person, word_of
+from saycan_qt.journey.person import Person, is_terminal, word_of
 from saycan_qt.journey.results import NotWritten, RunFolder, discard, new_folder, slug
 from saycan_qt.journey.stack import Stack, in_background
 from saycan_qt.language import LanguageError
@@ -161,7 +161,7 @@ class Session:
         self.person.listen()
         while not self._ended:
             self.feed.now("idle", "say what it shall do")
-            if sys.stdin.isatty() and not self.config.json:
+            if is_terminal(sys.stdin) and not self.config.json:
                 self.display.line(f"\n[bold]{READY}[/bold]")
             text, stops = self._next()
             if self._releasing is not None and not self._ended:

@@ -6,6 +6,7 @@ import re
 import shutil
 import signal
 import subprocess
+import sys
 import threading
 import time
 
@@ -203,6 +204,16 @@ def test_what_is_said_after_a_release_waits_for_it(tmp_path, monkeypatch):
     monkeypatch.setattr(one.stack, "release", lambda: (time.sleep(0.2), done.append("released")))
     monkeypatch.setattr(one, "_carry_out", lambda text, stops: done.append(text))
     assert one.go_on() == 0 and done == ["released", "find it"]
+
+
+def test_without_standard_input_it_is_as_if_that_had_ended(tmp_path, monkeypatch):
+    """as after `session <&-`"""
+    monkeypatch.setattr(sys, "stdin", None)
+    config = SessionConfig(out=tmp_path / "s")
+    one = session_command.Session(config, parts_of(config), default_robot(), tmp_path / "s")
+    monkeypatch.setattr(one, "_begin", lambda: None)
+    monkeypatch.setattr(one, "_mend", lambda: None)
+    assert one.go_on() == 0 and one.person.when == "never"
 
 
 def test_a_stop_that_halted_nothing_says_what_to_do(tmp_path):

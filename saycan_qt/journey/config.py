@@ -11,6 +11,7 @@ import tyro
 
 from planners import named, saycan
 from planners.asking import When
+from saycan_qt.journey.person import is_terminal
 from saycan_qt.language import Language, LanguageConfig, LanguageError, check_timeout, try_chat
 from saycan_qt.options import Address, File, Folder, Instruction
 from saycan_qt.services.access import ClientOptions, HowToCall, ServerOptions
@@ -81,7 +82,7 @@ class Options:
     def when_to_ask(self) -> When:
         if self.ask is not None or self.ask_before_acting:
             return self.ask or "always"
-        attended = self.live.live or (sys.stdin.isatty() and sys.stdout.isatty())
+        attended = self.live.live or (is_terminal(sys.stdin) and is_terminal(sys.stdout))
         return "when-unsure" if attended and not self.json else "never"
 
     @property

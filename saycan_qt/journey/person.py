@@ -39,7 +39,7 @@ def word_of(line: str) -> str:
     return " ".join(line.split()).casefold()
 
 
-def _is_terminal(file: TextIO | None) -> bool:
+def is_terminal(file: TextIO | None) -> bool:
     return file is not None and not file.closed and file.isatty()
 
 
@@ -156,7 +156,7 @@ class Person:
                 raise Left
             self._number += 1
             self._open = answers
-            typed = not self._piped and _is_terminal(sys.stdin)  # perhaps before this was asked
+            typed = not self._piped and is_terminal(sys.stdin)  # perhaps before this was asked
             self._since = time.monotonic() + REACTION if self._overtaken or typed else 0.0
             why = (
                 "the question before was answered elsewhere"
