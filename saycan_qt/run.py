@@ -32,7 +32,7 @@ from rich.console import Console
 from saycan_qt.journey.config import Options, Parts, RunConfig, prepared, said
 from saycan_qt.journey.display import Display, print_json
 from saycan_qt.journey.feed import Feed
-from saycan_qt.journey.lifecycle import ENDINGS, Run
+from saycan_qt.journey.lifecycle import ENDINGS, NOT_DONE, Run, tell
 from saycan_qt.journey.live import Hands, Page
 from saycan_qt.journey.person import Person
 from saycan_qt.journey.results import RunFolder, new_folder
@@ -65,8 +65,13 @@ def run(config: RunConfig, parts: Parts) -> int:
     try:
         page = watch(config, parts, path, feed, display, person.alone)
     except StartFailed as error:
-        folder.discard()
-        return refuse(str(error))
+        if error.mistake:
+            folder.discard()
+            return refuse(str(error))
+        with suppress(OSError):
+            folder.finish(False, str(error), "error")  # and the log that it names stays
+        tell(str(error))
+        return _told(config, folder, NOT_DONE)
     display.title(instruction, str(path))
     if page is not None:
         page.listen(Hands(feed, person, stack, lambda: one))
@@ -74,6 +79,11 @@ def run(config: RunConfig, parts: Parts) -> int:
         signal.signal(number, one.on_signal)
     code = one.carry_out().code
     feed.close()
+    return _told(config, folder, code)
+
+
+def _told(config: RunConfig, folder: RunFolder, code: int) -> int:
+    """A program's line, of all but a mistake in use; the exit code."""
     if config.json and code != MISTAKE:
         print_json(folder.content())
     return code

@@ -37,7 +37,7 @@ from saycan_qt.journey.display import Display, print_json
 from saycan_qt.journey.feed import Feed
 from saycan_qt.journey.lifecycle import ENDINGS, INTERRUPTED, MISTAKES, NOT_DONE, SUCCEEDED, UNKNOWN, Run, tell
 from saycan_qt.journey.live import Hands
-from saycan_qt.journey.person import Person, word_of
+from saycan_qt.journey.person import Person, is_terminal, word_of
 from saycan_qt.journey.results import NotWritten, RunFolder, discard, new_folder, slug
 from saycan_qt.journey.stack import Stack, in_background
 from saycan_qt.language import LanguageError
@@ -49,6 +49,7 @@ from skills.robot_folder import RobotFolder
 from skills.wire.conventions import plain
 
 AGAIN = 2.0  # [s] between two looks whether a service is back
+RELEASED = 5.0  # [s] for a robot to answer `release` before what was said after it is begun
 STOP, RELEASE, QUIT = ("stop",), ("release",), ("quit", "exit")
 READY = "What shall it do? (release, quit)"
 STOPPED, FREE = "the robot is stopped; say `release` when it is safe", "the robot may move again"
@@ -76,6 +77,7 @@ class Session:
         self._said: queue.SimpleQueue[tuple[str | None, int]] = queue.SimpleQueue()
         self._run: Run | None = None  # that goes on, or went on last
         self._woken: queue.SimpleQueue[None] = queue.SimpleQueue()  # by what ends a wait for services
+        self._releasing: threading.Thread | None = None  # what was told last to let the robot move again
         self._quits = False  # nothing is to be waited for any more
         self._number = 0  # of the instruction
         self._busy = self._ended = False
@@ -98,7 +100,9 @@ class Session:
             self._say(told or STOPPED)
             self.person.give_up()
         elif word in RELEASE:
-            threading.Thread(target=self._release, daemon=True).start()
+            releasing = threading.Thread(target=self._release, daemon=True)
+            releasing.start()
+            self._releasing = releasing
         elif word in QUIT or (word is None and self.page is None):
             self._queue(None)
             self._quits = True
@@ -157,10 +161,12 @@ class Session:
         self.person.listen()
         while not self._ended:
             self.feed.now("idle", "say what it shall do")
-            if sys.stdin.isatty() and not self.config.json:
+            if is_terminal(sys.stdin) and not self.config.json:
                 self.display.line(f"\n[bold]{READY}[/bold]")
             text, stops = self._next()
-            if text is None:
+            if self._releasing is not None and not self._ended:
+                self._releasing.join(RELEASED)
+            if text is None or self._ended:  # while it waited for its turn
                 break
             self._carry_out(text, stops)
         worst = next((code for code in (INTERRUPTED, NOT_DONE, UNKNOWN) if code in self._codes), SUCCEEDED)
@@ -228,7 +234,7 @@ class Session:
         self.display.title(instruction, str(path))
         self._run = Run(instruction, self.config, self.stack, folder, self.person, alone=False)
         self._busy = True
-        if stops != self.stack.stops:  # meanwhile
+        if self._ended or stops != self.stack.stops:  # meanwhile
             self._run.stopped.set()
         ending = self._run.carry_out()
         self._busy = False
@@ -280,6 +286,9 @@ def session(config: SessionConfig, parts: Parts) -> int:
     except OSError as error:
         return refuse(f"results cannot be written to {config.out or error.filename}: {error.strerror}")
     except StartFailed as error:
+        if not error.mistake:  # the log that it names stays
+            tell(str(error))
+            return NOT_DONE
         discard(folder, created)
         return refuse(str(error))
     for number in ENDINGS:

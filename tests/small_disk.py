@@ -21,6 +21,11 @@ def mounted(folder, size):
         subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
+def lock(folder):
+    """The disk that this folder lies on can only be read from now on."""
+    subprocess.run(["mount", "-o", "remount,ro", str(folder.parent)], check=True)
+
+
 def fill(folder):
     """Until nothing fits any more."""
     with contextlib.suppress(OSError), (folder / "ballast").open("wb", buffering=0) as file:

@@ -11,6 +11,7 @@ import threading
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -270,6 +271,15 @@ def test_a_question_of_a_run_that_is_over_is_not_asked():
     person.leave()
     with pytest.raises(Left):
         person.ask(Question("x", "?", instructions=("yes", "no")))
+
+
+def test_after_a_stop_nothing_is_asked(tmp_path):
+    stopped, screen = threading.Event(), io.StringIO()
+    stopped.set()  # before the question was open
+    folder, person = RunFolder(tmp_path / "out", "fruit", None), Person(Console(file=screen), piped=False)
+    journey = Journey(None, None, None, folder, None, None, 0, 0.0, person, threading.Event(), stopped)
+    answer = journey.ask(SimpleNamespace(step=1), Question("fruit", "?", instructions=("yes", "no")))
+    assert not answer.instruction and not screen.getvalue()
 
 
 def test_what_was_typed_before_a_question_is_no_answer_to_it(monkeypatch):

@@ -181,6 +181,11 @@ def test_a_folder_becomes_the_same_file_afterwards(written, tmp_path, monkeypatc
         "answered: b",
         "2. pick up the apple: succeeded, as you say",
     }
+
+    def story(told, step):
+        return [line.message for line in messages(told, "/log") if line.message.startswith(step)]
+
+    assert [story(told, step) for step in ("1.", "2.")] == [story(live, step) for step in ("1.", "2.")]
     begun = [at for at, one in told["/saycan/skill"] if one.outcome == "running"]
     started = [datetime.fromisoformat(step["started"]) for step in plan_of(written)["steps"]]
     assert [datetime.fromtimestamp(at / 1e9, UTC) for at in begun] == started

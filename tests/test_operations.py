@@ -358,6 +358,14 @@ def test_what_a_service_prints_of_other_things_is_not_where_it_listens_or_that_i
     service.close(grace=0)
 
 
+def test_what_a_driver_prints_that_is_no_text_hides_nothing_that_comes_after_it(tmp_path):
+    said = r"b'arm listening on 127.0.0.1:7\n20 \xb0C\narm ready\n'"
+    code = f"import sys, time; sys.stdout.buffer.write({said}); sys.stdout.flush(); time.sleep(60)"
+    service = ServiceProcess("arm", [sys.executable, "-c", code], tmp_path / "arm.log", print)
+    with contextlib.closing(service):
+        service.wait_until_ready(20)
+
+
 def test_a_sighup_that_comes_while_a_service_starts_is_heeded_when_it_has_started():
     code = (
         "import os, signal, time\nfrom saycan_qt.services.processes import EndWhenTold\n"

@@ -13,26 +13,32 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from urllib.parse import urlsplit
 
 import certificates
 import pytest
 from played_run import PLAN, PlayedRun, jpeg, page_beside, step
-from tiny_services import wait_until
+from tiny_services import LineRobot, wait_until
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
 from saycan_qt.journey.display import VERDICTS
+from saycan_qt.journey.live import Hands
 from saycan_qt.journey.report import write_report
 from saycan_qt.journey.results import RunFolder
 from saycan_qt.page import commands, server
 from saycan_qt.page.document import template
+from saycan_qt.page.hub import Hub
 from saycan_qt.page.link import Link
 from saycan_qt.page.runs import NoRun, Runs, inside, read_plan
 from saycan_qt.page.server import PageServer
 from saycan_qt.page.state import MOST_WAITING, Outbox, State
+from saycan_qt.services.access import ClientOptions
 from saycan_qt.view import shown
 from skills.errors import AccessError
+from skills.library import SkillLibrary
+from skills.robot import serve
 from skills.security.access import NEEDS, Access, Holder, Tokens, digest
 from skills.security.tls import ServerTLS
 
@@ -270,7 +276,14 @@ def test_where_no_robot_is_yet_stop_is_kept_for_it():
         assert "as soon as" in looker.reply()["text"] and run.hub._stop_it
 
 
-def test_a_stop_that_reached_nobody_is_told_as_that():
+def test_a_robot_that_the_run_started_is_stopped_also_where_the_skill_server_takes_tls(tmp_path):
+    hub = Hub(None, ClientOptions(certificates.make(tmp_path) / "ca.pem").load())
+    with serve(LineRobot(), SkillLibrary.load()) as robot, contextlib.closing(hub):
+        hub.tell({"robot": {"name": "own", "address": robot.address, "guard": "", "own": True}})
+        assert hub.stop() == "the robot is stopped" and hub.state.stopped
+
+
+def test_a_stop_that_reached_nobody_is_told_as_that_to_the_run_too():
     with page_beside() as run, looking(run) as looker:
         with socket.create_server(("127.0.0.1", 0)) as nobody:
             address = f"127.0.0.1:{nobody.getsockname()[1]}"
@@ -280,7 +293,15 @@ def test_a_stop_that_reached_nobody_is_told_as_that():
         looker.send(do="stop")
         answer = looker.reply()
         assert not answer["ok"] and answer["text"].startswith("the robot is not stopped: ")
-        assert not run.hub.state.stopped
+        assert not run.hub.state.stopped and run.heard() == {"do": "stop"}
+
+
+def test_a_run_that_a_stop_did_not_reach_ends_all_the_same():
+    said, stopped, over = [], threading.Event(), threading.Event()
+    feed, run = SimpleNamespace(tell=lambda **event: said.append(event)), SimpleNamespace(stopped=stopped)
+    person, stack = SimpleNamespace(when="never", give_up=over.set), SimpleNamespace(stop=lambda: "nobody heard it")
+    Hands(feed, person, stack, lambda: run)({"do": "stop"})
+    assert stopped.is_set() and over.is_set() and said[-1] == {"line": "nobody heard it"}
 
 
 def test_of_what_shall_be_previewed_meanwhile_the_newest_is_next():

@@ -17,11 +17,12 @@ import small_disk
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from mcap.reader import make_reader
 
-from saycan_qt.journey.config import Parts, RunConfig
+from saycan_qt.journey.config import LiveOptions, Parts, RunConfig, SessionConfig
 from saycan_qt.learning.checkpoint import SHIPPED
 from saycan_qt.robot import check
 from saycan_qt.run import run
 from saycan_qt.services.processes import LISTENING
+from saycan_qt.session import session
 from skills.client import RobotClient
 from skills.errors import LibraryError
 from skills.library import Skill, SkillLibrary
@@ -427,6 +428,8 @@ def test_mistakes_are_told_in_one_line_with_exit_code_2(tmp_path, capsys):
             ({"preselect": -1}, "--preselect"),
             ({"server": "nowhere"}, "HOST:PORT"),
             ({"server": nobody, "calibrated": True}, "--calibrated is for the skill server that run starts"),
+            ({"robot": nobody, "record": tmp_path / "data"}, "a robot that already runs asks its own"),
+            ({"explain": True, "preselect": 20}, "--explain scores every skill"),
             ({"model": "night"}, "--model is for a skill server that already runs"),
         ]
         for options, told in cases:
@@ -435,6 +438,15 @@ def test_mistakes_are_told_in_one_line_with_exit_code_2(tmp_path, capsys):
         code, _, err = run_small(INSTRUCTION, "--server", nobody, "--out", tmp_path / "out")
         assert code == 2 and f"skill server at {nobody} cannot be reached" in one_line(err), err
     assert {path.name for path in tmp_path.iterdir()} == {"bad.yaml", "endless.yaml", "full"}
+
+
+@pytest.mark.parametrize("command, config", [(run, RunConfig), (session, SessionConfig)])
+def test_a_page_that_cannot_start_is_no_mistake_and_leaves_its_log(tmp_path, capsys, command, config):
+    words = {"instruction": INSTRUCTION} if config is RunConfig else {}
+    broken = Parts(load_language=None, page=(sys.executable, "-c", "raise RuntimeError"))
+    assert command(config(**words, live=LiveOptions(live=True), out=tmp_path / "out"), broken) == 1
+    assert "out/page.log" in one_line(capsys.readouterr().err)
+    assert "RuntimeError" in (tmp_path / "out" / "page.log").read_text()
 
 
 def test_a_missing_instruction_is_a_mistake():

@@ -3,6 +3,8 @@
 import io
 import json
 import re
+import shutil
+from types import SimpleNamespace
 
 import av
 import bombs
@@ -10,7 +12,12 @@ import numpy as np
 import pytest
 import small_disk
 from PIL import Image
+from rich.console import Console
 
+from saycan_qt.journey.config import RunConfig
+from saycan_qt.journey.display import Display
+from saycan_qt.journey.lifecycle import NOT_DONE, Ending, Run
+from saycan_qt.journey.person import Person
 from saycan_qt.journey.recording import Recorder
 from saycan_qt.journey.report import write_report
 from saycan_qt.journey.results import Candidate, NotWritten, RunFolder, Step, new_folder, vetoes
@@ -158,6 +165,20 @@ def test_what_cannot_be_written_leaves_what_was_there(tmp_path):
         folder.finish(False, "the disk is full", "error")
         assert plan(folder)["ended"] == "error" and "step-02-head.jpg" not in before
         assert not [path for path in folder.path.iterdir() if path.name.startswith(".")]
+
+
+@pytest.mark.parametrize("lost", [shutil.rmtree, small_disk.lock])
+def test_results_that_go_away_cost_themselves_alone(tmp_path, capsys, lost):
+    with small_disk.mounted(tmp_path / "disk", 3_000_000) as disk:
+        config, folder = RunConfig("fetch an apple"), RunFolder(disk / "run", "fetch an apple", 3)
+        display = Display(Console(file=io.StringIO()))
+        person, stack = Person(display.console, piped=False), SimpleNamespace(display=display)
+        run = Run(config.instruction, config, stack, folder, person, alone=False)
+        lost(folder.path)
+        run._close(Ending(NOT_DONE, "error", "it broke"))
+    first, second, third = capsys.readouterr().err.splitlines()
+    assert first == "error: it broke" and "tells nothing of the end" in second and "results are missing in" in third
+    assert folder.finished and folder.content()["ended"] == "error"
 
 
 def test_a_recording_without_frames_leaves_no_file(tmp_path):

@@ -6,7 +6,9 @@ import re
 import shutil
 import signal
 import subprocess
+import sys
 import threading
+import time
 
 import pytest
 from test_run import (
@@ -157,12 +159,13 @@ def test_what_waited_when_the_robot_was_stopped_is_not_begun(tmp_path):
     assert plans[1]["success"] and "“find the sponge” was said before the robot was stopped" in out
 
 
-def test_a_stop_that_comes_while_an_instruction_is_taken_up_ends_it(tmp_path, monkeypatch):
+@pytest.mark.parametrize("end", [lambda one: one.hear("stop"), lambda one: one.on_signal(signal.SIGINT, None)])
+def test_a_stop_that_comes_while_an_instruction_is_taken_up_ends_it(tmp_path, monkeypatch, end):
     begun, config = [], SessionConfig(out=tmp_path / "s")
     one = session_command.Session(config, parts_of(config), default_robot(), tmp_path / "s")
 
     def made(*given, **options):
-        one.hear("stop")
+        end(one)
         return RunFolder(*given, **options)
 
     class Taken:
@@ -180,6 +183,37 @@ def test_a_stop_that_comes_while_an_instruction_is_taken_up_ends_it(tmp_path, mo
     monkeypatch.setattr(session_command, "Run", Taken)
     one._carry_out("find the apple", one.stack.stops)
     assert begun[0].stopped.is_set()
+
+
+def test_what_waits_when_an_interrupt_ends_the_session_is_not_begun(tmp_path, monkeypatch):
+    config, begun = SessionConfig(out=tmp_path / "s"), []
+    one = session_command.Session(config, parts_of(config), default_robot(), tmp_path / "s")
+    monkeypatch.setattr(one, "_begin", lambda: None)
+    monkeypatch.setattr(one.person, "listen", lambda: one.hear("find the apple"))
+    monkeypatch.setattr(one, "_mend", lambda: one.on_signal(signal.SIGINT, None))  # while a service is started again
+    monkeypatch.setattr(one, "_carry_out", lambda *given: begun.append(given))
+    assert one.go_on() == 130 and not begun
+
+
+def test_what_is_said_after_a_release_waits_for_it(tmp_path, monkeypatch):
+    config, done = SessionConfig(out=tmp_path / "s"), []
+    one = session_command.Session(config, parts_of(config), default_robot(), tmp_path / "s")
+    monkeypatch.setattr(one, "_begin", lambda: None)
+    monkeypatch.setattr(one.person, "listen", lambda: [one.hear(line) for line in ("release", "find it", "quit")])
+    monkeypatch.setattr(one, "_mend", lambda: None)
+    monkeypatch.setattr(one.stack, "release", lambda: (time.sleep(0.2), done.append("released")))
+    monkeypatch.setattr(one, "_carry_out", lambda text, stops: done.append(text))
+    assert one.go_on() == 0 and done == ["released", "find it"]
+
+
+def test_without_standard_input_it_is_as_if_that_had_ended(tmp_path, monkeypatch):
+    """as after `session <&-`"""
+    monkeypatch.setattr(sys, "stdin", None)
+    config = SessionConfig(out=tmp_path / "s")
+    one = session_command.Session(config, parts_of(config), default_robot(), tmp_path / "s")
+    monkeypatch.setattr(one, "_begin", lambda: None)
+    monkeypatch.setattr(one, "_mend", lambda: None)
+    assert one.go_on() == 0 and one.person.when == "never"
 
 
 def test_a_stop_that_halted_nothing_says_what_to_do(tmp_path):

@@ -11,6 +11,7 @@ import tyro
 
 from planners import named, saycan
 from planners.asking import When
+from saycan_qt.journey.person import is_terminal
 from saycan_qt.language import Language, LanguageConfig, LanguageError, check_timeout, try_chat
 from saycan_qt.options import Address, File, Folder, Instruction
 from saycan_qt.services.access import ClientOptions, HowToCall, ServerOptions
@@ -81,7 +82,7 @@ class Options:
     def when_to_ask(self) -> When:
         if self.ask is not None or self.ask_before_acting:
             return self.ask or "always"
-        attended = self.live.live or (sys.stdin.isatty() and sys.stdout.isatty())
+        attended = self.live.live or (is_terminal(sys.stdin) and is_terminal(sys.stdout))
         return "when-unsure" if attended and not self.json else "never"
 
     @property
@@ -163,6 +164,8 @@ def check(config: RunConfig | SessionConfig) -> str | None:
         return f"--ask-before-acting asks always, and --ask {config.ask} does not; give one of them"
     if config.preselect < 0:
         return f"--preselect is {config.preselect}; 0 turns it off, else it is how many skills to keep"
+    if config.explain and config.preselect:
+        return "--explain scores every skill, --preselect only some; give one of them"
     if config.out is not None and config.out.exists() and (not config.out.is_dir() or any(config.out.iterdir())):
         return f"--out {config.out} is there already; choose a new folder, results are never overwritten"
     if config.mcap is not None:
@@ -175,6 +178,9 @@ def check(config: RunConfig | SessionConfig) -> str | None:
     for option in ("calibrated", "record"):
         if getattr(config, option) and config.server is not None:
             return f"--{option} is for the skill server that run starts; the one at --server has an option of that name"
+    if config.record is not None and config.robot is not None:
+        told = "--record keeps what the skill server that run starts is asked"
+        return f"{told}; a robot that already runs asks its own: give that one `serve --record`"
     if config.model and config.server is None:
         return "--model is for a skill server that already runs; name it with --server"
     if config.planner == "proposal" and (config.normalise != "sum" or config.explain or config.preselect):

@@ -9,7 +9,8 @@ An event is a JSON object with one key:
                "step", "control_step", "of"}
     question   {"id", "instruction", "reason", "options", "confidence", "skills", "other_words"}, or null when it is
                answered
-    robot      {"name", "address", "guard"}: where it hears, and where its guard does ("": none)
+    robot      {"name", "address", "guard", "own"}: where it hears, where its guard does ("": none), and whether the run
+               started it, which is on loopback then and asks for nothing
     stopped    is the robot's latch set?
     asks       "never", "when-unsure" or "always": when the person is asked
     line       one line for people

@@ -226,7 +226,7 @@ class Journey:
         number = step.step
         self.feed.now("asking", question.reason, step=number)
         with self.folder.spent("asking", step=number):
-            answer = self.person.ask(question, lambda skill: self.folder.weigh(with_choice(step, skill)))
+            answer = self.person.ask(question, lambda skill: self.folder.weigh(with_choice(step, skill)), self.stopped)
         self.keep(number, question, answer)
         return answer
 

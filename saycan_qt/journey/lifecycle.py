@@ -24,6 +24,7 @@ from saycan_qt.journey.report import write_report
 from saycan_qt.journey.results import REPORT, VIDEO, NotWritten, RunFolder
 from saycan_qt.journey.stack import Stack
 from saycan_qt.language import LanguageError
+from saycan_qt.page.runs import NoRun
 from saycan_qt.services.processes import ERROR, MISTAKE, StartFailed, one_line
 from skills.errors import (
     AccessError,
@@ -105,8 +106,8 @@ class Run:
             step = self.journey.correct(number, outcome) if self.journey else None
             if step is not None and self.folder.plan["report"]:
                 write_report(self.folder.path)
-        except NotWritten as error:
-            return f"what you say is not kept in {self.folder.path}: {error.strerror}"
+        except (OSError, NoRun) as error:
+            return f"what you say is not kept in {self.folder.path}: {getattr(error, 'strerror', None) or error}"
         if step is None:
             return f"there is no step {number}, or it has not ended yet"
         if self.config.record is not None and step.goal:
@@ -174,8 +175,8 @@ class Run:
             write_report(self.folder.path)
             self.folder.add_files(report=REPORT)
             files["report"] = REPORT
-        except NotWritten as error:
-            tell(f"results are missing in {self.folder.path}: {error.strerror}")
+        except (OSError, NoRun) as error:
+            tell(f"results are missing in {self.folder.path}: {getattr(error, 'strerror', None) or error}")
         self.display.verdict(self.folder.steps, ending.success, ending.reason, ending.judge)
         self.display.files(str(self.folder.path), ["plan.json", *files.values()])
         self.feed.now("over", VERDICTS[ending.success])

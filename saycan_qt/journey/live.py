@@ -103,10 +103,13 @@ class Hands:
                 run = self._current()
                 if problem := run.correct(number, outcome) if run else "nothing was done yet":
                     self._feed.tell(line=problem)
-            case {"do": "stopped"}:
+            case {"do": "stopped" | "stop" as do}:  # stop: the page's process could not
                 if (run := self._current()) is not None:
                     run.stopped.set()
-                self._stack.halted()
+                if do == "stopped":
+                    self._stack.halted()
+                elif told := self._stack.stop():
+                    self._feed.tell(line=told)
                 if (begun := self._current()) is not None:
                     begun.stopped.set()
                 self._person.give_up()

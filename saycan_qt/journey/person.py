@@ -39,7 +39,7 @@ def word_of(line: str) -> str:
     return " ".join(line.split()).casefold()
 
 
-def _is_terminal(file: TextIO | None) -> bool:
+def is_terminal(file: TextIO | None) -> bool:
     return file is not None and not file.closed and file.isatty()
 
 
@@ -80,12 +80,17 @@ class Person:
         assert self._hear is not None, "somebody hears it"
         self._read()
 
-    def ask(self, question: Question, proposed: Callable[[Skill], None] = lambda skill: None) -> Answer:
-        """Waits for as long as it takes. proposed: told of each skill that comes after a veto. Whoever closes their end
-        wants nothing more. Raises Left."""
+    def ask(
+        self,
+        question: Question,
+        proposed: Callable[[Skill], None] = lambda skill: None,  # told of each skill that comes after a veto
+        stopped: threading.Event | None = None,  # once it is set nothing is asked; whoever sets it says `give_up`, too
+    ) -> Answer:
+        """Waits for as long as it takes. Whoever closes their end wants nothing more. Raises Left."""
         while True:
             other = "veto for another, " if question.skills else ""
-            answer = question.understand(self._ask(question, f"a number, {other}other words, or s to stop"))
+            how = f"a number, {other}other words, or s to stop"
+            answer = question.understand(self._ask(question, how, stopped))
             if answer is None:
                 self._console.print(f"  there are {len(question.options)} to choose from", highlight=False)
             elif answer.veto:
@@ -148,15 +153,17 @@ class Person:
             answers.put(text)
         return answers is not None
 
-    def _ask(self, question: Question, how: str) -> str:
+    def _ask(self, question: Question, how: str, stopped: threading.Event | None = None) -> str:
         """how: to answer it at a terminal."""
         answers: queue.SimpleQueue[str | None] = queue.SimpleQueue()
         with self._lock:
             if self._left:
                 raise Left
+            if stopped is not None and stopped.is_set():  # one that comes later finds the question open
+                return ""
             self._number += 1
             self._open = answers
-            typed = not self._piped and _is_terminal(sys.stdin)  # perhaps before this was asked
+            typed = not self._piped and is_terminal(sys.stdin)  # perhaps before this was asked
             self._since = time.monotonic() + REACTION if self._overtaken or typed else 0.0
             why = (
                 "the question before was answered elsewhere"

@@ -42,8 +42,12 @@ def replay(folder: Path, tell: Callable[[int, Mapping], None], show: Callable[[i
         event(at, question=question)
         event(at, facts={"questions": questions[: number + 1]})
     for step, ended in zip(steps, ends, strict=True):
-        event(begun[step["step"]], step={**step, "outcome": "running", "seconds": 0.0, "control_steps": 0})
-        event(ended, step=step)
+        as_it_ran = {**step, "corrected": ""}  # when a person said otherwise is not known: at its end
+        running = {"outcome": "running", "message": "", "seconds": 0.0, "control_steps": 0}
+        event(begun[step["step"]], step={**as_it_ran, **running})
+        event(ended, step=as_it_ran)
+        if step.get("corrected"):
+            event(ended, step=step)
     told.append((over, show, pictures(folder, plan.get("final") or {})))
     event(over, facts=plan)
     for at, call, what in sorted(told, key=lambda one: one[0]):  # what is of one time stays in order

@@ -237,8 +237,9 @@ class RunFolder:
                     step.outcome, step.message = "aborted", reason
                     self._show(step)
             self.plan.update(success=success, reason=reason, ended=ended, judge=judge)
-            (self.path / SPARE).unlink(missing_ok=True)
             try:
+                with contextlib.suppress(OSError):  # a disk that can only be read
+                    (self.path / SPARE).unlink(missing_ok=True)
                 self._write()
             finally:
                 self._finished = True

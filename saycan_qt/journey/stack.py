@@ -214,7 +214,8 @@ class Stack:
             "planner": {"kind": self.config.planner, **asdict(self.planner.config)},
         }
         self.views = self._views(client)
-        self.feed.tell(robot={"name": self.info.name, "address": client.address, "guard": self.info.stop_address})
+        where = {"address": client.address, "guard": self.info.stop_address, "own": self.config.robot is None}
+        self.feed.tell(robot={"name": self.info.name, **where})
 
     def _state_names(self) -> list[str]:
         """What the numbers of a state are; [] where the robot does not say."""

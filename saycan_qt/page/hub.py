@@ -46,7 +46,7 @@ class Hub:
     """What is known of the run, who looks on, and the robot that is stopped from here."""
 
     def __init__(self, link: Link | None = None, credentials: Credentials | None = None) -> None:
-        """link: where what pages ask for goes to; None: nowhere. credentials: what the robot is shown."""
+        """link: where what pages ask for goes to; None: nowhere. credentials: what somebody else's robot is shown."""
         self.state = State()
         self.link = link
         self._credentials = credentials
@@ -122,9 +122,10 @@ class Hub:
 
     def _meet(self, robot: dict[str, Any]) -> None:
         address, guard = str(robot.get("address", "")), str(robot.get("guard", ""))
+        shown = Credentials() if robot.get("own") is True else self._credentials
         try:
-            quick = RobotClient(address, STOP_TIMEOUT, self._credentials, guard)
-            slow = RobotClient(address, PREVIEW_TIMEOUT, self._credentials, guard)
+            quick = RobotClient(address, STOP_TIMEOUT, shown, guard)
+            slow = RobotClient(address, PREVIEW_TIMEOUT, shown, guard)
         except SkillError as error:
             log.warning("this robot cannot be stopped from the page: %s", error)
             return
@@ -157,13 +158,20 @@ class Hub:
         except ServerFault:  # it is latched, and may move all the same
             self._tell_stopped()
             raise
+        except SkillError:  # whoever began what it does ends that, and tries by a road of its own
+            self._ask("stop")
+            raise
         self._tell_stopped()
         return "the robot is stopped"
 
     def _tell_stopped(self) -> None:
         self.tell({"stopped": True})
+        self._ask("stopped")
+
+    def _ask(self, do: str) -> None:
+        """Of the run."""
         if self.link is not None:
-            self.link.send({"do": "stopped"})
+            self.link.send({"do": do})
 
     def preview(self, skill: str) -> dict[str, Any]:
         """What the skill would do from here: JPEGs by what each shows. Raises SkillError."""

@@ -75,6 +75,7 @@ class ServiceProcess:
                 stdout=subprocess.PIPE,
                 stderr=stderr,
                 text=True,
+                errors="replace",  # what somebody's driver prints may be anything
                 start_new_session=True,  # Ctrl-C in the terminal reaches the parent alone, which stops the robot first
                 pass_fds=pass_fds,
             )
