@@ -221,8 +221,15 @@ def test_affordances_are_measured_family_by_family_and_scores_are_kept(tmp_path,
     assert set(found["families"]) == set(SKILLS.values()) and answer["scenes"] + answer["tuning_scenes"] == 25
     monkeypatch.setattr(QTransformer, "value_many", None)  # scoring again would need it
     assert main([*command, "--threshold", "tuned"]) == 0
-    tuned = json.loads(capsys.readouterr().out)["models"]["affordance"]
+    said = capsys.readouterr()
+    assert f"affordance's scores of 25 of 25 scenes are those kept in {out}/scores/affordance-" in said.err
+    tuned = json.loads(said.out)["models"]["affordance"]
     assert tuned["f1"] == tuned["tuned"]["f1"] and tuned["fixed"] == found["fixed"]
+
+
+def test_scores_are_not_kept_as_those_of_a_model_with_a_longer_name():
+    judges = [Judge("host:50051", f"{'long' * 8}@{end}", None, None) for end in ("0fd3a1b2", "0fd3a1b2+isotonic")]
+    assert len({judge.keeps for judge in judges}) == 2
 
 
 def test_a_perfect_judge_scores_one_and_a_constant_one_scores_the_baseline():

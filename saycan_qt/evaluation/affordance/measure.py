@@ -142,7 +142,13 @@ def evaluate(config: AffordanceConfig, console: Console) -> tuple[dict[str, Any]
             task = progress.add_task(f"scoring {judge.name}", total=len(labels))
             keep = config.out / "scores" / judge.keeps if config.out else None
             advance = partial(progress.advance, task)
-            scores = affordance_judges.scored(judge, questions.parts, questions.texts, keep, advance)
+            scores, again = affordance_judges.scored(judge, questions.parts, questions.texts, keep, advance)
+            if again:  # a class of one's own and somebody's server have one name, whatever they compute
+                console.print(
+                    f"note: {judge.name}'s scores of {again} of {len(labels)} scenes are those kept in {keep}; delete "
+                    "them to score again",
+                    soft_wrap=True,
+                )
             progress.update(task, description=f"measuring {judge.name}")
 
             def measured(scores: np.ndarray) -> dict[str, Any]:
