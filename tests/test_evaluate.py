@@ -22,7 +22,11 @@ from saycan_qt.evaluation.affordance.figures import figures
 from saycan_qt.evaluation.affordance.judges import Judge
 from saycan_qt.evaluation.rates import wilson
 from saycan_qt.evaluation.skills import run_episode
+from saycan_qt.evaluation.worlds import LearntWorld
 from saycan_qt.kitchen.practice import rollouts
+from saycan_qt.kitchen.robot import KitchenRobot
+from saycan_qt.kitchen.staging import Stage
+from saycan_qt.kitchen.symbolic import SymbolicKitchen
 from saycan_qt.learning import checkpoint
 from saycan_qt.learning.algorithms.q_transformer import QTransformer
 from saycan_qt.options import dispatch
@@ -74,6 +78,14 @@ def test_a_policy_with_a_history_is_shown_its_history_and_what_was_carried_out(w
         done = [step.action for step in steps]  # also where it was disturbed
     assert actor.lengths == [1, 2, 3, 4, 4, 4] and actor.told[0] is None
     np.testing.assert_array_equal(actor.told[1:], done[:-1])
+
+
+def test_a_policy_is_shown_what_was_carried_out_where_plans_are_tried_too():
+    actor, kitchen = Historian(), SymbolicKitchen({"apple": "far counter"}, "far counter")
+    robot = KitchenRobot(scene=Stage(np.random.default_rng(0)).scene(kitchen))
+    assert LearntWorld(robot, actor).execute(SkillLibrary.load()["open top drawer"]).steps == 6
+    assert actor.told[0] is None
+    np.testing.assert_array_equal(actor.told[1:], actor.given[:-1])
 
 
 def test_a_checkpoint_of_another_robot_is_refused_before_anything_moves(tmp_path, capsys):
