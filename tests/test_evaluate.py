@@ -1,6 +1,7 @@
 """Evaluation counts honestly and refuses what it cannot measure."""
 
 import json
+import os
 import shutil
 import socket
 import subprocess
@@ -148,6 +149,16 @@ def test_a_mistake_is_one_line_and_exit_code_2(flag, value, capsys):
 def test_a_cluster_without_a_port_is_a_mistake_too(capsys):
     assert main(["skills", "--ray", "ray://head"]) == 2
     assert capsys.readouterr().err.splitlines()[-1].startswith("error: 'head' is not an address")
+
+
+def ended(starts):
+    os._exit(1)
+
+
+def test_a_killed_worker_is_one_line_and_nobody_waits_for_its_episodes(monkeypatch, capsys):
+    monkeypatch.setattr(skills, "_some", ended)
+    assert main(["skills", "--families", "pick", "--episodes", "2"]) == 2
+    assert "error: a worker ended, out of memory perhaps; run again with fewer --workers" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("families", [(), ("pick", "pick")])

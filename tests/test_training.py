@@ -35,6 +35,7 @@ from saycan_qt.learning.folder import only_writer
 from saycan_qt.learning.loop import Run
 from saycan_qt.learning.stretches import Frames, Shuffle
 from saycan_qt.networks.keypoints import Grounding
+from skills.errors import SkillError
 from skills.library import SkillLibrary
 
 KITCHEN_LOSSES = {
@@ -762,6 +763,15 @@ def test_pretraining_finds_things_and_continues_after_a_kill(tmp_path):
     (tmp_path / "state").rename(tmp_path / "state.old")  # as a kill between two states leaves it
     pretrain.train_trunk(config, frames, again)  # nothing is left to do
     assert all(torch.equal(a, b) for a, b in zip(trunk.parameters(), again.parameters(), strict=True))
+
+
+def killed(count, seed):
+    os._exit(1)
+
+
+def test_a_killed_process_that_makes_frames_is_told_in_a_line(tmp_path):
+    with pytest.raises(SkillError, match="run again with fewer --workers"):
+        perceiving.gather(tmp_path, perceiving.SHARD + 1, 0, 2, killed)
 
 
 def test_frames_are_those_of_the_seed_and_as_many_as_are_asked_for(tmp_path, monkeypatch):
