@@ -198,7 +198,7 @@ def test_an_action_that_hardly_moves_gets_a_range_that_bins_can_divide_and_is_to
     edges = new_tokenizer(config, 256, data.embodiment, data.actions).edges
     assert edges[1, 0] < 179.9 and edges[1, -1] > 180.1 and edges[0, 0] == robot.low[0]
     assert caplog.messages == ["the actions hardly move in joint_1; --bounds FILE gives them a range"]
-    with pytest.raises(ValueError, match="of action number 1, 179.999 to 180.001, not"):
+    with pytest.raises(ValueError, match=r"of action number 1, 179\.999 to 180\.001, do not"):
         ActionTokenizer.uniform(data.embodiment)
 
 
