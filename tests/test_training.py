@@ -29,7 +29,7 @@ from saycan_qt.data.episodes import Episode, EpisodeDataset, EpisodeWriter
 from saycan_qt.data.relabel import lines
 from saycan_qt.learning import calibration, checkpoint, metrics, start
 from saycan_qt.learning import perception as perceiving
-from saycan_qt.learning.batches import BatchConfig, Transitions, return_range
+from saycan_qt.learning.batches import BatchConfig, Transitions, kept_from_training, return_range
 from saycan_qt.learning.divergence import Diverged
 from saycan_qt.learning.folder import only_writer
 from saycan_qt.learning.loop import Run
@@ -557,6 +557,18 @@ def test_a_few_episodes_are_validated_too(data):
         ]
         usable = set(np.flatnonzero(dataset.success)) if kind == "rt1" else set(range(count))
         assert episodes == [usable - {max(usable)}, {max(usable)}]
+
+
+def test_the_only_successes_are_not_all_held_out_and_who_learns_from_failures_alone_is_told(caplog):
+    dataset = recorded(KITCHEN, count=20, length=2, size=(80, 96))
+    dataset.success = np.arange(20) == 19
+    frames = [np.zeros((40, 27, 14), np.float16)]
+    clone = Transitions(BatchConfig(batch_size=8), dataset, frames, make("rt1"))
+    assert clone.train[np.arange(2)].tolist() == [38, 39] and not len(clone.validation) and not caplog.messages
+    usable = np.arange(40) % 20 == 19
+    assert np.flatnonzero(kept_from_training(usable) & usable).tolist() == [39]
+    Transitions(BatchConfig(batch_size=8), dataset, frames, make("q-transformer"))
+    assert "learns from failures alone: the only successes, 1, are kept for validation" in caplog.text
 
 
 def test_a_q_transformer_starts_from_a_clone(data, perception, tmp_path):
