@@ -407,7 +407,10 @@ def test_a_robot_without_a_camera_gets_a_report_without_pictures(tmp_path, monke
     judge = Judge("blind", "1", lambda seen, texts: np.full(len(texts), 0.4), lambda text: True)
     monkeypatch.setattr(affordance.affordance_judges, "of_checkpoint", lambda name: judge)
     command = ["affordance", "--data", str(tmp_path / "episodes"), "--label", "recorded", "--resamples", "5"]
-    assert main([*command, "--out", str(tmp_path)]) == 0
+    cache = tmp_path / "elsewhere"
+    assert main([*command, "--cache", str(cache), "--rate", "5", "--out", str(tmp_path)]) == 0
+    assert [json.loads(path.read_text())["rate"] for path in cache.glob("*/index.json")] == [5.0]
+    assert not (tmp_path / "episodes" / ".cache").exists()
     assert (page := (tmp_path / "report.html").read_text()).count("<figure>") > 3 and "<img" not in page
 
 
