@@ -16,8 +16,9 @@ from saycan_qt.learning.algorithms import ALGORITHMS
 from saycan_qt.learning.algorithms.policy import Judge
 from saycan_qt.learning.batches import terminal_scale
 from saycan_qt.learning.loop import Run
-from saycan_qt.learning.start import state_config, stretched
+from saycan_qt.learning.start import new_tokenizer, state_config, stretched
 from saycan_qt.networks.pointing import PointingConfig
+from saycan_qt.networks.tokens import ActionTokenizer
 from skills.embodiment import ActionDimension
 from skills.types import Observation
 
@@ -187,6 +188,28 @@ def test_a_range_that_single_outliers_stretch_is_told_with_the_option(tmp_path):
     assert stretched(actions, BODIES["PushT"]) == []
     actions[2:, 1] = 250 + actions[2:, 1] / 100
     assert stretched(actions, BODIES["PushT"]) == ["y"]
+
+
+def test_an_action_that_hardly_moves_gets_a_range_that_bins_can_divide_and_is_told(tmp_path, caplog):
+    robot = BODIES["SO-101"]
+    held = replace(robot.action[1], low=179.999, high=180.001)
+    config = train.command(["rt1", "--data", str(tmp_path), "--out", str(tmp_path)])
+    data = recorded(replace(robot, action=(robot.action[0], held, *robot.action[2:])))
+    edges = new_tokenizer(config, 256, data.embodiment, data.actions).edges
+    assert edges[1, 0] < 179.9 and edges[1, -1] > 180.1 and edges[0, 0] == robot.low[0]
+    assert caplog.messages == ["the actions hardly move in joint_1; --bounds FILE gives them a range"]
+    with pytest.raises(ValueError, match=r"of action number 1, 179\.999 to 180\.001, do not"):
+        ActionTokenizer.uniform(data.embodiment)
+
+
+def test_going_on_with_actions_that_a_checkpoints_bins_do_not_reach_is_told(tmp_path, caplog):
+    started(tmp_path, "PushT").train()
+    config = train.command(["finetune", "--init", str(tmp_path / "checkpoint"), "--data", ".", "--out", str(tmp_path)])
+    train.new_policy(config, data := recorded(BODIES["PushT"]))
+    assert not [message for message in caplog.messages if "beyond" in message]
+    data.actions *= 3
+    train.new_policy(config, data)
+    assert "values lie beyond the range of" in caplog.text and "without --init, --bounds data" in caplog.text
 
 
 def test_only_changes_get_noise_where_a_skill_ends_in_their_own_size():

@@ -113,4 +113,12 @@ def test_the_skill_server_refuses_what_it_cannot_use_and_names_the_command_that_
 def test_the_shipped_calibration_is_of_the_shipped_weights():
     raw, calibrated = (checkpoints(ServeConfig(calibrated=on, threads=1)) for on in (False, True))
     assert raw.calibrate is None and calibrated.calibrate is not None
-    assert calibrated.critic_id == f"{raw.critic_id}+isotonic"
+    assert calibrated.critic_id.startswith(f"{raw.critic_id}+isotonic@")
+
+
+def test_a_server_that_is_calibrated_otherwise_has_another_id(folder):
+    ids = set()
+    for temperature in (2.0, 3.0):
+        calibration.save(calibration.Calibration("temperature", temperature), folder, {})
+        ids.add(checkpoints(ServeConfig(affordance=str(folder), calibrated=True, threads=1)).critic_id)
+    assert len(ids) == 2

@@ -367,6 +367,20 @@ def test_where_nobody_labelled_it_success_is_told_or_taken_for_granted(tmp_path,
     assert not caplog.records
 
 
+def test_outcomes_are_not_shared_by_datasets_of_one_name_and_each_is_said_once(tmp_path):
+    days, file = [tmp_path / "monday", tmp_path / "tuesday"], tmp_path / "o.csv"
+    for day in days:
+        made(day / "shard", some(3), episodes=2)
+    file.write_text("dataset,episode,success\nshard,0,true\nshard,1,false\n")
+    assert EpisodeDataset(days[0], success=str(file)).success.tolist() == [True, False]
+    with pytest.raises(DatasetError, match=r"o.csv: 'shard' is the folder of several datasets; rename one"):
+        EpisodeDataset(days, success=str(file))
+    for heading, row, of in (("", "", ""), ("dataset,", "shard,", " of 'shard'")):
+        file.write_text(f"{heading}episode,success\n{row}0,true\n{row}1,true\n{row}0,false\n")
+        with pytest.raises(DatasetError, match=f"o.csv: episode 0{of} stands twice"):
+            EpisodeDataset(days[0], success=str(file))
+
+
 def test_what_never_changes_is_named_once_with_the_line_that_leaves_it_out(tmp_path, caplog):
     actions = some(3)
     actions[:, 1] = 0.25

@@ -1,6 +1,7 @@
 """Evaluation counts honestly and refuses what it cannot measure."""
 
 import json
+import os
 import shutil
 import socket
 import subprocess
@@ -22,7 +23,11 @@ from saycan_qt.evaluation.affordance.figures import figures
 from saycan_qt.evaluation.affordance.judges import Judge
 from saycan_qt.evaluation.rates import wilson
 from saycan_qt.evaluation.skills import run_episode
+from saycan_qt.evaluation.worlds import LearntWorld
 from saycan_qt.kitchen.practice import rollouts
+from saycan_qt.kitchen.robot import KitchenRobot
+from saycan_qt.kitchen.staging import Stage
+from saycan_qt.kitchen.symbolic import SymbolicKitchen
 from saycan_qt.learning import checkpoint
 from saycan_qt.learning.algorithms.q_transformer import QTransformer
 from saycan_qt.options import dispatch
@@ -74,6 +79,14 @@ def test_a_policy_with_a_history_is_shown_its_history_and_what_was_carried_out(w
         done = [step.action for step in steps]  # also where it was disturbed
     assert actor.lengths == [1, 2, 3, 4, 4, 4] and actor.told[0] is None
     np.testing.assert_array_equal(actor.told[1:], done[:-1])
+
+
+def test_a_policy_is_shown_what_was_carried_out_where_plans_are_tried_too():
+    actor, kitchen = Historian(), SymbolicKitchen({"apple": "far counter"}, "far counter")
+    robot = KitchenRobot(scene=Stage(np.random.default_rng(0)).scene(kitchen))
+    assert LearntWorld(robot, actor).execute(SkillLibrary.load()["open top drawer"]).steps == 6
+    assert actor.told[0] is None
+    np.testing.assert_array_equal(actor.told[1:], actor.given[:-1])
 
 
 def test_a_checkpoint_of_another_robot_is_refused_before_anything_moves(tmp_path, capsys):
@@ -136,6 +149,16 @@ def test_a_mistake_is_one_line_and_exit_code_2(flag, value, capsys):
 def test_a_cluster_without_a_port_is_a_mistake_too(capsys):
     assert main(["skills", "--ray", "ray://head"]) == 2
     assert capsys.readouterr().err.splitlines()[-1].startswith("error: 'head' is not an address")
+
+
+def ended(starts):
+    os._exit(1)
+
+
+def test_a_killed_worker_is_one_line_and_nobody_waits_for_its_episodes(monkeypatch, capsys):
+    monkeypatch.setattr(skills, "_some", ended)
+    assert main(["skills", "--families", "pick", "--episodes", "2"]) == 2
+    assert "error: a worker ended, out of memory perhaps; run again with fewer --workers" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("families", [(), ("pick", "pick")])
@@ -221,8 +244,15 @@ def test_affordances_are_measured_family_by_family_and_scores_are_kept(tmp_path,
     assert set(found["families"]) == set(SKILLS.values()) and answer["scenes"] + answer["tuning_scenes"] == 25
     monkeypatch.setattr(QTransformer, "value_many", None)  # scoring again would need it
     assert main([*command, "--threshold", "tuned"]) == 0
-    tuned = json.loads(capsys.readouterr().out)["models"]["affordance"]
+    said = capsys.readouterr()
+    assert f"affordance's scores of 25 of 25 scenes are those kept in {out}/scores/affordance-" in said.err
+    tuned = json.loads(said.out)["models"]["affordance"]
     assert tuned["f1"] == tuned["tuned"]["f1"] and tuned["fixed"] == found["fixed"]
+
+
+def test_scores_are_not_kept_as_those_of_a_model_with_a_longer_name():
+    judges = [Judge("host:50051", f"{'long' * 8}@{end}", None, None) for end in ("0fd3a1b2", "0fd3a1b2+isotonic")]
+    assert len({judge.keeps for judge in judges}) == 2
 
 
 def test_a_perfect_judge_scores_one_and_a_constant_one_scores_the_baseline():
@@ -377,7 +407,10 @@ def test_a_robot_without_a_camera_gets_a_report_without_pictures(tmp_path, monke
     judge = Judge("blind", "1", lambda seen, texts: np.full(len(texts), 0.4), lambda text: True)
     monkeypatch.setattr(affordance.affordance_judges, "of_checkpoint", lambda name: judge)
     command = ["affordance", "--data", str(tmp_path / "episodes"), "--label", "recorded", "--resamples", "5"]
-    assert main([*command, "--out", str(tmp_path)]) == 0
+    cache = tmp_path / "elsewhere"
+    assert main([*command, "--cache", str(cache), "--rate", "5", "--out", str(tmp_path)]) == 0
+    assert [json.loads(path.read_text())["rate"] for path in cache.glob("*/index.json")] == [5.0]
+    assert not (tmp_path / "episodes" / ".cache").exists()
     assert (page := (tmp_path / "report.html").read_text()).count("<figure>") > 3 and "<img" not in page
 
 

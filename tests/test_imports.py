@@ -15,17 +15,18 @@ ROOT = Path(__file__).parent.parent
 PACKAGES = {"skills": {"skills"}, "planners": {"skills", "planners"}, "saycan_qt": {"skills", "planners", "saycan_qt"}}
 ROOMS = {  # of saycan_qt, from the ground up: room -> the rooms that it may import
     "atomic": set(),
+    "workers": set(),
     "options": set(),
     "language": set(),
     "data": {"atomic"},
     "networks": set(),
-    "learning": {"atomic", "data", "networks"},
+    "learning": {"atomic", "data", "networks", "workers"},
     "made_up": {"learning"},
     "kitchen": {"atomic", "data"},
     "services": {"atomic", "data", "learning", "options"},
     "page": {"options", "services"},
     "journey": {"data", "language", "options", "page", "services"},
-    "evaluation": {"atomic", "data", "kitchen", "language", "learning", "networks", "options", "services"},
+    "evaluation": {"atomic", "data", "kitchen", "language", "learning", "networks", "options", "services", "workers"},
 }
 FILES = {
     ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path

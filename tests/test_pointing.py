@@ -11,6 +11,7 @@ from tiny_policies import BODIES, TEXTS, batch_for, fit_to, make, recorded, seen
 from torch import nn
 
 from saycan_qt import collect, figures, train
+from saycan_qt.data.episodes import Episode, EpisodeDataset, EpisodeWriter
 from saycan_qt.evaluation.skills import roll_out, starts_of
 from saycan_qt.learning import checkpoint
 from saycan_qt.learning.batches import next_events
@@ -106,12 +107,12 @@ def test_what_is_pointed_at_comes_from_successes_and_from_events_to_come_alone()
     assert (foretold - 0.2).abs().median() < 0.03
 
 
-def started(folder, name, *more, algorithm="rt1"):
-    """A run of the compact preset, on random episodes of a robot."""
+def started(folder, name, *more, algorithm="rt1", data=None):
+    """A run of the compact preset, on these or random episodes of a robot."""
     folder.mkdir(exist_ok=True)
     config = train.command([algorithm, "--data", str(folder), "--out", str(folder), "--preset", "compact", *more])
     config = replace(config, steps=2, bfloat16=False, batches=replace(config.batches, batch_size=8))
-    data = recorded(BODIES[name])
+    data = data or recorded(BODIES[name])
     policy, _ = train.new_policy(config, data)
     policy.texts.table |= texts().table
     return Run(config, data, policy, [])
@@ -165,6 +166,23 @@ def test_what_cannot_be_drawn_is_refused_in_one_line(given, says, tmp_path, monk
     assert figures.main(["pointing", *given]) == 2
     said = capsys.readouterr().err.strip()
     assert says in said and "\n" not in said
+
+
+def test_data_of_a_higher_rate_is_brought_to_the_checkpoints(tmp_path, capsys):
+    robot = replace(BODIES["DROID"], control_hz=30)
+    data = recorded(robot, size=(30, 40))
+    with EpisodeWriter(tmp_path / "data", robot) as writer:
+        for number in range(4):
+            rows = slice(6 * number, 6 * number + 6)
+            images = {name: camera[rows] for name, camera in data.cameras.items()}
+            writer.add(Episode(images, data.states[rows], data.actions[rows], TEXTS[0], True))
+    cache = tmp_path / "cache"
+    started(tmp_path / "run", "DROID", data=EpisodeDataset(tmp_path / "data", cache=cache, rate=15)).train()
+    command = ["pointing", "--data", str(tmp_path / "data"), "--checkpoint", str(tmp_path / "run/checkpoint")]
+    command += ["--cache", str(cache), "--out", str(tmp_path / "a.png")]
+    assert figures.main(command) == 2 and "; --rate 15 brings the data to its rate" in capsys.readouterr().err
+    assert figures.main([*command, "--rate", "15"]) == 0 and (tmp_path / "a.png").exists()
+    assert not (tmp_path / "data" / ".cache").exists()
 
 
 @pytest.mark.parametrize(("image", "rows"), [((20, 24), 10), ((80, 96), 20), ((240, 320), 30), ((480, 640), 30)])

@@ -29,12 +29,13 @@ from saycan_qt.data.episodes import Episode, EpisodeDataset, EpisodeWriter
 from saycan_qt.data.relabel import lines
 from saycan_qt.learning import calibration, checkpoint, metrics, start
 from saycan_qt.learning import perception as perceiving
-from saycan_qt.learning.batches import BatchConfig, Transitions, return_range
+from saycan_qt.learning.batches import BatchConfig, Transitions, kept_from_training, return_range
 from saycan_qt.learning.divergence import Diverged
 from saycan_qt.learning.folder import only_writer
 from saycan_qt.learning.loop import Run
 from saycan_qt.learning.stretches import Frames, Shuffle
 from saycan_qt.networks.keypoints import Grounding
+from skills.errors import SkillError
 from skills.library import SkillLibrary
 
 KITCHEN_LOSSES = {
@@ -558,6 +559,18 @@ def test_a_few_episodes_are_validated_too(data):
         assert episodes == [usable - {max(usable)}, {max(usable)}]
 
 
+def test_the_only_successes_are_not_all_held_out_and_who_learns_from_failures_alone_is_told(caplog):
+    dataset = recorded(KITCHEN, count=20, length=2, size=(80, 96))
+    dataset.success = np.arange(20) == 19
+    frames = [np.zeros((40, 27, 14), np.float16)]
+    clone = Transitions(BatchConfig(batch_size=8), dataset, frames, make("rt1"))
+    assert clone.train[np.arange(2)].tolist() == [38, 39] and not len(clone.validation) and not caplog.messages
+    usable = np.arange(40) % 20 == 19
+    assert np.flatnonzero(kept_from_training(usable) & usable).tolist() == [39]
+    Transitions(BatchConfig(batch_size=8), dataset, frames, make("q-transformer"))
+    assert "learns from failures alone: the only successes, 1, are kept for validation" in caplog.text
+
+
 def test_a_q_transformer_starts_from_a_clone(data, perception, tmp_path):
     """Every weight but the Q-head's, which the clone has not."""
     train.train(train.command(run_command("rt1", data, perception, tmp_path / "clone", "--steps", "4")))
@@ -762,6 +775,15 @@ def test_pretraining_finds_things_and_continues_after_a_kill(tmp_path):
     (tmp_path / "state").rename(tmp_path / "state.old")  # as a kill between two states leaves it
     pretrain.train_trunk(config, frames, again)  # nothing is left to do
     assert all(torch.equal(a, b) for a, b in zip(trunk.parameters(), again.parameters(), strict=True))
+
+
+def killed(count, seed):
+    os._exit(1)
+
+
+def test_a_killed_process_that_makes_frames_is_told_in_a_line(tmp_path):
+    with pytest.raises(SkillError, match="run again with fewer --workers"):
+        perceiving.gather(tmp_path, perceiving.SHARD + 1, 0, 2, killed)
 
 
 def test_frames_are_those_of_the_seed_and_as_many_as_are_asked_for(tmp_path, monkeypatch):

@@ -99,6 +99,13 @@ class EpisodeDataset:
             raise DatasetError(
                 f"{columns.success.file}: of which of {len(paths)} datasets ({names}, ...)? Name their folders"
             )
+        if isinstance(columns.success, Outcomes):
+            folders = [path.name for path in {path.resolve() for path in paths}]
+            if twice := [name for name in columns.success.of_dataset if folders.count(name) > 1]:
+                raise DatasetError(
+                    f"{columns.success.file}: {twice[0]!r} is the folder of several datasets; rename one, or open them "
+                    "apart"
+                )
         home = Path(cache) if cache is not None else given[0] / ".cache"
         with _writable(home) as refused:  # of several processes, the first one decodes
             noted = NotedDigests(home / "digests.json")

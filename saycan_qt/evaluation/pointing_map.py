@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from saycan_qt.options import require
+from saycan_qt.options import Folder, require
 
 if TYPE_CHECKING:
     from saycan_qt.data.episodes import EpisodeDataset
@@ -35,6 +35,8 @@ class PointingPictures:
     data: tuple[Path, ...]  # all the episodes that it was trained on, as `train --data`, to know which it was not
     checkpoint: str = "execution-pixels"  # a shipped checkpoint's name, or a folder
     mapping: str = ""  # of the data, as `train --mapping`
+    cache: Folder = None  # of the decoded frames, as `train --cache`
+    rate: float = 0.0  # [Hz] of the data, as `train --rate`
     pictures: int = 12
     episodes: int = 300  # held-out ones that are counted, at most
     threads: int = 2  # that the model may use
@@ -67,7 +69,9 @@ def pointed(policy: Policy, dataset: EpisodeDataset, episodes: Sequence[int]) ->
             "compact are, of a robot with a state"
         )
     if problem := policy.embodiment.misfit(dataset.embodiment):
-        raise ValueError(f"the checkpoint is of another robot than the data: {problem}")
+        hz = policy.embodiment.control_hz
+        hint = f"; --rate {hz:g} brings the data to its rate" if 0 < hz < dataset.embodiment.control_hz else ""
+        raise ValueError(f"the checkpoint is of another robot than the data: {problem}{hint}")
     count, rows = len(eyes.errors), np.asarray(dataset.episode_start)[list(episodes)]
     texts = [dataset.tasks[dataset.episode_task[episode]] for episode in episodes]
     seen = [dataset.cameras[camera.name] for camera in policy.embodiment.cameras]
@@ -104,7 +108,7 @@ def pointing(config: PointingPictures) -> int:
     if not config.out.parent.is_dir() or config.out.suffix.lower() not in PICTURES:
         raise ValueError(f"--out {config.out}: a file in a folder that is there, which ends in {', '.join(PICTURES)}")
     torch.set_num_threads(config.threads)
-    dataset = EpisodeDataset(config.data, mapping=config.mapping or None)
+    dataset = EpisodeDataset(config.data, cache=config.cache, mapping=config.mapping or None, rate=config.rate)
     policy = checkpoint.load(config.checkpoint)
     usable = np.asarray(dataset.success) & np.asarray(dataset.finished)
     chosen = np.flatnonzero(kept_from_training(usable) & usable)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import sys
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from typing import Annotated, Any
 
@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from saycan_qt import atomic
+from saycan_qt import atomic, workers
 from saycan_qt.evaluation.rates import wilson
 from saycan_qt.kitchen.embodiment import EMBODIMENT
 from saycan_qt.kitchen.env import KitchenEnv
@@ -147,10 +147,8 @@ def results(config: SkillsConfig) -> Iterator[Result]:
             for part in cluster.carried_out(ray, _some, parts, cluster.ship(ray, config.checkpoint)):
                 yield from part
         return
-    context = multiprocessing.get_context("spawn")
-    with context.Pool(config.workers, _prepare, (config.checkpoint,)) as pool:
-        for part in pool.imap_unordered(_some, parts):
-            yield from part
+    for part in workers.carried_out(_some, parts, config.workers, partial(_prepare, config.checkpoint)):
+        yield from part
 
 
 def skills(config: SkillsConfig) -> int:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import numpy as np
@@ -97,7 +97,7 @@ class LearntWorld:
             robot.apply(action)
             steps += 1
             terminated = bool(action[-1] > TERMINATE_THRESHOLD)
-            history.append(robot.observe())
+            history.append(replace(robot.observe(), action=action))
         reached = robot.succeeded(skill)
         robot.finish(skill, lambda: False)
         lasted = bool(reached and robot.succeeded(skill))

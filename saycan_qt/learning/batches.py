@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +24,9 @@ from saycan_qt.networks.pointing import PointingEncoder
 from skills.embodiment import TERMINATE_THRESHOLD, ActionDimension, Embodiment
 from skills.library import SkillLibrary
 
-HELD_OUT = 20  # every twentieth episode is kept for validation; where that is none, the last of two or more
+log = logging.getLogger(__name__)
+
+HELD_OUT = 20  # every twentieth episode is kept for validation; where that is none or all, the last of two or more
 PERCEIVED = 128  # frames at a time
 GRIPPED = 100_000  # actions from which it is found how far a gripper moves
 MOVES = 0.05  # of its range; one that moves less stands still
@@ -126,6 +129,13 @@ class Transitions:
         self.successes = Frames(dataset.episode_start, episodes[usable & ~held_out & np.asarray(dataset.success)])
         if config.successes > 0 and not len(self.successes):
             raise ValueError(f"--successes {config.successes}: none of the episodes that are trained on succeeded")
+        lost = int(np.sum(dataset.success))
+        if lost and not len(self.successes) and config.reward == "success":
+            log.warning(
+                "%s learns from failures alone: the only successes, %d, are kept for validation, as every %dth episode "
+                "is, or did not come to their end",
+                *(policy.name, lost, HELD_OUT),
+            )
         pixels = bool(frames) and frames[0].dtype == np.uint8
         self.augmentation = Augmentation(config.random_shift, config.colour_jitter)
         if not pixels and (self.augmentation or config.stretch > 1):
@@ -303,6 +313,8 @@ class Transitions:
 def kept_from_training(usable: np.ndarray) -> np.ndarray:
     """(E,) bool: episodes that a run with these usable ones, (E,) bool, is validated on."""
     found = np.arange(len(usable)) % HELD_OUT == HELD_OUT - 1
+    if not (usable & ~found).any():
+        found[:] = False
     if not (found & usable).any() and usable.sum() > 1:
         found[np.flatnonzero(usable)[-1]] = True
     return found

@@ -10,10 +10,8 @@ import logging
 import math
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,6 +23,7 @@ from torch import Tensor
 from saycan_qt.learning import checkpoint
 from saycan_qt.learning.divergence import forget, require_finite
 from saycan_qt.networks.keypoints import Grounding, Keypoints, KeypointTrunk, TrunkConfig
+from saycan_qt.workers import carried_out
 from skills.library import Skill
 
 log = logging.getLogger(__name__)
@@ -70,7 +69,7 @@ def debug_config(config: PretrainConfig) -> PretrainConfig:
 
 def gather(folder: Path, count: int, seed: int, workers: int, make: Callable[[int, int], Frames]) -> Frames:
     """`count` labelled frames, rendered by make(count, seed) in shards and several processes; shards already there are
-    kept, if they are of this seed and this size."""
+    kept, if they are of this seed and this size. Raises SkillError where a process is killed."""
     folder.mkdir(parents=True, exist_ok=True)
     shards = [
         (folder / f"shard-{seed}-{i:04d}.npz", min(SHARD, count - i * SHARD), seed * 100_003 + i)
@@ -80,9 +79,8 @@ def gather(folder: Path, count: int, seed: int, workers: int, make: Callable[[in
     start = time.monotonic()
     write = partial(_write_shard, make=make)
     if workers > 1 and len(missing) > 1:
-        with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-            for done, _ in enumerate(pool.map(write, missing), start=1):
-                _report_gathering(done, missing, start)
+        for done, _ in enumerate(carried_out(write, missing, workers), start=1):
+            _report_gathering(done, missing, start)
     else:
         for done, shard in enumerate(missing, start=1):
             write(shard)

@@ -38,7 +38,7 @@ from saycan_qt.networks.efficientnet import EfficientNetConfig
 from saycan_qt.networks.hand_eye import places_of_states
 from saycan_qt.networks.keypoints import TrunkConfig
 from saycan_qt.networks.pointing import EVENTS, PointingConfig, PointingEncoder
-from saycan_qt.networks.tokens import ActionTokenizer, TextEncoder, bounds_of
+from saycan_qt.networks.tokens import STILL_SHARE, ActionTokenizer, TextEncoder, bounds_of
 from skills import files
 from skills.embodiment import Embodiment
 from skills.errors import EmbodimentError
@@ -50,6 +50,7 @@ AlgorithmConfig = QTransformerConfig | QTOptConfig | IQLConfig | AWOptConfig | D
 EYES = f"{NETWORK}encoder."  # how a checkpoint calls their weights
 SAMPLE = 200_000  # frames that bounds, adaptive bins and the state's size are computed from
 STILL = 1e-6  # a state number that deviates less tells nothing; its size is taken for 1
+BEYOND = 0.01  # share of the actions' numbers beyond their range from which it is worth a word
 STRETCHED = 0.25  # share of a range below which its use is worth a word
 Preset = Literal["small", "compact", "paper", "paper-shared", "debug"]
 
@@ -223,7 +224,14 @@ def new_policy(config: TrainConfig, dataset: Episodes) -> tuple[Policy, list[str
                 f"resize them with `image_size: {wanted}` in a --mapping file, or train another --preset"
             )
     texts = TextEncoder(table, network.text_model)
-    tokenizer = tokenizer_of(start, embodiment) or new_tokenizer(config, network.bins, embodiment, dataset.actions)
+    if (tokenizer := tokenizer_of(start, embodiment)) is None:
+        tokenizer = new_tokenizer(config, network.bins, embodiment, dataset.actions)
+    elif beyond := beyond_range(sample_of(dataset.actions), *tokenizer.edges[:, [0, -1]].numpy().T):
+        log.warning(
+            "%.0f %% of the data's action values lie beyond the range of %s, to which they are cut; without --init, "
+            "--bounds data takes theirs",
+            *(100 * beyond, config.init),
+        )
     policy = kind(network, algorithm, texts, tokenizer, embodiment)
     if not start and isinstance(eyes_of := policy.network.encoder, PointingEncoder):
         cameras = {camera.name: dataset.cameras[camera.name] for camera in embodiment.cameras}
@@ -307,9 +315,12 @@ def taken_over(init: Path, described: Mapping[str, Any], network: NetworkConfig,
 
 def new_tokenizer(config: TrainConfig, bins: int, embodiment: Embodiment, actions: np.ndarray) -> ActionTokenizer:
     """Action bins as `bounds` and `bins` say, from at most SAMPLE actions spread over the data."""
-    sample = np.asarray(actions[:: max(1, len(actions) // SAMPLE)])
+    sample = sample_of(actions)
     if config.bounds == "robot":
-        if (beyond := np.mean((sample < embodiment.low - 1e-3) | (sample > embodiment.high + 1e-3))) > 0.01:
+        embodiment, still = widened(sample, embodiment)
+        if still:
+            log.warning("the actions hardly move in %s; --bounds FILE gives them a range", ", ".join(still))
+        if beyond := beyond_range(sample, embodiment.low, embodiment.high):
             log.warning(
                 "%.0f %% of the data's action values lie beyond the robot's range; try --bounds data", 100 * beyond
             )
@@ -324,6 +335,28 @@ def new_tokenizer(config: TrainConfig, bins: int, embodiment: Embodiment, action
     if config.bins == "adaptive":
         return ActionTokenizer.adaptive(sample, embodiment, bins)
     return ActionTokenizer.uniform(embodiment, bins)
+
+
+def sample_of(actions: np.ndarray) -> np.ndarray:
+    return np.asarray(actions[:: max(1, len(actions) // SAMPLE)])
+
+
+def beyond_range(actions: np.ndarray, low: np.ndarray, high: np.ndarray) -> float:
+    """The share of the actions' numbers (N, D) that lie beyond low and high (D,); 0 where it is not worth a word."""
+    share = float(np.mean((actions < low - 1e-3) | (actions > high + 1e-3)))
+    return share if share > BEYOND else 0.0
+
+
+def widened(actions: np.ndarray, embodiment: Embodiment) -> tuple[Embodiment, list[str]]:
+    """With the range of `bounds_of` where the embodiment's is so narrow for its values that float32 has no numbers for
+    the edges of its bins; and the names of these dimensions."""
+    dimensions, names = list(embodiment.action), list[str]()
+    for number, found in enumerate(bounds_of(actions, embodiment)[0].action):
+        low, high = dimensions[number].low, dimensions[number].high
+        if high - low < STILL_SHARE * max(abs(low), abs(high)):
+            dimensions[number] = found
+            names.append(found.name)
+    return dataclasses.replace(embodiment, action=tuple(dimensions)), names
 
 
 def stretched(actions: np.ndarray, embodiment: Embodiment) -> list[str]:

@@ -28,8 +28,11 @@ class ActionTokenizer:
     def __init__(self, edges: Tensor, terminate: int | None) -> None:
         """edges (D, bins + 1) float32, rising: the limits of every dimension's bins, in the action's units; terminate:
         which dimension ends a skill, None where none does."""
-        if edges.ndim != 2 or not bool((edges.diff(dim=1) > 0).all()):
-            raise ValueError(f"edges must rise along each action dimension's row; they are {tuple(edges.shape)}")
+        if edges.ndim != 2:
+            raise ValueError(f"edges are a row for each action dimension; they are {tuple(edges.shape)}")
+        if level := (edges.diff(dim=1) <= 0).any(dim=1).nonzero().flatten().tolist():
+            low, high = edges[level[0], [0, -1]].tolist()
+            raise ValueError(f"edges must rise; those of action number {level[0]}, {low:.7g} to {high:.7g}, do not")
         self.edges, self.terminate = edges.float(), terminate
         self._inner = self.edges[:, 1:-1].contiguous()
         self._middles = (self.edges[:, 1:] + self.edges[:, :-1]) / 2

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from saycan_qt import atomic
 from saycan_qt.services import own
 from saycan_qt.services.processes import keep_memory
 from saycan_qt.services.replicas import Replicas
@@ -52,7 +53,7 @@ def checkpoints(
     """One that judges and one that acts, here or in replicas: checkpoints, by a shipped one's name or by folder,
     `module:Class` of the user's own, or an openpi server that acts. Raises Unreadable."""
     (critic_id, judges), (actor_id, acts) = _identify(affordance), _identify(execution)
-    curve = _curve(affordance) if calibrated else None
+    curve, curve_id = _curve(affordance) if calibrated else (None, "")
     read = _reader(threads, replicas, body, device, bfloat16)
 
     def load() -> tuple[Critic, Actor]:
@@ -66,7 +67,7 @@ def checkpoints(
 
     if curve is None:
         return Models(critic_id, actor_id, load, embodiment=acts or judges)
-    return Models(f"{critic_id}+{curve.method}", actor_id, load, curve.calibrated, acts or judges)
+    return Models(f"{critic_id}+{curve_id}", actor_id, load, curve.calibrated, acts or judges)
 
 
 def _kind(name: str) -> str:
@@ -98,7 +99,8 @@ def _embodiment(folder: Path) -> Embodiment:
     return default_robot().embodiment if said is None else Embodiment.parse(said, str(folder / checkpoint.CONFIG))
 
 
-def _curve(name: str) -> Any:
+def _curve(name: str) -> tuple[Any, str]:
+    """A checkpoint's curve, and its method with the beginning of its file's digest."""
     if own.is_own(name) or is_openpi(name):
         raise Unreadable(
             f"{name} is a {_kind(name)}, and --calibrated takes a checkpoint; let its `value` give probabilities"
@@ -106,8 +108,9 @@ def _curve(name: str) -> Any:
     from saycan_qt.learning import calibration, checkpoint
 
     try:
-        return calibration.load(name)
-    except (checkpoint.CheckpointError, calibration.CalibrationError) as error:
+        curve = calibration.load(name)
+        return curve, f"{curve.method}@{atomic.sha256(calibration.beside(checkpoint.resolve(name)))[:8]}"
+    except (checkpoint.CheckpointError, calibration.CalibrationError, OSError) as error:
         raise Unreadable(str(error)) from None
 
 

@@ -61,12 +61,14 @@ def _rows(text: str, path: Path) -> dict[Any, Any]:
     rows = list(csv.DictReader(text.splitlines(), skipinitialspace=True))
     if not rows or not {"episode", "success"} <= rows[0].keys():
         raise DatasetError(f"{path}: the first line of outcomes must be `episode,success`")
-    if "dataset" not in rows[0]:
-        return {row["episode"]: row["success"] for row in rows}
     found: dict[str, dict[str, str]] = {}
     for row in rows:
-        found.setdefault(row["dataset"], {})[row["episode"]] = row["success"]
-    return found
+        of, episode = found.setdefault(row.get("dataset", ""), {}), row["episode"]
+        if episode in of:
+            where = f" of {row['dataset']!r}" if "dataset" in row else ""
+            raise DatasetError(f"{path}: episode {episode}{where} stands twice")
+        of[episode] = row["success"]
+    return found if "dataset" in rows[0] else found[""]
 
 
 def _outcomes(given: Any, path: Path) -> dict[int, bool]:

@@ -35,7 +35,7 @@ class Judge:
     @property
     def keeps(self) -> str:
         """The folder's name under which its scores are kept."""
-        return f"{re.sub(r'[^A-Za-z0-9-]+', '-', self.name)}-{re.sub(r'[^A-Za-z0-9@-]+', '-', self.digest)[:32]}"
+        return f"{re.sub(r'[^A-Za-z0-9-]+', '-', self.name)}-{atomic.sha256(self.digest.encode())[:12]}"
 
 
 def of_checkpoint(name: str) -> Judge:
@@ -78,17 +78,18 @@ def scored(
     texts: Sequence[Sequence[str]],
     keep: Path | None,
     progress: Callable[[int], None],
-) -> np.ndarray:
-    """Affordances (S, N) of texts (S, N). keep: a folder in which every part's scores are kept, and found again.
-    Raises NotComparable, or Interrupted where a server stops answering; what was scored is kept then, too."""
-    done, first = [], 0
+) -> tuple[np.ndarray, int]:
+    """Affordances (S, N) of texts (S, N), and of how many scenes they were kept. keep: a folder in which every part's
+    scores are kept, and found again. Raises NotComparable, or Interrupted where a server stops answering; what was
+    scored is kept then, too."""
+    done, first, again = [], 0, 0
     for part in parts:
         asked = texts[first : first + part.count]
         words = atomic.sha256("\n".join(text for row in asked for text in row).encode())[:8]
         kept = keep / f"{part.key}-{words}.npy" if keep else None
         rows = list(np.load(kept)) if kept is not None and kept.exists() else []
         progress(len(rows))
-        found = len(rows)
+        again += (found := len(rows))
         try:
             for seen, wanted in zip(part.read()[found:] if found < part.count else (), asked[found:], strict=True):
                 try:
@@ -108,4 +109,4 @@ def scored(
                 atomic.write(kept, buffer.getvalue())
         done += rows
         first += part.count
-    return np.stack(done)
+    return np.stack(done), again

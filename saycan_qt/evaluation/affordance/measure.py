@@ -23,7 +23,7 @@ from saycan_qt.evaluation.affordance.figures import FIXED, figures
 from saycan_qt.evaluation.affordance.judges import Interrupted, Judge
 from saycan_qt.evaluation.affordance.questions import Label, NotComparable, Questions, ask
 from saycan_qt.evaluation.affordance.table import WIDE, table
-from saycan_qt.options import require
+from saycan_qt.options import Folder, require
 from saycan_qt.services.access import ClientOptions, HowToCall
 
 
@@ -50,6 +50,8 @@ class AffordanceConfig:
 
     data: Path  # scenes of `python -m saycan_qt.collect affordance`, or a dataset of episodes
     mapping: str = ""  # which of the episodes' columns mean what, as in training: a YAML file, "fractal" or "bridge"
+    cache: Folder = None  # of the episodes' decoded frames, as `train --cache`
+    rate: float = 0.0  # [Hz] of the episodes, as `train --rate`
     # Shipped checkpoints' names, or folders; all in one table. `affordance` where neither these nor servers are named
     checkpoint: tuple[str, ...] = ()
     server: tuple[str, ...] = ()  # HOST:PORT of running skill servers, in the same table
@@ -131,7 +133,7 @@ def evaluate(config: AffordanceConfig, console: Console) -> tuple[dict[str, Any]
     import torch
 
     torch.set_num_threads(config.threads)
-    questions = ask(config.data, config.mapping, config.label)
+    questions = ask(config.data, config.mapping, config.label, config.cache, config.rate)
     labels, tuning = questions.labels, questions.tuning
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("scenes"))
     models: dict[str, dict[str, Any]] = {}
@@ -142,7 +144,13 @@ def evaluate(config: AffordanceConfig, console: Console) -> tuple[dict[str, Any]
             task = progress.add_task(f"scoring {judge.name}", total=len(labels))
             keep = config.out / "scores" / judge.keeps if config.out else None
             advance = partial(progress.advance, task)
-            scores = affordance_judges.scored(judge, questions.parts, questions.texts, keep, advance)
+            scores, again = affordance_judges.scored(judge, questions.parts, questions.texts, keep, advance)
+            if again:  # a class of one's own and somebody's server have one name, whatever they compute
+                console.print(
+                    f"note: {judge.name}'s scores of {again} of {len(labels)} scenes are those kept in {keep}; delete "
+                    "them to score again",
+                    soft_wrap=True,
+                )
             progress.update(task, description=f"measuring {judge.name}")
 
             def measured(scores: np.ndarray) -> dict[str, Any]:

@@ -95,9 +95,9 @@ class Questions:
         return found
 
 
-def ask(folder: Path, mapping: str, label: Label) -> Questions:
-    """The questions of a folder of either kind. mapping: of somebody's episodes, as for training; label: "auto" is
-    the first of its kind. Raises DatasetError or NotComparable."""
+def ask(folder: Path, mapping: str, label: Label, cache: Path | None = None, rate: float = 0.0) -> Questions:
+    """The questions of a folder of either kind. mapping, cache, rate: of somebody's episodes, as for training; label:
+    "auto" is the first of its kind. Raises DatasetError or NotComparable."""
     is_scenes = (folder / scenes.DESCRIPTION).exists() or not (folder.is_dir() and any(folder.iterdir()))
     kinds = OF_EPISODES if mapping or not is_scenes else OF_SCENES
     if label == "auto":
@@ -108,7 +108,7 @@ def ask(folder: Path, mapping: str, label: Label) -> Questions:
     if kinds == OF_SCENES:
         return of_scenes(SceneDataset.open(folder), label)
     try:
-        dataset = EpisodeDataset(folder, mapping=mapping or None)
+        dataset = EpisodeDataset(folder, cache=cache, mapping=mapping or None, rate=rate)
     except DatasetError as error:
         make = f"`python -m saycan_qt.collect affordance --out {folder}` makes labelled scenes"
         raise DatasetError(f"{error}; {make}" if str(error).startswith("no dataset in") else str(error)) from None

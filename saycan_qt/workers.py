@@ -1,0 +1,59 @@
+"""Work of many parts, carried out by processes of this machine, which do not outlive whoever asked for it.
+
+for episodes in carried_out(several, parts, workers=4):
+    ...                                                   # as they are done
+"""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing.connection import Connection
+from typing import TypeVar
+
+from skills.errors import SkillError
+
+Part = TypeVar("Part")
+Result = TypeVar("Result")
+
+
+def carried_out(
+    work: Callable[[Part], Result],  # a function of a module, or a partial of one, as is `prepare`
+    parts: Iterable[Part],
+    workers: int,
+    prepare: Callable[[], None] | None = None,  # what each process does first
+) -> Iterator[Result]:
+    """What work(part) returns for each part, as they are done. The work's own errors are raised as they are; SkillError
+    where a process is killed."""
+    context = multiprocessing.get_context("spawn")
+    ends, end = context.Pipe(duplex=False)
+    pool = ProcessPoolExecutor(workers, context, _begin, (ends, prepare))
+    try:
+        for done in as_completed([pool.submit(work, part) for part in parts]):
+            yield done.result()
+    except BrokenProcessPool:
+        raise SkillError("a worker ended, out of memory perhaps; run again with fewer --workers") from None
+    finally:
+        end.close()  # nobody waits for what is under way, on Ctrl-C for instance
+        pool.shutdown(cancel_futures=True)
+        ends.close()
+
+
+def _begin(ends: Connection, prepare: Callable[[], None] | None) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal sends it to all, and the one who asked ends the others
+    threading.Thread(target=_end_with, args=(ends,), daemon=True).start()
+    if prepare is not None:
+        prepare()
+
+
+def _end_with(ends: Connection) -> None:
+    """With whoever holds the other end of the pipe: it is closed, or was killed."""
+    with contextlib.suppress(EOFError, OSError):
+        ends.recv()
+    os._exit(1)
