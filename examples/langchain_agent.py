@@ -24,9 +24,9 @@ from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.types import Command
 
 from planners.langchain import PlannerModel, observe_tool, skill_tools
-from planners.saycan import SayCanPlanner
+from planners.saycan import SayCanConfig
 from saycan_qt.kitchen.language.spoken import kitchen_language
-from saycan_qt.language import LanguageConfig, load_language
+from saycan_qt.language import LanguageConfig, load_language, planner_of
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ def carry_out(config: Config) -> int:
     model: Any = config.model
     if not model:
         language = load_language(LanguageConfig(), kitchen_language(), here.skills)
-        planner = SayCanPlanner(language.scorer, language.prompt, here.skills)
+        planner = planner_of("saycan", language, here.skills, SayCanConfig())
         model = PlannerModel(planner=planner, judge=here, world=here)
     allowed: dict[str, Any] = {tool.name: {"allowed_decisions": ["approve", "reject"]} for tool in tools}
     agent = create_agent(

@@ -30,7 +30,7 @@ When = Literal["never", "when-unsure", "always"]
 SHOWN = 3, 5  # options, at least and at most
 STOP = ("", "s", "stop", "q", "quit")
 VETO = "veto"
-NUMBER = re.compile(r"(?:option |number )?(\d{1,9})")
+NUMBER = re.compile(r"(?:option |number )?([0-9]+)[.)!]*", re.IGNORECASE)
 NEITHER = (
     "yes",
     "y",
@@ -47,6 +47,12 @@ DOUBT = 3  # by which a confidence is divided where the words fit two things, or
 # they name left out, however sure the language model is
 STATES = ("on", "off", "in", "out", "up", "down")  # slots' values that are also said of other things
 NOTICED = 0.01  # share of all products from which a skill is another thing that may be meant
+
+
+def number_of(said: str) -> int | None:
+    """Of an option, as people say it; None: they say something else."""
+    found = NUMBER.fullmatch(said.strip())
+    return int(found[1][:9]) if found else None
 
 
 @dataclass(frozen=True)
@@ -90,17 +96,16 @@ class Question:
             return Answer(veto=True) if self.skills and (self.skills[1:] or self.others) else None
         if chosen := verbatim(said, (*self.skills, *self.others)):
             return Answer(chosen)
-        word = plain(said)
-        if meant := next((option for option in self.instructions if plain(option) == word), ""):
-            return Answer(instruction=meant)
-        number = NUMBER.fullmatch(word)
-        if number is None:
-            return None if word in NEITHER else Answer(instruction=said)
-        if not 1 <= int(number[1]) <= len(self.options):
+        alike = [option for option in self.instructions if plain(option) == plain(said)]
+        if said in self.instructions or len(alike) == 1:
+            return Answer(instruction=said if said in self.instructions else alike[0])
+        if (number := number_of(said)) is None:
+            return None if plain(said) in NEITHER else Answer(instruction=said)
+        if not 1 <= number <= len(self.options):
             return None
         if self.skills:
-            return Answer(self.skills[int(number[1]) - 1])
-        return Answer(instruction=self.instructions[int(number[1]) - 1])
+            return Answer(self.skills[number - 1])
+        return Answer(instruction=self.instructions[number - 1])
 
 
 @dataclass(frozen=True)
@@ -151,9 +156,10 @@ def confidence(instruction: str, decision: Decision, history: Sequence[Step] = (
     for word is sure, and what is tried as a last resort is not."""
     if decision.because:
         return float(decision.because == WORD_FOR_WORD)
-    chosen, total = decision.candidates[0], sum(map(_product, decision.candidates))
-    same = sum(row.score for row in decision.candidates[1:] if _about_the_same(chosen.skill, row.skill))
-    share = (chosen.score + same) / total if total > 0 else 0.0
+    chosen, *others = decision.candidates
+    total = sum(map(_product, decision.candidates))
+    same = sum(_product(row) for row in others if _about_the_same(chosen.skill, row.skill))
+    share = (_product(chosen) + same) / total if chosen.score > 0 else 0.0
     doubtful = equally_named(instruction, decision) or left_out(instruction, decision, history, began)
     return share / DOUBT if doubtful else share
 

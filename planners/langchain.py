@@ -15,6 +15,7 @@ import threading
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from itertools import count
+from numbers import Real
 from typing import Any, NotRequired, TypedDict
 
 from langchain_core.callbacks import CallbackManagerForLLMRun
@@ -27,7 +28,7 @@ from langgraph.prebuilt import ToolRuntime
 from langgraph.types import interrupt
 from pydantic import PrivateAttr
 
-from planners.asking import Answer, Asking, Question
+from planners.asking import Answer, Asking, Question, number_of
 from planners.prompts import Begun, describe
 from planners.proposal import generate
 from planners.saycan import DONE, Decision, Judge, SayCanPlanner, Step, World, last_try_failed
@@ -82,7 +83,7 @@ def _fault(asked: Any) -> str:
         return f"the instruction is a {type(asked['instruction']).__name__}, not text"
     if not isinstance(asked["affordances"], Mapping):
         return f"the affordances are a {type(asked['affordances']).__name__}"
-    if odd := next((n for n, v in asked["affordances"].items() if not isinstance(v, int | float)), None):
+    if odd := next((n for n, v in asked["affordances"].items() if not isinstance(v, Real)), None):
         return f"the affordance of {odd!r} is {asked['affordances'][odd]!r}, no number"
     if wrong := next((step for step in asked.get("history") or () if not isinstance(step, Step)), None):
         return f"the history has a {type(wrong).__name__}, where Steps belong"
@@ -325,7 +326,7 @@ def _answer(asked: Asked, new: bool) -> Answer:
         words = "" if said is None else " ".join(str(said).split())
         approves = isinstance(said, bool) or not isinstance(said, str | int | None)  # as other questions are answered
         answer = None if approves else question.understand(words)
-        if answer is None or (turn < asked.foreign and (words.isdecimal() or answer.veto)):
+        if answer is None or (turn < asked.foreign and (number_of(words) is not None or answer.veto)):
             continue
         if not answer.veto:
             return answer

@@ -13,6 +13,7 @@ from functools import lru_cache
 
 from skills.library import Skill
 
+WORDS = ("a", "i")  # of which zone A is only by its case
 SHORTEST = 4  # letters of a name that may be several of something; a bus or gas is none
 
 
@@ -33,7 +34,7 @@ def renamed(text: str, name: str, other: str) -> str:
     def instead(found: re.Match[str]) -> str:
         return other + (found[0][len(name) :] if _folded(found[0]).startswith(_folded(name)) else "")
 
-    return pattern(_forms(name)).sub(instead, text)
+    return pattern(_forms(name), 0 if name.lower() in WORDS else re.IGNORECASE).sub(instead, text)
 
 
 def named(text: str, names: Iterable[str]) -> list[str]:
@@ -41,7 +42,7 @@ def named(text: str, names: Iterable[str]) -> list[str]:
     thing or several."""
     known, finds = _forms_of(frozenset(names))
     found = dict.fromkeys(known[form] for form in finds.findall(_folded(text)))
-    return [name for name in found if len(name) > 1 or pattern([name], 0).search(text)]  # "a" is no zone A
+    return [name for name in found if name.lower() not in WORDS or pattern([name], 0).search(text)]
 
 
 @lru_cache(maxsize=64)  # a planner asks about all names of its library at each decision

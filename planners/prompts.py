@@ -249,9 +249,9 @@ class Prompt:
         return [*others[::-1], *alike[::-1]]
 
     def _there(self, examples: list[Example], known: Known | None) -> list[Example]:
-        """Those whose plans are about the fewest things that the robot does not know to be anywhere."""
-        there = {*known.objects, known.held} if known and known.objects else set(self._spelt.values())
-        return _most(examples, lambda e: -len({*self._named(" ".join(e.plan))} - there))
+        """Those whose plans are about the most things that the robot knows to be somewhere."""
+        there = {*known.objects, known.held} if known else set()
+        return _most(examples, lambda e: len(there.intersection(self._named(" ".join(e.plan)))))
 
     def _about(self, example: Example, things: list[str]) -> Example:
         """The example with its things replaced by these, in the order in which they are named, if as many are named

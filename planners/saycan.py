@@ -27,6 +27,7 @@ DONE = "done"
 LONGEST = 2000  # letters of an instruction; longer ones are refused, not cut
 HOPELESS = 1e-5  # a content-free prompt finds nothing less likely than this, relative to its likeliest candidate
 ROUNDS = (2, 3, 4)  # skills in a round that leads nowhere: there and back, there and back, ...
+UNSERVED = 0.6  # see SayCanConfig.cannot
 SUGGESTED = 3  # things to ask for that a refusal names
 WORD_FOR_WORD = "the sentence is this skill's own words"
 LAST_RESORT = "it seems hardly possible, and nothing else would serve"
@@ -61,7 +62,9 @@ class SayCanConfig:
     unlike: float = 0.42  # cosine to the nearest way to ask, or skill text, below which an instruction is refused...
     alike: float = 0.65  # ... from which it is not, and between the two the language model decides: ...
     likely: float = 0.03  # ... refused if less of the next line's probability than this falls on the whole library
-    cannot: float = 0.6  # a tuned model says so itself: refused if it finds this likely that nothing serves
+    # A tuned model says so itself: refused if it finds this likely that nothing serves. None: 0.6, or what the language
+    # model brings along
+    cannot: float | None = None
     # What is named is not replaced. Where less than `sure` of the next line's probability falls on what is possible,
     # the language model is asked about the rest, too; if it likes something best that is not possible, nothing does the
     # same with another thing, and it goes no further if less than `within_reach` of the probability is left.
@@ -393,12 +396,10 @@ class SayCanPlanner:
         if not now.by_model:
             return others, None
         others |= self._renamed(now)
-        for rule in (self._word_for_word_missing, self._out_of_reach) if self.config.refuse else ():
-            found, refusal = rule(now)
-            others |= found
-            if refusal is not None:
-                return others, refusal
-        return others, None
+        if not self.config.refuse:
+            return others, None
+        found, refusal = self._out_of_reach(now)
+        return others | found, refusal
 
     def _refusal(self, now: _Now) -> Refusal | None:
         """Why the instruction cannot be served, if so: a tuned model says it of itself, also of what is left.
@@ -430,14 +431,16 @@ class SayCanPlanner:
 
     def _said_itself(self, now: _Now) -> Refusal | None:
         cannot = float(np.exp(self.scorer.score(now.prompt, [f" {CANNOT}\n"])[0]))
-        if cannot < self.config.cannot:
-            return None
+        limit = UNSERVED if self.config.cannot is None else self.config.cannot
         if not any(step.outcome.succeeded for step in now.history):
-            return self._unserved(now, None, 1 - cannot)
+            return self._unserved(now, None, 1 - cannot) if cannot >= limit else None
+        if cannot < max(limit, UNSERVED):  # what was begun is ended by what is sure alone
+            return None
         return Refusal("nothing that the robot can do serves what is left of this", likelihood=1 - cannot)
 
     def _out_of_reach(self, now: _Now) -> tuple[np.ndarray, Refusal | None]:
-        """Where the language model likes something best that is not possible, for a thing that is not there.
+        """Where the language model likes something best that is not possible, for a thing that is not there; or where
+        that is asked for word for word, whatever it likes.
 
         Whoever neither names the thing nor has a language model that was told the scene means any such thing. What is
         not possible for another reason (a full hand, a shut door, a thing that fell over) may be brought about, by
@@ -445,11 +448,13 @@ class SayCanPlanner:
         with another thing.
         """
         nothing, known, possible, history = np.zeros(len(self.skills), bool), now.known, now.possible, now.history
-        if np.exp(now.language[possible]).sum() >= self.config.sure:
+        said = None if self.config.without else self._verbatim(now.said)
+        gone = bool(said and known and known.objects and self._not_there(said, known))
+        if np.exp(now.language[possible]).sum() >= self.config.sure and not gone:
             return nothing, None
         rest = np.setdiff1d(self._preselected(now.instruction, ~possible), np.flatnonzero(np.isfinite(now.language)))
         language = np.maximum(now.language, self._score(now.prompt, rest)) if len(rest) else now.language
-        favourite = int(language.argmax())
+        favourite = self._number[said.name] if said and gone else int(language.argmax())
         skill = self.skills[favourite]
         names = named(now.instruction, skill.arguments.values())
         if known and known.objects:
@@ -460,17 +465,16 @@ class SayCanPlanner:
         told = known is not None and (self.prompt.tuned or self.prompt.scene)
         if possible[favourite] or not (names or (missing and told)):
             return nothing, None
+        others = self._about_others({*named(now.instruction, self._values), *skill.arguments.values()}, known)
         if not missing:
             count = self._count(now.instruction)
-            wanted = {*named(now.instruction, self._values), *skill.arguments.values()}
-            wanted |= {known.held} if known else set()  # it may have to be put somewhere first
-            others = self._about_others(wanted, known)
             return (self._families == self._families[favourite]) & (count < count[favourite]) | others, None
         meant = {slot: value for slot, value in skill.arguments.items() if value in names or not names}
         instead = np.array([s.family == skill.family and not meant.items() <= s.arguments.items() for s in self.skills])
+        instead |= others & gone
         left = float(np.exp(language[possible & ~instead]).sum() / np.exp(language).sum())
         last = history[-1].skill.name if history and history[-1].outcome.succeeded else ""
-        about = {*skill.arguments.values()}
+        about = {*skill.arguments.values()} - (_seen(known) if known else set())
         nearer = [s for s, may in zip(self.skills, possible, strict=True) if may and about & {*s.arguments.values()}]
         if left >= self.config.within_reach or any(s.name != last for s in nearer):
             return instead, None
@@ -494,7 +498,9 @@ class SayCanPlanner:
         return [{value for slot, value in skill.arguments.items() if slot in slots} for skill in self.skills]
 
     def _about_others(self, wanted: Collection[str], known: Known | None) -> np.ndarray:
-        """Which skills (all,) are about things, and none of these."""
+        """Which skills (all,) are about things, and none of these, nor of what is held, which may have to be put
+        somewhere first."""
+        wanted = {*wanted, known.held} if known else wanted
         return np.array([bool(things) and not things.intersection(wanted) for things in self._things(known)])
 
     def _missing(self, now: _Now, skill: Skill, thing: str, instead: np.ndarray, left: float) -> Refusal:
@@ -558,21 +564,6 @@ class SayCanPlanner:
         if any(step.outcome.succeeded for step in tries):
             return int(self._done.argmax())
         return asked if possible[asked] and len(tries) < self.config.tries else None
-
-    def _word_for_word_missing(self, now: _Now) -> tuple[np.ndarray, Refusal | None]:
-        """Where the skill that is asked for in its own words is about a thing that is not there: what must come before,
-        as looking elsewhere, the language model may choose, but nothing about other things alone."""
-        skill, known, missing = self._verbatim(now.said), now.known, list[str]()
-        if skill is not None and not self.config.without and known and known.objects:
-            missing = self._not_there(skill, known)
-        if skill is None or not missing:
-            return np.zeros(len(self.skills), bool), None
-        others = self._about_others(skill.arguments.values(), known)
-        left = float(np.exp(now.language[now.possible & ~others & ~self._done]).sum())
-        if left >= self.config.within_reach:
-            return others, None
-        instead = now.possible & (self._families == self._families[self._number[skill.name]])
-        return others, self._missing(now, skill, missing[0], instead, left)
 
     def _last_resort(self, now: _Now, alive: np.ndarray) -> int | None:
         """Number of the skill that is tried once where next to nothing that may be done (alive) would serve: what the

@@ -26,6 +26,7 @@ KEY = "LANGUAGE_SERVER_KEY"  # environment variable
 CHAT_RETRIES = 2  # of LangChain's models, which know when to try again
 NONE, CPU = "none", "cpu"
 UNSURE = 0.6  # a guess, for what `evaluate asking` has not measured
+CANNOT = 0.25  # of an adapter that was taught one robot's words: how likely it finds that nothing serves, to refuse
 NEARNESS = 6.0  # for an adapter that was taught no robot's words; chosen on robots kept from its training
 
 
@@ -74,6 +75,7 @@ class Language:
     proposer: Proposer | None = None  # which proposes steps, where it cannot score them
     preselect: int = 0  # score only this many skills, unless told otherwise; 0: all
     nearness: float = 0.0  # weight of sentence embedding beside it, unless told otherwise
+    cannot: float | None = None  # as SayCanConfig has it, unless told otherwise
 
 
 def language_of(robot: RobotFolder) -> RobotLanguage:
@@ -124,7 +126,8 @@ def load_language(
         prompt = robot.prompt(text_embedder(), tuned=adapter is not None, **tells)
         measured = adapter is not None and adapter == robot.adapter and not config.model
         unsure = robot.unsure if measured and robot.unsure is not None else UNSURE
-        return Language(scorer, prompt, name, unsure, nearness=nearness)
+        cannot = CANNOT if prompt.tuned and not plans_for_any(adapter) else None
+        return Language(scorer, prompt, name, unsure, nearness=nearness, cannot=cannot)
     except (WeightsError, RemoteError, OSError, ValueError) as error:
         raise LanguageError(" ".join(str(error).split())) from error
 
@@ -206,7 +209,9 @@ def planner_of(kind: str, language: Language, skills: Iterable[Skill], settings:
     """kind: "proposal" samples proposals from a local model; a chat model that cannot score proposes anyway."""
     if kind != "proposal" and language.proposer is None:
         nearness = language.nearness if settings.nearness is None else settings.nearness
-        settings = replace(settings, preselect=settings.preselect or language.preselect, nearness=nearness)
+        cannot = language.cannot if settings.cannot is None else settings.cannot
+        preselect = settings.preselect or language.preselect
+        settings = replace(settings, preselect=preselect, nearness=nearness, cannot=cannot)
         return SayCanPlanner(language.scorer, language.prompt, skills, settings)
     from planners.proposal import ChatProposer, LocalModel, ProposalPlanner, SampledProposer
     from planners.servers.chat import LetteredScorer

@@ -100,6 +100,7 @@ def test_things_that_go_into_one_drawer_are_not_the_same_and_a_remainder_is_not_
     drawer = {f"place_{thing}_into_top_drawer": 0.3 for thing in ("apple", "sponge", "tea")}
     assert confidence("put it away in there", decision(**drawer)) == pytest.approx(1 / 3)
     failed, left = decision(find_apple=0.9, find_tea=0.1).candidates
+    assert confidence("an apple", Decision((replace(failed, lowered=0.5, score=0.45),), "", 0.0)) == 1
     for lowered in (0.1, 0.0):
         rows = (left, replace(failed, lowered=lowered, score=0.9 * lowered))
         assert confidence("a drink", Decision(rows, "", 0.0)) == pytest.approx(0.1)
@@ -111,6 +112,9 @@ def test_a_number_may_have_signs_around_it_and_yes_is_no_instruction():
     assert question.understand("2.").skill is question.understand("option 2").skill is options[1]
     assert question.understand("yes") is question.understand("OK!") is question.understand("3)") is None
     assert question.understand("the tea, please").instruction == "the tea, please"
+    assert question.understand("-1").instruction == "-1" and question.understand("1" * 20) is None
+    ways = Question("jog", "?", instructions=("jog x +", "jog x -"))
+    assert ways.understand("jog x -").instruction == "jog x -"
     closing = Question("a drink", "is that it?", instructions=("yes", "no"))
     assert closing.understand("Yes!").instruction == "yes"
 

@@ -7,13 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from unseen_robots import ROBOTS, Sentence, plan
+from unseen_robots import ROBOTS, Robot, Sentence, plan
 
+from planners.asking import confidence
 from planners.prompts import CANNOT, Begun, Example, Prompt, describe
-from planners.robot_language import RobotLanguage, abilities
+from planners.robot_language import RobotLanguage, abilities, template
 from planners.saycan import SayCanConfig, SayCanPlanner
 from saycan_qt.kitchen.language import instructions
-from saycan_qt.language import NEARNESS, LanguageConfig, load_language, planner_of
+from saycan_qt.language import NEARNESS, UNSURE, LanguageConfig, load_language, planner_of
 from saycan_qt.learning.pairs import Pair, Scene
 from saycan_qt.made_up import robots, written
 from saycan_qt.made_up.domains import load
@@ -226,6 +227,26 @@ def test_a_robot_whose_words_nothing_was_taught_is_planned_for_by_nearness_too()
         language = load_language(LanguageConfig(adapter=adapter), RobotLanguage.read(library), library)
         planners = [planner_of("saycan", language, library, SayCanConfig(nearness=given)) for given in (None, 3.0)]
         assert [planner.config.nearness for planner in planners] == [weight, 3.0]
+        assert planners[0].config.cannot is None  # it was measured with the kitchen's own
+
+
+@pytest.mark.slow
+def test_things_that_no_robot_was_told_of_are_refused_or_asked_about():
+    rng, refused, sure = np.random.default_rng(0), 0, []
+    strange = "umbrella violin zebra passport cucumber teapot bicycle pillow harmonica sandwich skateboard necklace"
+    for folder in sorted(path for path in ROBOTS.iterdir() if path.is_dir()):
+        robot = Robot.of(folder, 0)
+        planner = planner_of(
+            "saycan", load_language(LanguageConfig(), robot.language, robot.library), robot.library, SayCanConfig()
+        )
+        for family in [family for family in robot.library.families.values() if family[0].arguments][:6]:
+            slots = dict(family[0].arguments)
+            slots[next(iter(slots))] = str(rng.choice(strange.split()))
+            say = template(list(family)).format(**slots)
+            decision = planner.step(say, [], dict.fromkeys((skill.name for skill in robot.library), 1.0))
+            refused += decision.refusal is not None
+            sure += [] if decision.refusal else [confidence(say, decision)]
+    assert refused >= 20 and len(sure) <= 5 and max(sure, default=0) < UNSURE, (refused, sure)
 
 
 # -- the benchmark ----------------------------------------------------------------------------------------------------

@@ -149,7 +149,8 @@ def test_of_two_skills_with_one_text_affordance_chooses():
 
 def test_a_name_of_one_letter_is_no_article():
     assert named("move a pallet to zone B, as fast as you can", "ABC") == ["B"]
-    assert named("Zone A and zone C", "ABC") == ["A", "C"]
+    assert named("Zone A and zone c", "ABC") == ["A", "C"]
+    assert renamed("bring a pallet to zone A", "A", "C") == "bring a pallet to zone C"
 
 
 # ---- what is not there
@@ -179,6 +180,28 @@ def test_what_is_asked_for_word_for_word_may_be_looked_for_elsewhere():
     assert decision.skill.name == "go to crate"
     decision = planner(Likes(grip_the_ball=0.9)).step("grip the cube", [], possible("go to crate", "grip ball"), scene)
     assert "knows of no cube here" in decision.refusal.reason
+
+
+def test_what_is_held_is_put_down_before_what_is_asked_for_word_for_word():
+    put = Skill("put ball", "put", "put the ball on the table", {"object": "ball"})
+    chooser = SayCanPlanner(Likes(put_the_ball_on_the_table=0.6), Prompt(Letters(), [], THINGS), [*LIBRARY, put], LAX)
+    scene = Observation({}, np.zeros(0, np.float32), "table", "ball", {"cone": "shelf"})
+    assert chooser.step("grip the cube", [], possible("put ball"), scene).skill is put
+
+
+def test_a_model_that_finds_all_skills_unlikely_may_go_and_look_all_the_same():
+    scene, likes = seen(ball="shelf"), Likes(grip_the_cube=0.004, go_to_the_crate=0.04)
+    chosen = planner(likes).step("grip the cube", [], possible("go to crate", "grip ball"), scene)
+    assert chosen.skill.name == "go to crate"
+
+
+def test_what_was_begun_is_ended_only_by_a_model_that_is_sure_that_nothing_serves():
+    for cannot, refused in ((0.3, False), (0.7, True)):
+        likes = Likes(done=1 - cannot, cannot=cannot)
+        chooser = SayCanPlanner(likes, Prompt(Letters(), [], THINGS, tuned=True), LIBRARY, replace(LAX, cannot=0.25))
+        decision = chooser.step("the cube", [Step(LIBRARY["grip cube"], SUCCEEDED)], possible(), seen(cube="shelf"))
+        assert decision.done and (decision.refusal is not None) is refused
+    assert chooser.step("the cube", [], possible(), seen(cube="shelf")).refusal
 
 
 def test_a_place_is_no_missing_thing_where_a_slot_takes_both():
