@@ -21,6 +21,7 @@ from skills.errors import SkillError
 
 Part = TypeVar("Part")
 Result = TypeVar("Result")
+_unprepared: list[Exception] = []  # of this worker
 
 
 def carried_out(
@@ -29,13 +30,13 @@ def carried_out(
     workers: int,
     prepare: Callable[[], None] | None = None,  # what each process does first
 ) -> Iterator[Result]:
-    """What work(part) returns for each part, as they are done. The work's own errors are raised as they are; SkillError
-    where a process is killed."""
+    """What work(part) returns for each part, as they are done: a few kilobytes each; what is larger goes to a file.
+    Errors of work and of prepare are raised as they are; SkillError where a process is killed."""
     context = multiprocessing.get_context("spawn")
     ends, end = context.Pipe(duplex=False)
     pool = ProcessPoolExecutor(workers, context, _begin, (ends, prepare))
     try:
-        for done in as_completed([pool.submit(work, part) for part in parts]):
+        for done in as_completed([pool.submit(_do, work, part) for part in parts]):
             yield done.result()
     except BrokenProcessPool:
         raise SkillError("a worker ended, out of memory perhaps; run again with fewer --workers") from None
@@ -48,8 +49,17 @@ def carried_out(
 def _begin(ends: Connection, prepare: Callable[[], None] | None) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal sends it to all, and the one who asked ends the others
     threading.Thread(target=_end_with, args=(ends,), daemon=True).start()
-    if prepare is not None:
-        prepare()
+    try:
+        if prepare is not None:
+            prepare()
+    except Exception as error:  # a pool would only tell that it is broken
+        _unprepared.append(error)
+
+
+def _do(work: Callable[[Part], Result], part: Part) -> Result:
+    if _unprepared:
+        raise _unprepared[0]
+    return work(part)
 
 
 def _end_with(ends: Connection) -> None:

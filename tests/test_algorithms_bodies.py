@@ -198,6 +198,13 @@ def test_an_action_that_hardly_moves_gets_a_range_that_bins_can_divide_and_is_to
     edges = new_tokenizer(config, 256, data.embodiment, data.actions).edges
     assert edges[1, 0] < 179.9 and edges[1, -1] > 180.1 and edges[0, 0] == robot.low[0]
     assert caplog.messages == ["the actions hardly move in joint_1; --bounds FILE gives them a range"]
+    narrow = replace(robot.action[1], low=2000.0, high=2000.15)  # for which float32 has numbers
+    data = recorded(replace(robot, action=(robot.action[0], narrow, *robot.action[2:])))
+    edges = new_tokenizer(config, 256, data.embodiment, data.actions).edges
+    assert edges[1, [0, -1]].tolist() == pytest.approx([2000.0, 2000.15], rel=1e-7)
+    with pytest.raises(ValueError, match="edges must rise"):
+        ActionTokenizer(torch.tensor([[0.0, float("nan"), 1.0]]), None)
+    data = recorded(replace(robot, action=(robot.action[0], held, *robot.action[2:])))
     with pytest.raises(ValueError, match=r"of action number 1, 179\.999 to 180\.001, do not"):
         ActionTokenizer.uniform(data.embodiment)
 

@@ -283,7 +283,8 @@ def test_after_a_stop_nothing_is_asked(tmp_path):
     folder, person = RunFolder(tmp_path / "out", "fruit", None), Person(Console(file=screen), piped=False)
     journey = Journey(None, None, None, folder, None, None, 0, 0.0, person, threading.Event(), stopped)
     answer = journey.ask(SimpleNamespace(step=1), Question("fruit", "?", instructions=("yes", "no")))
-    assert not answer.instruction and not screen.getvalue()
+    assert not answer.instruction and journey.content("fruit", "done") is None and not screen.getvalue()
+    assert not journey._questions  # nor told in plan.json
 
 
 def test_what_was_typed_before_a_question_is_no_answer_to_it(monkeypatch):

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 
 import pytest
 
@@ -19,6 +20,8 @@ def test_what_was_done_comes_back_and_the_works_own_error_is_raised_as_it_is():
     assert sorted(carried_out(abs, range(-3, 1), 2)) == [0, 1, 2, 3]
     with pytest.raises(ZeroDivisionError):
         list(carried_out(eval, ["1 / 0"], 1))
+    with pytest.raises(ZeroDivisionError):
+        list(carried_out(abs, [1], 1, partial(eval, "1 / 0")))
 
 
 def test_where_one_is_killed_the_others_end_too():

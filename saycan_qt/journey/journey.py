@@ -222,7 +222,9 @@ class Journey:
         return step, decision, observation
 
     def ask(self, step: Step, question: Question) -> Answer:
-        """What the person wants, written down beside what was asked."""
+        """What the person wants, written down beside what was asked; nothing once it is stopped."""
+        if self.stopped.is_set():
+            return Answer()
         number = step.step
         self.feed.now("asking", question.reason, step=number)
         with self.folder.spent("asking", step=number):
@@ -231,7 +233,9 @@ class Journey:
         return answer
 
     def content(self, instruction: str, reason: str) -> bool | None:
-        """Is what was done what the person wanted? None: they do not say."""
+        """Is what was done what the person wanted? None: they do not say, or stopped it."""
+        if self.stopped.is_set():
+            return None
         question = Question(instruction, f"{reason}; is it what you wanted?", instructions=(YES, NO), other_words=False)
         self.feed.now("asking", "is it what you wanted?")
         with self.folder.spent("asking"):

@@ -38,7 +38,7 @@ from saycan_qt.networks.efficientnet import EfficientNetConfig
 from saycan_qt.networks.hand_eye import places_of_states
 from saycan_qt.networks.keypoints import TrunkConfig
 from saycan_qt.networks.pointing import EVENTS, PointingConfig, PointingEncoder
-from saycan_qt.networks.tokens import STILL_SHARE, ActionTokenizer, TextEncoder, bounds_of
+from saycan_qt.networks.tokens import ActionTokenizer, TextEncoder, bounds_of
 from skills import files
 from skills.embodiment import Embodiment
 from skills.errors import EmbodimentError
@@ -317,7 +317,7 @@ def new_tokenizer(config: TrainConfig, bins: int, embodiment: Embodiment, action
     """Action bins as `bounds` and `bins` say, from at most SAMPLE actions spread over the data."""
     sample = sample_of(actions)
     if config.bounds == "robot":
-        embodiment, still = widened(sample, embodiment)
+        embodiment, still = widened(sample, embodiment, bins)
         if still:
             log.warning("the actions hardly move in %s; --bounds FILE gives them a range", ", ".join(still))
         if beyond := beyond_range(sample, embodiment.low, embodiment.high):
@@ -347,13 +347,13 @@ def beyond_range(actions: np.ndarray, low: np.ndarray, high: np.ndarray) -> floa
     return share if share > BEYOND else 0.0
 
 
-def widened(actions: np.ndarray, embodiment: Embodiment) -> tuple[Embodiment, list[str]]:
+def widened(actions: np.ndarray, embodiment: Embodiment, bins: int) -> tuple[Embodiment, list[str]]:
     """With the range of `bounds_of` where the embodiment's is so narrow for its values that float32 has no numbers for
-    the edges of its bins; and the names of these dimensions."""
+    the edges of so many bins; and the names of these dimensions."""
     dimensions, names = list(embodiment.action), list[str]()
     for number, found in enumerate(bounds_of(actions, embodiment)[0].action):
         low, high = dimensions[number].low, dimensions[number].high
-        if high - low < STILL_SHARE * max(abs(low), abs(high)):
+        if high - low < 2 * bins * np.spacing(np.float32(max(abs(low), abs(high)))):
             dimensions[number] = found
             names.append(found.name)
     return dataclasses.replace(embodiment, action=tuple(dimensions)), names

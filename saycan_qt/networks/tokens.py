@@ -30,7 +30,7 @@ class ActionTokenizer:
         which dimension ends a skill, None where none does."""
         if edges.ndim != 2:
             raise ValueError(f"edges are a row for each action dimension; they are {tuple(edges.shape)}")
-        if level := (edges.diff(dim=1) <= 0).any(dim=1).nonzero().flatten().tolist():
+        if level := (~(edges.diff(dim=1) > 0)).any(dim=1).nonzero().flatten().tolist():
             low, high = edges[level[0], [0, -1]].tolist()
             raise ValueError(f"edges must rise; those of action number {level[0]}, {low:.7g} to {high:.7g}, do not")
         self.edges, self.terminate = edges.float(), terminate
