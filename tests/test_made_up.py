@@ -246,7 +246,7 @@ def test_things_that_no_robot_was_told_of_are_refused_or_asked_about():
             decision = planner.step(say, [], dict.fromkeys((skill.name for skill in robot.library), 1.0))
             refused += decision.refusal is not None
             sure += [] if decision.refusal else [confidence(say, decision)]
-    assert refused >= 20 and len(sure) <= 5 and max(sure, default=0) < UNSURE, (refused, sure)
+    assert refused >= 30 and len(sure) <= 9 and max(sure, default=0) < UNSURE, (refused, sure)
 
 
 # -- the benchmark ----------------------------------------------------------------------------------------------------
