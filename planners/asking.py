@@ -170,7 +170,7 @@ def _product(row: Candidate) -> float:
 
 
 def _about_the_same(skill: Skill, other: Skill) -> bool:
-    """Do they share a thing, and differ in none that fills the same slot? Two things with one arm, or into one drawer,
+    """Do they share a thing, and differ in none that fills the same slot? Two things with one arm, or into one box,
     are two."""
     mine, its = skill.arguments, other.arguments
     return bool({*mine.values()} & {*its.values()}) and all(

@@ -33,7 +33,8 @@ def test_where_one_is_killed_the_others_end_too():
 
 @pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGKILL])
 def test_they_end_with_whoever_asked(sign):
-    code = f"from saycan_qt.workers import carried_out; list(carried_out(exec, [{ASLEEP!r}], 1))"
+    code = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # background jobs have none
+    code += f"from saycan_qt.workers import carried_out; list(carried_out(exec, [{ASLEEP!r}], 1))"
     asking = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
     assert asking.stdout.readline() == b"begun\n"
     os.kill(asking.pid, sign)

@@ -172,8 +172,7 @@ def skills(config: SkillsConfig) -> int:
     try:
         found = list(track(results(config), "rolling out", total=total, console=console))
     except SkillError as error:
-        refuse(str(error))
-        return 1  # no mistake in use
+        return refuse(str(error))
     table = Table(title=f"{config.checkpoint}: closed-loop success, seed {config.seed}")
     for column in ("family", "rate", "95 % interval", "episodes", "never terminated", "mean steps"):
         table.add_column(column, justify="left" if column == "family" else "right")
