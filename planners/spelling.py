@@ -28,9 +28,8 @@ class Spelling:
 
     def __init__(self, texts: Iterable[str], known: Collection[str] = ()) -> None:
         own = {word for text in texts for word in WORD.findall(text.lower())}
-        self._known = own | set(known)
-        if sum(map(set(known).__contains__, own)) < OF_THE_LANGUAGE * len(own):
-            self._known = set()
+        fits = len(own.intersection(known)) >= OF_THE_LANGUAGE * len(own)
+        self._known = own | set(known) if fits else set()
         self._of_length: dict[int, list[str]] = {}
         for word in sorted(own):
             self._of_length.setdefault(len(word), []).append(word)

@@ -117,7 +117,8 @@ def load_language(
             )
             return Language(remote, robot.prompt(text_embedder()), config.served)
         adapter = _adapter(config, robot, skills)
-        nearness = NEARNESS if plans_for_any(adapter) else 0.0  # which may make up for some of what is given up else
+        for_any = plans_for_any(adapter)
+        nearness = NEARNESS if for_any else 0.0  # which may make up for some of what is given up else
         scorer = LanguageScorer(
             config.model or None, adapter, negligible=negligible * math.exp(-nearness), device=config.device
         )
@@ -126,7 +127,7 @@ def load_language(
         prompt = robot.prompt(text_embedder(), tuned=adapter is not None, **tells)
         measured = adapter is not None and adapter == robot.adapter and not config.model
         unsure = robot.unsure if measured and robot.unsure is not None else UNSURE
-        cannot = CANNOT if prompt.tuned and not plans_for_any(adapter) else None
+        cannot = CANNOT if prompt.tuned and not for_any else None
         return Language(scorer, prompt, name, unsure, nearness=nearness, cannot=cannot)
     except (WeightsError, RemoteError, OSError, ValueError) as error:
         raise LanguageError(" ".join(str(error).split())) from error

@@ -627,11 +627,10 @@ class Intricate:
         if rng.random() < 0.5:
             say = self.pick(self.phrases.tasks[gone.kind]["sentences"], rng).format(**gone.words)
             return Asked(kitchen, say if rng.random() < 0.5 else gone.said(), [gone])
-        frames = [f for f in self.phrases.compound["frames"] if len(set(re.findall(r"\{(\d)", f))) == 2]
         other, text = self._free(kitchen, rng, {missing})
         parts = [gone, other] if rng.random() < 0.4 else [other, gone]
         texts = {str(n): gone.said() if part is gone else text for n, part in enumerate(parts, 1)}
-        return Asked(kitchen, fill(self.pick(frames, rng), texts), parts)
+        return Asked(kitchen, fill(self._frame_of_two(rng), texts), parts)
 
     def unknown(self, rng: np.random.Generator) -> Asked:
         """Of a thing or a place that the robot does not know: what is asked before is done, and there the plan ends.
@@ -649,12 +648,15 @@ class Intricate:
         text = self.pick(ways, rng).format(**words)
         if luck < 0.7:
             return Asked(kitchen, text, serves=False)
-        frames = [f for f in self.phrases.compound["frames"] if len(set(re.findall(r"\{(\d)", f))) == 2]
         first, before = self._free(kitchen, rng, set(part.values.values()))
         after = luck < 0.8  # what would come after is not done
         texts = [text, before] if after else [before, text]
         numbered = {str(number): one for number, one in enumerate(texts, 1)}
-        return Asked(kitchen, fill(self.pick(frames, rng), numbered), [] if after else [first], serves=False)
+        return Asked(kitchen, fill(self._frame_of_two(rng), numbered), [] if after else [first], serves=False)
+
+    def _frame_of_two(self, rng: np.random.Generator) -> str:
+        frames = self.phrases.compound["frames"]
+        return self.pick([frame for frame in frames if len(set(re.findall(r"\{(\d)", frame))) == 2], rng)
 
     def _strange(self, rng: np.random.Generator) -> str:
         """A thing that the robot does not know, as it is spoken of."""
