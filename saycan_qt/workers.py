@@ -32,11 +32,16 @@ def carried_out(
 ) -> Iterator[Result]:
     """What work(part) returns for each part, as they are done: a few kilobytes each; what is larger goes to a file.
     Errors of work and of prepare are raised as they are; SkillError where a process is killed."""
+    parts = list(parts)
+    if not parts:
+        return
     context = multiprocessing.get_context("spawn")
     ends, end = context.Pipe(duplex=False)
-    pool = ProcessPoolExecutor(workers, context, _begin, (ends, prepare))
+    pool = ProcessPoolExecutor(min(workers, len(parts)), context, _begin, (ends, prepare))
     try:
-        for done in as_completed([pool.submit(_do, work, part) for part in parts]):
+        asked = [pool.submit(_do, work, part) for part in parts]
+        pool.submit(int)  # a pool watches the processes there were when it last woke, and submit wakes it, then starts one
+        for done in as_completed(asked):
             yield done.result()
     except BrokenProcessPool:
         raise SkillError("a worker ended, out of memory perhaps; run again with fewer --workers") from None

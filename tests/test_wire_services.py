@@ -172,6 +172,15 @@ def test_cancelling_a_skill_stops_the_robot(robot_client, line_robot, skill):
     assert not robot_client.cancel("walk")  # it has ended
 
 
+@pytest.mark.parametrize("skill", ["pick apple", "go to trash can"])
+def test_a_driver_that_was_never_started_is_not_asked_how_it_ended(robot_client, line_robot, monkeypatch, skill):
+    monkeypatch.setattr(line_robot, "view", lambda name: robot_client.cancel("early") and np.zeros((8, 12, 3), np.uint8))
+    monkeypatch.setattr(line_robot, "start", lambda skill: pytest.fail("it was canceled before"))
+    monkeypatch.setattr(line_robot, "succeeded", lambda skill: line_robot.knows_its_skill)
+    outcome = finish(robot_client.execute(skill, goal_id="early", views=["head"]))
+    assert (outcome.status, outcome.message) == (Status.CANCELED, "canceled by the client")
+
+
 def test_a_client_that_leaves_stops_the_robot(robot_client, line_robot):
     line_robot.period = 0.05
     events = robot_client.execute("pick apple")

@@ -113,7 +113,7 @@ class Journey:
             try:
                 outcome = self.execute(step, skill)
             except Stopped:  # before it began
-                self.folder.end(Outcome(Status.ABORTED, "the robot was stopped"), 0.0)
+                self.folder.end(Outcome(Status.CANCELED, "the robot was stopped"), 0.0)
                 ended = "stopped"
                 break
             self.history.append(saycan.Step(skill, outcome))

@@ -159,7 +159,10 @@ class Executor:
         return status, message
 
     def _reached(self, goal: Goal) -> bool | None:
-        """What the driver says, which may be a bool of NumPy's."""
+        """What the driver says, which may be a bool of NumPy's; it is not asked about a canceled goal, which it may
+        never have started."""
+        if goal.canceled.is_set():
+            return None
         found = self.do(self._robot.succeeded, goal.skill)
         return None if found is None else bool(found)
 
