@@ -151,12 +151,12 @@ def test_a_cluster_without_a_port_is_a_mistake_too(capsys):
     assert capsys.readouterr().err.splitlines()[-1].startswith("error: 'head' is not an address")
 
 
-def ended(starts):
+def ended(checkpoint):
     os._exit(1)
 
 
 def test_a_killed_worker_is_one_line_and_nobody_waits_for_its_episodes(monkeypatch, capsys):
-    monkeypatch.setattr(skills, "_some", ended)
+    monkeypatch.setattr(skills, "_prepare", ended)
     assert main(["skills", "--families", "pick", "--episodes", "2"]) == 2
     assert "error: a worker ended, out of memory perhaps; run again with fewer --workers" in capsys.readouterr().err
 
