@@ -4,6 +4,8 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from signal import SIGSTOP
 from types import SimpleNamespace
@@ -19,7 +21,7 @@ from saycan_qt.services.processes import RemoteService
 from skills import robot as robot_service
 from skills import server as skill_service
 from skills.client import RobotClient, SkillClient
-from skills.errors import Unavailable
+from skills.errors import DeadlineExceeded, Unavailable
 from skills.library import SkillLibrary
 from skills.security.channel import Credentials
 from skills.types import Status
@@ -100,6 +102,33 @@ def test_a_link_that_swallows_all_is_noticed_by_every_call_on_it_and_comes_back(
         proxy.flows.set()
         assert client.info().name == LineRobot.name
         watched.close()
+
+
+@pytest.mark.parametrize("timeout", [0.5, 2.0])
+def test_a_link_that_swallows_all_is_noticed_though_no_call_waits_for_so_long(robot, timeout):
+    with Proxy(robot) as proxy, RobotClient(proxy.address, timeout) as client:
+        client.info()
+        proxy.flows.clear()
+        cut = time.monotonic()
+        with pytest.raises(Unavailable, match="has stopped responding"):
+            while time.monotonic() - cut < LAXLY:
+                with suppress(DeadlineExceeded):
+                    client.observe()
+        proxy.flows.set()
+        assert client.info().name == LineRobot.name
+
+
+def test_calls_that_give_up_do_not_keep_a_stream_from_breaking(robot):
+    with Proxy(robot) as proxy, RobotClient(proxy.address, 0.8) as client:
+        client.info()
+        with client.execute("go to table") as execution, ThreadPoolExecutor() as aside:
+            time.sleep(0.2)
+            proxy.flows.clear()
+            broken = aside.submit(breaks, execution)
+            while not broken.done():
+                with suppress(DeadlineExceeded, Unavailable):
+                    client.observe()
+            assert broken.result() < LAXLY
 
 
 @pytest.mark.slow

@@ -77,19 +77,24 @@ class _Line:
         self.channel, self.dead = channel, False
         self.calls, self.service = 0, ""  # that wait, and whose method was called last
         self.since, self.heard = 0.0, False  # when, of time.monotonic [s], calls began to wait without a word
+        self.last = 0.0  # [s] when the last word came
         self._on_death = on_death
         self._asked: Any = None  # the call that asks
         self._asked_at = 0.0  # [s]
 
     def hear(self) -> None:
-        self.since, self.heard = time.monotonic(), True
+        self.since = self.last = time.monotonic()
+        self.heard = True
 
     def end_of(self, error: Exception) -> Exception:
         """What is raised in its place."""
         if self.dead:
             return Silent()
         if isinstance(error, grpc.RpcError):
-            self.heard = error.code() not in NO_ANSWER
+            if error.code() not in NO_ANSWER:
+                self.hear()
+            elif error.code() is grpc.StatusCode.UNAVAILABLE:  # of a call that gave up, the server may be silent still
+                self.heard = False
         return error
 
     def look(self) -> None:
@@ -105,7 +110,7 @@ class _Line:
                 self.hear()
             elif code is not LATE:
                 self.heard = False  # its calls hear so themselves
-            elif self.since < self._asked_at:
+            elif self.last < self._asked_at:
                 self.dead = True
                 self._on_death()
                 self.channel.close()  # ends all calls
@@ -124,7 +129,8 @@ class _Watch:
             line.calls, line.service = line.calls + 1, service
             if line.calls > 1:
                 return
-            line.since = time.monotonic()
+            if line.last >= line.since:  # else calls before this one gave up without a word
+                line.since = time.monotonic()
             self._lines.add(line)
             self._changed.notify()
             if not self._runs:
