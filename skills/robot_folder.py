@@ -35,6 +35,7 @@ from skills.errors import EmbodimentError
 from skills.library import MAX_WORD, SkillLibrary
 from skills.openpi.keys import Keys
 from skills.rules import ALWAYS
+from skills.types import embodiment_of
 
 KITCHEN = Path(__file__).with_name("kitchen")  # the one that ships
 ROBOT, SKILLS = "robot.yaml", "skills.yaml"
@@ -125,7 +126,8 @@ class RobotFolder:
 
     def drive(self, **given: Any) -> Any:
         """The driver, made with what its constructor takes by name of `given` and of folder=. It says the folder's
-        embodiment, name and views, unless it says its own. Raises EmbodimentError where there is no such class."""
+        embodiment, name and views, unless it says its own. Raises EmbodimentError where there is no such class, and
+        where it would say no embodiment: nothing would bound what it is sent."""
         kind = self._class()
         wanted = inspect.signature(kind).parameters
         given["folder"] = self.path
@@ -139,6 +141,11 @@ class RobotFolder:
             if not hasattr(driver, key):
                 with suppress(AttributeError):  # slots
                     setattr(driver, key, value)
+        if embodiment_of(driver) is None:
+            raise EmbodimentError(
+                f"{self.path / ROBOT}: driver {self.driver!r} has an `embodiment` that is no "
+                "skills.embodiment.Embodiment, or takes none; rename it, or leave room for one (__slots__)"
+            )
         return driver
 
     def _class(self) -> Any:

@@ -168,6 +168,14 @@ def test_a_driver_that_cannot_be_made_is_refused_in_one_line(robot, text, reason
     assert "\n" not in str(refusal.value)
 
 
+@pytest.mark.parametrize("own", ["embodiment = 'so101'", "__slots__ = ('x',)"])
+def test_a_driver_that_would_be_served_without_an_embodiment_is_refused(robot, own):
+    """As no policy would be refused, and nothing bound what it is sent."""
+    made = driver(robot, f"class Robot:\n    {own}\n")
+    with pytest.raises(EmbodimentError, match=r"robot.yaml: driver 'driver:Robot' has an `embodiment` that is no"):
+        made.drive()
+
+
 def test_a_driver_imports_its_neighbours(robot):
     (robot.path / "my_neighbour.py").write_text("SIZE = 7\n")
     made = driver(robot, "import my_neighbour\nclass Robot: size = my_neighbour.SIZE\n")
