@@ -119,10 +119,23 @@ class RobotFolder:
         inside = self.path / (named or role)
         return str(inside) if inside.exists() else named
 
+    @property
+    def halting(self) -> str:
+        """`stop_command` as the guard takes it: where it names a module of the folder, with the file."""
+        module, _, name = self.stop_command.partition(":")
+        own = self.path.resolve() / f"{module}.py"
+        return f"{own}:{name}" if CLASS.fullmatch(self.stop_command) and own.is_file() else self.stop_command
+
     def find_modules(self) -> None:
         """From now on `import` finds the folder's own modules, after all others."""
         if (folder := str(self.path.resolve())) not in sys.path:
             sys.path.append(folder)
+
+    def module(self, name: str) -> Any:
+        """The folder's own of that name, else an installed one. Raises whatever it raises when it is imported."""
+        self.find_modules()
+        own = self.path / f"{name}.py"
+        return _module(name, own) if own.is_file() else importlib.import_module(name)
 
     def drive(self, **given: Any) -> Any:
         """The driver, made with what its constructor takes by name of `given` and of folder=. It says the folder's
@@ -154,14 +167,12 @@ class RobotFolder:
         if not found:
             raise EmbodimentError(f"{file}: it has no driver; give one, such as `driver: driver:Robot` (module:Class)")
         module, name = found["module"], found["name"]
-        self.find_modules()
-        own = self.path / f"{module}.py"
         try:
-            loaded = _module(module, own) if own.is_file() else importlib.import_module(module)
+            loaded = self.module(module)
         except ModuleNotFoundError as error:
             if error.name != module.split(".")[0]:
                 raise EmbodimentError(f"{file}: driver {self.driver!r} cannot be imported: {_why(error)}") from error
-            where = f"no {own} and no installed module {module!r}"
+            where = f"no {self.path / f'{module}.py'} and no installed module {module!r}"
             raise EmbodimentError(f"{file}: driver {self.driver!r}: {where}") from None
         except Exception as error:
             raise EmbodimentError(f"{file}: driver {self.driver!r} cannot be imported: {_why(error)}") from error

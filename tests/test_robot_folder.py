@@ -24,7 +24,9 @@ from saycan_qt.serve import BY_RULE, Nobody, ServeConfig, checkpoints, models_of
 from saycan_qt.services.models import Models
 from skills.connective import Rules
 from skills.errors import EmbodimentError, Unreadable
+from skills.guard.client import stop_robot
 from skills.library import Skill, SkillLibrary
+from skills.robot import serve
 from skills.robot_folder import AFFORDANCE, EXECUTION, KITCHEN, RobotFolder, default_robot, robot_of
 from skills.types import Robot
 
@@ -243,6 +245,23 @@ def test_models_are_those_of_the_folder_unless_others_are_asked_for(robot):
         models_of(config, own, own.library, choose)
     inside = str(robot.path / "execution")
     assert asked == [("my_models:Critic", inside), ("my_models:Critic", "runs/mine"), ("runs/judge", inside)]
+
+
+def test_what_robot_yaml_names_is_the_folders_own_whatever_else_has_its_name(robot, tmp_path, monkeypatch, capfd):
+    for folder, whose in ((tmp_path, "stranger"), (robot.path, "own")):
+        act, halt = f"    def act(self, *_): return {whose!r}", f"def halt(): os.write(2, b'halted: {whose}')"
+        (folder / "my_own_names.py").write_text(f"import os\nclass Actor:\n{act}\n{halt}\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    body = told(robot, "execution: my_own_names:Actor\nstop_command: my_own_names:halt")
+    try:
+        _, actor = models_of(ServeConfig(robot_folder=robot.path), body, body.library, checkpoints).load()
+        assert actor.act() == "own"
+        with serve(body.drive(), body.library, stop_command=body.halting) as server:
+            stop_robot(server.guard.address)
+        assert "halted: own" in capfd.readouterr().err
+    finally:
+        sys.modules.pop("my_own_names", None)
 
 
 def test_the_kitchen_in_this_form_is_the_default():

@@ -52,7 +52,7 @@ def checkpoints(
 ) -> Models:
     """One that judges and one that acts, here or in replicas: checkpoints, by a shipped one's name or by folder,
     `module:Class` of the user's own, or an openpi server that acts. Raises Unreadable."""
-    (critic_id, judges), (actor_id, acts) = _identify(affordance), _identify(execution)
+    (critic_id, judges), (actor_id, acts) = _identify(affordance, body), _identify(execution, body)
     curve, curve_id = _curve(affordance) if calibrated else (None, "")
     read = _reader(threads, replicas, body, device, bfloat16)
 
@@ -74,12 +74,12 @@ def _kind(name: str) -> str:
     return "server" if is_openpi(name) else "class" if own.is_own(name) else "checkpoint"
 
 
-def _identify(name: str) -> tuple[str, Embodiment | None]:
+def _identify(name: str, body: RobotFolder | None) -> tuple[str, Embodiment | None]:
     """Its name, a checkpoint's with the beginning of its digest, and for which robots it says it is."""
     if is_openpi(name):
         return name, None
     if own.is_own(name):
-        return name, embodiment_of(own.find(name))
+        return name, embodiment_of(own.find(name, body))
     from saycan_qt.learning import checkpoint
 
     try:
@@ -126,7 +126,7 @@ def _reader(
 
             return connect(name) if body is None else connect(name, body.embodiment, body.openpi)
         if own.is_own(name):
-            return own.construct(name) if replicas is None else replicas.load_own(name)
+            return own.construct(name, body) if replicas is None else replicas.load_own(name)
         import torch
 
         from saycan_qt.learning import checkpoint

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from skills.errors import Unreadable
+from skills.robot_folder import RobotFolder
 
 log = logging.getLogger(__name__)
 
@@ -23,13 +24,17 @@ def is_own(name: str) -> bool:
     return OWN.fullmatch(name) is not None and not Path(name).exists()
 
 
-def find(name: str) -> Callable[[], Any]:
-    """The class, imported from the working folder too. Raises Unreadable."""
+def find(name: str, body: RobotFolder | None = None) -> Callable[[], Any]:
+    """The class, imported from the working folder too; one that the robot's folder names, from there before all others.
+    Raises Unreadable."""
     module, _, member = name.partition(":")
     if (here := os.getcwd()) not in sys.path and "" not in sys.path:
         sys.path.append(here)
     try:
-        kind = getattr(importlib.import_module(module), member)
+        if body is not None and name in (body.affordance, body.execution):
+            kind = getattr(body.module(module), member)
+        else:
+            kind = getattr(importlib.import_module(module), member)
     except ModuleNotFoundError as error:
         raise Unreadable(f"{name}: there is no module {error.name!r} in {here}, nor on PYTHONPATH") from None
     except AttributeError:
@@ -41,9 +46,9 @@ def find(name: str) -> Callable[[], Any]:
     return kind
 
 
-def construct(name: str) -> Any:
-    """Raises Unreadable; where the fault is in the class, the log has the traceback."""
-    kind = find(name)
+def construct(name: str, body: RobotFolder | None = None) -> Any:
+    """As `find`; where the fault is in the class, the log has the traceback."""
+    kind = find(name, body)
     try:
         return kind()
     except Exception as error:

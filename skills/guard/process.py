@@ -322,7 +322,8 @@ class GuardProcess:
 
 
 def stop_command(said: str) -> Callable[[], Any] | None:
-    """What halts the robot without its service: `module:function`, or an http(s) address to POST to."""
+    """What halts the robot without its service: `module:function`, `/a/file.py:function`, or an http(s)
+    address to POST to."""
     if not said:
         return None
     if re.match("https?://[^/]", said):
@@ -330,9 +331,12 @@ def stop_command(said: str) -> Callable[[], Any] | None:
 
         request = urllib.request.Request(said, method="POST", data=b"")
         return lambda: urllib.request.urlopen(request, timeout=COMMAND_TIMEOUT).close()
-    if not re.fullmatch(r"[\w.]+:\w+", said):
+    if not re.fullmatch(r"([\w.]+|/.+\.py):\w+", said):
         raise ValueError(f"a stop command is module:function, or http(s)://HOST:PORT/..., not {said!r}")
-    module, _, name = said.partition(":")
+    module, _, name = said.rpartition(":")
+    if module.startswith("/"):
+        sys.path.insert(0, str(Path(module).parent))  # before a module of the same name elsewhere
+        module = Path(module).stem
     found = getattr(importlib.import_module(module), name)
     if not callable(found):
         raise TypeError(f"{said} is no function")
