@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import certificates
@@ -39,6 +40,7 @@ from skills.security.access import Access, Holder, Tokens, digest, new_token
 from skills.security.tls import ServerTLS
 from skills.server import Limits, serve
 from skills.serving.hosting import Hosting, Model
+from skills.serving.terms import Terms
 from skills.types import ChunkedActor, Observation, blank
 
 pytestmark = pytest.mark.filterwarnings(r"ignore:connect\(\) must be used as a context manager")  # openpi's client
@@ -604,10 +606,21 @@ def test_a_policy_that_does_not_fit_the_robot_or_says_no_robot_is_refused_in_one
         connect(own.url.replace("ws", "openpi"))
 
 
-def test_a_policy_that_knows_nothing_of_ends_acts_for_a_robot_whose_skills_end_otherwise():
-    with policy_server(constant(np.full((1, 1), 0.05))) as (name, _):
-        actor = connect(name, LINE)
-        assert actor.embodiment == LINE.without_terminate() and actor.act([blank(LINE)], "pick apple").shape == (1,)
+@pytest.mark.parametrize("at", [0, 1])
+def test_a_policy_that_knows_nothing_of_ends_ends_no_skill_of_a_robot_that_is_told_of_them(at):
+    robot = replace(LINE, action=LINE.action[::-1] if at == 0 else LINE.action)
+    with policy_server(constant(np.full((3, 1), 0.05))) as (name, _):
+        actor = connect(name, robot)
+        action, ended = Terms(robot, actor.embodiment).read(actor.act([blank(robot)], "pick apple"))
+        assert action.tolist() == np.insert(np.float32([0.05]), at, 0).tolist() and not ended
+        assert actor.act_chunk([blank(robot)], "pick apple", np.zeros((0, 2)))[:, at].tolist() == [0, 0, 0]
+
+
+def test_somebodys_policy_keeps_its_chunks_where_others_see_several_observations():
+    """It is sent one."""
+    with policy_server(constant(np.zeros((5, 2)))) as (name, _):
+        embodiment = connect(name, replace(ARM, history=4)).embodiment
+        assert embodiment.history == 1 and not embodiment.misfit(replace(ARM, history=4))
 
 
 def test_what_a_policy_answers_wrongly_is_said_in_one_line_and_the_next_question_is_asked_anew():

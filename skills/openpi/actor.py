@@ -24,6 +24,7 @@ import threading
 import weakref
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -57,14 +58,13 @@ def connect(name: str, robot: Embodiment | None = None, named: Named | None = No
     link = Link(name)
     embodiment, keys, side = _whose(link, robot, named)
     actions = _actions(link.ask(keys.write(blank(embodiment), PROBE, side), FIRST_ANSWER), link)
-    if actions.shape[1] == len(embodiment.action) - 1 and embodiment.terminate is not None:
-        embodiment = embodiment.without_terminate()  # it knows nothing of ends
-    if actions.shape[1] != len(embodiment.action):
+    knows_no_ends = actions.shape[1] == len(embodiment.without_terminate().action) != len(embodiment.action)
+    if actions.shape[1] != len(embodiment.action) and not knows_no_ends:
         names = ", ".join(dimension.name for dimension in embodiment.action)[:300]
         count = f"{actions.shape[1]} numbers, and this robot takes {len(embodiment.action)}"
         raise EmbodimentError(f"{link}: its actions have {count}: {names}")
     kind = Actor if len(actions) == 1 else Chunked
-    return kind(link, embodiment, keys, side, len(actions))
+    return kind(link, embodiment, keys, side, len(actions), embodiment.terminate if knows_no_ends else None)
 
 
 def _whose(link: Link, robot: Embodiment | None, named: Named | None) -> tuple[Embodiment, Keys, int | None]:
@@ -84,6 +84,7 @@ def _whose(link: Link, robot: Embodiment | None, named: Named | None) -> tuple[E
             f"{link}: it does not say for which robot it acts; give the robot's folder (--robot-folder), whose "
             "robot.yaml says what it sees and how it moves"
         )
+    robot = replace(robot, history=1)  # whatever others see there
     return robot, Keys.of(robot, named), SIDE
 
 
@@ -187,8 +188,16 @@ class Link:
 class Actor:
     """skills.types.Actor, for one robot or many: the server remembers nothing of them."""
 
-    def __init__(self, link: Link, embodiment: Embodiment, keys: Keys, side: int | None, count: int) -> None:
-        self.embodiment = embodiment
+    def __init__(
+        self,
+        link: Link,
+        embodiment: Embodiment,
+        keys: Keys,
+        side: int | None,
+        count: int,
+        unknown: int | None = None,  # the dimension that ends skills, where the policy knows nothing of ends
+    ) -> None:
+        self.embodiment, self._unknown = embodiment, unknown
         self._link, self._keys, self._side, self._count = link, keys, side, count
 
     def act(self, history: Sequence[Observation], instruction: str) -> np.ndarray:
@@ -201,6 +210,8 @@ class Actor:
         actions = _actions(answer, self._link)[: self._count]
         if len(actions) < self._count:
             raise ServerFault(f"{self._link} gave {len(actions)} actions, not {self._count} as before")
+        if self._unknown is not None:
+            actions = np.insert(actions, self._unknown, 0.0, axis=1)  # no end
         try:
             return np.stack([self.embodiment.clipped(action) for action in actions])
         except ValueError as error:
