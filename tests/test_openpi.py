@@ -577,6 +577,17 @@ openpi:
     assert read.state.tolist() == [1, 2, 3]
 
 
+@pytest.mark.parametrize("names", [("front", "image"), ("left_wrist", "wrist_image"), ("front", "state")])
+def test_cameras_that_are_called_as_openpis_keys_are_lose_no_image(names):
+    """One of two under the same key was sent twice."""
+    body = replace(ARM, cameras=tuple(Camera(name, 4, 6) for name in names))
+    seen = Observation({name: np.full((4, 6, 3), n, np.uint8) for n, name in enumerate(names)}, np.float32([1, 2, 3]))
+    keys = Keys.of(body)
+    found, _ = keys.read(keys.write(seen, "pick apple"))
+    assert [found.images[name][0, 0, 0] for name in names] == [0, 1] and found.state.tolist() == [1, 2, 3]
+    assert Keys.of(body, keys.describe()).describe() == keys.describe()
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
@@ -585,6 +596,7 @@ openpi:
         ("openpi: {a: front, b: front}", "openpi: camera 'front' has two keys, 'a' and 'b'"),
         ("openpi: {a: [q1, q2]}", "openpi: the state's 'grip' stands under 0 keys"),
         ("openpi: {a: 3}", "openpi: a: 3 is neither a camera nor numbers"),
+        ("openpi: {a.b: front, a/b: side}", "openpi: camera 'front' and camera 'side' both have the key 'a/b'"),
         ("openpi: {prompt: front}", "openpi: 'prompt' is no key of an observation"),
     ],
 )

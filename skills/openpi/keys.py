@@ -7,7 +7,8 @@
 
 Where nothing else is said: the first camera without `wrist` in its name is `observation/image`, the first with it
 `observation/wrist_image`, any further one `observation/NAME`; the whole state is `observation/state`; the instruction
-is `prompt`. Read, but not sent, are `observation/NAME` and `images/NAME` of every camera, and `state`.
+is `prompt`. Read, but not sent, are `observation/NAME` and `images/NAME` of every camera, and `state`. Of two
+cameras for one key, the one of that NAME has it; of a camera and the state, the state.
 
 A key with a dot, such as `images.cam_high`, is one in a map of its own, and its image has its channels first, as those
 of openpi's ALOHA. What is read may lie in maps or not, and may have its channels first or last.
@@ -16,7 +17,7 @@ of openpi's ALOHA. What is read may lie in maps or not, and may have its channel
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,10 +72,18 @@ class Keys:
         held = [number for _, part in state for number in part]
         if state and (wrong := next((n for i, n in enumerate(numbers) if held.count(i) != 1), None)):
             raise EmbodimentError(f"openpi: the state's {wrong!r} stands under {held.count(numbers.index(wrong))} keys")
-        if not images:
-            images = dict(_usual(cameras))
         if not state and numbers:
             state.append((("observation/state", "state"), tuple(range(len(numbers)))))
+        if not images:
+            images = dict(_usual(cameras, {key for keys, _ in state for key in keys}))
+        sent = [(keys[0], f"camera {camera!r}") for camera, keys in images.items()]
+        sent += [(keys[0], "the state") for keys, _ in state]
+        first: dict[str, int] = {}
+        for number, (key, what) in enumerate(sent):
+            if (other := first.setdefault(key.replace(".", "/"), number)) != number:
+                raise EmbodimentError(
+                    f"openpi: {sent[other][1]} and {what} both have the key {key!r}; name them under `openpi:`"
+                )
         return cls(embodiment, images, tuple(state))
 
     def narrowed(self, embodiment: Embodiment) -> Keys:
@@ -125,12 +134,15 @@ def within(image: np.ndarray, side: int | None) -> np.ndarray:
     return np.asarray(square)
 
 
-def _usual(cameras: Sequence[str]) -> Iterator[tuple[str, tuple[str, ...]]]:
+def _usual(cameras: Sequence[str], taken: Collection[str]) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """Each camera's keys, without those that are the state's (`taken`) or another camera's own."""
     wrist = next((name for name in cameras if "wrist" in name.lower()), None)
     first = next((name for name in cameras if "wrist" not in name.lower()), None)
     short = {first: ("observation/image",), wrist: ("observation/wrist_image",)}
     for name in cameras:
-        yield name, tuple(dict.fromkeys((*short.get(name, ()), f"observation/{name}", f"images/{name}")))
+        own, others = (f"observation/{name}", f"images/{name}"), {f"observation/{o}" for o in cameras if o != name}
+        keys = dict.fromkeys((*short.get(name, ()), *own))
+        yield name, tuple(key for key in keys if key not in taken and key not in others) or own
 
 
 def _flat(message: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
