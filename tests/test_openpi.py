@@ -23,6 +23,7 @@ from openpi_client.websocket_client_policy import WebsocketClientPolicy
 from tiny_services import GOAL, LINE, UNHURRIED, LineRobot, Walker, wait_until
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
+from saycan_qt.data.images import fit
 from saycan_qt.learning import checkpoint
 from saycan_qt.services import models
 from saycan_qt.services.access import ServerOptions
@@ -32,7 +33,7 @@ from skills.embodiment import ActionDimension, Camera, Embodiment, StateNumber
 from skills.errors import AccessError, EmbodimentError, InvalidRequest, ServerFault, SkillError, Unavailable
 from skills.library import Skill, SkillLibrary
 from skills.openpi.actor import API_KEY, connect
-from skills.openpi.codec import MAX_BYTES, pack, unpack
+from skills.openpi.codec import MAX_BYTES, MAX_LIST, pack, unpack
 from skills.openpi.endpoint import SPARE, Endpoint
 from skills.openpi.keys import Keys
 from skills.robot_folder import RobotFolder, default_robot
@@ -254,6 +255,44 @@ def test_images_may_be_float_or_channels_first_or_in_maps_and_other_cameras_do_n
         seen, prompt = keys.read({"state": [0.5], "prompt": b"pick apple"} | message)
         np.testing.assert_allclose(seen.images["front"].astype(int), image, atol=1)
         assert prompt == "pick apple" and seen.state == [0.5]
+
+
+def test_a_server_with_more_skills_than_a_list_may_have_names_the_first_of_them(monkeypatch):
+    many = SkillLibrary(Skill(f"pick {n}", "pick") for n in range(MAX_LIST + 1))
+    monkeypatch.setitem(globals(), "LIBRARY", many)
+    with endpoint() as own:
+        with asking(own) as policy:
+            said = policy.get_server_metadata()
+            assert said["skills"][-1] == f"pick {MAX_LIST - 1}" and said["skills_total"] == MAX_LIST + 1
+        assert connect(own.url.replace("ws", "openpi")).act([blank(LINE)], "pick 2000").shape == (2,)
+
+
+def test_images_that_are_larger_than_a_servers_model_sees_are_sent_in_its_size():
+    """As they are, two of such cameras are above what a message may have."""
+    seen = replace(LINE, cameras=(Camera("front", 270, 480), Camera("side", 270, 480)))
+    large = np.random.default_rng(0).integers(256, size=(1080, 1920, 3), dtype=np.uint8)
+
+    class Looking(Walker):
+        embodiment = seen
+
+        def act(self, history, instruction):
+            self.images = history[-1].images
+            return super().act(history, instruction)
+
+    with endpoint(looking := Looking()) as own:
+        actor = connect(own.url.replace("ws", "openpi"))
+        actor.act([Observation({"front": large, "side": large}, np.float32([0]))], "pick apple")
+        np.testing.assert_array_equal(looking.images["side"], fit(large, 270, 480))  # as the model would have done
+
+
+def test_an_observation_above_what_a_message_may_have_is_refused_before_it_is_sent():
+    huge = replace(LINE, cameras=(Camera("front", 1080, 1920), Camera("side", 1080, 1920)))
+    said = "takes 11.9 MiB, at most 8 are sent; send smaller images"
+    with (
+        endpoint(hosted=Hosting({"default": Model(None, Walker(), embodiment=huge)})) as own,
+        pytest.raises(InvalidRequest, match=said),
+    ):
+        connect(own.url.replace("ws", "openpi"))
 
 
 def test_a_models_refusal_is_told_and_its_failure_is_not():
@@ -703,6 +742,13 @@ def test_a_server_that_freezes_is_named_after_the_time_for_an_answer(monkeypatch
 def test_a_name_that_is_no_address_is_refused(name):
     with pytest.raises(InvalidRequest, match="is no openpi server; write openpi://HOST:PORT"):
         connect(name)
+
+
+def test_a_server_that_says_too_much_is_not_taken_for_another_protocols():
+    said = "says what it is in a form that cannot be read: the message cannot be read as msgpack: 2001 exceeds"
+    metadata = {"skills": ["pick"] * (MAX_LIST + 1)}
+    with policy_server(constant(np.zeros((1, 2))), metadata) as (name, _), pytest.raises(Unavailable, match=said):
+        connect(name, ARM)
 
 
 def test_whatever_else_listens_there_is_named():

@@ -129,9 +129,13 @@ class Link:
                 raise Unavailable(f"{self} hangs up without an answer") from None
 
     def _exchange(self, message: Mapping[str, Any], timeout: float) -> dict[str, Any]:
+        data = pack(message)
+        if len(data) > MAX_BYTES:  # a server of ours would hang up
+            sizes = f"{len(data) / 2**20:.1f} MiB, at most {MAX_BYTES >> 20} are sent"
+            raise InvalidRequest(f"the observation for {self} takes {sizes}; send smaller images")
         connection = self._connected()
         try:
-            connection.send(pack(message))
+            connection.send(data)
             answer = connection.recv(timeout)
         except TimeoutError:
             _close(self._connections)  # else its answer would be taken for the next one's
@@ -175,7 +179,10 @@ class Link:
         connection.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, patience)
         try:
             metadata = unpack(_binary(connection.recv(CONNECT)))
-        except (TimeoutError, ConnectionClosed, InvalidRequest, TypeError):
+        except InvalidRequest as error:
+            _close(self._connections)
+            raise Unavailable(f"{self} says what it is in a form that cannot be read: {error}") from None
+        except (TimeoutError, ConnectionClosed, TypeError):
             _close(self._connections)
             raise Unavailable(f"{self} does not say what it is, as openpi's do; is that the right address?") from None
         if self._metadata is not None and _ours(metadata) != _ours(self._metadata):

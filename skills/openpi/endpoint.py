@@ -50,7 +50,7 @@ from skills.errors import (
     Unavailable,
     UnknownSkill,
 )
-from skills.openpi.codec import MAX_BYTES, pack, unpack
+from skills.openpi.codec import MAX_BYTES, MAX_LIST, pack, unpack
 from skills.openpi.keys import Keys
 from skills.security.access import Access
 from skills.server import SkillServicer
@@ -275,12 +275,14 @@ class _Robot:
         self._done: np.ndarray | None = None  # the action before; of chunks it is not known how much was carried out
 
     def metadata(self) -> dict[str, Any]:
+        skills = [skill.name for skill in self._servicer.library if skill.learned]
         return {
             "embodiment": self._keys.embodiment.to_dict(),
             "keys": self._keys.describe(),
             "model": self._model.actor_id,
             "models": [name for name, _ in self._servicer.models],
-            "skills": [skill.name for skill in self._servicer.library if skill.learned],
+            "skills": skills[:MAX_LIST],  # clients read no more
+            "skills_total": len(skills),
             "action_horizon": self._chunk,
         }
 

@@ -110,27 +110,37 @@ class Keys:
 
     def write(self, observation: Observation, instruction: str, side: int | None = SIDE) -> dict[str, Any]:
         """side: [pixels] of the square into which larger images are brought, without distortion, with black around
-        them, as openpi's own robots do; None: images go as they are."""
+        them, as openpi's own robots do; None: larger images are brought to the size of the embodiment's cameras."""
         message: dict[str, Any] = {PROMPT: instruction}
+        cameras = {camera.name: camera for camera in self.embodiment.cameras}
         for camera, (key, *_) in self.images.items():
-            image = within(observation.images[camera], side)
+            image = observation.images[camera]
+            image = shrunk(image, cameras[camera]) if side is None else within(image, side)
             _put(message, key, np.ascontiguousarray(image.transpose(2, 0, 1)) if "." in key else image)
         for (key, *_), part in self.state:
             _put(message, key, observation.state[list(part)])
         return message
 
 
-def within(image: np.ndarray, side: int | None) -> np.ndarray:
+def shrunk(image: np.ndarray, camera: Camera) -> np.ndarray:
+    """(H, W, 3) uint8 of the camera's size where it is larger, the mean over the area, as policies look at it."""
+    height, width = image.shape[:2]
+    if height <= camera.height or width <= camera.width:
+        return image
+    return np.asarray(Image.fromarray(image).resize((camera.width, camera.height), Image.Resampling.BOX))
+
+
+def within(image: np.ndarray, side: int) -> np.ndarray:
     """(H, W, 3) uint8, as it is where it fits into the square, else (side, side, 3); as openpi's `resize_with_pad`."""
     height, width = image.shape[:2]
-    if side is None or max(height, width) <= side:
+    if max(height, width) <= side:
         return image
     ratio = max(height, width) / side
-    shrunk = Image.fromarray(image).resize(
+    small = Image.fromarray(image).resize(
         (max(1, int(width / ratio)), max(1, int(height / ratio))), Image.Resampling.BILINEAR
     )
     square = Image.new("RGB", (side, side))
-    square.paste(shrunk, ((side - shrunk.width) // 2, (side - shrunk.height) // 2))
+    square.paste(small, ((side - small.width) // 2, (side - small.height) // 2))
     return np.asarray(square)
 
 
