@@ -21,6 +21,7 @@ robot's own before anything moves, and bounds what the robot is sent. Needs nump
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -253,6 +254,7 @@ class Embodiment:
             raise EmbodimentError(f"{source}: {error}") from None
 
 
+EXPONENT = re.compile(r"[-+]?([0-9]+(\.[0-9]*)?|\.[0-9]+)[eE][-+]?[0-9]+")  # 1e-2, which is a text in YAML 1.1
 KEYS = ("name", "control_hz", "max_seconds", "history", "cameras", "state", "action")
 
 
@@ -282,6 +284,8 @@ def _mapping(given: Any, what: str, keys: Sequence[str]) -> dict[str, Any]:
 
 
 def _number(given: Any, what: str) -> float:
+    if isinstance(given, str) and EXPONENT.fullmatch(given):
+        given = float(given)
     if isinstance(given, bool) or not isinstance(given, int | float):
         _refuse(what, f"{str(given)[:50]!r} is no number")
     if isinstance(given, int) and abs(given) > MAX_NUMBER:  # of which Python makes no float from 10**309 on

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import yaml
 from tiny_services import UNHURRIED
 
 from skills import robot as robot_service
@@ -232,6 +233,21 @@ def test_the_robots_bounds_and_its_time_come_before_the_models():
     with services(robot, Acts(TABLE, [80, 0, 0], ends=99)) as (client, *_):
         _, outcome = run(client)
     assert robot.sent[0][0] == 10 and outcome.steps == 4
+
+
+def test_a_robot_whose_skills_may_last_for_ever_says_so_as_far_as_can_be_told():
+    for embodiment in (replace(TABLE, max_seconds=1e9), replace(TABLE, max_seconds=1e9, control_hz=10_000)):
+        with robot_service.serve(Body(embodiment), LIBRARY) as server, RobotClient(server.address) as client:
+            assert client.info().max_steps == 2**32 - 1
+
+
+def test_numbers_with_an_exponent_are_read_as_people_write_them():
+    """YAML 1.1, which PyYAML reads, takes those without a point or a sign for texts."""
+    text = "{control_hz: 2e1, state: {x: m}, action: {dx: {low: -1e-2, high: .5e0}, grip: [-1.5E3, 1e+1]}}"
+    found = Embodiment.parse(yaml.safe_load(text), "robot.yaml")
+    assert found.control_hz == 20 and [(d.low, d.high) for d in found.action] == [(-0.01, 0.5), (-1500, 10)]
+    with pytest.raises(EmbodimentError, match=r"robot.yaml: action: dx: low: '1e' is no number"):
+        Embodiment.parse(yaml.safe_load("{state: {x: m}, action: {dx: [1e, 2]}}"), "robot.yaml")
 
 
 def test_further_cameras_do_not_travel_to_a_model_that_sees_through_one():

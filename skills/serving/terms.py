@@ -15,6 +15,8 @@ from skills.embodiment import MAX_SECONDS, Embodiment
 from skills.errors import EmbodimentError, InvalidRequest, ServerFault
 from skills.types import Observation, looked_at
 
+MOST_STEPS = 2**32 - 1  # that can be told (uint32)
+
 
 def fitted(observation: Observation, embodiment: Embodiment | None) -> Observation:
     """What a model of this embodiment looks at: its cameras in its order, its state. One image without a name is an
@@ -56,7 +58,7 @@ class Terms:
     @property
     def max_steps(self) -> int | None:
         """Control periods of the longest skill; None: as many as fit into `max_seconds`."""
-        return max(1, round(self.max_seconds / self.period)) if self.period else None
+        return min(max(1, round(self.max_seconds / self.period)), MOST_STEPS) if self.period else None
 
     @property
     def terminates(self) -> bool:
