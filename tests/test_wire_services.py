@@ -174,7 +174,8 @@ def test_cancelling_a_skill_stops_the_robot(robot_client, line_robot, skill):
 
 @pytest.mark.parametrize("skill", ["pick apple", "go to trash can"])
 def test_a_driver_that_was_never_started_is_not_asked_how_it_ended(robot_client, line_robot, monkeypatch, skill):
-    monkeypatch.setattr(line_robot, "view", lambda name: robot_client.cancel("early") and np.zeros((8, 12, 3), np.uint8))
+    picture = np.zeros((8, 12, 3), np.uint8)
+    monkeypatch.setattr(line_robot, "view", lambda name: robot_client.cancel("early") and picture)
     monkeypatch.setattr(line_robot, "start", lambda skill: pytest.fail("it was canceled before"))
     monkeypatch.setattr(line_robot, "succeeded", lambda skill: line_robot.knows_its_skill)
     outcome = finish(robot_client.execute(skill, goal_id="early", views=["head"]))
