@@ -40,7 +40,7 @@ def carried_out(
     pool = ProcessPoolExecutor(min(workers, len(parts)), context, _begin, (ends, prepare))
     try:
         asked = [pool.submit(_do, work, part) for part in parts]
-        pool.submit(int)  # wakes it once more: it watches the processes that it knew then, and wakes before it starts one
+        pool.submit(int)  # wakes it again: it watches those it knew when it woke, and submit wakes it, then starts one
         for done in as_completed(asked):
             yield done.result()
     except BrokenProcessPool:
