@@ -16,6 +16,7 @@ from saycan_qt.collect import CollectConfig, _in_parallel, episode, episodes, lo
 from saycan_qt.data import scenes
 from saycan_qt.data.episodes import DatasetError, EpisodeDataset, EpisodeWriter
 from saycan_qt.data.scenes import HISTORY, LabelledScene, SceneDataset
+from saycan_qt.kitchen.practice import collection
 from saycan_qt.kitchen.practice.affordances import labelled_scene
 from saycan_qt.kitchen.practice.collection import begin
 from saycan_qt.learning import checkpoint
@@ -97,6 +98,15 @@ def test_failures_fail_and_demonstrations_succeed():
         found = episode(CollectConfig(Path("unused"), failures=0.5), number, library)
         assert found.success == (found.info["mode"] == "demonstration")
         assert len(found.images) == len(found.actions) <= 45
+
+
+@pytest.mark.parametrize("family", ["open drawer", "close drawer"])
+def test_where_a_kind_of_failure_never_fails_an_episode_ends_too_early(family, monkeypatch):
+    """Beside the object grasps nobody at a drawer."""
+    monkeypatch.setattr(collection, "TRIES", 2)
+    config = CollectConfig(Path("unused"), families=(family,))
+    run, steps = collection.carried_out(config, 32, SkillLibrary.load(), observing=False)  # "offset" is drawn
+    assert steps and not run.success and run.mode == "early"
 
 
 @pytest.mark.slow

@@ -37,6 +37,7 @@ FAILURES = rollouts.MODES[1:]
 SETTINGS = "collect.json"  # in a collection's folder
 CONTENT = {"weights": "another policy of that name", "shown": "other demonstrations in --replay"}  # digests of these
 MERGED = "merged"  # in the settings of what was merged
+TRIES = 50  # until an episode ends as its kind should
 ENDLESS_STEPS = 22  # an episode that never terminates is cut here, before its tail outweighs everything else
 
 
@@ -130,8 +131,8 @@ def carried_out(
     config: CollectConfig, number: int, library: SkillLibrary, actor: Actor | None = None, observing: bool = True
 ) -> tuple[rollouts.Rollout, list[rollouts.Step]]:
     """What an expert or `actor` did. Tries again, from the same generator, until the rollout ends as its kind should: a
-    demonstration in success, a failure without; what `actor` does by itself ends as it may, but not where the
-    simulation gives up. Raises ValueError where it never does."""
+    demonstration in success, a failure without, by ending too early where its kind never fails; what `actor` does by
+    itself ends as it may, but not where the simulation gives up. Raises ValueError where it never does."""
     rng = np.random.default_rng([config.seed, number])
     weights = {f: w * (not config.families or f in config.families) for f, w in FAMILY_WEIGHTS.items()}
     mode = str(rng.choice(FAILURES)) if rng.random() < config.failures else "demonstration"
@@ -144,7 +145,9 @@ def carried_out(
     limit = ENDLESS_STEPS if mode == "endless" else rollouts.MAX_STEPS
     how: dict[str, Any] = {"look": config.look, "max_steps": limit, "actor": actor}
     how |= {"pace": config.pace, "observing": observing}
-    for _ in range(50):
+    # Grasps beside the object harm no expert who grasps nothing, at drawers: then it ends too early instead
+    modes = [mode] * TRIES + (["early"] * TRIES if mode in FAILURES else [])
+    for mode in modes:
         skill = rollouts.random_skill(rng, library, weights)  # drawn even if unused: then a seed keeps its meaning
         try:
             if anywhere:
@@ -162,7 +165,7 @@ def carried_out(
             return run, steps
     slow = f"; experts who move {config.pace:g} m an action may be too slow" if config.pace < STEP else ""
     raise ValueError(
-        f"no episode of mode {mode!r} ended as it should in 50 tries (--seed {config.seed}, number {number}){slow}"
+        f"no episode of mode {mode!r} ended as it should in {TRIES} tries (--seed {config.seed}, number {number}){slow}"
     )
 
 
@@ -171,13 +174,13 @@ def replayed(config: CollectConfig, number: int) -> tuple[Replay, list[rollouts.
     assert config.replay is not None
     rng = np.random.default_rng([config.seed, number])
     shown = demonstration(config.replay, number % demonstrations(config.replay))
-    for _ in range(50):
+    for _ in range(TRIES):
         run = Replay(shown, rng, config.noise)
         try:
             return run, list(run)
         except Unstable:
             continue
-    raise ValueError(f"no replay of {config.replay} was stable in 50 tries (seed {config.seed}, {number})")
+    raise ValueError(f"no replay of {config.replay} was stable in {TRIES} tries (seed {config.seed}, {number})")
 
 
 @functools.cache
