@@ -129,6 +129,15 @@ def test_what_is_let_go_of_where_a_drive_was_stopped_is_not_put_down():
     assert robot.world.place == "" and robot.succeeded(LIBRARY["put down"]) is False
 
 
+def test_the_tray_takes_a_fourth_thing_and_keeps_the_others():
+    there = {"apple": (0.2, 0.0), "coke can": (0.2, 0.13), "water bottle": (0.2, -0.13), "rxbar blueberry": (0.2, 0.0)}
+    things = {name: Placement("operator", *at) for name, at in there.items()}
+    robot = KitchenRobot(scene=Scene(things, "operator", held="rxbar blueberry"))
+    assert run_skill(robot, "put down")
+    robot.world.rest(300)
+    assert all(goals.holds(robot.world, {"object": name, "at": "operator"}) for name in things)
+
+
 @pytest.mark.parametrize(
     ("instruction", "plan"),
     [
