@@ -1,5 +1,6 @@
 """Collecting is repeatable, resumable, and refuses to mix two collections."""
 
+import contextlib
 import errno
 import json
 import shutil
@@ -11,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from saycan_qt import atomic
+from saycan_qt import atomic, collect
 from saycan_qt.collect import CollectConfig, _in_parallel, episode, episodes, load_actor, main
 from saycan_qt.data import scenes
 from saycan_qt.data.episodes import DatasetError, EpisodeDataset, EpisodeWriter
@@ -76,6 +77,27 @@ def test_what_was_done_and_could_not_be_written_was_not_collected(tmp_path, caps
     assert _in_parallel(killed, None, 1, 1, "episodes", tmp_path) == 1
     told = capsys.readouterr()
     assert "exit code 9; run again" in told.err and "episodes in" not in told.out
+
+
+@contextlib.contextmanager
+def interrupted(*_):
+    """Ctrl-C once something has been made."""
+
+    def advance(count):
+        if count:
+            raise KeyboardInterrupt
+
+    yield advance
+
+
+@pytest.mark.parametrize(
+    "command", [("--episodes", "1000", "--families", "open drawer"), ("affordance", "--scenes", "1000")]
+)
+def test_after_ctrl_c_all_that_was_made_is_there(command, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(collect, "_bar", interrupted)
+    assert main([*command, "--out", str(tmp_path), "--workers", "1"]) == 130
+    there = collection.collected(tmp_path) or len(SceneDataset.open(tmp_path).numbers)
+    assert 1 <= there < 20 and "goes on" in capsys.readouterr().err
 
 
 def test_scenes_are_collected_by_one_process_at_a_time_and_stand_there_once(tmp_path, capsys):
