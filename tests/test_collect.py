@@ -202,6 +202,13 @@ def test_a_collection_is_of_one_policy_and_replays_are_of_the_same_demonstration
         begin(replays)
 
 
+def test_a_collection_goes_on_with_the_same_policy_under_another_name_and_with_no_other(tmp_path):
+    begin(CollectConfig(tmp_path, policy="runs/a"), weights="1")
+    begin(CollectConfig(tmp_path, policy="/home/me/runs/a"), weights="1")
+    with pytest.raises(ValueError, match="made with another policy"):
+        begin(CollectConfig(tmp_path, policy="runs/a"), weights="2")
+
+
 @pytest.mark.slow
 def test_what_no_expert_can_show_ends_in_one_line(tmp_path, capsys):
     assert main(["--out", str(tmp_path), "--episodes", "1", *PICKING, "--pace", "0.005"]) == 2

@@ -272,6 +272,8 @@ def begin(config: CollectConfig, weights: str = "") -> None:
     for key in CONTENT.keys() - there.keys():  # collections of before it was noted
         settings.pop(key, None)
     differing = [key for key in settings | there if there.get(key) != settings.get(key)]
+    if weights and there.get("weights") == weights:
+        differing = [key for key in differing if key != "policy"]  # the same, under another name
     if differing:
         told = (CONTENT.get(key) or f"--{key.replace('_', '-')} {there.get(key, 'none')}" for key in differing)
         raise ValueError(f"{config.out} holds a collection made with {', '.join(told)}; use that, or another --out")
