@@ -79,6 +79,14 @@ def test_what_was_done_and_could_not_be_written_was_not_collected(tmp_path, caps
     assert "exit code 9; run again" in told.err and "episodes in" not in told.out
 
 
+def test_a_worker_killed_before_its_dataset_was_described_costs_nothing(tmp_path):
+    config = CollectConfig(tmp_path, episodes=1, workers=1, families=("open drawer",))
+    begin(config)
+    (tmp_path / "shard-00").mkdir()
+    assert collection.collected(tmp_path) == 0
+    assert episodes(config) == 0 and collection.collected(tmp_path) == 1
+
+
 @contextlib.contextmanager
 def interrupted(*_):
     """Ctrl-C once something has been made."""

@@ -93,8 +93,10 @@ def shard_in(text: str) -> tuple[int, int]:
 
 
 def datasets(folder: Path) -> list[Path]:
-    """Those of the collection in `folder`: one for each worker, or the one that they were merged into."""
-    return [folder] if (folder / lerobot.INFO).exists() else sorted(folder.glob("shard-*"))
+    """Those of the collection in `folder`: one of each worker that has begun, or the one that they were merged into."""
+    if (folder / lerobot.INFO).exists():
+        return [folder]
+    return sorted(path for path in folder.glob("shard-*") if (path / lerobot.INFO).exists())
 
 
 def writer(root: Path) -> EpisodeWriter:
