@@ -217,6 +217,12 @@ def test_a_collection_goes_on_with_the_same_policy_under_another_name_and_with_n
         begin(CollectConfig(tmp_path, policy="runs/a"), weights="2")
 
 
+def test_what_a_collection_was_made_with_is_told_as_it_would_be_given(tmp_path):
+    begin(CollectConfig(tmp_path, families=("pick", "open drawer"), possible=True))
+    with pytest.raises(ValueError, match="made with --families pick 'open drawer', no --policy, --possible; use"):
+        begin(CollectConfig(tmp_path, policy="runs/a"), weights="1")
+
+
 @pytest.mark.slow
 def test_what_no_expert_can_show_ends_in_one_line(tmp_path, capsys):
     assert main(["--out", str(tmp_path), "--episodes", "1", *PICKING, "--pace", "0.005"]) == 2

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +37,7 @@ FAMILY_WEIGHTS = {
 FAILURES = rollouts.MODES[1:]
 SETTINGS = "collect.json"  # in a collection's folder
 CONTENT = {"weights": "another policy of that name", "shown": "other demonstrations in --replay"}  # digests of these
+FOLLOWS = {"weights": "policy", "shown": "replay", "of": "replay"}  # settings that differ where another one does
 MERGED = "merged"  # in the settings of what was merged
 TRIES = 50  # until an episode ends as its kind should
 ENDLESS_STEPS = 22  # an episode that never terminates is cut here, before its tail outweighs everything else
@@ -273,9 +275,28 @@ def begin(config: CollectConfig, weights: str = "") -> None:
         raise ValueError(f"{config.out} was merged; go on with what it was merged of, and merge again")
     for key in CONTENT.keys() - there.keys():  # collections of before it was noted
         settings.pop(key, None)
-    differing = [key for key in settings | there if there.get(key) != settings.get(key)]
-    if weights and there.get("weights") == weights:
-        differing = [key for key in differing if key != "policy"]  # the same, under another name
-    if differing:
-        told = (CONTENT.get(key) or f"--{key.replace('_', '-')} {there.get(key, 'none')}" for key in differing)
-        raise ValueError(f"{config.out} holds a collection made with {', '.join(told)}; use that, or another --out")
+    if others := differing(settings, there):
+        said = ", ".join(told(key, there.get(key)) for key in others)
+        raise ValueError(f"{config.out} holds a collection made with {said}; use that, or another --out")
+
+
+def differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+    """The settings by which two collections are not the same."""
+    found = [key for key in {**one, **other} if one.get(key) != other.get(key)]
+    if one.get("weights") and "weights" not in found:
+        found = [key for key in found if key != "policy"]  # the same, under another name
+    return [key for key in found if FOLLOWS.get(key) not in found]
+
+
+def told(key: str, value: Any) -> str:
+    """A setting as somebody would give it to `collect`; None: not at all."""
+    option = f"--{key.replace('_', '-')}"
+    if key in CONTENT:
+        return CONTENT[key]
+    if key == "of":
+        return "another number of demonstrations in --replay"
+    if value is True:
+        return option
+    if value is None or value is False or value == []:
+        return f"no {option}"
+    return shlex.join([option, *map(str, value if isinstance(value, list) else [value])])
