@@ -199,6 +199,19 @@ def test_perception_looks_where_planners_ask_too():
     assert (asked["images"][0] != asked["images"][1]).any() and asked["visible"].any()
 
 
+def test_perception_goes_on_in_another_kitchen_where_one_gives_up(monkeypatch):
+    step, steps = World.step, []
+
+    def gives_up_once(world, action):
+        steps.append(world)
+        if len(steps) == 2:
+            raise Unstable("huge value")
+        step(world, action)
+
+    monkeypatch.setattr(World, "step", gives_up_once)
+    assert len(labelled_frames(2, seed=0)["images"]) == 2 and steps[1] is not steps[2]
+
+
 @pytest.fixture
 def robot(tmp_path, monkeypatch):
     """In an empty folder, which nothing may be written to."""
