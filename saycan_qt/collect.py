@@ -61,6 +61,8 @@ if TYPE_CHECKING:  # it takes PyTorch, which experts do without
 
 TOGETHER = 8  # episodes that a cluster's worker makes at a time
 POLL = 0.1  # [s] between looks at whether workers have ended
+ENDED_EARLY = 143  # exit code of a worker that was told to end, as the shell has it for SIGTERM
+_to_end = False  # this worker was told to
 
 
 def load_actor(name: str) -> Policy:
@@ -88,7 +90,7 @@ def _work(config: CollectConfig, worker: int, done: multiprocessing.Queue) -> No
     with writer(place(config, worker)) as out:
         done.put(out.num_episodes)
         for number in numbers[out.num_episodes :]:
-            if orphaned():
+            if _to_end or orphaned():
                 return
             out.add(episode(config, number, library, actor))
             done.put(1)
@@ -121,6 +123,8 @@ def _label(config: AffordanceConfig, worker: int, done: multiprocessing.Queue) -
         for number in range(first + there, min(first + scenes.PER_FILE, config.scenes)):
             if orphaned():
                 return
+            if _to_end:
+                break
             found.append(affordances.labelled_scene(config.seed, number, library))
             done.put(1)
         if found:
@@ -186,13 +190,22 @@ def _bar(what: str, wanted: int, doing: str = "collecting") -> Iterator[Callable
 
 
 def _worker(work: Callable, config: Any, worker: int, done: multiprocessing.Queue) -> None:
-    """What cannot be done, however often it is tried, it says on the queue, and ends with exit code 1."""
+    """What cannot be done, however often it is tried, it says on the queue, and ends with exit code 1. Told to end, it
+    finishes what it is at, and writes what it has made."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer
+    signal.signal(signal.SIGTERM, _end_soon)
     try:
         work(config, worker, done)
     except (ValueError, OSError, DatasetError, SkillError) as error:
         done.put(str(error))
         raise SystemExit(1) from None
+    if _to_end:
+        raise SystemExit(ENDED_EARLY)
+
+
+def _end_soon(*_: object) -> None:
+    global _to_end
+    _to_end = True
 
 
 def _reports(workers: Sequence[BaseProcess], done: multiprocessing.Queue) -> Iterator[int]:
@@ -218,14 +231,21 @@ def _in_parallel(work: Callable, config: Any, count: int, wanted: int, what: str
     started, context = time.monotonic(), multiprocessing.get_context("spawn")
     done: multiprocessing.Queue = context.Queue()
     workers = [context.Process(target=_worker, args=(work, config, w, done), daemon=True) for w in range(count)]
-    for worker in workers:
-        worker.start()
     total = 0
-    with _bar(what, wanted) as advance:
-        for more in _reports(workers, done):
-            total += more
-            advance(more)
-    if failed := [worker.exitcode for worker in workers if worker.exitcode]:
+    try:
+        for worker in workers:
+            worker.start()
+        with _bar(what, wanted) as advance:
+            for more in _reports(workers, done):
+                total += more
+                advance(more)
+        failed = [worker.exitcode for worker in workers if worker.exitcode]
+    finally:  # on Ctrl-C, or where one of them has failed, the others write what they have made
+        for worker in (begun := [worker for worker in workers if worker.pid]):
+            worker.terminate()
+        for worker in begun:
+            worker.join()
+    if failed:
         print(f"error: a worker ended with exit code {failed[0]}; run again to go on", file=sys.stderr)
         return 1
     print(f"{total} {what} in {out} after {time.monotonic() - started:.0f} s")

@@ -150,13 +150,14 @@ def check_algorithm(config: Any) -> None:
 
 FREE = {  # settings that may change from one start of a run to the next; of the data, its digest is compared
     *("out", "steps", "minutes", "threads", "save_seconds", "validate_every", "snapshots", "device", "compile"),
-    *("cache", "cache_size", "data", "mapping", "data_digest"),
+    *("cache", "cache_size", "data", "mapping", "data_digest", "init_digest"),
 }
 
 
 def remember(config: TrainConfig, kind: str, digest: str) -> None:
     """Write config.json; refuse to continue a run under other settings, or on other data."""
     described = as_json({"kind": kind, **dataclasses.asdict(config), "data_digest": digest})
+    described["init_digest"] = config.init and checkpoint.digest(checkpoint.resolve(config.init))
     begun = [name for name in (STATE, CHECKPOINT) if checkpoint.exists(config.out / name)]
     if begun and not (config.out / CONFIG).exists():
         raise ValueError(f"{config.out / begun[0]} is there, and no {CONFIG} says of what run; choose another --out")
@@ -173,6 +174,9 @@ def remember(config: TrainConfig, kind: str, digest: str) -> None:
             )
         if divergence.has_diverged(config.out):
             free |= {"learning_rate", "warmup"}
+        if (began := before.get("init_digest")) and began == described["init_digest"]:
+            free |= {"init"}  # the same, under another name
+        described["init_digest"] = began
         require_the_same(config.out, described, before, free)
     write_settings(config.out, described)
 

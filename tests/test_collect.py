@@ -1,5 +1,6 @@
 """Collecting is repeatable, resumable, and refuses to mix two collections."""
 
+import contextlib
 import errno
 import json
 import shutil
@@ -11,11 +12,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from saycan_qt import atomic
+from saycan_qt import atomic, collect
 from saycan_qt.collect import CollectConfig, _in_parallel, episode, episodes, load_actor, main
 from saycan_qt.data import scenes
 from saycan_qt.data.episodes import DatasetError, EpisodeDataset, EpisodeWriter
 from saycan_qt.data.scenes import HISTORY, LabelledScene, SceneDataset
+from saycan_qt.kitchen.practice import collection
 from saycan_qt.kitchen.practice.affordances import labelled_scene
 from saycan_qt.kitchen.practice.collection import begin
 from saycan_qt.learning import checkpoint
@@ -77,6 +79,35 @@ def test_what_was_done_and_could_not_be_written_was_not_collected(tmp_path, caps
     assert "exit code 9; run again" in told.err and "episodes in" not in told.out
 
 
+def test_a_worker_killed_before_its_dataset_was_described_costs_nothing(tmp_path):
+    config = CollectConfig(tmp_path, episodes=1, workers=1, families=("open drawer",))
+    begin(config)
+    (tmp_path / "shard-00").mkdir()
+    assert collection.collected(tmp_path) == 0
+    assert episodes(config) == 0 and collection.collected(tmp_path) == 1
+
+
+@contextlib.contextmanager
+def interrupted(*_):
+    """Ctrl-C once something has been made."""
+
+    def advance(count):
+        if count:
+            raise KeyboardInterrupt
+
+    yield advance
+
+
+@pytest.mark.parametrize(
+    "command", [("--episodes", "1000", "--families", "open drawer"), ("affordance", "--scenes", "1000")]
+)
+def test_after_ctrl_c_all_that_was_made_is_there(command, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(collect, "_bar", interrupted)
+    assert main([*command, "--out", str(tmp_path), "--workers", "1"]) == 130
+    there = collection.collected(tmp_path) or len(SceneDataset.open(tmp_path).numbers)
+    assert 1 <= there < 20 and "goes on" in capsys.readouterr().err
+
+
 def test_scenes_are_collected_by_one_process_at_a_time_and_stand_there_once(tmp_path, capsys):
     with atomic.lock(tmp_path / ".lock", wait=False):
         assert main(["affordance", "--out", str(tmp_path)]) == 2
@@ -97,6 +128,15 @@ def test_failures_fail_and_demonstrations_succeed():
         found = episode(CollectConfig(Path("unused"), failures=0.5), number, library)
         assert found.success == (found.info["mode"] == "demonstration")
         assert len(found.images) == len(found.actions) <= 45
+
+
+@pytest.mark.parametrize("family", ["open drawer", "close drawer"])
+def test_where_a_kind_of_failure_never_fails_an_episode_ends_too_early(family, monkeypatch):
+    """Beside the object grasps nobody at a drawer."""
+    monkeypatch.setattr(collection, "TRIES", 2)
+    config = CollectConfig(Path("unused"), families=(family,))
+    run, steps = collection.carried_out(config, 32, SkillLibrary.load(), observing=False)  # "offset" is drawn
+    assert steps and not run.success and run.mode == "early"
 
 
 @pytest.mark.slow
@@ -168,6 +208,19 @@ def test_a_collection_is_of_one_policy_and_replays_are_of_the_same_demonstration
     (tmp_path / "shown" / "collect.json").write_text(json.dumps(shown | {"pace": 0.03}))
     with pytest.raises(ValueError, match="made with other demonstrations in --replay"):
         begin(replays)
+
+
+def test_a_collection_goes_on_with_the_same_policy_under_another_name_and_with_no_other(tmp_path):
+    begin(CollectConfig(tmp_path, policy="runs/a"), weights="1")
+    begin(CollectConfig(tmp_path, policy="/home/me/runs/a"), weights="1")
+    with pytest.raises(ValueError, match="made with another policy"):
+        begin(CollectConfig(tmp_path, policy="runs/a"), weights="2")
+
+
+def test_what_a_collection_was_made_with_is_told_as_it_would_be_given(tmp_path):
+    begin(CollectConfig(tmp_path, families=("pick", "open drawer"), possible=True))
+    with pytest.raises(ValueError, match="made with --families pick 'open drawer', no --policy, --possible; use"):
+        begin(CollectConfig(tmp_path, policy="runs/a"), weights="1")
 
 
 @pytest.mark.slow

@@ -65,8 +65,26 @@ def test_what_is_missing_or_twice_or_of_another_collection_is_said_before_anythi
     settings = json.loads((second / SETTINGS).read_text())
     (second / SETTINGS).write_text(json.dumps(settings | {"seed": 1}))
     assert merge(tmp_path / "merged", first, second) == 2
-    assert "of different collections: --seed 0 and 1" in capsys.readouterr().err
+    assert "of different collections: --seed 0 and --seed 1" in capsys.readouterr().err
     assert not (tmp_path / "merged").exists()
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "said"),
+    [
+        ({"possible": True}, {}, "--possible and no --possible"),
+        ({"families": ["pick", "move near"]}, {"families": []}, "--families pick 'move near' and no --families"),
+        ({"policy": "a", "weights": "1"}, {"policy": "a", "weights": "2"}, "another policy of that name"),
+        ({"policy": "a", "weights": "1"}, {"policy": "b", "weights": "2"}, "--policy a and --policy b"),
+        ({"replay": "a", "of": 3}, {"replay": "a", "of": 4}, "another number of demonstrations in --replay"),
+    ],
+)
+def test_pieces_of_different_collections_are_told_apart_by_options_that_there_are(tmp_path, capsys, one, other, said):
+    first, second = (piece(tmp_path / f"p{k}", 7, f"{k}/2") for k in (1, 2))
+    for folder, more in ((first, one), (second, other)):
+        (folder / SETTINGS).write_text(json.dumps(json.loads((folder / SETTINGS).read_text()) | more))
+    assert merge(tmp_path / "merged", first, second) == 2
+    assert capsys.readouterr().err == f"error: {first} and {second} are of different collections: {said}\n"
 
 
 def test_a_damaged_piece_ends_the_merge(tmp_path, capsys):

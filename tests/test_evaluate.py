@@ -119,6 +119,16 @@ def test_episodes_that_act_in_one_batch_end_as_those_that_act_alone():
     assert len({result.steps for result in together}) > 1  # so that some began when others had ended
 
 
+def test_an_episode_whose_simulation_gives_up_has_failed_and_the_others_go_on(monkeypatch, caplog):
+    starts = skills.starts_of("pick", 10_000, range(2), SkillLibrary.load())
+    episodes = [skills._Episode(start, history=1) for start in starts]
+    monkeypatch.setattr(skills, "_Episode", lambda start, history: episodes[start.number])
+    episodes[0].env.world.data.qvel[:] = 1e12
+    gave_up, other = skills.roll_out(Idler(), starts)
+    assert (gave_up.number, gave_up.success, gave_up.terminated, gave_up.steps) == (0, False, False, 0)
+    assert other.steps == 45 and "episode 0 of 'pick" in caplog.text
+
+
 def test_wilson_interval_matches_the_textbook():
     """Agresti and Coull (1998): 0 of 10 gives 0 to 0.278; 5 of 10 is symmetric about one half."""
     assert wilson(0, 10) == (0.0, pytest.approx(0.2775, abs=1e-3))

@@ -147,6 +147,15 @@ def test_killed_anywhere_it_goes_on_and_does_nothing_twice(home, whole, tmp_path
     assert run(home, tmp_path / "out", "--clone") == 0 and world.did == did  # nothing is left to do
 
 
+def test_rounds_go_on_where_their_folder_has_moved(home, tmp_path, monkeypatch):
+    world = World(monkeypatch)
+    world.kill = "train q-002"  # which started from q-001, in the same folder
+    with pytest.raises(Killed):
+        run(home, tmp_path / "out")
+    (tmp_path / "out").rename(tmp_path / "moved")
+    assert run(home, tmp_path / "moved") == 0 and len(rounds(tmp_path / "moved")) == 2
+
+
 def test_a_clone_beside_it_shares_what_the_same_policy_did_and_has_rounds_of_its_own(whole):
     out, did = whole
     acted = [line.split()[1] for line in did if line.startswith("act")]

@@ -129,6 +129,15 @@ def test_what_is_let_go_of_where_a_drive_was_stopped_is_not_put_down():
     assert robot.world.place == "" and robot.succeeded(LIBRARY["put down"]) is False
 
 
+def test_the_tray_takes_a_fourth_thing_and_keeps_the_others():
+    there = {"apple": (0.2, 0.0), "coke can": (0.2, 0.13), "water bottle": (0.2, -0.13), "rxbar blueberry": (0.2, 0.0)}
+    things = {name: Placement("operator", *at) for name, at in there.items()}
+    robot = KitchenRobot(scene=Scene(things, "operator", held="rxbar blueberry"))
+    assert run_skill(robot, "put down")
+    robot.world.rest(300)
+    assert all(goals.holds(robot.world, {"object": name, "at": "operator"}) for name in things)
+
+
 @pytest.mark.parametrize(
     ("instruction", "plan"),
     [
@@ -188,6 +197,19 @@ def test_perception_looks_where_planners_ask_too():
     asked = labelled_frames(3, seed=0, asked=1.0)
     assert np.abs(asked["states"][:, :3] - CARRY).max() < 0.15  # the arm is at rest
     assert (asked["images"][0] != asked["images"][1]).any() and asked["visible"].any()
+
+
+def test_perception_goes_on_in_another_kitchen_where_one_gives_up(monkeypatch):
+    step, steps = World.step, []
+
+    def gives_up_once(world, action):
+        steps.append(world)
+        if len(steps) == 2:
+            raise Unstable("huge value")
+        step(world, action)
+
+    monkeypatch.setattr(World, "step", gives_up_once)
+    assert len(labelled_frames(2, seed=0)["images"]) == 2 and steps[1] is not steps[2]
 
 
 @pytest.fixture

@@ -1,10 +1,13 @@
 """The symbolic kitchen: what is possible there, and what it takes for a goal to be reached."""
 
+import itertools
+
 import numpy as np
 import pytest
 
 from saycan_qt.evaluation.worlds import LearntWorld
 from saycan_qt.kitchen import goals, tasks
+from saycan_qt.kitchen.objects import THINGS
 from saycan_qt.kitchen.robot import KitchenRobot
 from saycan_qt.kitchen.staging import Stage
 from saycan_qt.kitchen.symbolic import SymbolicKitchen
@@ -139,6 +142,16 @@ def test_symbols_and_mujoco_agree_all_along_a_plan():
             assert goals.holds(world, condition) == kitchen.holds(condition), (name, condition)
         pair = {"object": "water bottle", "near": "redbull can"}
         assert goals.holds(world, pair) == kitchen.holds(pair), name
+
+
+def test_seven_things_with_the_operator_stand_apart_and_three_where_they_always_did():
+    there = dict.fromkeys(list(THINGS)[4:11], "operator")
+    found = [(p.x, p.y) for p in Stage(np.random.default_rng(0)).scene(SymbolicKitchen(there)).objects.values()]
+    assert found[:3] == [(0.2, 0.0), (0.2, 0.13), (0.2, -0.13)]
+    assert min(np.hypot(x - u, y - v) for (x, y), (u, v) in itertools.combinations(found, 2)) > 0.12
+    world = Stage(np.random.default_rng(0)).world(SymbolicKitchen(there))
+    world.rest(300)
+    assert all(goals.holds(world, {"object": name, "at": "operator"}) for name in there)
 
 
 def test_what_does_not_move_stays_where_it_was():

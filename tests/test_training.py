@@ -475,6 +475,19 @@ def test_a_run_begun_before_a_setting_was_there_goes_on_with_its_default_and_wit
         train.check(command("--td-deviation", "-1"))
 
 
+def test_a_run_goes_on_from_the_same_weights_under_another_name_and_from_no_other(tmp_path):
+    def command(init):
+        return train.command(["rt1", "--data", "x", "--out", str(tmp_path / "run"), "--init", str(init)])
+
+    shutil.copytree(checkpoint.SHIPPED / "execution", tmp_path / "moved")
+    train.remember(command("execution"), "RT1Config", "digest")
+    checkpoint.save_training_state(tmp_path / "run" / "state", {}, torch.optim.SGD([torch.zeros(1)]), {"step": 1})
+    for init in (tmp_path / "moved", "execution"):
+        train.remember(command(init), "RT1Config", "digest")
+    with pytest.raises(ValueError, match="a run with another init;"):
+        train.remember(command("affordance"), "RT1Config", "digest")
+
+
 def test_without_a_warm_up_the_first_step_has_the_whole_rate(data, perception, tmp_path):
     config = train.debug_config(train.command(run_command("rt1", data, perception, tmp_path)))
     dataset = EpisodeDataset(data)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -20,6 +21,7 @@ from saycan_qt import atomic, workers
 from saycan_qt.evaluation.rates import wilson
 from saycan_qt.kitchen.embodiment import EMBODIMENT
 from saycan_qt.kitchen.env import KitchenEnv
+from saycan_qt.kitchen.physics import Unstable
 from saycan_qt.kitchen.practice.rollouts import random_skill
 from saycan_qt.kitchen.tasks import FAMILIES
 from saycan_qt.options import File, require
@@ -27,6 +29,8 @@ from saycan_qt.services import cluster
 from skills.errors import SkillError
 from skills.library import Skill, SkillLibrary
 from skills.types import Actor, BatchedActor, Observation, embodiment_of
+
+log = logging.getLogger(__name__)
 
 TOGETHER = 16  # episodes of a process whose actions are one batch
 
@@ -78,11 +82,18 @@ class _Episode:
         self.result: Result | None = None  # when it has ended
 
     def step(self, action: np.ndarray) -> None:
-        seen, _, terminated, truncated, info = self.env.step(action)
+        try:
+            seen, _, terminated, truncated, info = self.env.step(action)
+        except Unstable as error:
+            log.warning("episode %d of %r failed: %s", self.start.number, self.start.skill.name, error)
+            return self._end(success=False, terminated=False)
         self.history.append(Observation(seen["image"], seen["state"], action=action))
         if terminated or truncated:
-            skill, steps = self.start.skill, self.env.steps
-            self.result = Result(skill.family, skill.name, info["success"], terminated, steps, self.start.number)
+            self._end(info["success"], terminated)
+
+    def _end(self, success: bool, terminated: bool) -> None:
+        skill, steps = self.start.skill, self.env.steps
+        self.result = Result(skill.family, skill.name, success, terminated, steps, self.start.number)
 
 
 def roll_out(actor: Actor, starts: Iterable[Start], together: int = TOGETHER) -> Iterator[Result]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 
@@ -14,13 +14,15 @@ from saycan_qt.kitchen.embodiment import CONTROL_HZ
 from saycan_qt.kitchen.objects import THINGS
 from saycan_qt.kitchen.physics import checked_action
 from saycan_qt.kitchen.practice.experts import Expert, carry
-from saycan_qt.kitchen.scene import PLACES, WORKTOPS
+from saycan_qt.kitchen.scene import PLACES, TRAY, WORKTOPS
 from saycan_qt.kitchen.world import Scene, World
 from skills.library import Skill
 from skills.types import Observation
 
 CAMERAS = {"head": HEAD_FOR_PEOPLE, "room": ROOM}
-HAND_OVER = (0.2, 0.0)  # where things are put on the operator's tray and dropped into the trash can [m]
+HAND_OVER = (0.2, 0.0)  # where things are dropped into the trash can [m]
+BEFORE = ((0.09, 0.065), (0.09, -0.065), (0.09, 0.195), (0.09, -0.195))  # four more spots, on this side of the tray [m]
+TAKEN = 0.09  # a spot with something nearer than this has no room left [m]
 
 
 class KitchenRobot:
@@ -140,7 +142,7 @@ class KitchenRobot:
         elif world.place in WORKTOPS:
             x, y = self._free_spot(name)
         elif world.place == "operator":
-            x, y = self._free_spot(name, np.array([[0.2, 0.0], [0.2, 0.13], [0.2, -0.13]]))
+            x, y = self._free_spot(name, np.array(TRAY), np.array(BEFORE))
         mover = Expert(world, Skill("put down", "put down", learned=False))
         for _ in range(30):
             action = None if canceled() else mover.put_down(x, y, z)
@@ -148,7 +150,10 @@ class KitchenRobot:
                 break
             self.apply(action)
 
-    def _free_spot(self, name: str, spots: np.ndarray | None = None) -> tuple[float, float]:
+    def _free_spot(
+        self, name: str, spots: np.ndarray | None = None, more: Iterable[np.ndarray] = ()
+    ) -> tuple[float, float]:
+        """The first of the spots with most room, or, where they are taken, of `more` [m]."""
         if spots is None:
             grid = np.stack(np.meshgrid([0.12, 0.2, 0.28], np.linspace(-0.25, 0.25, 11)), -1).reshape(-1, 2)
             spots = grid[np.argsort(np.abs(grid - [0.16, 0.0]).sum(axis=1))]
@@ -158,6 +163,8 @@ class KitchenRobot:
             return min((float(np.linalg.norm(spot - other)) for other in others), default=1.0)
 
         best = max(spots, key=lambda spot: min(room(spot), 0.13))
+        if room(best) < TAKEN:
+            best = max((best, *more), key=room)
         return float(best[0]), float(best[1])
 
 

@@ -24,6 +24,7 @@ PLACES: dict[str, tuple[float, float, float]] = {  # T_world_place: x [m], y [m]
     "operator": (-0.9, -1.9, -1.5707963267948966),
 }
 WORKTOPS = ("close counter", "far counter", "table")  # places where objects may stand at the start
+TRAY = ((0.2, 0.0), (0.2, 0.13), (0.2, -0.13))  # where the operator gets things, the first three [m]
 BASE_BACK = -0.78  # x of the base's centre in the base frame [m]
 SHOULDER = (-0.42, -0.38, 0.22)  # in the base frame [m]
 UPPER_ARM, FOREARM, WRIST = 0.56, 0.54, 0.09  # link lengths [m]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from saycan_qt.kitchen.scene import WORKTOPS
+from saycan_qt.kitchen.scene import TRAY, WORKTOPS
 from saycan_qt.kitchen.symbolic import IN_HAND, SymbolicKitchen
 from saycan_qt.kitchen.tasks import AREA_HIGH, AREA_LOW, NEAR, inside_drawer
 from saycan_qt.kitchen.world import Placement, Scene, World
@@ -14,7 +14,7 @@ TRASH = "trash can"
 APART = NEAR + 0.005  # so that nothing is near another by chance [m]
 BESIDE = 0.13  # from an object to the one that it was moved near [m]
 OPENING = (0.19, 0.25)  # of an open drawer [m]
-TRAY = np.array([[0.2, 0.0], [0.2, 0.13], [0.2, -0.13]])  # where the operator gets things [m]
+BETWEEN = ((0.09, 0.065), (0.09, -0.065), (0.31, 0.065), (0.31, -0.065))  # where the operator gets more than three [m]
 IN_TRASH = ((0.12, -0.08), (0.28, 0.08))  # lowest and highest x, y of what is dropped into the trash can [m]
 FALL = 150  # [physics steps] until what was thrown away lies still
 
@@ -64,7 +64,7 @@ class Stage:
         elif place in WORKTOPS:
             spots = rng.uniform(AREA_LOW, AREA_HIGH, (300, 2))
         elif place == OPERATOR:
-            spots = TRAY
+            spots = np.array(TRAY + BETWEEN)
         else:
             spots = rng.uniform(*IN_TRASH, (50, 2))
         return self._choose(place, spots, APART, rng.uniform(-np.pi / 2, np.pi / 2), (held, target))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,7 +37,9 @@ FAMILY_WEIGHTS = {
 FAILURES = rollouts.MODES[1:]
 SETTINGS = "collect.json"  # in a collection's folder
 CONTENT = {"weights": "another policy of that name", "shown": "other demonstrations in --replay"}  # digests of these
+FOLLOWS = {"weights": "policy", "shown": "replay", "of": "replay"}  # settings that differ where another one does
 MERGED = "merged"  # in the settings of what was merged
+TRIES = 50  # until an episode ends as its kind should
 ENDLESS_STEPS = 22  # an episode that never terminates is cut here, before its tail outweighs everything else
 
 
@@ -92,8 +95,10 @@ def shard_in(text: str) -> tuple[int, int]:
 
 
 def datasets(folder: Path) -> list[Path]:
-    """Those of the collection in `folder`: one for each worker, or the one that they were merged into."""
-    return [folder] if (folder / lerobot.INFO).exists() else sorted(folder.glob("shard-*"))
+    """Those of the collection in `folder`: one of each worker that has begun, or the one that they were merged into."""
+    if (folder / lerobot.INFO).exists():
+        return [folder]
+    return sorted(path for path in folder.glob("shard-*") if (path / lerobot.INFO).exists())
 
 
 def writer(root: Path) -> EpisodeWriter:
@@ -130,8 +135,8 @@ def carried_out(
     config: CollectConfig, number: int, library: SkillLibrary, actor: Actor | None = None, observing: bool = True
 ) -> tuple[rollouts.Rollout, list[rollouts.Step]]:
     """What an expert or `actor` did. Tries again, from the same generator, until the rollout ends as its kind should: a
-    demonstration in success, a failure without; what `actor` does by itself ends as it may, but not where the
-    simulation gives up. Raises ValueError where it never does."""
+    demonstration in success, a failure without, by ending too early where its kind never fails; what `actor` does by
+    itself ends as it may, but not where the simulation gives up. Raises ValueError where it never does."""
     rng = np.random.default_rng([config.seed, number])
     weights = {f: w * (not config.families or f in config.families) for f, w in FAMILY_WEIGHTS.items()}
     mode = str(rng.choice(FAILURES)) if rng.random() < config.failures else "demonstration"
@@ -144,7 +149,9 @@ def carried_out(
     limit = ENDLESS_STEPS if mode == "endless" else rollouts.MAX_STEPS
     how: dict[str, Any] = {"look": config.look, "max_steps": limit, "actor": actor}
     how |= {"pace": config.pace, "observing": observing}
-    for _ in range(50):
+    # Grasps beside the object harm no expert who grasps nothing, at drawers: then it ends too early instead
+    modes = [mode] * TRIES + (["early"] * TRIES if mode in FAILURES else [])
+    for mode in modes:
         skill = rollouts.random_skill(rng, library, weights)  # drawn even if unused: then a seed keeps its meaning
         try:
             if anywhere:
@@ -162,7 +169,7 @@ def carried_out(
             return run, steps
     slow = f"; experts who move {config.pace:g} m an action may be too slow" if config.pace < STEP else ""
     raise ValueError(
-        f"no episode of mode {mode!r} ended as it should in 50 tries (--seed {config.seed}, number {number}){slow}"
+        f"no episode of mode {mode!r} ended as it should in {TRIES} tries (--seed {config.seed}, number {number}){slow}"
     )
 
 
@@ -171,13 +178,13 @@ def replayed(config: CollectConfig, number: int) -> tuple[Replay, list[rollouts.
     assert config.replay is not None
     rng = np.random.default_rng([config.seed, number])
     shown = demonstration(config.replay, number % demonstrations(config.replay))
-    for _ in range(50):
+    for _ in range(TRIES):
         run = Replay(shown, rng, config.noise)
         try:
             return run, list(run)
         except Unstable:
             continue
-    raise ValueError(f"no replay of {config.replay} was stable in 50 tries (seed {config.seed}, {number})")
+    raise ValueError(f"no replay of {config.replay} was stable in {TRIES} tries (seed {config.seed}, {number})")
 
 
 @functools.cache
@@ -268,7 +275,28 @@ def begin(config: CollectConfig, weights: str = "") -> None:
         raise ValueError(f"{config.out} was merged; go on with what it was merged of, and merge again")
     for key in CONTENT.keys() - there.keys():  # collections of before it was noted
         settings.pop(key, None)
-    differing = [key for key in settings | there if there.get(key) != settings.get(key)]
-    if differing:
-        told = (CONTENT.get(key) or f"--{key.replace('_', '-')} {there.get(key, 'none')}" for key in differing)
-        raise ValueError(f"{config.out} holds a collection made with {', '.join(told)}; use that, or another --out")
+    if others := differing(settings, there):
+        said = ", ".join(told(key, there.get(key)) for key in others)
+        raise ValueError(f"{config.out} holds a collection made with {said}; use that, or another --out")
+
+
+def differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+    """The settings by which two collections are not the same."""
+    found = [key for key in {**one, **other} if one.get(key) != other.get(key)]
+    if one.get("weights") and "weights" not in found:
+        found = [key for key in found if key != "policy"]  # the same, under another name
+    return [key for key in found if FOLLOWS.get(key) not in found]
+
+
+def told(key: str, value: Any) -> str:
+    """A setting as somebody would give it to `collect`; None: not at all."""
+    option = f"--{key.replace('_', '-')}"
+    if key in CONTENT:
+        return CONTENT[key]
+    if key == "of":
+        return "another number of demonstrations in --replay"
+    if value is True:
+        return option
+    if value is None or value is False or value == []:
+        return f"no {option}"
+    return shlex.join([option, *map(str, value if isinstance(value, list) else [value])])

@@ -15,7 +15,7 @@ from saycan_qt import atomic
 from saycan_qt.data import lerobot
 from saycan_qt.data.episodes import DatasetError, Episode, Quarantined
 from saycan_qt.data.reader import Shard
-from saycan_qt.kitchen.practice.collection import MERGED, SETTINGS, datasets, shard_in, writer
+from saycan_qt.kitchen.practice.collection import MERGED, SETTINGS, datasets, differing, shard_in, told, writer
 
 WHERE = ("workers", "shard", MERGED)  # settings that say which episodes lie where, and nothing about them
 NUMBER = "number"  # of an episode, in its info
@@ -48,12 +48,9 @@ def pieces(config: MergeConfig) -> tuple[list[Piece], dict[str, Any]]:
     described = {folder: _settings(folder) for folder in config.collections}
     (first, settings), *others = described.items()
     for other, theirs in others:
-        if differing := [key for key in settings | theirs if settings.get(key) != theirs.get(key) and key not in WHERE]:
-            key = differing[0]
-            raise ValueError(
-                f"{first} and {other} are of different collections: --{key.replace('_', '-')} "
-                f"{settings.get(key, 'none')} and {theirs.get(key, 'none')}"
-            )
+        if unlike := [key for key in differing(settings, theirs) if key not in WHERE]:
+            said = dict.fromkeys(told(unlike[0], their.get(unlike[0])) for their in (settings, theirs))
+            raise ValueError(f"{first} and {other} are of different collections: {' and '.join(said)}")
     roots = [root for folder in described for root in datasets(folder)]
     found = [Piece(shard, shard.noted(NUMBER)) for shard in map(Shard, roots)]
     for piece in found:

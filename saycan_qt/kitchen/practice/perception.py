@@ -4,12 +4,14 @@ image encoder. It stands in for the paper's ImageNet pre-training; policies neve
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 
 import numpy as np
 
 from saycan_qt.kitchen.camera import HEAD, cast, paint
 from saycan_qt.kitchen.looks import LookName
 from saycan_qt.kitchen.objects import THINGS
+from saycan_qt.kitchen.physics import Unstable
 from saycan_qt.kitchen.practice import rollouts
 from saycan_qt.kitchen.practice.affordances import draw
 from saycan_qt.kitchen.scene import DRAWER_Z, DRAWERS
@@ -105,16 +107,18 @@ def labelled_frames(
         progress(done)
 
     while done < round(asked * count):
-        world = World(draw(rng, library)[2], look)
-        keep(world, _geom_keypoint(world))
+        with suppress(Unstable):  # then another one, from the same generator
+            world = World(draw(rng, library)[2], look)
+            keep(world, _geom_keypoint(world))
     while done < count:
-        skill = rollouts.random_skill(rng, library)
-        mode = str(rng.choice(MODES, p=SHARES))
-        run = rollouts.start(rng, skill, library, mode, look, max_steps=int(rng.integers(6, 30)), observing=False)
-        table = _geom_keypoint(run.world)
-        for i, _ in enumerate(run):
-            if (i + 1) % every == 0:
-                keep(run.world, table)
-                if done == count:
-                    break
+        with suppress(Unstable):  # likewise
+            skill = rollouts.random_skill(rng, library)
+            mode = str(rng.choice(MODES, p=SHARES))
+            run = rollouts.start(rng, skill, library, mode, look, max_steps=int(rng.integers(6, 30)), observing=False)
+            table = _geom_keypoint(run.world)
+            for i, _ in enumerate(run):
+                if (i + 1) % every == 0:
+                    keep(run.world, table)
+                    if done == count:
+                        break
     return out
