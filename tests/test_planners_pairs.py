@@ -206,6 +206,7 @@ def test_a_slip_changes_a_letter_or_two():
     slips = {with_a_slip(text, rng) for _ in range(300)}
     assert len(slips) > 40 and all(abs(len(slip) - len(text)) <= 1 for slip in slips)
     assert with_a_slip("是 a", rng) == "是 a"
+    assert all(with_a_slip("all", np.random.default_rng(seed)) != "all" for seed in range(200))
 
 
 def test_what_is_learnt_is_the_steps_from_their_blank_to_their_lines_end(generator):
