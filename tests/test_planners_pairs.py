@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from planners.prompts import CANNOT, describe
-from saycan_qt.kitchen.language import instructions, written
+from saycan_qt.kitchen.language import instructions, wording, written
 from saycan_qt.kitchen.language.errands import Unsuitable
 from saycan_qt.kitchen.language.intricate import Asked, Part, in_view
 from saycan_qt.kitchen.language.pairs import LONGEST_PLAN, PairGenerator, text_of
@@ -74,6 +74,20 @@ def test_all_of_a_kind_are_taken_in_the_order_of_the_scenes_line(generator):
             assert taken == sorted(taken, key=there.index), pair
             several += len(taken) > 1
     assert several > 50
+
+
+def test_what_lies_in_a_drawer_is_called_by_its_name_as_no_scene_tells_of_it(generator, monkeypatch):
+    one_of_a_kind, rng, kinds = wording._Binding.one_of_a_kind, np.random.default_rng(0), []
+    monkeypatch.setattr(wording, "ONE_OF_A_KIND", 0.5)
+    monkeypatch.setattr(
+        wording._Binding, "one_of_a_kind", lambda self, thing: kinds.append(thing) or one_of_a_kind(self, thing)
+    )
+    for source in ("clause", "frame"):
+        for _ in range(250):
+            kinds.clear()
+            with suppress(Unsuitable):
+                pair = generator._pair(generator.sources.draw(source, rng), source, rng)
+                assert not [thing for thing in kinds if pair.kitchen.where.get(thing, "").endswith("drawer")], pair
 
 
 def test_pairs_follow_from_the_seed(generator):

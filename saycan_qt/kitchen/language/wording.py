@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from saycan_qt.kitchen.language.errands import TRASH, Task, Unsuitable, Wanted
+from saycan_qt.kitchen.language.errands import INSIDE, TRASH, Task, Unsuitable, Wanted
 from saycan_qt.kitchen.language.phrases import Phrases
 from saycan_qt.kitchen.symbolic import DRAWERS, WORKTOPS
 from skills.library import SkillLibrary
@@ -101,6 +101,7 @@ class _Binding:
 
     def find_words(self) -> None:
         wanted, plain = self.wanted, float(self.rng.choice([0.3, 0.6, 0.95]))
+        inside = {t.names[0] for t in wanted.tasks if t.kind in INSIDE}  # nobody sees which things these are
         for name, value in list(wanted.values.items()):
             if name in wanted.words or f"{{{name}}}" not in wanted.say:
                 continue
@@ -108,7 +109,7 @@ class _Binding:
                 wanted.words[name] = self.drawer(value)
             elif name.startswith("place"):
                 wanted.words[name] = self.place(value)
-            elif wanted.tasks and value not in wanted.where and self.rng.random() < ONE_OF_A_KIND:
+            elif wanted.tasks and not (value in wanted.where or name in inside) and self.rng.random() < ONE_OF_A_KIND:
                 wanted.words[name] = self.one_of_a_kind(value)
             else:
                 wanted.words[name] = self.wording.noun(value, plain, self.rng)
