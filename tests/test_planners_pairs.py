@@ -76,6 +76,33 @@ def test_all_of_a_kind_are_taken_in_the_order_of_the_scenes_line(generator):
     assert several > 50
 
 
+@pytest.mark.parametrize("source", ["sets", "held", "frame", "wish"])
+def test_what_the_robot_holds_is_none_of_those_that_are_meant_and_left_out(generator, source):
+    rng, full = np.random.default_rng(0), 0
+    for _ in range(600):
+        with suppress(Unsuitable):
+            wanted = generator.sources.draw(source, rng)
+            pair = generator._pair(wanted, source, rng)
+            assert pair.kitchen.held not in wanted.absent - set(wanted.values.values()), pair
+            full += bool(pair.kitchen.held)
+    assert full > 50
+
+
+def test_a_wish_in_another_language_is_not_met_by_what_is_held_already(generator):
+    wishes = {
+        wish: generator.intricate.members(category)
+        for language in generator.sources.phrases.foreign.values()
+        for category, ways in language["wish"].items()
+        for wish in ways
+    }
+    rng, asked = np.random.default_rng(0), []
+    for _ in range(1500):
+        with suppress(Unsuitable):
+            asked.append(generator.intricate.foreign(rng))
+    wished = [(one.kitchen.held, wishes[one.say]) for one in asked if one.say in wishes]
+    assert len(wished) > 60 and not [held for held, members in wished if held in members]
+
+
 def test_what_lies_in_a_drawer_is_called_by_its_name_as_no_scene_tells_of_it(generator, monkeypatch):
     one_of_a_kind, rng, kinds = wording._Binding.one_of_a_kind, np.random.default_rng(0), []
     monkeypatch.setattr(wording, "ONE_OF_A_KIND", 0.5)

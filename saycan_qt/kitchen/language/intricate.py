@@ -587,8 +587,8 @@ class Intricate:
         if luck < 0.12:
             category = str(rng.choice(list(language["wish"])))
             things = [o for o in in_view(kitchen) if o in self.members(category)]
-            if not things:
-                raise Unsuitable("few")
+            if not things or kitchen.held in self.members(category):
+                raise Unsuitable("few or held")
             part = self.part(kitchen, rng, {"bring": 1.0}, thing=things[0])
             return Asked(kitchen, self.pick(language["wish"][category], rng), [part])
         kinds = {kind: 0.5 if kind == "bring_from" else KINDS.get(kind, 0.02) for kind in language["say"]}

@@ -21,7 +21,8 @@ def kitchen_for(wanted: Wanted, objects: Sequence[str], rng: np.random.Generator
             where[value] = str(rng.choice(WORKTOPS))
     _open_drawers(wanted, rng)
     if IN_HAND not in where.values() and rng.random() < 0.2 and wanted.tasks:
-        where[_in_hand(wanted, where, objects, rng)] = IN_HAND
+        if held := _in_hand(wanted, where, objects, rng):
+            where[held] = IN_HAND
     others = [str(o) for o in rng.permutation(objects) if o not in where and o not in wanted.absent]
     for other in others[: rng.integers(1, 7)]:
         where[other] = str(rng.choice(WORKTOPS))
@@ -40,8 +41,8 @@ def _where_tasks_need_things(wanted: Wanted, objects: Sequence[str], rng: np.ran
         slots = {slot: values[name] for slot, name in task.slots.items()}
         thing, drawer = slots.get("object"), slots.get("drawer", "")
         if task.kind in OF_HELD and not lifted:
-            held = values.get("held") or str(rng.choice([o for o in objects if o not in where]))
-            if IN_HAND in where.values() or held in where:
+            held = values.get("held") or _unspoken(wanted, where, objects, rng)
+            if not held or IN_HAND in where.values() or held in where:
                 raise Unsuitable("held")
             where[held] = IN_HAND
             lifted = task.kind == "near_held"
@@ -75,10 +76,16 @@ def _open_drawers(wanted: Wanted, rng: np.random.Generator) -> None:
 
 
 def _in_hand(wanted: Wanted, where: dict[str, str], objects: Sequence[str], rng: np.random.Generator) -> str:
-    """What the robot already holds, or what it must put down first."""
+    """What the robot already holds, or what it must put down first; "" where it can be nothing."""
     movable = [o for o, place in where.items() if place in WORKTOPS and o not in wanted.where]
     first = wanted.tasks[0]
     thing = wanted.values.get(first.names[0], "") if first.names else ""
     if thing in movable and first.kind not in ("find", *INSIDE) and rng.random() < 0.6:
         return thing
-    return str(rng.choice([o for o in objects if o not in where]))
+    return _unspoken(wanted, where, objects, rng)
+
+
+def _unspoken(wanted: Wanted, where: dict[str, str], objects: Sequence[str], rng: np.random.Generator) -> str:
+    """A thing that is not there yet and that no words are about, as "the other snacks" are about all of them; or ""."""
+    taken = {*where, *wanted.absent, *wanted.values.values()}
+    return str(rng.choice([o for o in objects if o not in taken] or [""]))
