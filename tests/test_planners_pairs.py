@@ -3,6 +3,7 @@
 import re
 from contextlib import suppress
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from saycan_qt.kitchen.language.intricate import Asked, Part, in_view
 from saycan_qt.kitchen.language.pairs import LONGEST_PLAN, PairGenerator, text_of
 from saycan_qt.kitchen.language.phrases import PHRASES, Phrases, is_held_out
 from saycan_qt.kitchen.language.slips import with_a_slip
-from saycan_qt.kitchen.language.sources import INTRICATE, MEMBER, SCENE, SOURCES, WRITTEN
+from saycan_qt.kitchen.language.sources import INTRICATE, MEMBER, SOURCES, WRITTEN
 from saycan_qt.kitchen.symbolic import SymbolicKitchen
 from skills.library import SkillLibrary
 from skills.robot_folder import KITCHEN
@@ -56,8 +57,8 @@ def test_every_plan_can_be_carried_out_where_it_is_asked_for(generator):
             for step in steps:
                 assert kitchen.execute(BY_TEXT[step]).status is Status.SUCCEEDED, (pair, step)
             if last not in ("done", CANNOT):  # what is asked for is not there, and looked for in vain
-                assert pair.source in SCENE and not kitchen.affordance(BY_TEXT[last]), pair
-            assert steps or last != "done" or pair.source in SCENE, pair
+                assert pair.by_scene and not kitchen.affordance(BY_TEXT[last]), pair
+            assert steps or last != "done" or pair.source in (*INTRICATE, WRITTEN), pair
         assert len(pair.plan) <= LONGEST_PLAN + 1
         assert not re.search(r"[{}]", pair.instruction)
     assert sources == {*SOURCES, WRITTEN}
@@ -248,6 +249,22 @@ def test_a_slip_changes_a_letter_or_two():
     assert len(slips) > 40 and all(abs(len(slip) - len(text)) <= 1 for slip in slips)
     assert with_a_slip("是 a", rng) == "是 a"
     assert all(with_a_slip("all", np.random.default_rng(seed)) != "all" for seed in range(200))
+
+
+def test_what_only_the_scene_tells_is_taught_with_a_scene(generator):
+    """All of a kind, one of a kind, two that change places, the drawer that is open, and whichever are."""
+    rng, pairs, without = np.random.default_rng(0), [], 0
+    kept = SimpleNamespace(generate=lambda rng: pairs.append(generator.generate(rng)) or pairs[-1])
+    by_scene = re.compile(
+        r"open drawer|drawer (that|standing|hanging|you opened)|(whatever|whichever|all|every) .*drawer"
+    )
+    for _ in range(2000):
+        pairs.clear()
+        text, _ = text_of(kept, rng)
+        if pairs[0].source in ("sets", "swap", "wish") or by_scene.search(pairs[0].instruction):
+            assert "Scene:" in text, pairs[0]
+        without += "Scene:" not in text
+    assert without > 20
 
 
 def test_what_is_learnt_is_the_steps_from_their_blank_to_their_lines_end(generator):

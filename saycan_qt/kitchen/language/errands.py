@@ -70,3 +70,4 @@ class Wanted:
     absent: set[str] = field(default_factory=set)
     open: set[str] = field(default_factory=set)
     one_open: bool = False  # of the drawers
+    by_scene: bool = False  # does only the scene tell which things, places or drawers are meant?

@@ -22,13 +22,14 @@ from saycan_qt.kitchen.language.intricate import Asked, Intricate, in_view
 from saycan_qt.kitchen.language.phrases import Phrases
 from saycan_qt.kitchen.language.setting import kitchen_for
 from saycan_qt.kitchen.language.slips import with_a_slip
-from saycan_qt.kitchen.language.sources import INTRICATE, SCENE, SOURCES, WRITTEN, Sources, in_order
+from saycan_qt.kitchen.language.sources import INTRICATE, SOURCES, WRITTEN, Sources, in_order
 from saycan_qt.kitchen.language.wording import Wording
 from saycan_qt.kitchen.symbolic import SymbolicKitchen
 from skills.library import SkillLibrary
 
 LONGEST_PLAN = 32  # steps, "done" not counted: eight deliveries
-TAUGHT, OVERLOOKED, SCENELESS = 0.04, 0.06, 0.06  # shares of pairs, see text_of
+TAUGHT, OVERLOOKED = 0.04, 0.06  # shares of pairs, see text_of
+SCENELESS = 0.1  # share of those that follow from no scene
 SLIPS, SLIPPED = (1, 3), 0.1  # in how many letters, and in which share of the sentences
 IS_WRITTEN = 0.3  # share of pairs
 LETTERS = "aabcdeefghiijklmnoopqrstuuvwxyz"
@@ -43,6 +44,7 @@ class Pair:
     instruction: str
     plan: tuple[str, ...]
     source: str  # of SOURCES, or WRITTEN
+    by_scene: bool  # does the plan follow from what the scene tells?
 
 
 class PairGenerator:
@@ -75,7 +77,8 @@ class PairGenerator:
         seen = in_view(kitchen)
         in_order(wanted, [*(thing for thing in self.library.objects if thing not in seen), *seen])
         plan = self._plan(wanted, kitchen) if wanted.tasks else (CANNOT,)
-        return Pair(kitchen, _spoken(one_line(wanted.say.format(**wanted.words)), rng), plan, source)
+        said = _spoken(one_line(wanted.say.format(**wanted.words)), rng)
+        return Pair(kitchen, said, plan, source, wanted.by_scene)
 
     def intricate_pair(self, source: str, rng: np.random.Generator) -> Pair:
         """source: of INTRICATE. Raises Unsuitable."""
@@ -89,7 +92,7 @@ class PairGenerator:
         last = self.library[f"find {missing.values['object']}"].text if missing else "done" if asked.serves else CANNOT
         if len(expert.plan) > LONGEST_PLAN:
             raise Unsuitable("length")
-        return Pair(asked.kitchen, _spoken(one_line(asked.say), rng), (*expert.plan, last), source)
+        return Pair(asked.kitchen, _spoken(one_line(asked.say), rng), (*expert.plan, last), source, by_scene=True)
 
     def _expert(self, kitchen: SymbolicKitchen) -> Expert:
         return Expert(SymbolicKitchen(dict(kitchen.where), kitchen.place, set(kitchen.open_drawers)), self.library)
@@ -120,7 +123,7 @@ def text_of(generator: PairGenerator, rng: np.random.Generator) -> tuple[str, li
     elif luck < TAUGHT + OVERLOOKED:
         other = generator.generate(rng)
         before = shown(other.instruction, other.plan)
-    sceneless = rng.random() < SCENELESS and pair.source not in SCENE  # these cannot do without
+    sceneless = rng.random() < SCENELESS and not pair.by_scene
     scene = "" if sceneless else describe(pair.kitchen.observe(), states=True) + "\n"
     return to_learn(before + scene, instruction, pair.plan)
 

@@ -20,9 +20,9 @@ def kitchen_for(wanted: Wanted, objects: Sequence[str], rng: np.random.Generator
         if value in objects and value not in where and name in wanted.words and rng.random() < 0.8:
             where[value] = str(rng.choice(WORKTOPS))
     _open_drawers(wanted, rng)
-    if IN_HAND not in where.values() and rng.random() < 0.2 and wanted.tasks:
-        if held := _in_hand(wanted, where, objects, rng):
-            where[held] = IN_HAND
+    filled = IN_HAND not in where.values() and rng.random() < 0.2 and wanted.tasks
+    if filled and (held := _in_hand(wanted, where, objects, rng)):
+        where[held] = IN_HAND
     others = [str(o) for o in rng.permutation(objects) if o not in where and o not in wanted.absent]
     for other in others[: rng.integers(1, 7)]:
         where[other] = str(rng.choice(WORKTOPS))
@@ -45,6 +45,7 @@ def _where_tasks_need_things(wanted: Wanted, objects: Sequence[str], rng: np.ran
             if not held or IN_HAND in where.values() or held in where:
                 raise Unsuitable("held")
             where[held] = IN_HAND
+            wanted.by_scene |= task.kind in ("near_held", "store_held")  # whose plans name what is held
             lifted = task.kind == "near_held"
         if thing and thing not in where:
             if task.kind in INSIDE:
@@ -69,6 +70,7 @@ def _open_drawers(wanted: Wanted, rng: np.random.Generator) -> None:
         named = any(name.startswith("drawer") for task in wanted.tasks for name in task.names)
         if "open" in kinds or (said and named):
             raise Unsuitable("drawers")
+        wanted.by_scene = True
         wanted.open.update(str(d) for d in rng.permutation(DRAWERS)[: said or rng.integers(1, 4)])
     elif rng.random() < 0.06 and not wanted.one_open:
         touched = {wanted.values[task.slots["drawer"]] for task in wanted.tasks if "drawer" in task.slots}

@@ -40,7 +40,6 @@ INTRICATE = (
     *("foreign", "absent", "unknown"),
 )
 WRITTEN = "written"  # what comes whole from written.yaml
-SCENE = (*INTRICATE, WRITTEN)  # sources of which the plan may follow from what the scene tells
 SEVERAL = 0.2  # share of errands in which one thing becomes a set of them
 UNTOUCHED = 0.05  # share in which something else must be left alone
 MEMBER = "member"  # how names of tasks begin that are of one of all of a kind
@@ -94,7 +93,7 @@ class Sources:
         """For any one of a category."""
         category = self.phrases.categories[str(rng.choice(list(self.phrases.categories)))]
         wanted = Wanted([Task("bring", ("object",))], self.phrases.pick(category["wish"], rng))
-        wanted.values["object"] = chosen = str(rng.choice(category["members"]))
+        wanted.values["object"], wanted.by_scene = (chosen := str(rng.choice(category["members"]))), True
         if rng.random() < 0.6:  # no other that would do
             wanted.absent.update(m for m in category["members"] if m != chosen)
         return wanted
@@ -135,6 +134,7 @@ class Sources:
         self.wording.bind(wanted, rng)
         here, there = wanted.values[second.names[1]], wanted.values[first.names[1]]
         wanted.where |= {wanted.values[first.names[0]]: here, wanted.values[second.names[0]]: there}
+        wanted.by_scene = True
         return wanted
 
     def sets(self, rng: np.random.Generator) -> Wanted:
@@ -218,6 +218,7 @@ class Sources:
 def _for_each(things: Sequence[str], kind: str, to: Sequence[str], wanted: Wanted) -> list[Task]:
     """The task once for each of the things, which get names."""
     wanted.values |= {f"{MEMBER}{number}": thing for number, thing in enumerate(things)}
+    wanted.by_scene = True
     return [Task(kind, (f"{MEMBER}{number}", *to)) for number in range(len(things))]
 
 

@@ -123,7 +123,7 @@ class _Binding:
         if not wanted.tasks or place not in WORKTOPS or not free or rng.random() >= BY_NEIGHBOUR:
             return self.wording.place(place, rng)
         self.used.add(other := str(rng.choice(free)))
-        wanted.where[other] = place
+        wanted.where[other], wanted.by_scene = place, True
         said = self.phrases.pick(self.phrases.compound["same place"], rng)
         return said.format(other=self.wording.noun(other, 0.6, rng))
 
@@ -133,7 +133,7 @@ class _Binding:
         others = {name for task in wanted.tasks for name in task.names if name.startswith("drawer")}
         if len(others) != 1 or rng.random() >= BY_OPENNESS or {"open", "close_all"} & {t.kind for t in wanted.tasks}:
             return self.wording.drawer(drawer, rng)
-        wanted.open, wanted.one_open = {drawer}, True
+        wanted.open, wanted.one_open, wanted.by_scene = {drawer}, True, True
         return self.phrases.pick(self.phrases.nouns["open drawer"], rng)
 
     def one_of_a_kind(self, thing: str) -> str:
@@ -144,6 +144,7 @@ class _Binding:
         category = fitting[rng.integers(len(fitting))]
         one = self.phrases.pick(category["one"], rng)  # it is the only one there, so that "the" does, too
         wanted.absent.update(m for m in category["members"] if m not in wanted.values.values())
+        wanted.by_scene = True
         return ARTICLE.sub("the ", one) if rng.random() < 0.4 else one
 
     def waver(self, name: str) -> None:
