@@ -77,6 +77,20 @@ def test_all_of_a_kind_are_taken_in_the_order_of_the_scenes_line(generator):
     assert several > 50
 
 
+def test_of_things_of_which_any_will_do_the_one_in_hand_is_taken_or_the_first_of_the_scenes_line(generator):
+    rng, several = np.random.default_rng(0), 0
+    for _ in range(400):
+        with suppress(Unsuitable):
+            wanted = generator.sources.draw("wish", rng)
+            pair = generator._pair(wanted, "wish", rng)
+            untouched = wanted.values.get("other")
+            here = (thing for thing in (pair.kitchen.held, *in_view(pair.kitchen)) if thing != untouched)
+            fitting = [thing for thing in here if thing in wanted.any_of]
+            assert wanted.values["object"] == fitting[0], pair
+            several += len(fitting) > 1
+    assert several > 40
+
+
 @pytest.mark.parametrize("source", ["sets", "held", "frame", "wish"])
 def test_what_the_robot_holds_is_none_of_those_that_are_meant_and_left_out(generator, source):
     rng, full = np.random.default_rng(0), 0

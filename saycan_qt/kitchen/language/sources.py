@@ -93,7 +93,8 @@ class Sources:
         """For any one of a category."""
         category = self.phrases.categories[str(rng.choice(list(self.phrases.categories)))]
         wanted = Wanted([Task("bring", ("object",))], self.phrases.pick(category["wish"], rng))
-        wanted.values["object"], wanted.by_scene = (chosen := str(rng.choice(category["members"]))), True
+        wanted.values["object"] = chosen = str(rng.choice(category["members"]))
+        wanted.any_of, wanted.by_scene = category["members"], True
         if rng.random() < 0.6:  # no other that would do
             wanted.absent.update(m for m in category["members"] if m != chosen)
         return wanted
@@ -222,11 +223,15 @@ def _for_each(things: Sequence[str], kind: str, to: Sequence[str], wanted: Wante
     return [Task(kind, (f"{MEMBER}{number}", *to)) for number in range(len(things))]
 
 
-def in_order(wanted: Wanted, things: Sequence[str]) -> None:
-    """Of all of a kind that comes first which stands first among these: what is learnt is not left to chance."""
+def in_order(wanted: Wanted, things: Sequence[str], at_hand: Sequence[str]) -> None:
+    """Of all of a kind that comes first which stands first among these things, and where any will do, that is the first
+    of those at hand: what is learnt is not left to chance."""
     names = [name for name in wanted.values if name.startswith(MEMBER)]
     members = sorted((wanted.values[name] for name in names), key=things.index)
     wanted.values |= dict(zip(names, members, strict=True))
+    if wanted.any_of:
+        spoken = {value for name, value in wanted.values.items() if name != "object"}  # as what to leave alone
+        wanted.values["object"] = next(o for o in at_hand if o in wanted.any_of and o not in spoken)
 
 
 def _entry(entries: Sequence[Mapping[str, Any]], rng: np.random.Generator) -> Mapping[str, Any]:
