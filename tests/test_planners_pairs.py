@@ -77,6 +77,20 @@ def test_all_of_a_kind_are_taken_in_the_order_of_the_scenes_line(generator):
     assert several > 50
 
 
+def test_all_bottles_and_all_cans_are_all_that_are_in_one(generator):
+    for one in generator.written:
+        if re.search(r"bottles|every bottle", one.say, re.IGNORECASE):
+            assert all("tea" in (*case.start.objects, *case.start.absent) for case in one.cases), one
+    rng, every = np.random.default_rng(0), generator.sources.phrases.categories["can"]["all"]
+    cans = []
+    for _ in range(2500):
+        with suppress(Unsuitable):
+            wanted = generator.sources.draw("sets", rng)
+            if wanted.words.get("all") in every:
+                cans.append(generator._pair(wanted, "sets", rng).kitchen.where)
+    assert len(cans) > 20 and not [where for where in cans if {"lime soda", "grapefruit soda"} & where.keys()]
+
+
 def test_of_things_of_which_any_will_do_the_one_in_hand_is_taken_or_the_first_of_the_scenes_line(generator):
     rng, several = np.random.default_rng(0), 0
     for _ in range(400):

@@ -96,7 +96,7 @@ class Sources:
         wanted.values["object"] = chosen = str(rng.choice(category["members"]))
         wanted.any_of, wanted.by_scene = category["members"], True
         if rng.random() < 0.6:  # no other that would do
-            wanted.absent.update(m for m in category["members"] if m != chosen)
+            wanted.absent.update(m for m in self.phrases.taken_for(category) if m != chosen)
         return wanted
 
     def situation(self, rng: np.random.Generator) -> Wanted:
@@ -204,7 +204,7 @@ class Sources:
         present = [str(o) for o in rng.permutation(members)[:count]]
         if len(present) < 2 or (two and len(present) != 2):
             raise Unsuitable(phrase)
-        wanted.absent.update(members)
+        wanted.absent.update(self.phrases.taken_for(category))
         return phrase, present
 
     def _all_there(self, wanted: Wanted, at: str, rng: np.random.Generator) -> list[str]:

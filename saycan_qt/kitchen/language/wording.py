@@ -143,7 +143,7 @@ class _Binding:
             raise Unsuitable(thing)
         category = fitting[rng.integers(len(fitting))]
         one = self.phrases.pick(category["one"], rng)  # it is the only one there, so that "the" does, too
-        wanted.absent.update(m for m in category["members"] if m not in wanted.values.values())
+        wanted.absent.update(m for m in self.phrases.taken_for(category) if m not in wanted.values.values())
         wanted.by_scene = True
         return ARTICLE.sub("the ", one) if rng.random() < 0.4 else one
 
