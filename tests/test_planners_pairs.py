@@ -271,6 +271,23 @@ def test_things_are_taken_in_the_order_of_the_scenes_line(generator):
     assert describe(kitchen.observe()).startswith("Scene: table: tea, coke can; close counter: apple; robot")
 
 
+def test_one_is_no_plural_and_several_are_no_singular(generator):
+    rng, said = np.random.default_rng(0), []
+    wrong = re.compile(
+        r"\b(1|one) (different \w+|kinds of|things|items|drinks|cans|snacks|bars|bags)\b|\bno (the|my|an?) "
+        r"|\b(an?|that|this) (?!\S+ of |\S+ \S+ of )[\w-]+( [\w-]+)? (chips|crisps)$"
+        r"|\bsome (bag|pack|sack) of"
+    )
+    for source in ("count", "unknown", "absent"):
+        for _ in range(800):
+            with suppress(Unsuitable):
+                said.append(generator.intricate.draw(source, rng).say)
+    chips = [name for name in LIBRARY.objects if "chip" in name]
+    said += [generator.wording.noun(thing, 0.5, rng) for thing in chips for _ in range(200)]
+    said += [generator.intricate.a(thing, rng) for thing in chips for _ in range(100)]
+    assert len(said) > 3000 and not [one for one in said if wrong.search(one)]
+
+
 def test_a_slip_changes_a_letter_or_two():
     text, rng = "bring me the apple", np.random.default_rng(0)
     slips = {with_a_slip(text, rng) for _ in range(300)}

@@ -13,7 +13,7 @@ from planners.prompts import CANNOT
 from saycan_qt.made_up import world as worlds
 from saycan_qt.made_up.domains import Act, Domain, frames
 from saycan_qt.made_up.robots import DONE, Robot
-from saycan_qt.made_up.wording import Wording
+from saycan_qt.made_up.wording import Wording, filled
 from saycan_qt.made_up.world import Expert, Task, Unsuitable, World
 from skills.library import placeholders
 
@@ -172,7 +172,7 @@ class Sentences:
             said = said.replace("{p}", noun)
         elif noun:
             slot = task.act.slot if task.act else ""
-            said = re.sub(rf"(?:the )?\{{{slot}\}}", lambda _: noun, said) if slot else said
+            said = filled(said, slot, noun) if slot else said
             said = re.sub(r"\{[tds]\}", lambda _: noun, said)
         slot = task.act.slot if task.act else ""
         if task.other:
@@ -330,7 +330,9 @@ class Sentences:
         count = int(self.rng.integers(2, most + 1))
         number = str(self.pick(frames()["numbers"][count]))
         self.by_scene = bool(set(things) & set(self.world.objects))
-        said = str(self.pick(frames()["sets"]["count"])).format(n=number, **self.wording.kinds(kind))
+        ways = frames()["sets"]["count"]
+        said = str(self.pick(ways[:1] if number.endswith(" of") else ways))  # not "any a couple of"
+        said = said.format(n=number, **self.wording.kinds(kind))
         return self.clause(task, noun=said), [replace(task, thing=thing) for thing in things[:count]]
 
     def times(self) -> tuple[str, list[Task] | None]:

@@ -13,8 +13,14 @@ from saycan_qt.kitchen.symbolic import DRAWERS, WORKTOPS
 from skills.library import SkillLibrary
 
 ARTICLE = re.compile(r"^(an?|some|any) ")
+SEVERAL = re.compile(r"^(?!.* of? ).*(chips|crisps|crackers)$")  # names for one thing that are plurals
 ONE_OF_A_KIND = 0.12  # share of things that are called "a drink" and the like
 CORRECTED, EITHER, BY_NEIGHBOUR, BY_OPENNESS = 0.05, 0.02, 0.06, 0.12  # of what may be said so
+
+
+def a(name: str) -> str:
+    """With the article of what was not spoken of before."""
+    return f"{'some' if SEVERAL.search(name) else 'an' if name[:1].lower() in 'aeiou' else 'a'} {name}"
 
 
 class Wording:
@@ -37,9 +43,9 @@ class Wording:
         if luck > plain and luck > (1 + plain) / 2:
             return self.phrases.pick(entry["described"], rng)
         name = thing if luck < plain else self.phrases.pick(entry["names"], rng)
-        an = "an" if name[:1].lower() in "aeiou" else "a"
-        article = rng.choice(["the", an, "my", "that", "this", ""], p=[0.7, 0.14, 0.05, 0.05, 0.03, 0.03])
-        return f"{article} {name}".strip()
+        that, this = ("those", "these") if SEVERAL.search(name) else ("that", "this")
+        ways = [f"the {name}", a(name), f"my {name}", f"{that} {name}", f"{this} {name}", name]
+        return str(rng.choice(ways, p=[0.7, 0.14, 0.05, 0.05, 0.03, 0.03]))
 
     def place(self, place: str, rng: np.random.Generator) -> str:
         return f"the {place}" if rng.random() < 0.6 else self.phrases.pick(self.phrases.nouns["places"][place], rng)
