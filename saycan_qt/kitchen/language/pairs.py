@@ -107,14 +107,19 @@ class PairGenerator:
         return (*expert.plan, "done")
 
 
-def text_of(generator: PairGenerator, rng: np.random.Generator) -> tuple[str, list[tuple[int, int]]]:
+def text_of(
+    generator: PairGenerator, rng: np.random.Generator, states: bool = True
+) -> tuple[str, list[tuple[int, int]]]:
     """A pair as the model reads it, and where the steps are: from the blank after a number to the line's end.
 
-    The scene tells which drawers are open. Now and then there is none, as a planner may not know it; or another pair
-    stands before it, to be overlooked; or one that tells what an instruction in made-up words means, as the user's own
-    examples do.
+    The scene tells which drawers are open; without states all are closed. Now and then there is none, as a planner may
+    not know it; or another pair stands before it, to be overlooked; or one that tells what an instruction in made-up
+    words means, as the user's own examples do.
     """
-    pair, luck = generator.generate(rng), rng.random()
+    pair = generator.generate(rng)
+    while pair.kitchen.open_drawers and not states:
+        pair = generator.generate(rng)
+    luck = rng.random()
     instruction, before = pair.instruction, ""
     if luck < TAUGHT:
         instruction = " ".join(
@@ -125,7 +130,7 @@ def text_of(generator: PairGenerator, rng: np.random.Generator) -> tuple[str, li
         other = generator.generate(rng)
         before = shown(other.instruction, other.plan)
     sceneless = rng.random() < SCENELESS and not pair.by_scene
-    scene = "" if sceneless else describe(pair.kitchen.observe(), states=True) + "\n"
+    scene = "" if sceneless else describe(pair.kitchen.observe(), states) + "\n"
     return to_learn(before + scene, instruction, pair.plan)
 
 
