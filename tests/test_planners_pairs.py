@@ -132,6 +132,17 @@ def test_a_wish_in_another_language_is_not_met_by_what_is_held_already(generator
     assert len(wished) > 60 and not [held for held, members in wished if held in members]
 
 
+def test_where_any_one_of_a_kind_is_meant_no_other_is_a_landmark(generator, monkeypatch):
+    rng = np.random.default_rng(0)
+    monkeypatch.setattr(wording, "ONE_OF_A_KIND", 0.5)
+    monkeypatch.setattr(wording, "BY_NEIGHBOUR", 0.5)
+    for _ in range(400):
+        with suppress(Unsuitable):
+            wanted = generator.sources.draw("frame", rng)
+            pair = generator._pair(wanted, "frame", rng)
+            assert not (wanted.absent - set(wanted.values.values())) & pair.kitchen.where.keys(), pair
+
+
 def test_what_lies_in_a_drawer_is_called_by_its_name_as_no_scene_tells_of_it(generator, monkeypatch):
     one_of_a_kind, rng, kinds = wording._Binding.one_of_a_kind, np.random.default_rng(0), []
     monkeypatch.setattr(wording, "ONE_OF_A_KIND", 0.5)

@@ -125,7 +125,7 @@ class _Binding:
     def place(self, place: str) -> str:
         """Now and then a worktop is called by what stands there."""
         wanted, rng = self.wanted, self.rng
-        free = [o for o in self.objects if o not in self.used and o not in wanted.where]
+        free = [o for o in self.objects if o not in (*self.used, *wanted.where, *wanted.absent)]
         if not wanted.tasks or place not in WORKTOPS or not free or rng.random() >= BY_NEIGHBOUR:
             return self.wording.place(place, rng)
         self.used.add(other := str(rng.choice(free)))
@@ -149,7 +149,10 @@ class _Binding:
             raise Unsuitable(thing)
         category = fitting[rng.integers(len(fitting))]
         one = self.phrases.pick(category["one"], rng)  # it is the only one there, so that "the" does, too
-        wanted.absent.update(m for m in self.phrases.taken_for(category) if m not in wanted.values.values())
+        others = {m for m in self.phrases.taken_for(category) if m not in wanted.values.values()}
+        if others & wanted.where.keys():
+            raise Unsuitable(thing)
+        wanted.absent |= others
         wanted.by_scene = True
         return ARTICLE.sub("the ", one) if rng.random() < 0.4 else one
 
