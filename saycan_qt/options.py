@@ -40,6 +40,20 @@ def require_share(config: Any, *names: str) -> None:
             raise ValueError(f"--{name.replace('_', '-')} {getattr(config, name)}: it must lie within 0 to 1")
 
 
+def require_files(config: Any, *names: str) -> None:
+    """Raises ValueError for the first option, of those that are given, whose file cannot be written: it names a folder,
+    or a file in none that is there or can be made."""
+    for name in names:
+        if (path := getattr(config, name)) is None:
+            continue
+        try:
+            if path.is_dir():
+                raise ValueError(f"--{name.replace('_', '-')} {path} is a folder; give a file's name")
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ValueError(f"--{name.replace('_', '-')} {path} cannot be written: {error.strerror}") from None
+
+
 def parse(kind: type[T], command: str, teaches: str | None) -> T:
     """The command line as a dataclass; prints help and ends where it is asked for or wrong (exit code 2)."""
     return tyro.cli(kind, prog=called(command), description=teaches, config=(tyro.conf.FlagCreatePairsOff,))

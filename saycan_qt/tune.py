@@ -29,6 +29,7 @@ from functools import partial
 import torch
 
 from planners.prompts import ExamplesError
+from planners.robot_language import abilities
 from planners.weights import WeightsError
 from saycan_qt.learning.folder import only_writer
 from saycan_qt.learning.pairs import pairs_of
@@ -50,13 +51,17 @@ class RobotTuneConfig(TuneConfig):
     kitchen: float = 0.1  # with made-up robots, the share of rows that are the kitchen's
 
 
-def kitchen_pairs() -> Pairs:
+def kitchen_pairs(told: bool = False) -> Pairs:
+    """told: as those of made-up robots are, what the robot can do, and in no scene what is open."""
     from saycan_qt.kitchen.language.pairs import PairGenerator, text_of
 
     library = SkillLibrary.load()
     training, held_out = PairGenerator(library), PairGenerator(library, held_out=True)
-    first, second = (endless(partial(text_of, generator)) for generator in (training, held_out))
-    return Pairs(first, second, states=True, source="kitchen")
+    beginning = abilities(library) + "\n" if told else ""
+    first, second = (
+        endless(partial(text_of, generator, states=not told), beginning) for generator in (training, held_out)
+    )
+    return Pairs(first, second, states=not told, told=told, source="kitchen")
 
 
 def pairs(config: RobotTuneConfig) -> Pairs:
@@ -68,7 +73,7 @@ def pairs(config: RobotTuneConfig) -> Pairs:
     if config.made_up:
         from saycan_qt.made_up.pairs import made_up_pairs
 
-        return made_up_pairs(kitchen_pairs() if config.kitchen else None, config.kitchen)
+        return made_up_pairs(kitchen_pairs(told=True) if config.kitchen else None, config.kitchen)
     if config.pairs is not None:
         raise SkillError("--pairs is for a robot of your own; name its folder with --robot-folder")
     return kitchen_pairs()

@@ -66,6 +66,33 @@ def test_sets_without_a_held_out_half_are_refused_before_anything_is_planned(cap
     assert "no entry with `half: held out`" in " ".join(capsys.readouterr().err.split())
 
 
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [
+        ({"threads": 0}, "--threads 0: it must be at least 1"),
+        ({"seed": -1}, "--seed -1: it must be at least 0"),
+        ({"out": Path(__file__).parent}, "is a folder; give a file's name"),
+        ({"calibrate": Path(__file__).parent}, "is a folder; give a file's name"),
+        ({"out": Path(__file__) / "asking.json"}, "cannot be written"),
+    ],
+)
+def test_options_that_cannot_be_are_refused_before_anything_is_planned(monkeypatch, capsys, option, said):
+    monkeypatch.setattr(evaluation, "load_language", lambda *_: pytest.fail("it was loaded"))
+    assert evaluation.asking(evaluation.AskingConfig(**option)) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert said in line
+
+
+def test_where_one_file_cannot_be_written_the_other_is(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(evaluation, "load_language", lambda *_: SimpleNamespace(name="none"))
+    monkeypatch.setattr(evaluation, "planner_of", lambda *_: None)
+    monkeypatch.setattr(evaluation, "tried", lambda instruction, *_: evaluation.Errand(instruction, 0, 0.0, 2.0, True))
+    out, kept = tmp_path / ("x" * 250), tmp_path / "asking.json"  # too long for the file that becomes it
+    assert evaluation.asking(evaluation.AskingConfig(out=out, calibrate=kept, threads=1)) == 2
+    assert "cannot be written: File name too long" in " ".join(capsys.readouterr().err.split())
+    assert json.loads(kept.read_text())["threshold"] == 0
+
+
 def test_what_a_threshold_covers_and_asks_about_is_told_by_errands_in_which_nothing_was_asked():
     errands = [evaluation.Errand(None, 0, wrong, least, not wrong) for wrong, least in ((0, 2), (0, 0.5), (0.7, 0.4))]
     assert [evaluation.at(errands, limit) for limit in (0.3, 0.45, 0.7)] == [

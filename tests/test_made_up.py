@@ -20,7 +20,8 @@ from saycan_qt.made_up import robots, written
 from saycan_qt.made_up.domains import load
 from saycan_qt.made_up.pairs import HELD_OUT, _examples, made_up_pairs
 from saycan_qt.made_up.sentences import KINDS, Sentences
-from saycan_qt.made_up.world import Unsuitable
+from saycan_qt.made_up.wording import filled
+from saycan_qt.made_up.world import Unsuitable, World
 from skills.library import Skill, SkillLibrary
 
 
@@ -81,6 +82,33 @@ def test_robots_differ_in_size_and_all_kinds_of_things_are_said(drawn):
     assert min(sizes) < 10 and max(sizes) > 60 and max(sizes) <= robots.MOST_SKILLS
     assert len({one.kind for _, said in drawn for one in said}) > 0.7 * len(KINDS)
     assert 0.03 < np.mean([one.plan == (CANNOT,) for _, said in drawn for one in said]) < 0.3
+
+
+def test_what_is_said_has_one_article_and_one_number(drawn):
+    assert filled("put in some {ingredient}", "ingredient", "the butter") == "put in the butter"
+    assert filled("give every pupil a {book}", "book", "my atlas") == "give every pupil my atlas"
+    said, rng = [], np.random.default_rng(0)
+    for robot, _ in drawn:
+        sentences = Sentences(robot, load(), rng)
+        said += [one.instruction for one in (sentences.draw("counts") for _ in range(20)) if one.kind == "counts"]
+    wrong = re.compile(r"\b(any|just) a (couple|pair)\b|\bof of\b|\ba (couple|pair) of different\b", re.IGNORECASE)
+    assert len(said) > 300 and not [one for one in said if wrong.search(one)]
+
+
+def test_a_plan_that_is_shown_without_a_scene_is_that_of_a_robot_that_knows_of_none(monkeypatch):
+    plan, tasks, rng = Sentences.plan, [], np.random.default_rng(1)
+    monkeypatch.setattr(Sentences, "plan", lambda self, wanted, *_: tasks.append(wanted) or plan(self, wanted, *_))
+    shown = 0
+    for robot in (robots.draw(load(), rng) for _ in range(250)):
+        if not robot.sees or robot.movable:  # it knows where it is itself, and of no things
+            continue
+        sentences = Sentences(robot, load(), rng)
+        for one in (sentences.draw() for _ in range(20)):
+            if one.plan != (CANNOT,) and not one.needs_scene:
+                unseen = World(robot, "", "", {})
+                assert plan(sentences, tasks[-1], unseen) == one.plan, one
+                shown += 1
+    assert shown > 200
 
 
 def test_nothing_is_said_that_is_measured_with(drawn):

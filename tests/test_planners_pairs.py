@@ -3,18 +3,19 @@
 import re
 from contextlib import suppress
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from planners.prompts import CANNOT, describe
-from saycan_qt.kitchen.language import instructions, written
+from saycan_qt.kitchen.language import instructions, wording, written
 from saycan_qt.kitchen.language.errands import Unsuitable
 from saycan_qt.kitchen.language.intricate import Asked, Part, in_view
 from saycan_qt.kitchen.language.pairs import LONGEST_PLAN, PairGenerator, text_of
 from saycan_qt.kitchen.language.phrases import PHRASES, Phrases, is_held_out
 from saycan_qt.kitchen.language.slips import with_a_slip
-from saycan_qt.kitchen.language.sources import INTRICATE, MEMBER, SCENE, SOURCES, WRITTEN
+from saycan_qt.kitchen.language.sources import INTRICATE, MEMBER, SOURCES, WRITTEN
 from saycan_qt.kitchen.symbolic import SymbolicKitchen
 from skills.library import SkillLibrary
 from skills.robot_folder import KITCHEN
@@ -56,8 +57,8 @@ def test_every_plan_can_be_carried_out_where_it_is_asked_for(generator):
             for step in steps:
                 assert kitchen.execute(BY_TEXT[step]).status is Status.SUCCEEDED, (pair, step)
             if last not in ("done", CANNOT):  # what is asked for is not there, and looked for in vain
-                assert pair.source in SCENE and not kitchen.affordance(BY_TEXT[last]), pair
-            assert steps or last != "done" or pair.source in SCENE, pair
+                assert pair.by_scene and not kitchen.affordance(BY_TEXT[last]), pair
+            assert steps or last != "done" or pair.source in (*INTRICATE, WRITTEN), pair
         assert len(pair.plan) <= LONGEST_PLAN + 1
         assert not re.search(r"[{}]", pair.instruction)
     assert sources == {*SOURCES, WRITTEN}
@@ -74,6 +75,86 @@ def test_all_of_a_kind_are_taken_in_the_order_of_the_scenes_line(generator):
             assert taken == sorted(taken, key=there.index), pair
             several += len(taken) > 1
     assert several > 50
+
+
+def test_all_bottles_and_all_cans_are_all_that_are_in_one(generator):
+    for one in generator.written:
+        if re.search(r"bottles|every bottle", one.say, re.IGNORECASE):
+            assert all("tea" in (*case.start.objects, *case.start.absent) for case in one.cases), one
+    rng, every = np.random.default_rng(0), generator.sources.phrases.categories["can"]["all"]
+    cans = []
+    for _ in range(2500):
+        with suppress(Unsuitable):
+            wanted = generator.sources.draw("sets", rng)
+            if wanted.words.get("all") in every:
+                cans.append(generator._pair(wanted, "sets", rng).kitchen.where)
+    assert len(cans) > 20 and not [where for where in cans if {"lime soda", "grapefruit soda"} & where.keys()]
+
+
+def test_of_things_of_which_any_will_do_the_one_in_hand_is_taken_or_the_first_of_the_scenes_line(generator):
+    rng, several = np.random.default_rng(0), 0
+    for _ in range(400):
+        with suppress(Unsuitable):
+            wanted = generator.sources.draw("wish", rng)
+            pair = generator._pair(wanted, "wish", rng)
+            untouched = wanted.values.get("other")
+            here = (thing for thing in (pair.kitchen.held, *in_view(pair.kitchen)) if thing != untouched)
+            fitting = [thing for thing in here if thing in wanted.any_of]
+            assert wanted.values["object"] == fitting[0], pair
+            several += len(fitting) > 1
+    assert several > 40
+
+
+@pytest.mark.parametrize("source", ["sets", "held", "frame", "wish"])
+def test_what_the_robot_holds_is_none_of_those_that_are_meant_and_left_out(generator, source):
+    rng, full = np.random.default_rng(0), 0
+    for _ in range(600):
+        with suppress(Unsuitable):
+            wanted = generator.sources.draw(source, rng)
+            pair = generator._pair(wanted, source, rng)
+            assert pair.kitchen.held not in wanted.absent - set(wanted.values.values()), pair
+            full += bool(pair.kitchen.held)
+    assert full > 50
+
+
+def test_a_wish_in_another_language_is_not_met_by_what_is_held_already(generator):
+    wishes = {
+        wish: generator.intricate.members(category)
+        for language in generator.sources.phrases.foreign.values()
+        for category, ways in language["wish"].items()
+        for wish in ways
+    }
+    rng, asked = np.random.default_rng(0), []
+    for _ in range(1500):
+        with suppress(Unsuitable):
+            asked.append(generator.intricate.foreign(rng))
+    wished = [(one.kitchen.held, wishes[one.say]) for one in asked if one.say in wishes]
+    assert len(wished) > 60 and not [held for held, members in wished if held in members]
+
+
+def test_where_any_one_of_a_kind_is_meant_no_other_is_a_landmark(generator, monkeypatch):
+    rng = np.random.default_rng(0)
+    monkeypatch.setattr(wording, "ONE_OF_A_KIND", 0.5)
+    monkeypatch.setattr(wording, "BY_NEIGHBOUR", 0.5)
+    for _ in range(400):
+        with suppress(Unsuitable):
+            wanted = generator.sources.draw("frame", rng)
+            pair = generator._pair(wanted, "frame", rng)
+            assert not (wanted.absent - set(wanted.values.values())) & pair.kitchen.where.keys(), pair
+
+
+def test_what_lies_in_a_drawer_is_called_by_its_name_as_no_scene_tells_of_it(generator, monkeypatch):
+    one_of_a_kind, rng, kinds = wording._Binding.one_of_a_kind, np.random.default_rng(0), []
+    monkeypatch.setattr(wording, "ONE_OF_A_KIND", 0.5)
+    monkeypatch.setattr(
+        wording._Binding, "one_of_a_kind", lambda self, thing: kinds.append(thing) or one_of_a_kind(self, thing)
+    )
+    for source in ("clause", "frame"):
+        for _ in range(250):
+            kinds.clear()
+            with suppress(Unsuitable):
+                pair = generator._pair(generator.sources.draw(source, rng), source, rng)
+                assert not [thing for thing in kinds if pair.kitchen.where.get(thing, "").endswith("drawer")], pair
 
 
 def test_pairs_follow_from_the_seed(generator):
@@ -201,11 +282,45 @@ def test_things_are_taken_in_the_order_of_the_scenes_line(generator):
     assert describe(kitchen.observe()).startswith("Scene: table: tea, coke can; close counter: apple; robot")
 
 
+def test_one_is_no_plural_and_several_are_no_singular(generator):
+    rng, said = np.random.default_rng(0), []
+    wrong = re.compile(
+        r"\b(1|one) (different \w+|kinds of|things|items|drinks|cans|snacks|bars|bags)\b|\bno (the|my|an?) "
+        r"|\b(an?|that|this) (?!\S+ of |\S+ \S+ of )[\w-]+( [\w-]+)? (chips|crisps)$"
+        r"|\bsome (bag|pack|sack) of"
+    )
+    for source in ("count", "unknown", "absent"):
+        for _ in range(800):
+            with suppress(Unsuitable):
+                said.append(generator.intricate.draw(source, rng).say)
+    chips = [name for name in LIBRARY.objects if "chip" in name]
+    said += [generator.wording.noun(thing, 0.5, rng) for thing in chips for _ in range(200)]
+    said += [generator.intricate.a(thing, rng) for thing in chips for _ in range(100)]
+    assert len(said) > 3000 and not [one for one in said if wrong.search(one)]
+
+
 def test_a_slip_changes_a_letter_or_two():
     text, rng = "bring me the apple", np.random.default_rng(0)
     slips = {with_a_slip(text, rng) for _ in range(300)}
     assert len(slips) > 40 and all(abs(len(slip) - len(text)) <= 1 for slip in slips)
     assert with_a_slip("是 a", rng) == "是 a"
+    assert all(with_a_slip("all", np.random.default_rng(seed)) != "all" for seed in range(200))
+
+
+def test_what_only_the_scene_tells_is_taught_with_a_scene(generator):
+    """All of a kind, one of a kind, two that change places, the drawer that is open, and whichever are."""
+    rng, pairs, without = np.random.default_rng(0), [], 0
+    kept = SimpleNamespace(generate=lambda rng: pairs.append(generator.generate(rng)) or pairs[-1])
+    by_scene = re.compile(
+        r"open drawer|drawer (that|standing|hanging|you opened)|(whatever|whichever|all|every) .*drawer"
+    )
+    for _ in range(2000):
+        pairs.clear()
+        text, _ = text_of(kept, rng)
+        if pairs[0].source in ("sets", "swap", "wish") or by_scene.search(pairs[0].instruction):
+            assert "Scene:" in text, pairs[0]
+        without += "Scene:" not in text
+    assert without > 20
 
 
 def test_what_is_learnt_is_the_steps_from_their_blank_to_their_lines_end(generator):

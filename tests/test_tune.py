@@ -14,7 +14,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from planners import robot_language
 from planners.language import LanguageScorer, is_whole, load
-from planners.robot_language import RobotLanguage, tells_skills, tells_states
+from planners.robot_language import RobotLanguage, abilities, tells_skills, tells_states
 from planners.weights import WeightsError, language_model_path
 from saycan_qt import new
 from saycan_qt.kitchen.language.pairs import PairGenerator, text_of
@@ -104,6 +104,16 @@ def drawn():
     return tokenizer, read, *rows(tokenizer, Drawn(robot.beginning, pairs), ROW)
 
 
+def test_the_kitchens_rows_among_those_of_made_up_robots_are_told_as_theirs_are(drawn):
+    robot = made_up_pairs(kitchen_pairs(told=True), 1.0).training(np.random.default_rng(0))
+    pairs = list(islice(robot.pairs, 60))
+    assert robot.beginning == abilities(SkillLibrary.load()) + "\n" and not [p for p, _ in pairs if "; open: " in p]
+    found, _ = rows(drawn[0], Drawn(robot.beginning, iter(pairs)), TuneConfig.row)
+    assert len(found) == EACH < sum(len(numbers(row)) for row in found)
+    told = [text for text, _ in islice(kitchen_pairs().training(np.random.default_rng(0)).pairs, 60)]
+    assert [text for text in told if "; open: " in text]
+
+
 def test_the_steps_are_learnt_and_nothing_else(drawn):
     tokenizer, given, steps = drawn[0], "Scene: table: apple\nInstruction: an apple\n1.", " find apple\n"
     for beginning in ("", "Skills: find {thing}; done\n\n"):
@@ -184,7 +194,7 @@ def test_an_adapter_is_trained_from_a_robots_own_folder_and_then_plans_for_it(mo
 @pytest.mark.slow
 def test_a_run_with_made_up_robots_is_told_their_skills_and_another_goes_on_from_it(model, robot, tmp_path):
     small = dict(tokens=512, warmup=1, compile=False)
-    pairs = made_up_pairs(kitchen_pairs(), 0.5)
+    pairs = made_up_pairs(kitchen_pairs(told=True), 0.5)
     Run(TuneConfig(tmp_path / "first", steps=2, **small), pairs).train()
     adapter = tmp_path / "first" / ADAPTER
     assert tells_skills(adapter) and not tells_skills(robot.path)
@@ -252,7 +262,7 @@ def test_a_robot_that_can_do_more_than_a_row_holds_is_refused_with_what_to_do(ro
     config = TuneConfig(tmp_path / "run", row=64, tokens=64, compile=False)
     pairs = pairs_of(robot)
     long = replace(pairs, training=endless(lambda _: ("Instruction: wait\n1. done\n", [(20, 26)]), "wait; " * 40))
-    with pytest.raises(ValueError, match="more than half of --row 64"):
+    with pytest.raises(ValueError, match=r"more than 0\.6 of --row 64"):
         Run(config, long).train()
 
 

@@ -33,7 +33,7 @@ from saycan_qt.kitchen.language.instructions import (
 from saycan_qt.kitchen.language.spoken import kitchen_language
 from saycan_qt.kitchen.staging import Stage
 from saycan_qt.language import LanguageConfig, LanguageError, load_language, planner_of
-from saycan_qt.options import Checkpoint, File
+from saycan_qt.options import Checkpoint, File, require, require_files
 from saycan_qt.services.models import checkpoints
 from saycan_qt.services.processes import refuse
 from skills.errors import Unreadable
@@ -183,8 +183,10 @@ def asking(config: AskingConfig) -> int:
     import torch
 
     skills, console = SkillLibrary.load(), Console(stderr=True)
-    torch.set_num_threads(config.threads)
     try:
+        require(config, threads=1, seed=0)
+        require_files(config, "out", "calibrate")
+        torch.set_num_threads(config.threads)
         chosen = [instruction for path in config.sets for instruction in load(path, skills)]
         tuning, held_out = ([i for i in chosen if i.half == half] for half in (TUNING, HELD_OUT))
         if not held_out:
@@ -238,10 +240,11 @@ def asking(config: AskingConfig) -> int:
         sys.stdout.write(atomic.to_json(found).decode())
         sys.stdout.flush()
     kept = {key: found[key] for key in ("coverage", "threshold", "errands", "affordances", "models")}
+    lost = list[str]()  # the other file is written all the same
     for path, content in ((config.out, found), (config.calibrate, kept)):
         if path is not None:
             try:
                 atomic.write(path, atomic.to_json(content))
             except OSError as error:
-                return refuse(f"{path} cannot be written: {error.strerror}")
-    return 0
+                lost.append(f"{path} cannot be written: {error.strerror}")
+    return refuse("; ".join(lost)) if lost else 0

@@ -32,7 +32,7 @@ from saycan_qt.kitchen.language.spoken import kitchen_language
 from saycan_qt.kitchen.robot import KitchenRobot
 from saycan_qt.kitchen.staging import Stage
 from saycan_qt.language import Language, LanguageConfig, LanguageError, load_language, planner_of
-from saycan_qt.options import Checkpoint, File
+from saycan_qt.options import Checkpoint, File, require_files
 from saycan_qt.services.models import Models as Hosted
 from saycan_qt.services.models import checkpoints
 from saycan_qt.services.processes import refuse
@@ -324,13 +324,10 @@ def check(config: PlansConfig) -> None:
         raise UseError("--noisy blurs what an oracle knows; with --affordance model leave it out")
     if config.calibrated and config.affordance != "model":
         raise UseError("--calibrated is for the checkpoint that --affordance model uses")
-    if config.out is not None:
-        if config.out.is_dir():
-            raise UseError(f"--out {config.out} is a folder; give a file's name")
-        try:
-            config.out.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UseError(f"--out {config.out} cannot be written: {error.strerror}") from None
+    try:
+        require_files(config, "out")
+    except ValueError as error:
+        raise UseError(str(error)) from None
 
 
 def choose(config: PlansConfig, found: list[Instruction]) -> list[Instruction]:

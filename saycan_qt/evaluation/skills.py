@@ -24,7 +24,7 @@ from saycan_qt.kitchen.env import KitchenEnv
 from saycan_qt.kitchen.physics import Unstable
 from saycan_qt.kitchen.practice.rollouts import random_skill
 from saycan_qt.kitchen.tasks import FAMILIES
-from saycan_qt.options import File, require
+from saycan_qt.options import File, require, require_files
 from saycan_qt.services import cluster
 from skills.errors import SkillError
 from skills.library import Skill, SkillLibrary
@@ -172,8 +172,7 @@ def skills(config: SkillsConfig) -> int:
             raise ValueError(f"no family {sorted(unknown)}; there are {', '.join(FAMILIES)}")
         if not config.families or len(set(config.families)) < len(config.families):
             raise ValueError(f"--families {' '.join(config.families)}: name one or more, each once")
-        if config.out and config.out.is_dir():
-            raise ValueError(f"--out {config.out} is a folder; give a file's name")
+        require_files(config, "out")
         if problem := load(config.checkpoint).embodiment.misfit(EMBODIMENT):
             raise ValueError(f"{config.checkpoint} is of another robot than the kitchen's: {problem}")
     except ValueError as error:

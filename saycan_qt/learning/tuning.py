@@ -30,6 +30,7 @@ MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down
 EACH = 2  # rows that are filled from one beginning
 VALIDATION = 32  # rows with ways to say things that are kept from training
 POOL = 96  # rows that are drawn and shuffled at a time; a run resumes between pools
+MOST_TOLD = 0.6  # share of a row that what a robot can do may take; the kitchen's takes 259 tokens
 IN_VAIN = 20  # robots that are too large, or pairs that are too long, until it is given up
 IGNORED = -100
 # A pair as the model reads it, and where the plan's steps are in it, from the blank before a step to its line's end
@@ -56,7 +57,7 @@ class TuneConfig:
     minutes: float = 0.0  # train for as long instead; the schedule follows the clock, so the run cannot be repeated
     rank: int = 16  # of the adapter; its size grows with it, 10 MB at 16, in bfloat16
     tokens: int = 2048  # in a batch, of whole rows
-    row: int = 512  # tokens of a row, which is filled with pairs; what a robot can do takes at most half of one
+    row: int = 512  # tokens of a row, which is filled with pairs; what a robot can do takes at most 0.6 of one
     learning_rate: float = 6e-4  # its peak
     warmup: int = 40  # steps; 0: none
     seed: int = 0  # of the pairs
@@ -116,13 +117,13 @@ def encode(tokenizer: Any, beginning: str, pair: Pair) -> tuple[list[int], list[
 def rows(tokenizer: Any, drawn: Drawn, length: int, most: int = EACH) -> tuple[list[Row], Pair | None]:
     """Rows filled with pairs, each in the first that has room for it, and the pair for which none had any more.
 
-    No rows where the beginning takes more than half of one. A pair longer than a row is passed over; where no other
-    comes, that is the end.
+    No rows where the beginning takes more than MOST_TOLD of one. A pair longer than a row is passed over; where no
+    other comes, that is the end.
     """
     found, passed = list[Row](), 0
     for pair in drawn.pairs:
         beginning, ids, labels = encode(tokenizer, drawn.beginning, pair)
-        if len(beginning) > length // 2:
+        if len(beginning) > MOST_TOLD * length:
             break
         passed = passed + 1 if len(beginning) + len(ids) > length else 0
         if passed == IN_VAIN:
@@ -182,7 +183,7 @@ class Data:
             found, tried, in_vain = found + more, tried + 1, in_vain + (not more)
             if in_vain >= IN_VAIN and in_vain > tried / 2:
                 raise ValueError(
-                    f"what a robot can do takes more than half of --row {length}, or a pair more than a whole one: "
+                    f"what a robot can do takes more than {MOST_TOLD} of --row {length}, or a pair a whole one: "
                     f"give twice that to --row, and at least as many --tokens"
                 )
         shuffled = [found[i] for i in rng.permutation(len(found))]

@@ -27,7 +27,7 @@ LETTERS = "aabcdeefghiijklmnoopqrstuuvwxyz"
 
 
 def made_up_pairs(kitchen: Pairs | None = None, share: float = 0.0) -> Pairs:
-    """kitchen: pairs of another robot, and which share of the rows is theirs."""
+    """kitchen: pairs of another robot, told as these are, and which share of the rows is theirs."""
     domains = [domain for domain in load() if not is_held_out(domain)]
     kept = [domain for domain in load() if is_held_out(domain)]
     training = mixed(partial(draw, domains, domains), partial(draw_written, written.training()), WRITTEN)

@@ -13,8 +13,8 @@ from planners.prompts import CANNOT
 from saycan_qt.made_up import world as worlds
 from saycan_qt.made_up.domains import Act, Domain, frames
 from saycan_qt.made_up.robots import DONE, Robot
-from saycan_qt.made_up.wording import Wording
-from saycan_qt.made_up.world import Expert, Task, Unsuitable, World
+from saycan_qt.made_up.wording import Wording, filled
+from saycan_qt.made_up.world import UNKNOWN, Expert, Task, Unsuitable, World
 from skills.library import placeholders
 
 KINDS = {  # each is a method of Sentences, and how often it is drawn
@@ -76,15 +76,24 @@ class Sentences:
                 goes = bool(self.world.held) or self.world.place == self.world.objects.get(
                     tasks[0].thing if tasks else ""
                 )
+            elif tasks is not None:
+                goes = goes or self.plan_unseen(tasks) != plan
             needs = self.robot.sees and (self.by_scene or goes)
             return Said(text, plan, self.world.copy(), needs, chosen)
         return self.draw("impossible" if kind != "impossible" else "single")
 
-    def plan(self, tasks: Sequence[Task]) -> tuple[str, ...]:
-        """No tasks: what was asked for under some condition need not be done."""
+    def plan_unseen(self, tasks: Sequence[Task]) -> tuple[str, ...]:
+        """As a robot does it that does not know how things are; () where none can."""
+        try:
+            return self.plan(tasks, World(self.robot, "", "", dict.fromkeys(self.robot.movable, UNKNOWN)))
+        except Unsuitable:
+            return ()
+
+    def plan(self, tasks: Sequence[Task], world: World | None = None) -> tuple[str, ...]:
+        """No tasks: what was asked for under some condition need not be done. world: not as it is."""
         if not tasks:
             return (DONE,)
-        expert = Expert(self.world.copy())
+        expert = Expert((world or self.world).copy())
         for task in tasks:
             expert.carry_out(task)
         if not 0 < len(expert.plan) <= 14:
@@ -172,7 +181,7 @@ class Sentences:
             said = said.replace("{p}", noun)
         elif noun:
             slot = task.act.slot if task.act else ""
-            said = re.sub(rf"(?:the )?\{{{slot}\}}", lambda _: noun, said) if slot else said
+            said = filled(said, slot, noun) if slot else said
             said = re.sub(r"\{[tds]\}", lambda _: noun, said)
         slot = task.act.slot if task.act else ""
         if task.other:
@@ -330,7 +339,9 @@ class Sentences:
         count = int(self.rng.integers(2, most + 1))
         number = str(self.pick(frames()["numbers"][count]))
         self.by_scene = bool(set(things) & set(self.world.objects))
-        said = str(self.pick(frames()["sets"]["count"])).format(n=number, **self.wording.kinds(kind))
+        ways = frames()["sets"]["count"]
+        said = str(self.pick(ways[:1] if number.endswith(" of") else ways))  # not "any a couple of"
+        said = said.format(n=number, **self.wording.kinds(kind))
         return self.clause(task, noun=said), [replace(task, thing=thing) for thing in things[:count]]
 
     def times(self) -> tuple[str, list[Task] | None]:

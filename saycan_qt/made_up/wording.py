@@ -54,8 +54,7 @@ class Wording:
         """A frame of `frames.yaml`, or an act's with `the {slot}`."""
         words: dict[str, str] = {}
         if slot:
-            noun = self.noun(thing)
-            frame = re.sub(rf"(?:the )?\{{{slot}\}}", lambda _: noun, frame)
+            frame = filled(frame, slot, self.noun(thing))
         if thing:
             words |= {key: self.noun(thing) for key in ("t", "d", "s")}
         if place:
@@ -89,6 +88,11 @@ class Wording:
             for _ in range(int(rng.choice([1, 1, 2]))):
                 text = slip(text, rng)
         return text
+
+
+def filled(frame: str, slot: str, noun: str) -> str:
+    """A noun in a slot, and in the place of the article before it."""
+    return re.sub(rf"(?:\b(?:the|an?|some) )?\{{{slot}\}}", lambda _: noun, frame)
 
 
 def tidy(text: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 TRASH = "trash can"
@@ -68,5 +69,7 @@ class Wanted:
     words: dict[str, str] = field(default_factory=dict)  # name -> how it is called
     where: dict[str, str] = field(default_factory=dict)  # object -> place at the start
     absent: set[str] = field(default_factory=set)
+    any_of: Sequence[str] = ()  # things of which any will do as the one "object"
     open: set[str] = field(default_factory=set)
     one_open: bool = False  # of the drawers
+    by_scene: bool = False  # does only the scene tell which things, places or drawers are meant?

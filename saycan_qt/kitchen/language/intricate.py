@@ -15,7 +15,7 @@ import numpy as np
 
 from saycan_qt.kitchen.language.errands import SLOTS, TRASH, Unsuitable
 from saycan_qt.kitchen.language.phrases import Phrases
-from saycan_qt.kitchen.language.wording import Wording
+from saycan_qt.kitchen.language.wording import Wording, a
 from saycan_qt.kitchen.symbolic import DRAWERS, IN_HAND, WORKTOPS, SymbolicKitchen
 from skills.connective import OPERATOR
 
@@ -121,8 +121,7 @@ class Intricate:
         if but_one:
             number, that = len(things) - 1, fill(self.pick(said["all but one"], rng), texts)
         else:
-            that = fill(self.pick(said["single" if number == 1 and luck < 0.6 else "objects"], rng), texts)
-            that = that.replace("one different", "one").replace("one " + many, "one of the " + many)
+            that = self._counted(said["single" if number == 1 and luck < 0.6 else "objects"], number, texts, rng)
         if rng.random() < 0.2:
             place = kitchen.where[things[0]]
             things = [o for o in things if kitchen.where[o] == place]
@@ -135,6 +134,12 @@ class Intricate:
             return Asked(kitchen, fill(self.pick(said["sentences"], rng), texts | {"that": that}), parts)
         return Asked(kitchen, parts[0].said(object=that), parts)
 
+    def _counted(self, ways: Sequence[str], number: int, texts: Texts, rng: np.random.Generator) -> str:
+        """So many of them; "one drinks" is one of the drinks."""
+        that = fill(self.pick(ways, rng), texts)
+        n, many = texts["n"], texts["many"]
+        return re.sub(rf"\b{n} (different |kinds of )?{many}", f"{n} of the {many}", that) if number == 1 else that
+
     def _count_and_rest(
         self, kitchen: SymbolicKitchen, present: list[str], number: int, texts: Texts, rng: np.random.Generator
     ) -> Asked:
@@ -143,7 +148,7 @@ class Intricate:
         if not free:
             raise Unsuitable("place")
         place = str(rng.choice(free))
-        that = fill(self.pick(self.said["count"]["objects"][:1], rng), texts)
+        that = self._counted(self.said["count"]["objects"][:1], number, texts, rng)
         say = fill(
             self.pick(self.said["count"]["rest"], rng), {**texts, "that": that, "place": self.wording.place(place, rng)}
         )
@@ -587,8 +592,8 @@ class Intricate:
         if luck < 0.12:
             category = str(rng.choice(list(language["wish"])))
             things = [o for o in in_view(kitchen) if o in self.members(category)]
-            if not things:
-                raise Unsuitable("few")
+            if not things or kitchen.held in self.members(category):
+                raise Unsuitable("few or held")
             part = self.part(kitchen, rng, {"bring": 1.0}, thing=things[0])
             return Asked(kitchen, self.pick(language["wish"][category], rng), [part])
         kinds = {kind: 0.5 if kind == "bring_from" else KINDS.get(kind, 0.02) for kind in language["say"]}
@@ -804,7 +809,4 @@ class Intricate:
         return thing if rng.random() < 0.6 else self.pick(self.phrases.nouns["objects"][thing]["names"], rng)
 
     def a(self, thing: str, rng: np.random.Generator) -> str:
-        name = self.bare(thing, rng)
-        return (
-            f"{'some' if name.endswith(('chips', 'crisps')) else 'an' if name[:1].lower() in 'aeiou' else 'a'} {name}"
-        )
+        return a(self.bare(thing, rng))

@@ -22,13 +22,14 @@ from saycan_qt.kitchen.language.intricate import Asked, Intricate, in_view
 from saycan_qt.kitchen.language.phrases import Phrases
 from saycan_qt.kitchen.language.setting import kitchen_for
 from saycan_qt.kitchen.language.slips import with_a_slip
-from saycan_qt.kitchen.language.sources import INTRICATE, SCENE, SOURCES, WRITTEN, Sources, in_order
+from saycan_qt.kitchen.language.sources import INTRICATE, SOURCES, WRITTEN, Sources, in_order
 from saycan_qt.kitchen.language.wording import Wording
 from saycan_qt.kitchen.symbolic import SymbolicKitchen
 from skills.library import SkillLibrary
 
 LONGEST_PLAN = 32  # steps, "done" not counted: eight deliveries
-TAUGHT, OVERLOOKED, SCENELESS = 0.04, 0.06, 0.06  # shares of pairs, see text_of
+TAUGHT, OVERLOOKED = 0.04, 0.06  # shares of pairs, see text_of
+SCENELESS = 0.1  # share of those that follow from no scene
 SLIPS, SLIPPED = (1, 3), 0.1  # in how many letters, and in which share of the sentences
 IS_WRITTEN = 0.3  # share of pairs
 LETTERS = "aabcdeefghiijklmnoopqrstuuvwxyz"
@@ -43,6 +44,7 @@ class Pair:
     instruction: str
     plan: tuple[str, ...]
     source: str  # of SOURCES, or WRITTEN
+    by_scene: bool  # does the plan follow from what the scene tells?
 
 
 class PairGenerator:
@@ -73,9 +75,11 @@ class PairGenerator:
         self.wording.bind(wanted, rng)
         kitchen = kitchen_for(wanted, self.library.objects, rng)
         seen = in_view(kitchen)
-        in_order(wanted, [*(thing for thing in self.library.objects if thing not in seen), *seen])
+        unseen = (thing for thing in self.library.objects if thing not in seen)
+        in_order(wanted, [*unseen, *seen], [kitchen.held, *seen])
         plan = self._plan(wanted, kitchen) if wanted.tasks else (CANNOT,)
-        return Pair(kitchen, _spoken(one_line(wanted.say.format(**wanted.words)), rng), plan, source)
+        said = _spoken(one_line(wanted.say.format(**wanted.words)), rng)
+        return Pair(kitchen, said, plan, source, wanted.by_scene)
 
     def intricate_pair(self, source: str, rng: np.random.Generator) -> Pair:
         """source: of INTRICATE. Raises Unsuitable."""
@@ -89,7 +93,7 @@ class PairGenerator:
         last = self.library[f"find {missing.values['object']}"].text if missing else "done" if asked.serves else CANNOT
         if len(expert.plan) > LONGEST_PLAN:
             raise Unsuitable("length")
-        return Pair(asked.kitchen, _spoken(one_line(asked.say), rng), (*expert.plan, last), source)
+        return Pair(asked.kitchen, _spoken(one_line(asked.say), rng), (*expert.plan, last), source, by_scene=True)
 
     def _expert(self, kitchen: SymbolicKitchen) -> Expert:
         return Expert(SymbolicKitchen(dict(kitchen.where), kitchen.place, set(kitchen.open_drawers)), self.library)
@@ -103,14 +107,19 @@ class PairGenerator:
         return (*expert.plan, "done")
 
 
-def text_of(generator: PairGenerator, rng: np.random.Generator) -> tuple[str, list[tuple[int, int]]]:
+def text_of(
+    generator: PairGenerator, rng: np.random.Generator, states: bool = True
+) -> tuple[str, list[tuple[int, int]]]:
     """A pair as the model reads it, and where the steps are: from the blank after a number to the line's end.
 
-    The scene tells which drawers are open. Now and then there is none, as a planner may not know it; or another pair
-    stands before it, to be overlooked; or one that tells what an instruction in made-up words means, as the user's own
-    examples do.
+    The scene tells which drawers are open; without states all are closed. Now and then there is none, as a planner may
+    not know it; or another pair stands before it, to be overlooked; or one that tells what an instruction in made-up
+    words means, as the user's own examples do.
     """
-    pair, luck = generator.generate(rng), rng.random()
+    pair = generator.generate(rng)
+    while pair.kitchen.open_drawers and not states:
+        pair = generator.generate(rng)
+    luck = rng.random()
     instruction, before = pair.instruction, ""
     if luck < TAUGHT:
         instruction = " ".join(
@@ -120,8 +129,8 @@ def text_of(generator: PairGenerator, rng: np.random.Generator) -> tuple[str, li
     elif luck < TAUGHT + OVERLOOKED:
         other = generator.generate(rng)
         before = shown(other.instruction, other.plan)
-    sceneless = rng.random() < SCENELESS and pair.source not in SCENE  # these cannot do without
-    scene = "" if sceneless else describe(pair.kitchen.observe(), states=True) + "\n"
+    sceneless = rng.random() < SCENELESS and not pair.by_scene
+    scene = "" if sceneless else describe(pair.kitchen.observe(), states) + "\n"
     return to_learn(before + scene, instruction, pair.plan)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import re
 import zlib
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -54,6 +54,11 @@ class Phrases:
     def categories(self) -> dict[str, dict[str, Any]]:
         """Name -> members, and ways to wish for one, to speak of one and of all."""
         return self.nouns["categories"]
+
+    @staticmethod
+    def taken_for(category: Mapping[str, Any]) -> list[str]:
+        """Members of a category, and what somebody may take for one."""
+        return [*category["members"], *category.get("unsure", ())]
 
     def pick(self, ways: Sequence[str], rng: np.random.Generator) -> str:
         kept = [way for way in ways if is_held_out(way) == self.held_out]

@@ -20,8 +20,9 @@ def kitchen_for(wanted: Wanted, objects: Sequence[str], rng: np.random.Generator
         if value in objects and value not in where and name in wanted.words and rng.random() < 0.8:
             where[value] = str(rng.choice(WORKTOPS))
     _open_drawers(wanted, rng)
-    if IN_HAND not in where.values() and rng.random() < 0.2 and wanted.tasks:
-        where[_in_hand(wanted, where, objects, rng)] = IN_HAND
+    filled = IN_HAND not in where.values() and rng.random() < 0.2 and wanted.tasks
+    if filled and (held := _in_hand(wanted, where, objects, rng)):
+        where[held] = IN_HAND
     others = [str(o) for o in rng.permutation(objects) if o not in where and o not in wanted.absent]
     for other in others[: rng.integers(1, 7)]:
         where[other] = str(rng.choice(WORKTOPS))
@@ -40,10 +41,11 @@ def _where_tasks_need_things(wanted: Wanted, objects: Sequence[str], rng: np.ran
         slots = {slot: values[name] for slot, name in task.slots.items()}
         thing, drawer = slots.get("object"), slots.get("drawer", "")
         if task.kind in OF_HELD and not lifted:
-            held = values.get("held") or str(rng.choice([o for o in objects if o not in where]))
-            if IN_HAND in where.values() or held in where:
+            held = values.get("held") or _unspoken(wanted, where, objects, rng)
+            if not held or IN_HAND in where.values() or held in where:
                 raise Unsuitable("held")
             where[held] = IN_HAND
+            wanted.by_scene |= task.kind in ("near_held", "store_held")  # whose plans name what is held
             lifted = task.kind == "near_held"
         if thing and thing not in where:
             if task.kind in INSIDE:
@@ -68,6 +70,7 @@ def _open_drawers(wanted: Wanted, rng: np.random.Generator) -> None:
         named = any(name.startswith("drawer") for task in wanted.tasks for name in task.names)
         if "open" in kinds or (said and named):
             raise Unsuitable("drawers")
+        wanted.by_scene = True
         wanted.open.update(str(d) for d in rng.permutation(DRAWERS)[: said or rng.integers(1, 4)])
     elif rng.random() < 0.06 and not wanted.one_open:
         touched = {wanted.values[task.slots["drawer"]] for task in wanted.tasks if "drawer" in task.slots}
@@ -75,10 +78,16 @@ def _open_drawers(wanted: Wanted, rng: np.random.Generator) -> None:
 
 
 def _in_hand(wanted: Wanted, where: dict[str, str], objects: Sequence[str], rng: np.random.Generator) -> str:
-    """What the robot already holds, or what it must put down first."""
+    """What the robot already holds, or what it must put down first; "" where it can be nothing."""
     movable = [o for o, place in where.items() if place in WORKTOPS and o not in wanted.where]
     first = wanted.tasks[0]
     thing = wanted.values.get(first.names[0], "") if first.names else ""
     if thing in movable and first.kind not in ("find", *INSIDE) and rng.random() < 0.6:
         return thing
-    return str(rng.choice([o for o in objects if o not in where]))
+    return _unspoken(wanted, where, objects, rng)
+
+
+def _unspoken(wanted: Wanted, where: dict[str, str], objects: Sequence[str], rng: np.random.Generator) -> str:
+    """A thing that is not there yet and that no words are about, as "the other snacks" are about all of them; or ""."""
+    taken = {*where, *wanted.absent, *wanted.values.values()}
+    return str(rng.choice([o for o in objects if o not in taken] or [""]))

@@ -18,11 +18,11 @@ def with_a_slip(text: str, rng: np.random.Generator) -> str:
     at = int(rng.choice(places))
     letter, following = text[at], text[at + 1]
     match rng.integers(4):
-        case 0:
+        case 0 if letter != following:
             slip = following + letter
         case 1:
             slip = letter
-        case 2:
+        case 0 | 2:
             slip = letter + following * 2
         case _:
             row = next(keys for keys in KEYS if following.lower() in keys)

@@ -40,7 +40,6 @@ INTRICATE = (
     *("foreign", "absent", "unknown"),
 )
 WRITTEN = "written"  # what comes whole from written.yaml
-SCENE = (*INTRICATE, WRITTEN)  # sources of which the plan may follow from what the scene tells
 SEVERAL = 0.2  # share of errands in which one thing becomes a set of them
 UNTOUCHED = 0.05  # share in which something else must be left alone
 MEMBER = "member"  # how names of tasks begin that are of one of all of a kind
@@ -95,8 +94,9 @@ class Sources:
         category = self.phrases.categories[str(rng.choice(list(self.phrases.categories)))]
         wanted = Wanted([Task("bring", ("object",))], self.phrases.pick(category["wish"], rng))
         wanted.values["object"] = chosen = str(rng.choice(category["members"]))
+        wanted.any_of, wanted.by_scene = category["members"], True
         if rng.random() < 0.6:  # no other that would do
-            wanted.absent.update(m for m in category["members"] if m != chosen)
+            wanted.absent.update(m for m in self.phrases.taken_for(category) if m != chosen)
         return wanted
 
     def situation(self, rng: np.random.Generator) -> Wanted:
@@ -135,6 +135,7 @@ class Sources:
         self.wording.bind(wanted, rng)
         here, there = wanted.values[second.names[1]], wanted.values[first.names[1]]
         wanted.where |= {wanted.values[first.names[0]]: here, wanted.values[second.names[0]]: there}
+        wanted.by_scene = True
         return wanted
 
     def sets(self, rng: np.random.Generator) -> Wanted:
@@ -203,7 +204,7 @@ class Sources:
         present = [str(o) for o in rng.permutation(members)[:count]]
         if len(present) < 2 or (two and len(present) != 2):
             raise Unsuitable(phrase)
-        wanted.absent.update(members)
+        wanted.absent.update(self.phrases.taken_for(category))
         return phrase, present
 
     def _all_there(self, wanted: Wanted, at: str, rng: np.random.Generator) -> list[str]:
@@ -218,14 +219,19 @@ class Sources:
 def _for_each(things: Sequence[str], kind: str, to: Sequence[str], wanted: Wanted) -> list[Task]:
     """The task once for each of the things, which get names."""
     wanted.values |= {f"{MEMBER}{number}": thing for number, thing in enumerate(things)}
+    wanted.by_scene = True
     return [Task(kind, (f"{MEMBER}{number}", *to)) for number in range(len(things))]
 
 
-def in_order(wanted: Wanted, things: Sequence[str]) -> None:
-    """Of all of a kind that comes first which stands first among these: what is learnt is not left to chance."""
+def in_order(wanted: Wanted, things: Sequence[str], at_hand: Sequence[str]) -> None:
+    """Of all of a kind that comes first which stands first among these things, and where any will do, that is the first
+    of those at hand: what is learnt is not left to chance."""
     names = [name for name in wanted.values if name.startswith(MEMBER)]
     members = sorted((wanted.values[name] for name in names), key=things.index)
     wanted.values |= dict(zip(names, members, strict=True))
+    if wanted.any_of:
+        spoken = {value for name, value in wanted.values.items() if name != "object"}  # as what to leave alone
+        wanted.values["object"] = next(o for o in at_hand if o in wanted.any_of and o not in spoken)
 
 
 def _entry(entries: Sequence[Mapping[str, Any]], rng: np.random.Generator) -> Mapping[str, Any]:

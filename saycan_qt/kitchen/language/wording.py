@@ -7,14 +7,20 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from saycan_qt.kitchen.language.errands import TRASH, Task, Unsuitable, Wanted
+from saycan_qt.kitchen.language.errands import INSIDE, TRASH, Task, Unsuitable, Wanted
 from saycan_qt.kitchen.language.phrases import Phrases
 from saycan_qt.kitchen.symbolic import DRAWERS, WORKTOPS
 from skills.library import SkillLibrary
 
 ARTICLE = re.compile(r"^(an?|some|any) ")
+SEVERAL = re.compile(r"^(?!.* of? ).*(chips|crisps|crackers)$")  # names for one thing that are plurals
 ONE_OF_A_KIND = 0.12  # share of things that are called "a drink" and the like
 CORRECTED, EITHER, BY_NEIGHBOUR, BY_OPENNESS = 0.05, 0.02, 0.06, 0.12  # of what may be said so
+
+
+def a(name: str) -> str:
+    """With the article of what was not spoken of before."""
+    return f"{'some' if SEVERAL.search(name) else 'an' if name[:1].lower() in 'aeiou' else 'a'} {name}"
 
 
 class Wording:
@@ -37,9 +43,9 @@ class Wording:
         if luck > plain and luck > (1 + plain) / 2:
             return self.phrases.pick(entry["described"], rng)
         name = thing if luck < plain else self.phrases.pick(entry["names"], rng)
-        an = "an" if name[:1].lower() in "aeiou" else "a"
-        article = rng.choice(["the", an, "my", "that", "this", ""], p=[0.7, 0.14, 0.05, 0.05, 0.03, 0.03])
-        return f"{article} {name}".strip()
+        that, this = ("those", "these") if SEVERAL.search(name) else ("that", "this")
+        ways = [f"the {name}", a(name), f"my {name}", f"{that} {name}", f"{this} {name}", name]
+        return str(rng.choice(ways, p=[0.7, 0.14, 0.05, 0.05, 0.03, 0.03]))
 
     def place(self, place: str, rng: np.random.Generator) -> str:
         return f"the {place}" if rng.random() < 0.6 else self.phrases.pick(self.phrases.nouns["places"][place], rng)
@@ -101,6 +107,7 @@ class _Binding:
 
     def find_words(self) -> None:
         wanted, plain = self.wanted, float(self.rng.choice([0.3, 0.6, 0.95]))
+        inside = {t.names[0] for t in wanted.tasks if t.kind in INSIDE}  # nobody sees which things these are
         for name, value in list(wanted.values.items()):
             if name in wanted.words or f"{{{name}}}" not in wanted.say:
                 continue
@@ -108,7 +115,7 @@ class _Binding:
                 wanted.words[name] = self.drawer(value)
             elif name.startswith("place"):
                 wanted.words[name] = self.place(value)
-            elif wanted.tasks and value not in wanted.where and self.rng.random() < ONE_OF_A_KIND:
+            elif wanted.tasks and not (value in wanted.where or name in inside) and self.rng.random() < ONE_OF_A_KIND:
                 wanted.words[name] = self.one_of_a_kind(value)
             else:
                 wanted.words[name] = self.wording.noun(value, plain, self.rng)
@@ -118,11 +125,11 @@ class _Binding:
     def place(self, place: str) -> str:
         """Now and then a worktop is called by what stands there."""
         wanted, rng = self.wanted, self.rng
-        free = [o for o in self.objects if o not in self.used and o not in wanted.where]
+        free = [o for o in self.objects if o not in (*self.used, *wanted.where, *wanted.absent)]
         if not wanted.tasks or place not in WORKTOPS or not free or rng.random() >= BY_NEIGHBOUR:
             return self.wording.place(place, rng)
         self.used.add(other := str(rng.choice(free)))
-        wanted.where[other] = place
+        wanted.where[other], wanted.by_scene = place, True
         said = self.phrases.pick(self.phrases.compound["same place"], rng)
         return said.format(other=self.wording.noun(other, 0.6, rng))
 
@@ -132,7 +139,7 @@ class _Binding:
         others = {name for task in wanted.tasks for name in task.names if name.startswith("drawer")}
         if len(others) != 1 or rng.random() >= BY_OPENNESS or {"open", "close_all"} & {t.kind for t in wanted.tasks}:
             return self.wording.drawer(drawer, rng)
-        wanted.open, wanted.one_open = {drawer}, True
+        wanted.open, wanted.one_open, wanted.by_scene = {drawer}, True, True
         return self.phrases.pick(self.phrases.nouns["open drawer"], rng)
 
     def one_of_a_kind(self, thing: str) -> str:
@@ -142,7 +149,11 @@ class _Binding:
             raise Unsuitable(thing)
         category = fitting[rng.integers(len(fitting))]
         one = self.phrases.pick(category["one"], rng)  # it is the only one there, so that "the" does, too
-        wanted.absent.update(m for m in category["members"] if m not in wanted.values.values())
+        others = {m for m in self.phrases.taken_for(category) if m not in wanted.values.values()}
+        if others & wanted.where.keys():
+            raise Unsuitable(thing)
+        wanted.absent |= others
+        wanted.by_scene = True
         return ARTICLE.sub("the ", one) if rng.random() < 0.4 else one
 
     def waver(self, name: str) -> None:
