@@ -152,9 +152,10 @@ def test_a_client_stops_by_either_road(server, robot):
         server.guard.reset()
 
 
-def test_a_stop_that_the_driver_fails_to_carry_out_is_no_success_by_either_road(server, client, robot, capsys):
+@pytest.mark.parametrize("fail", [lambda: 1 / 0, sys.exit])
+def test_a_stop_that_the_driver_fails_to_carry_out_is_no_success_by_either_road(server, client, robot, capsys, fail):
     client.info()  # both roads
-    stop, robot.stop = robot.stop, lambda: 1 / 0
+    stop, robot.stop = robot.stop, fail
     server.guard._stop = robot.stop
     with pytest.raises(ServerFault):
         client.stop()

@@ -291,7 +291,7 @@ class Guard(Permit):
         try:
             self._stop()
             return True
-        except Exception as error:
+        except BaseException as error:  # else this thread would be gone
             log.critical("the robot could not be stopped", exc_info=error)
             return False
 
@@ -299,7 +299,7 @@ class Guard(Permit):
         while (call := self._events.get()) is not None:
             try:
                 call()
-            except Exception:
+            except BaseException:
                 log.exception("failed after the guard's word")
 
 

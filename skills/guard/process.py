@@ -232,7 +232,7 @@ class GuardProcess:
                 due, passed = self.memory[DUE], awake
             if due and due != told and awake - passed > LATE:
                 told = due
-                self.say("the next action is late, and the service has not halted the robot")
+                self.say("the next action is late, or the goal is over, and the service has not halted the robot")
                 self.background(self.halt(""))  # as the service would have: the skill goes on with the next action
             await asyncio.sleep(TICK)
 
