@@ -420,6 +420,22 @@ def test_stop_outlives_the_server_that_has_a_file_for_it(serve, robot, walker, t
         Latch(tmp_path / "folder")
 
 
+def test_a_latch_that_is_given_to_the_next_server_tells_of_the_stop_before(robot, tmp_path):
+    latch = Latch(tmp_path / "stopped")
+    with robot_service.serve(robot, LIBRARY, latch=latch) as server, RobotClient(server.address) as client:
+        client.stop()
+    with robot_service.serve(robot, LIBRARY, latch=latch) as server, RobotClient(server.address) as client:
+        with pytest.raises(Stopped):
+            outcome_of(client.execute("find apple"))
+        with pytest.raises(Unavailable, match="of another robot"):
+            Latch(latch.file)
+        client.reset()
+    with Latch(latch.file)._lock, pytest.raises(Unavailable, match="of another robot"):
+        robot_service.serve(robot, LIBRARY, latch=latch)
+    with robot_service.serve(robot, LIBRARY, latch=latch) as server, RobotClient(server.address) as client:
+        assert outcome_of(client.execute("find apple")).succeeded
+
+
 def test_stop_outlives_a_robots_server_that_is_killed(tmp_path):
     @contextmanager
     def started():

@@ -60,7 +60,7 @@ class Guard(Permit):
     ) -> None:
         """Raises Unavailable where there can be no guard, InvalidRequest for what is no address."""
         access, latch, where = access or Access(), latch or Latch(), split_address(address)
-        self.tls, self._latch = access.tls is not None, latch
+        self.tls, self._latch, latched = access.tls is not None, latch, latch.take()
         self._stop = stop
         self.on_halt: Callable[[str], None] = lambda why: None  # called, from another thread, when the guard halted it
         self.on_loss: Callable[[], None] = lambda: None  # called, from another thread, when the guard has died
@@ -89,7 +89,7 @@ class Guard(Permit):
             "path": [root, *sys.path],
             "address": where,
             "latch": str(latch.file.absolute()) if latch.file else None,
-            "latched": latch.is_set,
+            "latched": latched,
             "command": command,
             "ends": ends,
         }
