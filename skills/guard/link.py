@@ -10,6 +10,7 @@ guard.reset()
 from __future__ import annotations
 
 import contextlib
+import ipaddress
 import itertools
 import json
 import logging
@@ -209,7 +210,7 @@ class Guard(Permit):
             said = {"failed": f"it did not come up within {START_TIMEOUT:.0f} s"}
         self._link.settimeout(None)
         if "listening" in said:
-            return join_address(*said["listening"])
+            return _told(address, *said["listening"])
         self._process.kill()
         self._process.wait()
         self._unsent.put(None)
@@ -303,13 +304,19 @@ class Guard(Permit):
                 log.exception("failed after the guard's word")
 
 
+def _told(asked: str, number: str, port: int) -> str:
+    """Where it listens, as its certificate and its service call it; all addresses have no name."""
+    unspecified = ipaddress.ip_address(number).is_unspecified
+    return join_address(number if unspecified else split_address(asked)[0], port)
+
+
 def _who(access: Access) -> dict[str, Any]:
     """May stop the robot, as the guard reads it."""
     tls, tokens = access.tls, access.tokens
     pem = None
     if tls is not None:
-        pem = {"certificate": tls.certificate.decode(), "key": tls.key.decode(), "client_ca": ""}
-        pem["client_ca"] = tls.client_ca.decode() if tls.client_ca else ""
+        parts = {"certificate": tls.certificate, "key": tls.key, "client_ca": tls.client_ca or b""}
+        pem = {name: part.decode("ascii", "ignore") for name, part in parts.items()}  # more is in comments only
     holders = None
     if tokens is not None:
         holders = [
