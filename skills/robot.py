@@ -473,7 +473,7 @@ def serve(
             command=stop_command or str(getattr(robot, "stop_command", "")),
             ends=ends,
         )
-        parts.callback(guard.close)
+        parts.push(lambda error, *_: guard.close(halted=error is None))  # of `servicer.close`, which comes before it
         if access is not None:
             parts.callback(access.listen(guard.renew))
         guard.on_loss = on_loss

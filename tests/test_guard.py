@@ -607,13 +607,16 @@ def test_a_service_with_many_files_open_hears_its_guard():
             os.close(file)
 
 
-def test_a_robot_that_cannot_be_stopped_leaves_no_guard_behind():
-    robot = LineRobot()
-    server = robot_service.serve(robot, LIBRARY)
-    robot.stop = lambda: 1 / 0
-    with pytest.raises(ZeroDivisionError):
-        server.stop()
-    assert server.guard._process.returncode == 0
+def test_a_robot_that_cannot_be_stopped_at_the_end_is_halted_by_its_command_and_leaves_no_guard(tmp_path, monkeypatch):
+    (tmp_path / "last_halt.py").write_text(f"def halt():\n    open({str(tmp_path / 'halted')!r}, 'a').write('.')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    for fails in (False, True):
+        robot = LineRobot()
+        server = robot_service.serve(robot, LIBRARY, stop_command="last_halt:halt")
+        robot.stop = (lambda: 1 / 0) if fails else robot.stop
+        with pytest.raises(ZeroDivisionError) if fails else contextlib.nullcontext():
+            server.stop()
+        assert server.guard._process.returncode == 0 and (tmp_path / "halted").exists() == fails
 
 
 @pytest.mark.parametrize("halt", ["time.sleep(60)", "sys.exit(1)"])

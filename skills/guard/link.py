@@ -183,10 +183,11 @@ class Guard(Permit):
         """Whom it lets in from now on."""
         self._send(access=_who(access))
 
-    def close(self) -> None:
-        """The robot is halted and the service ends: nothing moves any more."""
+    def close(self, halted: bool = True) -> None:
+        """The service ends: nothing moves any more. halted: by its driver; else the guard tries its stop command."""
         self._closed = True
-        self._send(bye=True)
+        if halted:
+            self._send(bye=True)
         self._unsent.put(None)
         self._events.put(None)
         speaker, listener, _ = self._threads
