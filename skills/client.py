@@ -491,9 +491,9 @@ class RobotClient(_Client):
 
     def lease(self, owner: str, seconds: float = LEASE_SECONDS, timeout: float | None = None) -> Lease:
         """Be the only one who starts, cancels and resets, until it is closed: a context manager. All that this client
-        asks goes with it, unless a call names another; once it is lost those calls raise LeaseLost. A process that dies
-        loses it after `seconds`, and the robot cancels what it had begun. Raises Busy while another one has the robot,
-        Unsupported where the robot's service is older."""
+        asks goes with it, unless a call names another; once it is lost those calls raise LeaseLost, until it is closed.
+        A process that dies loses it after `seconds`, and the robot cancels what it had begun. Raises Busy while another
+        one has the robot, Unsupported where the robot's service is older."""
         asked, request = time.monotonic(), pb.AcquireLeaseRequest(owner=owner, seconds=seconds)
         lease_id, granted = self._ask(self._stub.AcquireLease, request, _read_lease, timeout)
 
@@ -501,10 +501,13 @@ class RobotClient(_Client):
             self._ask(self._stub.KeepLease, pb.KeepLeaseRequest(lease_id=lease_id), _nothing, within)
 
         def release() -> None:
-            self._lease = None
             self._ask(self._stub.ReleaseLease, pb.ReleaseLeaseRequest(lease_id=lease_id), _nothing, END_TIMEOUT)
 
-        self._lease = Lease(lease_id, granted, asked, f"the robot at {self.address}", keep, release)
+        def closed(lease: Lease) -> None:
+            if self._lease is lease:
+                self._lease = None
+
+        self._lease = Lease(lease_id, granted, asked, f"the robot at {self.address}", keep, release, closed)
         return self._lease
 
     def _lease_id(self, lease: Lease | None) -> str:

@@ -17,12 +17,20 @@ class Latch:
     def __init__(self, file: Path | None = None) -> None:
         """Raises Unavailable where the file could be neither made nor removed, or is another robot's."""
         self.file = file
-        self.is_set = False
         self._lock: IO[bytes] | None = None
+        self._closed, self.is_set = True, False
+        self.take()
+
+    def take(self) -> bool:
+        """Is it set now? Whoever lets a robot move asks; what `close` gave away is had again, or Unavailable raised."""
+        file = self.file
         if file is None:
-            return
+            return False
+        if not self._closed:
+            self.is_set = file.exists()
+            return self.is_set
         try:
-            self._lock = _own(file)
+            self._lock, self._closed = _own(file), False
             self.is_set = file.exists()
             if self.is_set and not file.is_file():
                 raise FileExistsError(errno.EEXIST, "there is something that is no file")
@@ -34,9 +42,11 @@ class Latch:
         except OSError as error:
             self.close()
             raise Unavailable(f"the latch cannot be kept in {file}: {error.strerror}") from None
+        return self.is_set
 
     def close(self) -> None:
         """Let the next one have the file, which stays as it is."""
+        self._closed = True
         if self._lock is not None:
             self._lock.close()
 

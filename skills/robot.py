@@ -48,6 +48,7 @@ from skills.serving.execution import Executor, Experience, agree
 from skills.serving.goal import Event, Goal
 from skills.serving.grpc_server import Server
 from skills.serving.looking import Look
+from skills.serving.motion import UNSTOPPED
 from skills.serving.terms import Terms
 from skills.serving.watching import NOBODY, Watcher
 from skills.types import Imaginer, Observation, Outcome, Robot, Status, embodiment_of
@@ -366,16 +367,21 @@ class RobotServicer(skills_pb2_grpc.RobotServiceServicer):
             outcome = goal.outcome(*self._executor.carry_out(goal))
             if outcome.succeeded:
                 self._experience.add(goal.skill.name, outcome.seconds)
-            result = write_outcome(outcome)
-            last = pb.ExecuteSkillResponse(result=result)
-        except Exception as error:
+            last = pb.ExecuteSkillResponse(result=write_outcome(outcome))
+        except (
+            BaseException
+        ) as error:  # drivers call sys.exit, too, and what asyncio cancels raises no Exception either
             if not isinstance(error, SkillError):
                 facts = {"goal_id": goal.id}
                 log.error("the robot's driver failed in %r", goal.skill.name, exc_info=error, extra=facts)
                 error = ServerFault(f"the robot's driver failed in {goal.skill.name!r}; the robot's log has the reason")
-            result = write_outcome(Outcome(Status.ABORTED, str(error), goal.steps, time.monotonic() - goal.started))
             last = error
-        goal.end()
+        if not goal.end():
+            last = ServerFault(UNSTOPPED)
+        if isinstance(last, pb.ExecuteSkillResponse):
+            result = last.result
+        else:
+            result = write_outcome(Outcome(Status.ABORTED, str(last), goal.steps, time.monotonic() - goal.started))
         self._end(place, result)  # first, so that a client can send the next goal as soon as it has the result
         goal.events.put(last)
         goal.events.put(None)
@@ -467,7 +473,7 @@ def serve(
             command=stop_command or str(getattr(robot, "stop_command", "")),
             ends=ends,
         )
-        parts.callback(guard.close)
+        parts.push(lambda error, *_: guard.close(halted=error is None))  # of `servicer.close`, which comes before it
         if access is not None:
             parts.callback(access.listen(guard.renew))
         guard.on_loss = on_loss

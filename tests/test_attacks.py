@@ -329,6 +329,27 @@ def test_a_robot_that_gets_no_more_threads_is_stopped_and_begins_nothing(starved
             hold(address)
 
 
+def test_a_machine_with_too_few_threads_is_told_at_the_start_and_the_process_ends():
+    code = """if True:
+        import threading
+        from skills.errors import Unavailable
+        from skills.serving.arrivals import Threads
+        start, left = threading.Thread.start, iter(range(9))
+        def starving(thread):
+            if next(left, None) is None:
+                raise RuntimeError("can't start new thread")
+            start(thread)
+        threading.Thread.start = starving
+        Threads(3, "enough")
+        try:
+            Threads(8, "urgent")
+        except Unavailable as error:
+            print(error)
+    """
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, cwd=HERE.parent)
+    assert ended.stdout.startswith("this machine gives no 9 threads for urgent; ") and not ended.returncode
+
+
 def test_threads_are_all_started_at_once_and_submitting_to_them_never_raises():
     threads = Threads(5, "few")
     started = {thread.ident for thread in threading.enumerate()}

@@ -1,11 +1,13 @@
 """At the rates robots run at: a chunk is carried out while the next is computed, and nothing is that is out of date."""
 
+import queue
 import threading
 import time
 from contextlib import contextmanager
 from dataclasses import replace
 from itertools import pairwise
 
+import grpc
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -23,7 +25,9 @@ from skills.client import Chunk, RobotClient, SkillClient
 from skills.embodiment import ActionDimension
 from skills.errors import ServerFault
 from skills.library import SkillLibrary
+from skills.serving.streams import Newest
 from skills.serving.terms import Terms
+from skills.serving.watching import Watcher
 from skills.types import Status
 from skills.v1 import skills_pb2 as pb
 from skills.wire.messages import write_observation, write_tensor
@@ -480,6 +484,39 @@ def test_who_asks_gets_a_chunk_with_its_first_row_beside_it_and_late_requests_ar
     assert [reply.sequence for reply in replies] == [2, 3]
     assert replies[0].chunk.actions.shape == [5, 2] and replies[0].chunk.period == pytest.approx(PERIOD)
     assert replies[0].chunk.actions.data[:8] == replies[0].action.data
+
+
+class Codes(Watcher):
+    def __init__(self):
+        self.codes = []
+
+    def ended(self, method, code, seconds):
+        self.codes.append(code)
+
+
+def test_what_breaks_requests_off_is_raised_when_the_newest_of_them_was_heard():
+    def requests():
+        yield from (1, 2, 3)
+        raise OSError("the client died")
+
+    heard = []
+    with pytest.raises(OSError, match="died"):
+        heard.extend(Newest(requests(), key=int))
+    assert heard[-1] == 3
+
+
+@pytest.mark.parametrize("last, code", [(b"\xff\xff\xff", "INVALID_ARGUMENT"), (None, "OK")])
+def test_a_stream_of_chunks_is_told_to_have_ended_as_it_did(last, code):
+    watcher = Codes()
+    with skill_server(Marker(), watcher=watcher) as address, grpc.insecure_channel(address) as channel:
+        requests = queue.SimpleQueue()
+        call = channel.stream_stream("/skills.v1.SkillService/Control")(iter(requests.get, None), timeout=20)
+        requests.put(request(1, instruction=SKILL, chunks=True).SerializeToString())
+        next(call)
+        requests.put(last)
+        wait_until(lambda: watcher.codes)
+        requests.put(None)
+    assert watcher.codes == [code]
 
 
 @pytest.mark.parametrize(

@@ -318,6 +318,22 @@ def test_an_owner_whose_lease_is_lost_is_told_by_its_calls(client):
         client.stop()
 
 
+def test_a_client_asks_without_a_lease_that_it_lost_and_closed(client):
+    with client.lease("my stack", 0.5) as lease:
+        client._stub.ReleaseLease(pb.ReleaseLeaseRequest(lease_id=lease.id), timeout=5)
+        wait_until(lambda: lease.lost)
+        with client.lease("my stack again"):
+            lease.close()
+            assert client.info().leased_to == "my stack again"
+            client.reset()  # the newer one goes with it
+    lost = client.lease("once more", 0.5)
+    client._stub.ReleaseLease(pb.ReleaseLeaseRequest(lease_id=lost.id), timeout=5)
+    wait_until(lambda: lost.lost)
+    lost.close()
+    client.reset()
+    assert outcome_of(client.execute(SHORT)).succeeded
+
+
 def test_a_robot_that_executes_for_somebody_is_not_leased_meanwhile(client, running):
     with pytest.raises(Busy, match="executes goal 'first' of somebody without a lease"):
         client.lease("my stack")

@@ -1,5 +1,6 @@
 """A robot moves only while fresh actions come and nobody has told it to stop: with faults made for real."""
 
+import asyncio
 import os
 import random
 import signal
@@ -18,11 +19,11 @@ from tiny_services import UNHURRIED, LineRobot, Walker, wait_until
 from skills import robot as robot_service
 from skills import server as skill_service
 from skills.client import Execution, RobotClient, SkillClient
-from skills.errors import Stopped, Unavailable
+from skills.errors import ServerFault, Stopped, Unavailable
 from skills.latch import Latch
 from skills.library import SkillLibrary
 from skills.serving.grpc_server import Server
-from skills.serving.motion import PERIOD, Motion
+from skills.serving.motion import PERIOD, Motion, Permit
 from skills.types import Outcome, Status
 from skills.v1 import skills_pb2 as pb
 from skills.v1 import skills_pb2_grpc
@@ -229,6 +230,101 @@ def test_a_robot_server_that_was_frozen_applies_no_old_action():
     assert steps == outcome.steps == int(applied) == 1
 
 
+# ---- drivers that fail
+
+
+@pytest.mark.parametrize("error", [SystemExit, asyncio.CancelledError])
+def test_a_driver_that_exits_leaves_the_robot_stopped_and_free(serve, robot, walker, error):
+    """Neither is an Exception; vendors' code raises the first, a coroutine that `stop` cancels the second."""
+
+    def perform(skill, canceled):
+        robot.moving.set()
+        raise error("gripper lost")
+
+    driven, robot.perform = robot.perform, perform
+    client = serve(walker)
+    with pytest.raises(ServerFault, match="driver failed in 'go to table'"):
+        outcome_of(client.execute("go to table", timeout=10))
+    assert robot.halts and not robot.moving.is_set() and not client.info().executing
+    robot.perform = driven
+    assert outcome_of(client.execute("find apple")).succeeded
+
+
+def test_a_driver_that_exits_when_it_is_asked_leaves_nobody_without_an_answer(serve, robot, walker):
+    client = serve(walker)
+    robot.satisfied = robot.observe = lambda *_: sys.exit("camera lost")
+    for ask in (client.observe, lambda: client.satisfied("walk")):
+        with pytest.raises(ServerFault, match="its log has the reason"):
+            ask()
+    del robot.satisfied, robot.observe
+    assert client.observe() and client.satisfied("walk") is False
+
+
+class Due(Permit):
+    due = 0.0
+
+    def expect(self, due):
+        self.due = due
+
+
+def unreliable(robot, fails, error=OSError, note=lambda: None):
+    """So many of its next calls of `stop` raise; what was noted at each call."""
+    notes, stop = [], robot.stop
+
+    def unreliable_stop():
+        notes.append(note())
+        if len(notes) <= fails:
+            raise error("no answer")
+        stop()
+
+    robot.stop = unreliable_stop
+    return notes
+
+
+@pytest.mark.parametrize("error", [OSError, SystemExit])
+def test_a_late_robot_that_was_not_stopped_is_told_again_and_stays_due_for_its_guard(robot, caplog, error):
+    permit = Due()
+    dues = unreliable(robot, 3, error, lambda: permit.due)
+    motion = Motion(robot, permit, period=0.05)
+    motion.apply(np.zeros(2, np.float32))
+    wait_until(lambda: robot.halts)
+    assert len(dues) == 4 and {*dues} == {dues[0]} != {0.0} and not robot.moving.is_set()
+    wait_until(lambda: permit.due == 0)
+    assert motion.apply(np.zeros(2, np.float32)) and motion.end()
+    assert caplog.text.count("could not be stopped") == 1
+
+
+def test_a_halt_that_fails_between_two_actions_is_repeated(robot):
+    motion = Motion(robot, period=60)
+    motion.apply(np.zeros(2, np.float32))
+    unreliable(robot, 3)
+    with pytest.raises(ServerFault, match="failed to stop"):
+        motion.halt()
+    wait_until(lambda: robot.halts)
+    assert not robot.moving.is_set() and motion.end()
+
+
+def test_a_skill_whose_last_stop_fails_is_stopped_by_the_next(serve, robot, walker):
+    unreliable(robot, 1)
+    assert outcome_of(serve(walker).execute("find apple")).succeeded
+    assert robot.halts and not robot.moving.is_set()
+
+
+def test_a_robot_that_cannot_be_stopped_at_a_skills_end_has_not_succeeded_and_its_guard_is_asked(
+    serve, robot, walker, tmp_path, monkeypatch
+):
+    (tmp_path / "my_halt.py").write_text(f"def halt():\n    open({str(tmp_path / 'halted')!r}, 'w').close()\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    client, stop = serve(walker, stop_command="my_halt:halt"), robot.stop
+    unreliable(robot, 10**6)
+    execution = client.execute("find apple")
+    with pytest.raises(ServerFault, match="failed to stop it"):
+        outcome_of(execution)
+    assert client.result(execution.goal_id).status is Status.ABORTED
+    wait_until((tmp_path / "halted").exists)
+    robot.stop = stop
+
+
 # ---- being told to end
 
 
@@ -322,6 +418,22 @@ def test_stop_outlives_the_server_that_has_a_file_for_it(serve, robot, walker, t
     (tmp_path / "folder").mkdir()
     with pytest.raises(Unavailable, match="no file"):
         Latch(tmp_path / "folder")
+
+
+def test_a_latch_that_is_given_to_the_next_server_tells_of_the_stop_before(robot, tmp_path):
+    latch = Latch(tmp_path / "stopped")
+    with robot_service.serve(robot, LIBRARY, latch=latch) as server, RobotClient(server.address) as client:
+        client.stop()
+    with robot_service.serve(robot, LIBRARY, latch=latch) as server, RobotClient(server.address) as client:
+        with pytest.raises(Stopped):
+            outcome_of(client.execute("find apple"))
+        with pytest.raises(Unavailable, match="of another robot"):
+            Latch(latch.file)
+        client.reset()
+    with Latch(latch.file)._lock, pytest.raises(Unavailable, match="of another robot"):
+        robot_service.serve(robot, LIBRARY, latch=latch)
+    with robot_service.serve(robot, LIBRARY, latch=latch) as server, RobotClient(server.address) as client:
+        assert outcome_of(client.execute("find apple")).succeeded
 
 
 def test_stop_outlives_a_robots_server_that_is_killed(tmp_path):

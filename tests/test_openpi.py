@@ -100,6 +100,8 @@ class Flaky(Walker):
     def act(self, history, instruction):
         if instruction == "break":
             raise RuntimeError("broken on purpose")
+        if instruction == "leave":
+            raise SystemExit("no memory left")
         raise ValueError("nothing is seen\nin the dark")
 
 
@@ -299,8 +301,9 @@ def test_a_models_refusal_is_told_and_its_failure_is_not():
     with endpoint(Flaky()) as own, asking(own) as policy:
         with pytest.raises(RuntimeError, match="nothing is seen in the dark"):
             policy.infer(SEEN)
-        with pytest.raises(RuntimeError, match="the service failed; its log has the reason"):
-            policy.infer(SEEN | {"prompt": "break"})
+        for prompt in ("break", "leave"):
+            with pytest.raises(RuntimeError, match="the service failed; its log has the reason"):
+                policy.infer(SEEN | {"prompt": prompt})
 
 
 def test_a_path_names_one_of_several_models():

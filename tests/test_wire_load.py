@@ -169,6 +169,20 @@ def test_a_robot_whose_image_the_model_refuses_costs_no_other_its_action():
     assert max(model.batches) > 1
 
 
+def test_a_model_that_exits_leaves_nobody_without_an_answer():
+    inference, asked = Inference(), []
+
+    def leave(questions):
+        asked.append(len(questions))
+        raise SystemExit("no memory left")
+
+    line = inference.line(lambda question: question, lambda: leave, callers=9, largest=9, patience=5)
+    with line.caller(), line.caller():
+        answers = [line.ask(text) for text in "ab"]
+        assert [answer.result(5)[0] for answer in answers] == ["a", "b"] and asked == [2]
+    inference.close()
+
+
 def test_one_robot_alone_does_not_wait_for_company():
     limits = Limits(patience=60, stream_timeout=10)
     with serve(LIBRARY, actor=Sums(), limits=limits) as server, SkillClient(server.address) as client:

@@ -357,6 +357,12 @@ def test_an_occupied_port_is_refused_in_one_line():
             skill_service.serve(LIBRARY, address=address)
 
 
+@pytest.mark.parametrize("host", ["a..b", "a" * 64])
+def test_what_cannot_be_the_name_of_a_host_is_no_address(host):
+    with pytest.raises(InvalidRequest, match=f"'{host}:0' is not an address"):
+        skill_service.serve(LIBRARY, address=f"{host}:0")
+
+
 def test_a_second_server_on_the_same_port_is_refused():
     with skill_service.serve(LIBRARY) as server, pytest.raises(Unavailable, match="Address already in use"):
         skill_service.serve(LIBRARY, address=server.address)

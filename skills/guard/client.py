@@ -10,6 +10,7 @@ import json
 import os
 import ssl
 import tempfile
+from contextlib import closing
 from pathlib import Path
 
 from skills.errors import PermissionDenied, SkillError, Unauthenticated, Unavailable
@@ -28,27 +29,30 @@ def stop_robot(address: str, credentials: Credentials | None = None, timeout: fl
     credentials.check(address)
     host, port = split_address(address)
     where = f"the robot's guard at {address}"
-    connection = (
-        http.client.HTTPConnection(host, port, timeout=timeout)
-        if credentials.tls is None
-        else http.client.HTTPSConnection(host, port, timeout=timeout, context=_context(credentials.tls))
-    )
     try:
-        connection.request("POST", "/stop", headers=dict(credentials.metadata))
-        response = connection.getresponse()
-        reply = json.loads(response.read(65536))
-        if response.status == 200:
-            return bool(reply["halted"])
-        problem: type[SkillError] = REFUSED.get(response.status, Unavailable)
-        raise problem(f"{where}: {reply.get('error', response.reason)}")
-    except (OSError, http.client.HTTPException, ValueError, LookupError, TypeError) as error:
+        with closing(_connection(host, port, credentials.tls, timeout)) as connection:
+            connection.request("POST", "/stop", headers=dict(credentials.metadata))
+            response = connection.getresponse()
+            reply = json.loads(response.read(65536))
+            if response.status == 200:
+                return bool(reply["halted"])
+            problem: type[SkillError] = REFUSED.get(response.status, Unavailable)
+            raise problem(f"{where}: {reply.get('error', response.reason)}")
+    except (OSError, http.client.HTTPException, ValueError, LookupError, TypeError, AttributeError) as error:
         raise Unavailable(f"{where} does not answer: {error or type(error).__name__}") from None
-    finally:
-        connection.close()
+
+
+def _connection(host: str, port: int, tls: ClientTLS | None, timeout: float) -> http.client.HTTPConnection:
+    if tls is None:
+        return http.client.HTTPConnection(host, port, timeout=timeout)
+    return http.client.HTTPSConnection(host, port, timeout=timeout, context=_context(tls))
 
 
 def _context(tls: ClientTLS) -> ssl.SSLContext:
-    context = ssl.create_default_context(cadata=tls.ca.decode())
+    """It trusts as gRPC does: Python's default is stricter from 3.13 on."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+    context.load_verify_locations(cadata=tls.ca.decode("ascii", "ignore"))  # more is in comments only
     if tls.certificate and tls.key:
         with tempfile.TemporaryDirectory() as folder:  # OpenSSL reads these from a file only
             file = Path(folder) / "pair"

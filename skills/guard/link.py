@@ -10,6 +10,7 @@ guard.reset()
 from __future__ import annotations
 
 import contextlib
+import ipaddress
 import itertools
 import json
 import logging
@@ -60,7 +61,7 @@ class Guard(Permit):
     ) -> None:
         """Raises Unavailable where there can be no guard, InvalidRequest for what is no address."""
         access, latch, where = access or Access(), latch or Latch(), split_address(address)
-        self.tls, self._latch = access.tls is not None, latch
+        self.tls, self._latch, latched = access.tls is not None, latch, latch.take()
         self._stop = stop
         self.on_halt: Callable[[str], None] = lambda why: None  # called, from another thread, when the guard halted it
         self.on_loss: Callable[[], None] = lambda: None  # called, from another thread, when the guard has died
@@ -89,7 +90,7 @@ class Guard(Permit):
             "path": [root, *sys.path],
             "address": where,
             "latch": str(latch.file.absolute()) if latch.file else None,
-            "latched": latch.is_set,
+            "latched": latched,
             "command": command,
             "ends": ends,
         }
@@ -182,10 +183,11 @@ class Guard(Permit):
         """Whom it lets in from now on."""
         self._send(access=_who(access))
 
-    def close(self) -> None:
-        """The robot is halted and the service ends: nothing moves any more."""
+    def close(self, halted: bool = True) -> None:
+        """The service ends: nothing moves any more. halted: by its driver; else the guard tries its stop command."""
         self._closed = True
-        self._send(bye=True)
+        if halted:
+            self._send(bye=True)
         self._unsent.put(None)
         self._events.put(None)
         speaker, listener, _ = self._threads
@@ -209,7 +211,7 @@ class Guard(Permit):
             said = {"failed": f"it did not come up within {START_TIMEOUT:.0f} s"}
         self._link.settimeout(None)
         if "listening" in said:
-            return join_address(*said["listening"])
+            return _told(address, *said["listening"])
         self._process.kill()
         self._process.wait()
         self._unsent.put(None)
@@ -291,7 +293,7 @@ class Guard(Permit):
         try:
             self._stop()
             return True
-        except Exception as error:
+        except BaseException as error:  # else this thread would be gone
             log.critical("the robot could not be stopped", exc_info=error)
             return False
 
@@ -299,8 +301,14 @@ class Guard(Permit):
         while (call := self._events.get()) is not None:
             try:
                 call()
-            except Exception:
+            except BaseException:
                 log.exception("failed after the guard's word")
+
+
+def _told(asked: str, number: str, port: int) -> str:
+    """Where it listens, as its certificate and its service call it; all addresses have no name."""
+    unspecified = ipaddress.ip_address(number).is_unspecified
+    return join_address(number if unspecified else split_address(asked)[0], port)
 
 
 def _who(access: Access) -> dict[str, Any]:
@@ -308,8 +316,8 @@ def _who(access: Access) -> dict[str, Any]:
     tls, tokens = access.tls, access.tokens
     pem = None
     if tls is not None:
-        pem = {"certificate": tls.certificate.decode(), "key": tls.key.decode(), "client_ca": ""}
-        pem["client_ca"] = tls.client_ca.decode() if tls.client_ca else ""
+        parts = {"certificate": tls.certificate, "key": tls.key, "client_ca": tls.client_ca or b""}
+        pem = {name: part.decode("ascii", "ignore") for name, part in parts.items()}  # more is in comments only
     holders = None
     if tokens is not None:
         holders = [

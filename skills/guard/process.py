@@ -123,11 +123,19 @@ class GuardProcess:
                 self.watching = True
             case {"access": {"holders": holders, "tls": tls}}:
                 self.holders = holders
-                if self.tls and tls:  # to a context's authorities some can be added, and none be taken back
-                    renewed = context_of(tls)
-                    self.tls.sni_callback = lambda connection, host, _: setattr(connection, "context", renewed)
+                if self.tls and tls:
+                    self.renew(self.tls, tls)
             case {"bye": _}:
                 self.orderly = True
+
+    def renew(self, context: ssl.SSLContext, tls: dict[str, str]) -> None:
+        """To a context's authorities some can be added, and none be taken back: so another one is used."""
+        try:
+            renewed = context_of(tls)
+        except Exception as error:  # the folder for temporary files is full, say
+            self.say(f"its certificate stays as it was: {error}")
+        else:
+            context.sni_callback = lambda connection, host, _: setattr(connection, "context", renewed)
 
     def background(self, work: Any) -> None:
         task = asyncio.create_task(work)
@@ -232,7 +240,7 @@ class GuardProcess:
                 due, passed = self.memory[DUE], awake
             if due and due != told and awake - passed > LATE:
                 told = due
-                self.say("the next action is late, and the service has not halted the robot")
+                self.say("the next action is late, or the goal is over, and the service has not halted the robot")
                 self.background(self.halt(""))  # as the service would have: the skill goes on with the next action
             await asyncio.sleep(TICK)
 
@@ -330,7 +338,8 @@ def stop_command(said: str) -> Callable[[], Any] | None:
         import urllib.request  # which takes a third of the time that a guard needs to come up
 
         request = urllib.request.Request(said, method="POST", data=b"")
-        return lambda: urllib.request.urlopen(request, timeout=COMMAND_TIMEOUT).close()
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # a robot is not behind one
+        return lambda: opener.open(request, timeout=COMMAND_TIMEOUT).close()
     if not re.fullmatch(r"([\w.]+|/.+\.py):\w+", said):
         raise ValueError(f"a stop command is module:function, or http(s)://HOST:PORT/..., not {said!r}")
     module, _, name = said.rpartition(":")

@@ -374,7 +374,7 @@ class _Robot:
             raise InvalidRequest(" ".join(str(error).split())) from error
         except SkillError:
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:  # of which the latter would end the loop
             log.error("a model failed", exc_info=error)
             raise ServerFault("the service failed; its log has the reason") from None
 

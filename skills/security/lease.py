@@ -133,8 +133,10 @@ class Lease:
         where: str,  # for error messages
         keep: Callable[[float], object],  # tells the robot, within so many seconds
         release: Callable[[], object],
+        closed: Callable[[Lease], object] = lambda lease: None,  # is told of `close`, also where it was lost before
     ) -> None:
         self._id, self.seconds, self._where, self._keep, self._release = lease_id, seconds, where, keep, release
+        self._closed = closed
         self._until, self._over, self._lost = asked + seconds, threading.Event(), ""
         threading.Thread(target=self._beat, name="lease", daemon=True).start()
 
@@ -157,6 +159,7 @@ class Lease:
         if self._over.is_set():
             return
         self._over.set()
+        self._closed(self)
         if not self._lost:
             self._lost = "it was given back"
             with suppress(SkillError):

@@ -23,7 +23,7 @@ from typing import Any
 
 import grpc
 
-from skills.errors import Busy
+from skills.errors import Busy, Unavailable
 
 GRACE = 0.25  # [s] that each may wait even where threads run out: an honest request may be on its way
 URGENT_GRACE = 0.02  # [s] the same, of what is urgent
@@ -57,7 +57,8 @@ class Threads(ThreadPoolExecutor):
     threads keeps those that it has."""
 
     def __init__(self, count: int, name: str, urgent: bool = False) -> None:
-        """urgent: of calls that wait for a thread the newest is first, and a flood waits behind what comes after it."""
+        """urgent: of calls that wait for a thread the newest is first, and a flood waits behind what comes after it.
+        Raises Unavailable where a machine gives fewer."""
         super().__init__(count, thread_name_prefix=name)
         if urgent:
             self._work_queue: Any = queue.LifoQueue()
@@ -69,10 +70,16 @@ class Threads(ThreadPoolExecutor):
         self._own = threading.local()
         self._closed = False
         started = threading.Barrier(count + 1)
-        for _ in range(count):
-            super().submit(started.wait)
-        started.wait()
-        threading.Thread(target=self._watch, name=f"{name} clock", daemon=True).start()
+        try:
+            for _ in range(count):
+                super().submit(started.wait)
+            started.wait()
+            threading.Thread(target=self._watch, name=f"{name} clock", daemon=True).start()
+        except RuntimeError:
+            started.abort()  # else those that wait there would keep this process from ending
+            super().shutdown(wait=False)
+            what = f"this machine gives no {count + 1} threads for {name}"
+            raise Unavailable(f"{what}; allow more of them (ulimit -u, --pids-limit)") from None
 
     @property
     def full(self) -> bool:

@@ -144,7 +144,7 @@ class Line(Generic[Question, Answer]):
                 for asked in batch:
                     asked.answer.set_exception(error)
                 return
-            except Exception as error:
+            except BaseException as error:  # else this thread, and every answer after, would be gone
                 level = logging.INFO if isinstance(error, ValueError) else logging.WARNING  # a ValueError is a refusal
                 log.log(level, "a batch of %d failed; each is computed alone", len(batch), exc_info=True)
             else:
@@ -156,7 +156,7 @@ class Line(Generic[Question, Answer]):
             started = time.perf_counter()
             try:
                 answer = self._one(asked.question)
-            except BaseException as error:  # else this thread, and every answer after, would be gone
+            except BaseException as error:  # likewise
                 asked.answer.set_exception(error)
             else:
                 self._seconds = time.perf_counter() - started

@@ -77,7 +77,8 @@ class Goal:
             self.reason = why
             self.canceled.set()
 
-    def end(self) -> None:
+    def end(self) -> bool:
+        """False where the driver fails to stop the robot."""
         with self._lock:
             self._ended = True
-            self.motion.end()
+            return self.motion.end()

@@ -335,7 +335,7 @@ def _reply(
             call = begin()
             try:
                 reply = call.span.context.run(behave, _request(message, decode, call), context)
-            except Exception as error:
+            except BaseException as error:  # a driver or a model may exit, which must leave no caller without an answer
                 problem = _problem(error)
             else:
                 call.end(OK)
@@ -374,7 +374,9 @@ def _guarded(behave: Callable[[Call], Iterator[Any]], call: Call, context: grpc.
         yield from _within(call, behave(call))
         code = OK
         return
-    except Exception as error:
+    except GeneratorExit:
+        raise
+    except BaseException as error:
         if not context.is_active():  # the client left; nobody to tell
             return
         problem = _problem(error)
@@ -400,7 +402,7 @@ def _left(context: grpc.ServicerContext) -> str:
     return "DEADLINE_EXCEEDED" if context.time_remaining() == 0 else "CANCELLED"
 
 
-def _problem(error: Exception) -> SkillError:
+def _problem(error: BaseException) -> SkillError:
     if isinstance(error, SkillError):
         return error
     log.error("a call failed", exc_info=error)

@@ -84,7 +84,7 @@ class Eyes:
         began = time.monotonic()
         try:
             observation = self._robot.observe()
-        except Exception as error:
+        except BaseException as error:  # a driver may exit: else they would wait for ever
             for each in wanted:
                 each.seen.set_exception(error)
             raise
@@ -93,7 +93,7 @@ class Eyes:
         for each in wanted:
             try:
                 each.seen.set_result(Look(observation, self.see(each.views)))
-            except Exception as error:
+            except BaseException as error:
                 each.seen.set_exception(error)
         return observation
 
@@ -147,7 +147,7 @@ class Eyes:
 
     def _look(self) -> None:
         if self._wanted:
-            with suppress(Exception):  # those who wait get it
+            with suppress(BaseException):  # those who wait get it
                 self.observe()
 
     def _before(self, views: Sequence[str]) -> Look:

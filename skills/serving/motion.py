@@ -24,6 +24,8 @@ PERIOD = 1 / 3  # [s] for which an action holds, where nobody says how often the
 GRACE = 0.03  # [s] after an action's period until the robot is stopped; 50 ms are promised
 AGAIN = 0.01  # [s] between two calls to `stop` while the driver has not returned from what a halt interrupts
 LET_GO = 0.03  # [s] that a halt waits for the driver to return
+LAST_TRIES = 3  # calls to a `stop` that fails, at a goal's end
+UNSTOPPED = "the robot's driver failed to stop it; the robot's log has the reason"
 
 
 class Permit:
@@ -57,6 +59,7 @@ class Motion:
         self.period = period  # [s] for which an action holds; may be set until the first one
         self._changed = threading.Condition()
         self._halted = self._moving = self._ended = False
+        self._failed = False  # did the latest `stop` raise? Then it is told again
         self._stop_at: float | None = None  # [s], of time.monotonic; None: not before the driver is called again
         threading.Thread(target=self._watch, name="motion", daemon=True).start()
 
@@ -96,16 +99,23 @@ class Motion:
             self._tell(self._moving)
             self._changed.notify_all()
             if not self._stop():
-                raise ServerFault("the robot's driver failed to stop it; the robot's log has the reason")
+                raise ServerFault(UNSTOPPED)
             self._changed.wait_for(lambda: not self._moving, LET_GO)
 
-    def end(self) -> None:
-        """The goal is over, and the driver does nothing: stop the robot a last time."""
+    def end(self) -> bool:
+        """The goal is over, and the driver does nothing: stop the robot a last time. False where the driver fails to;
+        then it is the guard's to halt."""
         with self._changed:
             self._halted = self._ended = True
             self._tell(moving=False)
             self._changed.notify_all()
-            self._stop()
+            for _ in range(LAST_TRIES - 1):
+                if self._stop():
+                    return True
+                self._changed.wait(AGAIN)
+            if not self._stop():
+                self._permit.expect(time.monotonic())
+            return not self._failed
 
     def _watch(self) -> None:
         with self._changed:
@@ -113,12 +123,13 @@ class Motion:
                 now = time.monotonic()
                 if self._stop_at is None or now < self._stop_at:
                     self._changed.wait(None if self._stop_at is None else self._stop_at - now)
-                elif self._halted and not self._moving:
+                elif self._halted and not self._moving and not self._failed:
                     self._stop_at = None
                 else:
-                    self._stop()
-                    self._stop_at = time.monotonic() + AGAIN if self._halted else None
-                    self._tell(self._moving)
+                    stopped = self._stop()
+                    self._stop_at = time.monotonic() + AGAIN if self._halted or not stopped else None
+                    if stopped:  # else it stays due, and the guard halts it, too
+                        self._tell(self._moving)
 
     def _tell(self, moving: bool) -> None:
         self._moving = moving
@@ -128,7 +139,10 @@ class Motion:
     def _stop(self) -> bool:
         try:
             self._robot.stop()
-            return True
-        except Exception as error:
-            log.critical("the robot could not be stopped", exc_info=error)
-            return False
+        except BaseException as error:  # a driver may exit: this thread must not
+            if not self._failed:  # once for all tries that follow
+                log.critical("the robot could not be stopped", exc_info=error)
+            self._failed = True
+        else:
+            self._failed = False
+        return not self._failed

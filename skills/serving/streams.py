@@ -12,7 +12,6 @@ request is read ahead.
 
 from __future__ import annotations
 
-import logging
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -22,20 +21,20 @@ import grpc
 
 from skills.errors import DeadlineExceeded
 
-log = logging.getLogger(__name__)
-
 Request = TypeVar("Request")
 Response = TypeVar("Response")
 
 
 class Newest(Generic[Request]):
-    """Iterates over those requests that none with a greater key overtook. One thread reads, to their end."""
+    """Iterates over those requests that none with a greater key overtook, and raises what ended them. One thread reads,
+    to their end."""
 
     def __init__(self, requests: Iterator[Request], key: Callable[[Request], int]) -> None:
         self._requests, self._key = requests, key
         self._changed = threading.Condition()
         self._kept: Request | None = None
         self._ended = False
+        self._broke: Exception | None = None
         threading.Thread(target=self._read, name="newest request", daemon=True).start()
 
     def __iter__(self) -> Self:
@@ -46,7 +45,7 @@ class Newest(Generic[Request]):
             self._changed.wait_for(lambda: self._kept is not None or self._ended)
             kept, self._kept = self._kept, None
         if kept is None:
-            raise StopIteration
+            raise self._broke or StopIteration
         return kept
 
     def _read(self) -> None:
@@ -56,8 +55,8 @@ class Newest(Generic[Request]):
                     if self._kept is None or self._key(request) >= self._key(self._kept):
                         self._kept = request
                     self._changed.notify()
-        except Exception:  # the call is over
-            log.debug("a stream of requests broke off", exc_info=True)
+        except Exception as error:  # the call is over, or its request no message; raised when what came is heard
+            self._broke = error
         finally:
             with self._changed:
                 self._ended = True

@@ -104,6 +104,7 @@ def split_address(address: str) -> tuple[str, int]:
     try:
         parts = urlsplit(f"//{address}")
         host, port = parts.hostname, parts.port
+        (host or "").encode("idna")  # as sockets do: no part of a name may be empty, or longer than 63
     except ValueError:
         host, port = None, None
     if not host or port is None or parts.netloc != address:
