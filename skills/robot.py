@@ -368,9 +368,7 @@ class RobotServicer(skills_pb2_grpc.RobotServiceServicer):
             if outcome.succeeded:
                 self._experience.add(goal.skill.name, outcome.seconds)
             last = pb.ExecuteSkillResponse(result=write_outcome(outcome))
-        except (
-            BaseException
-        ) as error:  # drivers call sys.exit, too, and what asyncio cancels raises no Exception either
+        except BaseException as error:  # drivers call sys.exit, too, and what asyncio cancels is no Exception either
             if not isinstance(error, SkillError):
                 facts = {"goal_id": goal.id}
                 log.error("the robot's driver failed in %r", goal.skill.name, exc_info=error, extra=facts)
