@@ -243,8 +243,13 @@ def _in_parallel(work: Callable, config: Any, count: int, wanted: int, what: str
     finally:  # on Ctrl-C, or where one of them has failed, the others write what they have made
         for worker in (begun := [worker for worker in workers if worker.pid]):
             worker.terminate()
-        for worker in begun:
-            worker.join()
+        try:
+            for worker in begun:
+                worker.join()
+        except KeyboardInterrupt:  # one hangs, and whoever waits says so once more
+            for worker in begun:
+                worker.kill()
+            raise
     if failed:
         print(f"error: a worker ended with exit code {failed[0]}; run again to go on", file=sys.stderr)
         return 1

@@ -48,7 +48,7 @@ from saycan_qt.data import lerobot
 from saycan_qt.data.episodes import DatasetError, datasets_in
 from saycan_qt.evaluation import skills
 from saycan_qt.evaluation.rates import mcnemar, wilson
-from saycan_qt.kitchen.practice.collection import SETTINGS, CollectConfig, collected
+from saycan_qt.kitchen.practice.collection import SETTINGS, CollectConfig, collected, told
 from saycan_qt.kitchen.practice.rollouts import HELPED
 from saycan_qt.kitchen.tasks import FAMILIES
 from saycan_qt.learning import checkpoint, divergence
@@ -168,8 +168,10 @@ class Flywheel:
                 differing = [key for key in differing if key != "learning_rate"]  # goes on with a smaller one
             if not any((config.out / r.candidate).exists() for r in self.rounds):
                 differing = [key for key in differing if key in ACTING]
+            if str(before.get("start")).rpartition(" ")[2] == self.settings["start"].rpartition(" ")[2]:
+                differing = [key for key in differing if key != "start"]  # the same weights, under another name
             if differing:
-                said = ", ".join(f"--{key.replace('_', '-')} {told(before.get(key))}" for key in differing)
+                said = ", ".join(told(key, before.get(key)) for key in differing)
                 raise ValueError(f"{config.out} holds rounds made with {said}; use that, or another --out")
         elif other := sorted(path.name for path in config.out.glob("[!.]*")):
             raise ValueError(f"{config.out} holds something else ({', '.join(other[:3])}); choose another --out")
@@ -341,10 +343,6 @@ def content_of(folder: Path) -> str:
     names = ((path.relative_to(folder), path) for path in sorted(folder.rglob("*")) if path.is_file())
     sizes = [f"{name} {path.stat().st_size}" for name, path in names if not any(p[0] == "." for p in name.parts)]
     return atomic.sha256("\n".join(sizes).encode())[:12]
-
-
-def told(value: Any) -> str:
-    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def minutes(this: Round) -> int:

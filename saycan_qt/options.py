@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -50,6 +51,7 @@ def require_files(config: Any, *names: str) -> None:
             if path.is_dir():
                 raise ValueError(f"--{name.replace('_', '-')} {path} is a folder; give a file's name")
             path.parent.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=path.parent).close()
         except OSError as error:
             raise ValueError(f"--{name.replace('_', '-')} {path} cannot be written: {error.strerror}") from None
 

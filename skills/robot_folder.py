@@ -123,8 +123,13 @@ class RobotFolder:
     def halting(self) -> str:
         """`stop_command` as the guard takes it: where it names a module of the folder, with the file."""
         module, _, name = self.stop_command.partition(":")
-        own = self.path.resolve() / f"{module}.py"
-        return f"{own}:{name}" if CLASS.fullmatch(self.stop_command) and own.is_file() else self.stop_command
+        own = self._file(module) if CLASS.fullmatch(self.stop_command) else None
+        return f"{own.resolve()}:{name}" if own else self.stop_command
+
+    def _file(self, module: str) -> Path | None:
+        """The folder's own module of that name, where it is one file of it."""
+        own = self.path / f"{module}.py"
+        return own if own.is_file() else None
 
     def find_modules(self) -> None:
         """From now on `import` finds the folder's own modules, after all others."""
@@ -132,10 +137,10 @@ class RobotFolder:
             sys.path.append(folder)
 
     def module(self, name: str) -> Any:
-        """The folder's own of that name, else an installed one. Raises whatever it raises when it is imported."""
+        """The folder's own file of that name, else what `import` finds. Raises what it raises when it is imported."""
         self.find_modules()
-        own = self.path / f"{name}.py"
-        return _module(name, own) if own.is_file() else importlib.import_module(name)
+        own = self._file(name)
+        return _module(name, own) if own else importlib.import_module(name)
 
     def drive(self, **given: Any) -> Any:
         """The driver, made with what its constructor takes by name of `given` and of folder=. It says the folder's

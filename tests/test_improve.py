@@ -153,7 +153,10 @@ def test_rounds_go_on_where_their_folder_has_moved(home, tmp_path, monkeypatch):
     with pytest.raises(Killed):
         run(home, tmp_path / "out")
     (tmp_path / "out").rename(tmp_path / "moved")
-    assert run(home, tmp_path / "moved") == 0 and len(rounds(tmp_path / "moved")) == 2
+    with pytest.MonkeyPatch.context() as patch:  # and --start is spelled otherwise
+        patch.chdir(home)
+        again = run(home, tmp_path / "moved", "--start", "start")
+    assert again == 0 and len(rounds(tmp_path / "moved")) == 2
 
 
 def test_a_clone_beside_it_shares_what_the_same_policy_did_and_has_rounds_of_its_own(whole):

@@ -118,6 +118,20 @@ def test_a_link_that_swallows_all_is_noticed_though_no_call_waits_for_so_long(ro
         assert client.info().name == LineRobot.name
 
 
+def test_a_link_that_came_back_while_nobody_called_cuts_no_call(robot):
+    with Proxy(robot) as proxy, RobotClient(proxy.address, link.SILENCE + link.PATIENCE / 2) as client:
+        client.info()
+        proxy.flows.clear()
+        with pytest.raises(DeadlineExceeded):
+            client.observe()
+        time.sleep(link.PATIENCE)
+        proxy.flows.set()
+        with client.execute("go to table") as execution:
+            assert execution.ahead() == 0
+            time.sleep(2 * link.LOOK)
+            assert client.info().executing
+
+
 def test_calls_that_give_up_do_not_keep_a_stream_from_breaking(robot):
     with Proxy(robot) as proxy, RobotClient(proxy.address, 0.8) as client:
         client.info()

@@ -32,7 +32,7 @@ from skills.client import RobotClient, SkillClient
 from skills.embodiment import ActionDimension, Camera, Embodiment, StateNumber
 from skills.errors import AccessError, EmbodimentError, InvalidRequest, ServerFault, SkillError, Unavailable
 from skills.library import Skill, SkillLibrary
-from skills.openpi.actor import API_KEY, connect
+from skills.openpi.actor import API_KEY, PROBE, connect
 from skills.openpi.codec import MAX_BYTES, MAX_LIST, pack, unpack
 from skills.openpi.endpoint import SPARE, Endpoint
 from skills.openpi.keys import Keys
@@ -668,6 +668,14 @@ def test_a_policy_that_knows_nothing_of_ends_ends_no_skill_of_a_robot_that_is_to
         action, ended = Terms(robot, actor.embodiment).read(actor.act([blank(robot)], "pick apple"))
         assert action.tolist() == np.insert(np.float32([0.05]), at, 0).tolist() and not ended
         assert actor.act_chunk([blank(robot)], "pick apple", np.zeros((0, 2)))[:, at].tolist() == [0, 0, 0]
+
+
+def test_a_policy_that_knows_nothing_of_ends_and_then_of_even_less_is_refused():
+    robot = replace(ARM, action=(*ARM.action, LINE.action[-1]))
+    with policy_server(lambda seen: {"actions": np.zeros((3, 1 + (seen["prompt"] == PROBE)))}) as (name, _):
+        actor = connect(name, robot)
+        with pytest.raises(ServerFault, match="out of bounds"):
+            actor.act([blank(robot)], "pick apple")
 
 
 def test_somebodys_policy_keeps_its_chunks_where_others_see_several_observations():

@@ -1,6 +1,7 @@
 """The symbolic kitchen: what is possible there, and what it takes for a goal to be reached."""
 
 import itertools
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -8,10 +9,12 @@ import pytest
 from saycan_qt.evaluation.worlds import LearntWorld
 from saycan_qt.kitchen import goals, tasks
 from saycan_qt.kitchen.objects import THINGS
+from saycan_qt.kitchen.physics import Unstable
 from saycan_qt.kitchen.robot import KitchenRobot
 from saycan_qt.kitchen.staging import Stage
 from saycan_qt.kitchen.symbolic import SymbolicKitchen
 from skills.library import SkillLibrary
+from skills.types import Status
 
 LIBRARY = SkillLibrary.load()
 
@@ -104,6 +107,14 @@ def test_a_robot_that_acts_in_mujoco_has_visited_where_it_came_to():
         assert world.execute(LIBRARY[name]).succeeded
         assert world.reached([{"visited": "table"}, {"not": {"visited": "operator"}}])
     assert world.reached([{"visited": "far counter"}])
+
+
+def test_a_simulation_that_gives_up_is_a_skill_that_was_aborted(monkeypatch):
+    kitchen = SymbolicKitchen({"apple": "far counter"}, "far counter")
+    world = LearntWorld(KitchenRobot(scene=Stage(np.random.default_rng(0)).scene(kitchen)), actor=None)
+    monkeypatch.setattr(world.robot, "perform", Mock(side_effect=Unstable("huge value")))
+    outcome = world.execute(LIBRARY["go to table"])
+    assert (outcome.status, outcome.message) == (Status.ABORTED, "huge value")
 
 
 PLAN = (

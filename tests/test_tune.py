@@ -108,6 +108,7 @@ def test_the_kitchens_rows_among_those_of_made_up_robots_are_told_as_theirs_are(
     robot = made_up_pairs(kitchen_pairs(told=True), 1.0).training(np.random.default_rng(0))
     pairs = list(islice(robot.pairs, 60))
     assert robot.beginning == abilities(SkillLibrary.load()) + "\n" and not [p for p, _ in pairs if "; open: " in p]
+    assert any("\n1. go to the far counter\n2. close the " in p for p, _ in islice(robot.pairs, 1500))
     found, _ = rows(drawn[0], Drawn(robot.beginning, iter(pairs)), TuneConfig.row)
     assert len(found) == EACH < sum(len(numbers(row)) for row in found)
     told = [text for text, _ in islice(kitchen_pairs().training(np.random.default_rng(0)).pairs, 60)]

@@ -15,6 +15,7 @@ from planners.saycan import DONE
 from saycan_qt.kitchen import goals, tasks
 from saycan_qt.kitchen.embodiment import ACTION_HIGH, ACTION_LOW, EMBODIMENT
 from saycan_qt.kitchen.language.instructions import Condition
+from saycan_qt.kitchen.physics import Unstable
 from saycan_qt.kitchen.robot import KitchenRobot
 from saycan_qt.kitchen.staging import Stage
 from saycan_qt.kitchen.symbolic import SymbolicKitchen
@@ -78,7 +79,10 @@ class LearntWorld:
 
     def execute(self, skill: Skill) -> Outcome:
         was = self.robot.world.place
-        outcome = self._execute(skill)
+        try:
+            outcome = self._execute(skill)
+        except Unstable as error:  # then nothing more succeeds in this world
+            outcome = Outcome(Status.ABORTED, str(error))
         self.visited |= {self.robot.world.place} - {was, ""}
         return outcome
 

@@ -217,11 +217,11 @@ class Actor:
         actions = _actions(answer, self._link)[: self._count]
         if len(actions) < self._count:
             raise ServerFault(f"{self._link} gave {len(actions)} actions, not {self._count} as before")
-        if self._unknown is not None:
-            actions = np.insert(actions, self._unknown, 0.0, axis=1)  # no end
         try:
+            if self._unknown is not None:
+                actions = np.insert(actions, self._unknown, 0.0, axis=1)  # no end
             return np.stack([self.embodiment.clipped(action) for action in actions])
-        except ValueError as error:
+        except (ValueError, IndexError) as error:
             raise ServerFault(f"{self._link}: {error}") from None
 
 

@@ -79,7 +79,7 @@ class _Line:
         self.since, self.heard = 0.0, False  # when, of time.monotonic [s], calls began to wait without a word
         self.last = 0.0  # [s] when the last word came
         self._on_death = on_death
-        self._asked: Any = None  # the call that asks
+        self._asked: Any = None  # the call that asks; it is looked at when it ends, also where no other waits any more
         self._asked_at = 0.0  # [s]
 
     def hear(self) -> None:
@@ -97,10 +97,14 @@ class _Line:
                 self.heard = False
         return error
 
+    @property
+    def waits(self) -> bool:
+        return bool(self.calls) or self._asked is not None
+
     def look(self) -> None:
         """Ask where nothing came, and see whether there is an answer."""
         if self._asked is None:
-            if self.heard and time.monotonic() - self.since > SILENCE:
+            if self.calls and self.heard and time.monotonic() - self.since > SILENCE:
                 ask = self.channel.unary_unary(f"/{self.service}/{NOBODYS}")
                 with suppress(ValueError, RuntimeError):  # it was closed; there are no threads
                     self._asked_at, self._asked = time.monotonic(), ask.future(b"", timeout=PATIENCE)
@@ -141,7 +145,7 @@ class _Watch:
     def end(self, line: _Line) -> None:
         with self._changed:
             line.calls -= 1
-            if not line.calls:
+            if not line.waits:
                 self._lines.discard(line)
 
     def _run(self) -> None:
@@ -152,6 +156,8 @@ class _Watch:
                 lines = tuple(self._lines)
             for line in lines:
                 line.look()
+            with self._changed:
+                self._lines -= {line for line in lines if not line.waits}
             del lines, line  # may be forgotten now
             time.sleep(LOOK)
 

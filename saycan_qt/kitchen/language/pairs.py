@@ -10,13 +10,14 @@ that kitchen step by step.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
 
 from planners.prompts import CANNOT, describe, one_line, shown, to_learn
 from saycan_qt.kitchen.language import written
-from saycan_qt.kitchen.language.errands import SLOTS, Task, Unsuitable, Wanted
+from saycan_qt.kitchen.language.errands import OF_HELD, SLOTS, Task, Unsuitable, Wanted
 from saycan_qt.kitchen.language.expert import Expert
 from saycan_qt.kitchen.language.intricate import Asked, Intricate, in_view
 from saycan_qt.kitchen.language.phrases import Phrases
@@ -24,12 +25,13 @@ from saycan_qt.kitchen.language.setting import kitchen_for
 from saycan_qt.kitchen.language.slips import with_a_slip
 from saycan_qt.kitchen.language.sources import INTRICATE, SOURCES, WRITTEN, Sources, in_order
 from saycan_qt.kitchen.language.wording import Wording
-from saycan_qt.kitchen.symbolic import SymbolicKitchen
+from saycan_qt.kitchen.scene import WORKTOPS
+from saycan_qt.kitchen.symbolic import IN_HAND, SymbolicKitchen
 from skills.library import SkillLibrary
 
 LONGEST_PLAN = 32  # steps, "done" not counted: eight deliveries
 TAUGHT, OVERLOOKED = 0.04, 0.06  # shares of pairs, see text_of
-SCENELESS = 0.1  # share of those that follow from no scene
+SCENELESS = 0.2  # share of those that follow from no scene
 SLIPS, SLIPPED = (1, 3), 0.1  # in how many letters, and in which share of the sentences
 IS_WRITTEN = 0.3  # share of pairs
 LETTERS = "aabcdeefghiijklmnoopqrstuuvwxyz"
@@ -77,9 +79,20 @@ class PairGenerator:
         seen = in_view(kitchen)
         unseen = (thing for thing in self.library.objects if thing not in seen)
         in_order(wanted, [*unseen, *seen], [kitchen.held, *seen])
-        plan = self._plan(wanted, kitchen) if wanted.tasks else (CANNOT,)
+        plan = self._plan(wanted, kitchen)
         said = _spoken(one_line(wanted.say.format(**wanted.words)), rng)
-        return Pair(kitchen, said, plan, source, wanted.by_scene)
+        return Pair(kitchen, said, plan, source, wanted.by_scene or self._plan_unseen(wanted, kitchen) != plan)
+
+    def _plan_unseen(self, wanted: Wanted, kitchen: SymbolicKitchen) -> tuple[str, ...]:
+        """As by somebody who does not know what is in the hand and which drawers are open, but by the words; () where
+        there is none."""
+        kinds = {task.kind for task in wanted.tasks}
+        lifted = kinds & {"hold", "hold_from"} or not kinds.intersection(OF_HELD)
+        where = {thing: WORKTOPS[0] if lifted and place == IN_HAND else place for thing, place in kitchen.where.items()}
+        closed = {wanted.values[task.slots["drawer"]] for task in wanted.tasks if task.kind == "close"}
+        with suppress(Unsuitable):
+            return self._plan(wanted, SymbolicKitchen(where, kitchen.place, kitchen.open_drawers & closed))
+        return ()
 
     def intricate_pair(self, source: str, rng: np.random.Generator) -> Pair:
         """source: of INTRICATE. Raises Unsuitable."""
@@ -99,6 +112,8 @@ class PairGenerator:
         return Expert(SymbolicKitchen(dict(kitchen.where), kitchen.place, set(kitchen.open_drawers)), self.library)
 
     def _plan(self, wanted: Wanted, kitchen: SymbolicKitchen) -> tuple[str, ...]:
+        if not wanted.tasks:
+            return (CANNOT,)
         expert = self._expert(kitchen)
         for task in wanted.tasks:
             expert.carry_out(task, wanted.values)
@@ -112,12 +127,12 @@ def text_of(
 ) -> tuple[str, list[tuple[int, int]]]:
     """A pair as the model reads it, and where the steps are: from the blank after a number to the line's end.
 
-    The scene tells which drawers are open; without states all are closed. Now and then there is none, as a planner may
-    not know it; or another pair stands before it, to be overlooked; or one that tells what an instruction in made-up
-    words means, as the user's own examples do.
+    The scene tells which drawers are open; without states none are but those that the words have closed. Now and then
+    there is none, as a planner may not know it; or another pair stands before it, to be overlooked; or one that tells
+    what an instruction in made-up words means, as the user's own examples do.
     """
     pair = generator.generate(rng)
-    while pair.kitchen.open_drawers and not states:
+    while not states and pair.kitchen.open_drawers and pair.by_scene:
         pair = generator.generate(rng)
     luck = rng.random()
     instruction, before = pair.instruction, ""
