@@ -190,7 +190,7 @@ def serve(config: RobotConfig, make_robot: Callable[[RobotConfig, SkillLibrary],
     end.wait()
     try:
         server.stop(grace=1.0)
-    except Exception as error:  # of the driver's
+    except BaseException as error:  # of the driver's, which may exit
         print(
             f"error: {body.name} could not be halted as its service ended, so use its own stop: "
             f"{type(error).__name__}: {error}",

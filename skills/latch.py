@@ -18,23 +18,22 @@ class Latch:
         """Raises Unavailable where the file could be neither made nor removed, or is another robot's."""
         self.file = file
         self._lock: IO[bytes] | None = None
-        self._closed, self.is_set = True, False
+        self._closed = True
         self.take()
 
     def take(self) -> bool:
-        """Is it set now? Whoever lets a robot move asks; what `close` gave away is had again, or Unavailable raised."""
+        """Is it set? Whoever lets a robot move asks; what `close` gave away is had again, or Unavailable raised."""
         file = self.file
         if file is None:
             return False
         if not self._closed:
-            self.is_set = file.exists()
-            return self.is_set
+            return file.exists()
         try:
             self._lock, self._closed = _own(file), False
-            self.is_set = file.exists()
-            if self.is_set and not file.is_file():
-                raise FileExistsError(errno.EEXIST, "there is something that is no file")
-            if not self.is_set:
+            if there := file.exists():
+                if not file.is_file():
+                    raise FileExistsError(errno.EEXIST, "there is something that is no file")
+            else:
                 make(file)
                 remove(file)
         except BlockingIOError:
@@ -42,7 +41,7 @@ class Latch:
         except OSError as error:
             self.close()
             raise Unavailable(f"the latch cannot be kept in {file}: {error.strerror}") from None
-        return self.is_set
+        return there
 
     def close(self) -> None:
         """Let the next one have the file, which stays as it is."""

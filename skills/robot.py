@@ -376,6 +376,8 @@ class RobotServicer(skills_pb2_grpc.RobotServiceServicer):
             last = error
         if not goal.end():
             last = ServerFault(UNSTOPPED)
+            with suppress(ServerFault), self._guard.stopping(), self._lock:  # nothing else begins on a robot that moves
+                self._admission.clear(UNSTOPPED)
         if isinstance(last, pb.ExecuteSkillResponse):
             result = last.result
         else:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -288,7 +289,7 @@ def test_a_late_robot_that_was_not_stopped_is_told_again_and_stays_due_for_its_g
     motion = Motion(robot, permit, period=0.05)
     motion.apply(np.zeros(2, np.float32))
     wait_until(lambda: robot.halts)
-    assert len(dues) == 4 and {*dues} == {dues[0]} != {0.0} and not robot.moving.is_set()
+    assert len(dues) == 4 and 0 not in dues and dues[1] == dues[3] and not robot.moving.is_set()
     wait_until(lambda: permit.due == 0)
     assert motion.apply(np.zeros(2, np.float32)) and motion.end()
     assert caplog.text.count("could not be stopped") == 1
@@ -321,8 +322,48 @@ def test_a_robot_that_cannot_be_stopped_at_a_skills_end_has_not_succeeded_and_it
     with pytest.raises(ServerFault, match="failed to stop it"):
         outcome_of(execution)
     assert client.result(execution.goal_id).status is Status.ABORTED
-    wait_until((tmp_path / "halted").exists)
+    assert (tmp_path / "halted").exists()  # before anything else can begin
     robot.stop = stop
+    with pytest.raises(Stopped, match="reset"):
+        outcome_of(client.execute("find apple"))
+    client.reset()
+    assert outcome_of(client.execute("find apple")).succeeded
+
+
+def test_who_waits_for_a_turn_gets_none_on_a_robot_that_cannot_be_stopped(serve, robot, walker):
+    client, stop = serve(walker), robot.stop
+    with ThreadPoolExecutor() as aside:
+        first = client.execute("pick apple")
+        assert robot.moving.wait(20)
+        second = aside.submit(outcome_of, client.execute("find apple", when_busy="queue"))
+        wait_until(lambda: client.info().queued)
+        unreliable(robot, 10**6)
+        with pytest.raises(ServerFault, match="failed to stop it"):
+            outcome_of(first)
+        assert second.result(20).status is Status.CANCELED and client.info().stopped
+    robot.stop = stop
+
+
+def test_a_halt_that_fails_while_the_driver_moves_is_the_guards_too(robot):
+    permit, let_go = Due(), threading.Event()
+    notes, motion = unreliable(robot, 5), Motion(robot, permit)
+    moving = threading.Thread(target=motion.run, args=(let_go.wait, 20))
+    moving.start()
+    wait_until(lambda: motion._moving)
+    with pytest.raises(ServerFault):
+        motion.halt()
+    assert permit.due
+    wait_until(lambda: len(notes) > 5 and not permit.due)
+    let_go.set()
+    moving.join()
+    assert motion.end()
+
+
+def test_no_action_is_applied_that_grew_too_old_while_a_slow_stop_was_waited_for(robot):
+    motion = Motion(robot, period=0.05)
+    assert motion.apply(np.zeros(2, np.float32), time.monotonic() + 20)
+    assert motion.apply(np.zeros(2, np.float32), time.monotonic()) is None and robot.applied == 1
+    assert motion.end()
 
 
 # ---- being told to end

@@ -323,7 +323,7 @@ class EndWhenTold:
         self._told.wait()
         try:
             self._halt()
-        except Exception:
+        except BaseException:  # a driver may exit: this thread must not
             log.exception("it could not be halted")
         self._halted.set()
 

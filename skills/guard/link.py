@@ -211,11 +211,12 @@ class Guard(Permit):
             said = {"failed": f"it did not come up within {START_TIMEOUT:.0f} s"}
         self._link.settimeout(None)
         if "listening" in said:
-            return _told(address, *said["listening"])
+            return _named(address, *said["listening"])
         self._process.kill()
         self._process.wait()
         self._unsent.put(None)
         self._link.close()
+        self._latch.close()
         about = f" (Stop at {address}{f', stop command {command}' if command else ''})"
         raise Unavailable(f"the robot's guard cannot start{about}: {said['failed']}")
 
@@ -305,7 +306,7 @@ class Guard(Permit):
                 log.exception("failed after the guard's word")
 
 
-def _told(asked: str, number: str, port: int) -> str:
+def _named(asked: str, number: str, port: int) -> str:
     """Where it listens, as its certificate and its service call it; all addresses have no name."""
     unspecified = ipaddress.ip_address(number).is_unspecified
     return join_address(number if unspecified else split_address(asked)[0], port)

@@ -240,7 +240,7 @@ class GuardProcess:
                 due, passed = self.memory[DUE], awake
             if due and due != told and awake - passed > LATE:
                 told = due
-                self.say("the next action is late, or the goal is over, and the service has not halted the robot")
+                self.say("the robot was to be halted by now, and the service has not halted it")
                 self.background(self.halt(""))  # as the service would have: the skill goes on with the next action
             await asyncio.sleep(TICK)
 
@@ -341,7 +341,9 @@ def stop_command(said: str) -> Callable[[], Any] | None:
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # a robot is not behind one
         return lambda: opener.open(request, timeout=COMMAND_TIMEOUT).close()
     if not re.fullmatch(r"([\w.]+|/.+\.py):\w+", said):
-        raise ValueError(f"a stop command is module:function, or http(s)://HOST:PORT/..., not {said!r}")
+        raise ValueError(
+            f"a stop command is module:function, /a/file.py:function, or http(s)://HOST:PORT/..., not {said!r}"
+        )
     module, _, name = said.rpartition(":")
     if module.startswith("/"):
         sys.path.insert(0, str(Path(module).parent))  # before a module of the same name elsewhere

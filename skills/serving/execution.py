@@ -197,10 +197,10 @@ class Executor:
         """False once the goal is canceled; None for what is out of date by now, also because this process itself was
         frozen meanwhile, and was not applied."""
         now = time.monotonic()
-        if now >= row.until:
-            rows.late(row, now)
-            return None
-        return goal.motion.apply(row.action)
+        applied = None if now >= row.until else goal.motion.apply(row.action, row.until)
+        if applied is None:
+            rows.late(row, time.monotonic())
+        return applied
 
     def _rule(self, terms: Terms) -> Rule | None:
         """How the robot goes on with one chunk while the next is computed; None: one action after the other."""

@@ -94,7 +94,11 @@ class Server:
         except RuntimeError:
             raise Unavailable(f"cannot listen on {address}") from None
         self.address = join_address(host, self.port)
-        self._server.start()
+        try:
+            self._server.start()
+        except RuntimeError:
+            self._threads.shutdown()  # else they would keep this process from ending
+            raise Unavailable("this machine gives no thread for a server; allow more of them (ulimit -u)") from None
         self._set_health(SERVING if ready else NOT_SERVING)
 
     def set_ready(self) -> None:

@@ -9,6 +9,7 @@ motion.end()
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable
@@ -24,7 +25,7 @@ PERIOD = 1 / 3  # [s] for which an action holds, where nobody says how often the
 GRACE = 0.03  # [s] after an action's period until the robot is stopped; 50 ms are promised
 AGAIN = 0.01  # [s] between two calls to `stop` while the driver has not returned from what a halt interrupts
 LET_GO = 0.03  # [s] that a halt waits for the driver to return
-LAST_TRIES = 3  # calls to a `stop` that fails, at a goal's end
+LAST_TRIES, LAST = 3, 0.1  # calls to a `stop` that fails, at a goal's end, and [s] after which none follows
 UNSTOPPED = "the robot's driver failed to stop it; the robot's log has the reason"
 
 
@@ -66,9 +67,17 @@ class Motion:
     def run(self, move: Callable[..., None], *arguments: object, period: float | None = None) -> bool:
         """Call the driver, on the robot's thread; False, without calling it, after `halt` or where it may not.
         period: [s] from now until the robot is stopped if it is not called again; None: it rests when this returns."""
+        return bool(self._run(move, *arguments, period=period))
+
+    def _run(
+        self, move: Callable[..., None], *arguments: object, period: float | None = None, until: float = math.inf
+    ) -> bool | None:
         with self._changed:
             if self._halted:
                 return False
+            if time.monotonic() >= until:  # a `stop` that took long was waited for
+                return None
+            self._failed = False
             self._tell(moving=True)  # first: who takes the right away then looks whether the robot moves
             if why := self._permit.refusal():
                 self._tell(moving=False)
@@ -85,9 +94,10 @@ class Motion:
                 self._changed.notify_all()
         return True
 
-    def apply(self, action: np.ndarray) -> bool:
-        """One control period; the next action is due when it has passed. False after `halt`."""
-        return self.run(self._robot.apply, action, period=self.period)
+    def apply(self, action: np.ndarray, until: float = math.inf) -> bool | None:
+        """One control period; the next action is due when it has passed. False after `halt`; None, without applying it,
+        from `until` on, of time.monotonic [s]."""
+        return self._run(self._robot.apply, action, period=self.period, until=until)
 
     def halt(self) -> None:
         """Stop the robot, for good; returns when the driver has stopped and, unless it hangs, done with its action.
@@ -103,19 +113,20 @@ class Motion:
             self._changed.wait_for(lambda: not self._moving, LET_GO)
 
     def end(self) -> bool:
-        """The goal is over, and the driver does nothing: stop the robot a last time. False where the driver fails to;
-        then it is the guard's to halt."""
+        """The goal is over, and the driver does nothing: stop the robot a last time. False where the driver fails
+        to."""
         with self._changed:
             self._halted = self._ended = True
             self._tell(moving=False)
             self._changed.notify_all()
-            for _ in range(LAST_TRIES - 1):
+            begun = time.monotonic()
+            for _ in range(LAST_TRIES):
                 if self._stop():
                     return True
+                if time.monotonic() - begun > LAST:  # whoever cancels waits for this
+                    break
                 self._changed.wait(AGAIN)
-            if not self._stop():
-                self._permit.expect(time.monotonic())
-            return not self._failed
+            return False
 
     def _watch(self) -> None:
         with self._changed:
@@ -128,13 +139,13 @@ class Motion:
                 else:
                     stopped = self._stop()
                     self._stop_at = time.monotonic() + AGAIN if self._halted or not stopped else None
-                    if stopped:  # else it stays due, and the guard halts it, too
-                        self._tell(self._moving)
+                    self._tell(self._moving)
 
     def _tell(self, moving: bool) -> None:
         self._moving = moving
         self._permit.moving(moving)
-        self._permit.expect(0.0 if moving or self._halted else self._stop_at or 0.0)
+        if not self._failed:  # else it stays due, and the guard halts it, too
+            self._permit.expect(0.0 if moving or self._halted else self._stop_at or 0.0)
 
     def _stop(self) -> bool:
         try:
@@ -142,7 +153,10 @@ class Motion:
         except BaseException as error:  # a driver may exit: this thread must not
             if not self._failed:  # once for all tries that follow
                 log.critical("the robot could not be stopped", exc_info=error)
+                self._permit.expect(time.monotonic())
             self._failed = True
-        else:
+            return False
+        if self._failed:
             self._failed = False
-        return not self._failed
+            self._tell(self._moving)
+        return True
