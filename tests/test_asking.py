@@ -19,7 +19,7 @@ from rich.console import Console
 from tiny_services import wait_until
 
 from planners.asking import Asking, Question, confidence, left_out, threshold
-from planners.saycan import WORD_FOR_WORD, Candidate, Decision, Refusal, Step
+from planners.saycan import WORD_FOR_WORD, Candidate, Decision, Refusal, SayCanConfig, Step
 from saycan_qt.evaluation import asking as evaluation
 from saycan_qt.journey.journey import Journey, verdict
 from saycan_qt.journey.person import REACTION, Left, Person
@@ -70,6 +70,7 @@ def test_sets_without_a_held_out_half_are_refused_before_anything_is_planned(cap
     ("option", "said"),
     [
         ({"threads": 0}, "--threads 0: it must be at least 1"),
+        ({"planner": SayCanConfig(max_steps=0)}, "--max-steps 0: it must be at least 1"),
         ({"seed": -1}, "--seed -1: it must be at least 0"),
         ({"out": Path(__file__).parent}, "is a folder; give a file's name"),
         ({"calibrate": Path(__file__).parent}, "is a folder; give a file's name"),

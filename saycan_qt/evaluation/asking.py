@@ -185,6 +185,7 @@ def asking(config: AskingConfig) -> int:
     skills, console = SkillLibrary.load(), Console(stderr=True)
     try:
         require(config, threads=1, seed=0)
+        require(config.planner, max_steps=1)
         require_files(config, "out", "calibrate")
         torch.set_num_threads(config.threads)
         chosen = [instruction for path in config.sets for instruction in load(path, skills)]
