@@ -124,7 +124,7 @@ class RobotFolder:
         """`stop_command` as the guard takes it: where it names a module of the folder, with the file."""
         module, _, name = self.stop_command.partition(":")
         own = self._file(module) if CLASS.fullmatch(self.stop_command) else None
-        return f"{own.resolve()}:{name}" if own else self.stop_command
+        return f"{self.path.resolve() / own.name}:{name}" if own else self.stop_command
 
     def _file(self, module: str) -> Path | None:
         """The folder's own module of that name, where it is one file of it."""

@@ -305,8 +305,9 @@ def test_a_halt_that_fails_between_two_actions_is_repeated(robot):
     assert not robot.moving.is_set() and motion.end()
 
 
-def test_a_skill_whose_last_stop_fails_is_stopped_by_the_next(serve, robot, walker):
-    unreliable(robot, 1)
+@pytest.mark.parametrize("seconds", [0, 0.15])
+def test_a_skill_whose_last_stop_fails_is_stopped_by_the_next(serve, robot, walker, seconds):
+    unreliable(robot, 1, note=lambda: time.sleep(seconds))
     assert outcome_of(serve(walker).execute("find apple")).succeeded
     assert robot.halts and not robot.moving.is_set()
 
@@ -331,13 +332,15 @@ def test_a_robot_that_cannot_be_stopped_at_a_skills_end_has_not_succeeded_and_it
 
 
 def test_who_waits_for_a_turn_gets_none_on_a_robot_that_cannot_be_stopped(serve, robot, walker):
-    client, stop = serve(walker), robot.stop
+    client, stop, go_on = serve(walker), robot.stop, threading.Event()
+    robot.finish = lambda skill, canceled: go_on.wait(20)
     with ThreadPoolExecutor() as aside:
         first = client.execute("pick apple")
         assert robot.moving.wait(20)
         second = aside.submit(outcome_of, client.execute("find apple", when_busy="queue"))
         wait_until(lambda: client.info().queued)
         unreliable(robot, 10**6)
+        go_on.set()
         with pytest.raises(ServerFault, match="failed to stop it"):
             outcome_of(first)
         assert second.result(20).status is Status.CANCELED and client.info().stopped
@@ -346,14 +349,16 @@ def test_who_waits_for_a_turn_gets_none_on_a_robot_that_cannot_be_stopped(serve,
 
 def test_a_halt_that_fails_while_the_driver_moves_is_the_guards_too(robot):
     permit, let_go = Due(), threading.Event()
-    notes, motion = unreliable(robot, 5), Motion(robot, permit)
+    stop, motion = robot.stop, Motion(robot, permit)
+    unreliable(robot, 10**6)
     moving = threading.Thread(target=motion.run, args=(let_go.wait, 20))
     moving.start()
     wait_until(lambda: motion._moving)
     with pytest.raises(ServerFault):
         motion.halt()
     assert permit.due
-    wait_until(lambda: len(notes) > 5 and not permit.due)
+    robot.stop = stop
+    wait_until(lambda: not permit.due)
     let_go.set()
     moving.join()
     assert motion.end()

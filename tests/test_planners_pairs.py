@@ -322,8 +322,9 @@ def test_what_only_the_scene_tells_is_taught_with_a_scene(generator):
             assert "Scene:" in text, pairs[0]
         if "Scene:" not in text:
             without += 1
-            drawers = {drawer for drawer in pairs[0].kitchen.open_drawers if f"{drawer} drawer" in str(pairs[0].plan)}
-            assert all(f"close the {drawer} drawer" in pairs[0].plan for drawer in drawers), pairs[0]
+            for drawer in pairs[0].kitchen.open_drawers:
+                about = [step for step in pairs[0].plan if f"{drawer} drawer" in step]
+                assert about[:1] in ([], [f"close the {drawer} drawer"]), pairs[0]
             assert pairs[0].plan[0] != "put it down" or not PICKS.search(pairs[0].instruction), pairs[0]
     assert without > 40
 

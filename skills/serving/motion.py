@@ -25,7 +25,7 @@ PERIOD = 1 / 3  # [s] for which an action holds, where nobody says how often the
 GRACE = 0.03  # [s] after an action's period until the robot is stopped; 50 ms are promised
 AGAIN = 0.01  # [s] between two calls to `stop` while the driver has not returned from what a halt interrupts
 LET_GO = 0.03  # [s] that a halt waits for the driver to return
-LAST_TRIES, LAST = 3, 0.1  # calls to a `stop` that fails, at a goal's end, and [s] after which none follows
+LAST_TRIES, LAST = 3, 0.1  # calls to a `stop` that fails, at a goal's end, and [s] after which two are enough
 UNSTOPPED = "the robot's driver failed to stop it; the robot's log has the reason"
 
 
@@ -119,14 +119,13 @@ class Motion:
             self._halted = self._ended = True
             self._tell(moving=False)
             self._changed.notify_all()
-            begun = time.monotonic()
-            for _ in range(LAST_TRIES):
-                if self._stop():
-                    return True
-                if time.monotonic() - begun > LAST:  # whoever cancels waits for this
-                    break
+            begun, tries = time.monotonic(), 1
+            while not self._stop():
+                if tries == LAST_TRIES or (tries > 1 and time.monotonic() - begun > LAST):  # who cancels waits for this
+                    return False
                 self._changed.wait(AGAIN)
-            return False
+                tries += 1
+            return True
 
     def _watch(self) -> None:
         with self._changed:

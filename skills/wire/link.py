@@ -157,7 +157,8 @@ class _Watch:
             for line in lines:
                 line.look()
             with self._changed:
-                self._lines -= {line for line in lines if not line.waits}
+                for line in lines:
+                    (self._lines.add if line.waits else self._lines.discard)(line)
             del lines, line  # may be forgotten now
             time.sleep(LOOK)
 

@@ -89,7 +89,11 @@ class PairGenerator:
         kinds = {task.kind for task in wanted.tasks}
         lifted = kinds & {"hold", "hold_from"} or not kinds.intersection(OF_HELD)
         where = {thing: WORKTOPS[0] if lifted and place == IN_HAND else place for thing, place in kitchen.where.items()}
-        closed = {wanted.values[task.slots["drawer"]] for task in wanted.tasks if task.kind == "close"}
+        first: dict[str, str] = {}  # what is said of a drawer first; who closes one says that it is open
+        for task in wanted.tasks:
+            if "drawer" in task.slots:
+                first.setdefault(wanted.values[task.slots["drawer"]], task.kind)
+        closed = {drawer for drawer, kind in first.items() if kind == "close"}
         with suppress(Unsuitable):
             return self._plan(wanted, SymbolicKitchen(where, kitchen.place, kitchen.open_drawers & closed))
         return ()
