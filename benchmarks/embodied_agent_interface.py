@@ -5,6 +5,7 @@
     python benchmarks/embodied_agent_interface.py --out runs/eai --tasks 20 --show       # a sample of each
     python benchmarks/embodied_agent_interface.py --out runs/eai --check                 # ends where the goal holds
     python benchmarks/embodied_agent_interface.py --out runs/eai --without language      # an ablation
+    python benchmarks/embodied_agent_interface.py --out runs/eai --language.adapter general   # taught many robots
     python benchmarks/embodied_agent_interface.py --out runs/eai --language.model FOLDER # any other local model
 
 Action sequencing in VirtualHome [Li et al. 2024, arXiv 2410.07166]. A task has a scene and a goal: states and relations
