@@ -38,7 +38,7 @@ from saycan_qt.train import TrainQTransformer, train
 from skills.robot_folder import default_robot
 from skills.types import Observation
 
-FIRST = {"FiLM throughout": PAPER, "FiLM in the last two stages": PAPER_SHARED}
+NETWORKS = {"FiLM throughout": PAPER, "FiLM in the last two stages": PAPER_SHARED}
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class LateFilmConfig:
 
 def small(name: str) -> None:
     """What --preset paper is from now on."""
-    film_from = FIRST[name].encoder.film_from  # type: ignore[union-attr]
+    film_from = NETWORKS[name].encoder.film_from  # type: ignore[union-attr]
     encoder = EfficientNetConfig(width_multiplier=0.3, depth_multiplier=0.5, film_from=film_from)
     PRESETS["paper"] = dataclasses.replace(PAPER, encoder=encoder, history=1, width=128, layers=3, heads=4)
 
@@ -101,21 +101,23 @@ def times(config: LateFilmConfig, checkpoints: dict[str, Path]) -> dict[str, lis
 
 
 def main(config: LateFilmConfig) -> int:
-    console, found = Console(), dict[str, list[dict[str, Any]]]()
+    console, found, folders = Console(), dict[str, list[dict[str, Any]]](), dict[str, Path]()
     for seed in config.seeds:
-        for name in FIRST:
-            folder = str(trained(config, name, seed))
-            asked = AffordanceConfig(config.scenes, checkpoint=(folder,), threshold="tuned", threads=config.threads)
+        for name in NETWORKS:
+            folder = folders[name] = trained(config, name, seed)
+            asked = AffordanceConfig(
+                config.scenes, checkpoint=(str(folder),), threshold="tuned", threads=config.threads
+            )
             [model] = evaluate(asked, console)[0]["models"].values()
             found.setdefault(name, []).append(model)
-    taken = times(config, {name: trained(config, name, config.seeds[0]) for name in FIRST})
+    taken = times(config, folders)
     title = f"{config.steps} steps of {config.batch_size} transitions, seeds {', '.join(map(str, config.seeds))}"
-    table = Table("", *FIRST, title=title)
+    table = Table("", *NETWORKS, title=title)
     for key, label in {"f1": "F1", "ap": "average precision"}.items():
         for number, seed in enumerate(config.seeds):
-            table.add_row(f"{label}, seed {seed}", *(cell(found[name][number], key) for name in FIRST))
-        table.add_row(f"{label}, mean", *(f"{fmean(model[key] for model in found[name]):.3f}" for name in FIRST))
-    table.add_row("all skills of one image, ms", *(f"{1e3 * median(taken[name]):.0f}" for name in FIRST))
+            table.add_row(f"{label}, seed {seed}", *(cell(found[name][number], key) for name in NETWORKS))
+        table.add_row(f"{label}, mean", *(f"{fmean(model[key] for model in found[name]):.3f}" for name in NETWORKS))
+    table.add_row("all skills of one image, ms", *(f"{1e3 * median(taken[name]):.0f}" for name in NETWORKS))
     console.print(table)
     return 0
 

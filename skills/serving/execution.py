@@ -196,8 +196,7 @@ class Executor:
     def _apply(self, goal: Goal, rows: Rows, row: Row) -> bool | None:
         """False once the goal is canceled; None for what is out of date by now, also because this process itself was
         frozen meanwhile, and was not applied."""
-        now = time.monotonic()
-        applied = None if now >= row.until else goal.motion.apply(row.action, row.until)
+        applied = goal.motion.apply(row.action, row.until)
         if applied is None:
             rows.late(row, time.monotonic())
         return applied

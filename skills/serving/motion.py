@@ -64,14 +64,12 @@ class Motion:
         self._stop_at: float | None = None  # [s], of time.monotonic; None: not before the driver is called again
         threading.Thread(target=self._watch, name="motion", daemon=True).start()
 
-    def run(self, move: Callable[..., None], *arguments: object, period: float | None = None) -> bool:
-        """Call the driver, on the robot's thread; False, without calling it, after `halt` or where it may not.
-        period: [s] from now until the robot is stopped if it is not called again; None: it rests when this returns."""
-        return bool(self._run(move, *arguments, period=period))
-
-    def _run(
+    def run(
         self, move: Callable[..., None], *arguments: object, period: float | None = None, until: float = math.inf
     ) -> bool | None:
+        """Call the driver, on the robot's thread; without calling it, False after `halt` or where it may not, and None
+        from `until` on, of time.monotonic [s].
+        period: [s] from now until the robot is stopped if it is not called again; None: it rests when this returns."""
         with self._changed:
             if self._halted:
                 return False
@@ -95,9 +93,8 @@ class Motion:
         return True
 
     def apply(self, action: np.ndarray, until: float = math.inf) -> bool | None:
-        """One control period; the next action is due when it has passed. False after `halt`; None, without applying it,
-        from `until` on, of time.monotonic [s]."""
-        return self._run(self._robot.apply, action, period=self.period, until=until)
+        """One control period; the next action is due when it has passed. What `run` returns."""
+        return self.run(self._robot.apply, action, period=self.period, until=until)
 
     def halt(self) -> None:
         """Stop the robot, for good; returns when the driver has stopped and, unless it hangs, done with its action.

@@ -25,8 +25,7 @@ from saycan_qt.kitchen.language.setting import kitchen_for
 from saycan_qt.kitchen.language.slips import with_a_slip
 from saycan_qt.kitchen.language.sources import INTRICATE, SOURCES, WRITTEN, Sources, in_order
 from saycan_qt.kitchen.language.wording import Wording
-from saycan_qt.kitchen.scene import WORKTOPS
-from saycan_qt.kitchen.symbolic import IN_HAND, SymbolicKitchen
+from saycan_qt.kitchen.symbolic import IN_HAND, WORKTOPS, SymbolicKitchen
 from skills.library import SkillLibrary
 
 LONGEST_PLAN = 32  # steps, "done" not counted: eight deliveries
